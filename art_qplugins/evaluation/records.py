@@ -1,0 +1,134 @@
+"""The records of a run: what ``results.json`` and ``samples.jsonl`` hold. Schema 1.
+
+Accuracies are fractions in [0, 1], never percent and never rounded. This module imports neither torch nor ART, so that
+a report can be made where neither is installed. The models check themselves when they are read back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Interval = tuple[float, float]
+Verdict = Literal["INVALID", "MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE"]
+FindingClass = Literal["P", "M", "S", "V"]
+Role = Literal["clean", "attack", "probe"]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Sample(Record):
+    """One image in one cell; a row of ``samples.jsonl``.
+
+    ``correct`` is 0 or 1 for a deterministic model. For a stochastic one it is the fraction of fresh deployments (draws
+    that no attack saw) that answer with the label; ``selection`` is the same on a second, independent set of draws, and
+    is what worst cases are chosen by, so that ``correct`` stays unbiased.
+    """
+
+    cell: str
+    sample: str  # stable id of the image in its data set
+    label: int
+    prediction: int  # the deployed model's answer (the most frequent one, if stochastic)
+    correct: float
+    selection: float
+    distance: float  # from the clean image, in the cell's norm
+    margin: float  # z_y - max_{j != y} z_j of the target's logits; negative where wrong
+    loss: float  # cross-entropy in float32, as an attack sees it
+    gradient: float | None = None  # max |d loss / d x|; clean cells only
+
+
+class Cell(Record):
+    """One attack at one budget on one model, crafted on ``source`` and scored on ``model``."""
+
+    id: str
+    model: str
+    source: str
+    attack: str
+    role: Role  # "probe": added by the diagnostics, not asked for by the recipe
+    params: dict[str, Any]
+    norm: str
+    eps: float
+    seed: int
+    n: int
+    accuracy: float | None  # None where the cell failed
+    interval: Interval | None
+    forward_samples: int
+    backward_samples: int
+    seconds: float
+    status: Literal["success", "error"]
+    error: str | None = None
+
+
+class Finding(Record):
+    """What one indicator saw. Class: P proof, M mechanism, S symptom, V validity."""
+
+    id: str
+    title: str
+    class_: FindingClass = Field(alias="class")
+    fired: bool | None  # None: the check did not run; evidence says why
+    value: float | None
+    threshold: float
+    evidence: str  # a sentence with the numbers in it
+    mitigation: str
+
+
+class Claim(Record):
+    """The number under test, and what the strongest attack that was run leaves of it."""
+
+    status: Literal["HOLDS", "OVERSTATED", "NONE"]
+    attack: str | None = None  # attack id of the claim
+    norm: str | None = None
+    eps: float | None = None
+    accuracy: float | None = None  # as claimed
+    corrected: float | None = None  # worst case over everything that was run at this budget
+    interval: Interval | None = None  # of the corrected accuracy
+
+
+class Robust(Record):
+    """Mean over images of the worst case over attacks, at one budget: an upper bound under the attacks run."""
+
+    norm: str
+    eps: float
+    accuracy: float
+    interval: Interval
+    attacks: list[str]  # ids of the cells that count here (all with the same norm and at most this eps)
+
+
+class ModelResult(Record):
+    name: str
+    description: str
+    stochastic: bool
+    clean_accuracy: float
+    clean_interval: Interval
+    n: int
+    robust: list[Robust]
+    verdict: Verdict
+    summary: str  # the verdict in a few plain sentences
+    claim: Claim
+    findings: list[Finding]
+
+
+class Environment(Record):
+    packages: dict[str, str]
+    python: str
+    platform: str
+    device: str
+    git: dict[str, Any] | None  # {"commit": ..., "dirty": ...}; None outside a repository
+
+
+class Results(Record):
+    """The whole of ``results.json``."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    status: Literal["started", "success", "cancelled", "error"]
+    created: str  # ISO 8601, UTC
+    spec: dict[str, Any]  # {"given": the recipe as written, "resolved": with every default filled in}
+    data: dict[str, Any]  # {"name", "split", "n", "sha256", "classes", "shape"}
+    environment: Environment
+    models: list[ModelResult]
+    cells: list[Cell]

@@ -1,0 +1,28 @@
+"""What the attacker may do: a norm and a budget, as one value."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from art_qplugins.errors import InputError, did_you_mean
+
+NORMS = ("Linf", "L2", "L1", "L0")
+
+
+@dataclass(frozen=True)
+class Threat:
+    """All images within ``eps`` of the clean one in ``norm``, and in [0, 1].
+
+    :param norm: ``"Linf"``, ``"L2"``, ``"L1"`` or ``"L0"``.
+    :param eps: the budget in units of pixels in [0, 1] (for L0: the number of pixels), e.g. ``8 / 255``.
+    """
+
+    norm: str = "Linf"
+    eps: float = 8 / 255
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise InputError(f"threat: unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise InputError(f"threat: eps is {self.eps!r}; give a finite number that is not negative, e.g. 8/255")
