@@ -1,0 +1,41 @@
+"""The quantized activation of Defensive Quantization (Lin, Gan & Han 2019, section 2.1)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from art_qplugins.errors import InputError
+from art_qplugins.quantizers.functional import quant_relu
+
+__all__ = ["QuantReLU", "check_num_bits"]
+
+
+def check_num_bits(num_bits: int, *, name: str = "num_bits") -> int:
+    if not isinstance(num_bits, int) or isinstance(num_bits, bool) or not 1 <= num_bits <= 16:
+        raise InputError(f"{name} is {num_bits!r}; give a whole number from 1 to 16")
+    return num_bits
+
+
+class QuantReLU(nn.Module):
+    """ReLU clipped at ``clip`` and rounded to ``2 ** num_bits`` levels, with the straight-through gradient.
+
+    See :func:`~art_qplugins.quantizers.functional.quant_relu`. It has no parameters and no state.
+
+    :param num_bits: bits per activation, 1 to 16.
+    :param clip: the upper level; 6 makes it a quantized ReLU6.
+    """
+
+    def __init__(self, num_bits: int, clip: float = 6.0) -> None:
+        super().__init__()
+        if not (math.isfinite(clip) and clip > 0):
+            raise InputError(f"clip is {clip!r}; give a finite number above 0")
+        self.num_bits = check_num_bits(num_bits)
+        self.clip = float(clip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return quant_relu(x, self.num_bits, self.clip)
+
+    def extra_repr(self) -> str:
+        return f"num_bits={self.num_bits}, clip={self.clip:g}"

@@ -1,0 +1,120 @@
+"""Quantizers as pure functions, exact in value and in gradient.
+
+Here live the fixed maps: the quantized ReLU, the uniform weight quantizer and the mu-law. What holds parameters or draws
+noise is in the modules beside this file. "Fake quantization" throughout: the values are those of the integer network,
+stored as floats.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["mu_law", "mu_law_inverse", "quant_relu", "quantize_weight", "through"]
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(value: Tensor, path: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+def through(value: Tensor, path: Tensor) -> Tensor:
+    """Straight through: ``value``, bit for bit, in the forward pass; the gradient goes to ``path``.
+
+    The usual ``path + (value - path).detach()`` is neither exact in float32 nor as fast.
+    """
+    return _Through.apply(value.detach(), path)  # type: ignore[no-any-return]
+
+
+class _QuantReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, num_bits: int, clip: float) -> Tensor:
+        scale = clip / (2**num_bits - 1)
+        return x.clamp(0, clip).div_(scale).round_().mul_(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.clip = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        # The fused kernel of hardtanh has exactly this mask; a saved boolean mask costs twice the time.
+        return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0.0, ctx.clip), None, None
+
+
+def quant_relu(x: Tensor, num_bits: int, clip: float = 6.0) -> Tensor:
+    r"""Clip to [0, clip], then round to the nearest of :math:`2^k` evenly spaced levels, 0 and clip among them.
+
+    .. math:: Q_k(x) = s \cdot \mathrm{round}(\mathrm{clamp}(x, 0, c) / s), \quad s = c / (2^k - 1)
+
+    Ties go to the even level, as in ONNX's ``QuantizeLinear``. The gradient is the straight-through one,
+    :math:`dQ_k/dx = 1[0 < x < c]`: through the rounding, not through the clip (Lin et al. 2019, section 2.1; that the
+    levels are :math:`2^k` on [0, c] is the convention of DoReFa and a reconstruction here).
+
+    :param x: any shape, floating point.
+    :param num_bits: k, at least 1.
+    :param clip: c > 0, in units of ``x``.
+    """
+    return _QuantReLU.apply(x, num_bits, clip)  # type: ignore[no-any-return]
+
+
+def quantize_weight(
+    weight: Tensor,
+    num_bits: int,
+    *,
+    symmetric: bool = True,
+    granularity: str = "per_channel",
+    narrow_range: bool = True,
+) -> Tensor:
+    r"""Round a weight to a uniform grid that covers its own range. The gradient passes straight through.
+
+    Symmetric: levels :math:`s \cdot \{q_{min}, ..., q_{max}\}` with ``quant_max`` :math:`2^{k-1} - 1`, ``quant_min``
+    ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and :math:`s = \max|w| / q_{max}`. One bit has no zero:
+    :math:`\mathrm{sign}(w) \cdot \mathrm{mean}|w|` (Rastegari et al. 2016). Asymmetric: :math:`2^k` levels from min to max.
+
+    :param weight: (out, ...) floating point.
+    :param num_bits: k, at least 1.
+    :param granularity: ``"per_channel"`` (one scale for each index of dimension 0) or ``"per_tensor"``.
+    """
+    w = weight.detach()
+    dims = tuple(range(1, w.dim())) if granularity == "per_channel" else tuple(range(w.dim()))
+    tiny = torch.finfo(w.dtype).tiny
+    if symmetric and num_bits == 1:
+        level = w.abs().mean(dims, keepdim=True)
+        q = torch.where(w >= 0, level, -level)
+    elif symmetric:
+        quant_max = 2 ** (num_bits - 1) - 1
+        quant_min = -quant_max if narrow_range else -quant_max - 1
+        scale = (w.abs().amax(dims, keepdim=True) / quant_max).clamp_min(tiny)
+        q = (w / scale).round_().clamp_(quant_min, quant_max).mul_(scale)
+    else:
+        low, high = w.amin(dims, keepdim=True), w.amax(dims, keepdim=True)
+        scale = ((high - low) / (2**num_bits - 1)).clamp_min(tiny)
+        q = ((w - low) / scale).round_().mul_(scale).add_(low)
+    return through(q, weight)
+
+
+def mu_law(w: Tensor, mu: float) -> Tensor:
+    r""":math:`F(w) = \mathrm{sgn}(w) \ln(1 + \mu|w|) / \ln(1 + \mu)` for :math:`|w| \le 1` (Song et al. 2021, slides).
+
+    The slope at zero is :math:`\mu / \ln(1 + \mu)`: 46 for :math:`\mu = 255`.
+    """
+    return w.sign() * torch.log1p(mu * w.abs()) / math.log1p(mu)
+
+
+def mu_law_inverse(w: Tensor, mu: float) -> Tensor:
+    """The expanding map, so that ``mu_law_inverse(mu_law(w, mu), mu)`` is ``w``."""
+    return w.sign() * torch.expm1(w.abs() * math.log1p(mu)) / mu

@@ -1,0 +1,188 @@
+r"""The stochastic quantizer: a distribution over evenly spaced bins, and draws from it.
+
+Bins are :math:`b_k = o + k\Delta,\ k = 0 .. K-1`, with the offset o and the spacing :math:`\Delta > 0` learned. The
+probability of bin k is :math:`\alpha`-entmax of :math:`z_k = -((x - b_k) / \Delta)^2`: softmax at :math:`\alpha = 1`,
+sparser as :math:`\alpha` grows, the nearest bin alone in the limit. At :math:`\alpha = 2` it has a closed form, unbiased
+stochastic rounding between the two bins around x, and with K = 2 it is BinaryConnect's hard sigmoid.
+
+Only the abstract of the method (arXiv 2312.00105) is public: this quantizer is a RECONSTRUCTION that has every property
+the abstract names ("continuous, sparse, low-variance"), not the authors' code.
+
+Noise never comes from the global generator. Each use of a layer is keyed by (seed, layer, draw, call), so the same key
+gives the same noise however the draws are cut into batches, and attack libraries that reseed torch change nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.errors import InputError
+from art_qplugins.quantizers.activation import check_num_bits
+from art_qplugins.quantizers.functional import through
+
+__all__ = ["StochasticQuantizer", "draws_from", "entmax", "is_stochastic", "stochastic_layers"]
+
+
+class _Entmax(torch.autograd.Function):
+    @staticmethod
+    def forward(z: Tensor, alpha: float) -> Tensor:
+        # Bisection on the threshold tau of p_k = [(alpha - 1) z_k - tau]_+ ^ (1 / (alpha - 1)), sum p = 1.
+        scaled = (alpha - 1) * z
+        top = scaled.amax(-1, keepdim=True)
+        low, high = top - 1, top - z.shape[-1] ** (1 - alpha)
+        for _ in range(40):
+            tau = (low + high) / 2
+            mass = (scaled - tau).clamp_min_(0).pow_(1 / (alpha - 1)).sum(-1, keepdim=True)
+            low, high = torch.where(mass >= 1, tau, low), torch.where(mass >= 1, high, tau)
+        p = (scaled - low).clamp_min_(0).pow_(1 / (alpha - 1))
+        return p / p.sum(-1, keepdim=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.alpha = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (p,) = ctx.saved_tensors
+        s = torch.where(p > 0, p, torch.ones_like(p)).pow(2 - ctx.alpha) * (p > 0)
+        return s * (grad - (grad * s).sum(-1, keepdim=True) / s.sum(-1, keepdim=True)), None
+
+
+def entmax(z: Tensor, alpha: float) -> Tensor:
+    r""":math:`\alpha`-entmax over the last dimension (Peters, Niculae & Martins 2019), exact gradient; softmax at 1."""
+    return z.softmax(-1) if alpha == 1 else _Entmax.apply(z, alpha)  # type: ignore[no-any-return]
+
+
+class _StochasticRound(torch.autograd.Function):
+    """The case alpha = 2: draw between the two bins around x; the gradient is that of the mean, clip(x)."""
+
+    @staticmethod
+    def forward(x: Tensor, noise: Tensor, offset: Tensor, spacing: Tensor, top: int) -> Tensor:
+        code = (x - offset).div_(spacing).clamp_(0, top).add_(noise).floor_().clamp_(max=top)
+        return code.mul_(spacing).add_(offset)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: Tensor) -> None:
+        x, _, offset, spacing, ctx.top = inputs
+        ctx.save_for_backward(x, offset, spacing)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, offset, spacing = ctx.saved_tensors
+        low = float(offset)
+        high = low + ctx.top * float(spacing)
+        grad_x = torch.ops.aten.hardtanh_backward(grad, x, low, high) if ctx.needs_input_grad[0] else None
+        grad_offset = grad_spacing = None
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            above = (grad * (x >= high)).sum()
+            grad_offset = (grad * (x <= low)).sum() + above
+            grad_spacing = ctx.top * above
+        return grad_x, None, grad_offset, grad_spacing, None
+
+
+class StochasticQuantizer(nn.Module):
+    r"""Draw each activation from a distribution over ``2 ** num_bits`` bins; the gradient is that of the mean.
+
+    :math:`y = m(x) + \mathrm{stopgrad}(q - m(x))` with :math:`q \sim p(\cdot|x)` and :math:`m(x) = \sum_k p_k b_k`: the exact
+    gradient of the expectation. It behaves the same in train and eval mode.
+
+    :param num_bits: bits per activation; K = ``2 ** num_bits`` bins.
+    :param alpha: sparsity, at least 1. 2 (the default) is unbiased stochastic rounding in closed form.
+    :param clip: the bins start out evenly on [0, clip].
+    :param seed: key of the noise.
+    :param layer: which layer of its network this is; layers of one network draw different noise.
+    """
+
+    def __init__(
+        self, num_bits: int, *, alpha: float = 2.0, clip: float = 6.0, seed: int = 0, layer: int = 0
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(alpha) and alpha >= 1):
+            raise InputError(f"alpha is {alpha!r}; give a finite number of at least 1, e.g. 2")
+        if not (math.isfinite(clip) and clip > 0):
+            raise InputError(f"clip is {clip!r}; give a finite number above 0")
+        self.num_bits = check_num_bits(num_bits)
+        self.alpha = float(alpha)
+        spacing = clip / (2**num_bits - 1)
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.raw_spacing = nn.Parameter(torch.tensor(spacing + math.log(-math.expm1(-spacing))))  # softplus^-1
+        self.seed, self.layer = seed, layer
+        self.draw = 0  # index of the first draw in the batch
+        self.fold = 1  # how many draws the batch holds, one after another along dimension 0
+        self.call = 0  # how often this layer has drawn since `draw` was set
+
+    @property
+    def spacing(self) -> Tensor:
+        r""":math:`\Delta > 0`, a scalar with gradient."""
+        return nn.functional.softplus(self.raw_spacing)
+
+    @property
+    def num_bins(self) -> int:
+        return int(2**self.num_bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = self._noise(x)
+        top = self.num_bins - 1
+        if self.alpha == 2:
+            return _StochasticRound.apply(x, noise, self.offset, self.spacing, top)  # type: ignore[no-any-return]
+        p = self.probabilities(x)
+        code = (noise.unsqueeze(-1) >= p.detach().cumsum(-1)[..., :-1]).sum(-1)
+        mean = (p * torch.arange(top + 1, dtype=p.dtype, device=p.device)).sum(-1)
+        return through(self.offset + self.spacing * code, self.offset + self.spacing * mean)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """p(k | x), shape (*x.shape, K), differentiable in x, the offset and the spacing."""
+        u = (x - self.offset) / self.spacing
+        bins = torch.arange(self.num_bins, dtype=x.dtype, device=x.device)
+        if self.alpha == 2:
+            return (1 - (u.clamp(0, self.num_bins - 1).unsqueeze(-1) - bins).abs()).clamp_min(0)
+        return entmax(-((u.unsqueeze(-1) - bins) ** 2), self.alpha)
+
+    def _noise(self, x: Tensor) -> Tensor:
+        noise = torch.empty_like(x)
+        for index, part in enumerate(noise.chunk(self.fold)):
+            key = f"{self.seed}/{self.layer}/{self.draw + index}/{self.call}".encode()
+            generator = torch.Generator(x.device)
+            generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+            part.uniform_(generator=generator)
+        self.call += 1
+        return noise
+
+    def extra_repr(self) -> str:
+        return f"num_bits={self.num_bits}, alpha={self.alpha:g}, seed={self.seed}, layer={self.layer}"
+
+
+def stochastic_layers(module: nn.Module) -> list[StochasticQuantizer]:
+    """The stochastic quantizers inside ``module``, in order."""
+    return [m for m in module.modules() if isinstance(m, StochasticQuantizer)]
+
+
+def is_stochastic(module: nn.Module) -> bool:
+    return bool(stochastic_layers(module))
+
+
+@contextlib.contextmanager
+def draws_from(module: nn.Module, seed: int) -> Iterator[None]:
+    """Within, ``module`` draws from the start of stream ``seed``; its own stream goes on afterwards where it was."""
+    layers = stochastic_layers(module)
+    counters = [m for m in module.modules() if hasattr(m, "next_draw")]
+    before = [(m, m.seed, m.draw, m.call) for m in layers], [(m, m.next_draw) for m in counters]
+    try:
+        for layer in layers:
+            layer.seed, layer.draw, layer.call = seed, 0, 0
+        for counter in counters:
+            counter.next_draw = 0
+        yield
+    finally:
+        for layer, *state in before[0]:
+            layer.seed, layer.draw, layer.call = state
+        for counter, next_draw in before[1]:
+            counter.next_draw = next_draw
