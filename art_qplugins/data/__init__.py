@@ -1,0 +1,12 @@
+"""Images and labels to evaluate on: named data sets, folders, ``.npz`` files and arrays from Python.
+
+``dataset`` is what comes out, ``checks`` what every input must pass, ``sources`` where it comes from, ``cache`` the
+decoded arrays on disk. Nothing here trains, augments or normalizes: a model that normalizes does so inside itself.
+Importing this package imports neither torch nor torchvision nor scikit-learn.
+"""
+
+from art_qplugins.data.checks import check_images, check_labels
+from art_qplugins.data.dataset import Dataset, from_arrays
+from art_qplugins.data.sources import DATASETS, load
+
+__all__ = ["DATASETS", "Dataset", "check_images", "check_labels", "from_arrays", "load"]

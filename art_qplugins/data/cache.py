@@ -1,0 +1,68 @@
+"""Decoded images on disk, so that sixty thousand small files are opened once.
+
+A file's name hashes everything that identifies its source, so a changed source is another file. The folder may be
+deleted at any time, may be read-only, and may hold broken files: each of these costs time, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+Arrays = tuple[np.ndarray, np.ndarray]  # images (N, C, H, W) uint8, labels (N,) int64
+
+_FORMAT = 1  # count up when the same source decodes to other arrays
+
+
+def user_folder(variable: str) -> Path:
+    """The folder that an environment variable names, else the platform's cache folder."""
+    if folder := os.environ.get(variable):
+        return Path(folder).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("artq"))
+
+
+def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
+    """What ``build`` returned for this source before, or returns now.
+
+    :param stem: begins the file's name, for people.
+    :param source: plain JSON that identifies what is decoded: paths, sizes, times of change.
+    """
+    key = hashlib.sha256(json.dumps([_FORMAT, source]).encode()).hexdigest()
+    path = user_folder("ARTQ_CACHE") / "arrays" / f"{stem}-{key[:20]}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:  # the zip's checksums catch flipped bits
+            return stored["images"], stored["labels"]
+    except FileNotFoundError:
+        pass
+    except Exception as error:  # noqa: BLE001 - whatever is wrong with a cache, it can be built again
+        logger.warning("cannot read the cache %s (%s); decoding again", path, error)
+    images, labels = build()
+    try:
+        _write(path, images=images, labels=labels)
+    except OSError as error:
+        logger.warning("cannot write the cache %s (%s); going on without", path, error)
+    return images, labels
+
+
+def _write(path: Path, **arrays: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

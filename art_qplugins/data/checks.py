@@ -1,0 +1,87 @@
+"""What images and labels must be, whoever gives them. Arrays and tensors alike; torch is not imported for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from art_qplugins.errors import InputError
+
+
+def as_array(x: Any) -> np.ndarray:
+    """``x`` (array, tensor on any device, nested list) as a NumPy array, without a copy where none is needed."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        if x.is_floating_point():
+            x = x.float()  # NumPy has no bfloat16
+        x = x.numpy()
+    try:
+        return np.asarray(x)
+    except ValueError:  # a ragged list
+        return np.asarray(x, dtype=object)
+
+
+def check_images(x: Any, *, where: str = "x") -> None:
+    """Raise :class:`InputError` unless ``x`` is a non-empty batch of images.
+
+    :param x: (N, C, H, W); floats in [0, 1], or uint8, where 255 means 1.0.
+    :param where: what to call it in the message, e.g. ``"npz:faces.npz: x_test"``.
+    """
+    x = as_array(x)
+    if x.ndim != 4:
+        raise InputError(f"{where}: {x.ndim} dimensions {x.shape}, not 4; give images as (N, C, H, W)")
+    if not x.size:
+        raise InputError(f"{where}: empty, its shape is {x.shape}; give at least one image")
+    if x.shape[3] in (1, 3) and x.shape[1] not in (1, 3) and x.shape[2] > 1:
+        raise InputError(f"{where}: {x.shape} looks like (N, H, W, C); transpose it with x.transpose(0, 3, 1, 2)")
+    if x.dtype == np.uint8:
+        return
+    if not np.issubdtype(x.dtype, np.floating):
+        raise InputError(f"{where}: pixels are {x.dtype}; give uint8 in 0 to 255, or floats in [0, 1]")
+    # A float64 that is 1 but for rounding is 1 in float32, the precision images are used in.
+    with np.errstate(invalid="ignore", over="ignore"):
+        low, high = np.float32(x.min()), np.float32(x.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        _raise_not_finite(x, where)
+    if low < 0 or high > 1:
+        eight_bit = low >= 0 and high <= 255
+        hint = "divide by 255, or store uint8" if eight_bit else "undo any normalization: the model does it inside"
+        raise InputError(f"{where}: pixels go from {low:.9g} to {high:.9g}, not within [0, 1]; {hint}")
+
+
+def _raise_not_finite(x: np.ndarray, where: str) -> None:
+    with np.errstate(over="ignore"):
+        bad = np.argwhere(~np.isfinite(x.astype(np.float32)))
+    first = ", ".join(map(str, bad[0]))
+    raise InputError(f"{where}: {len(bad)} pixels are NaN or infinite, the first at [{first}]; mend or remove them")
+
+
+def check_labels(y: Any, nb_classes: int | None, n: int, *, where: str = "y") -> None:
+    """Raise :class:`InputError` unless ``y`` holds one class index for each of ``n`` images.
+
+    :param y: (N,) integers in [0, ``nb_classes``).
+    :param nb_classes: how many classes there are; None where the labels themselves are to say.
+    :param n: the number of images.
+    :param where: what to call it in the message.
+    """
+    y = as_array(y)
+    if y.ndim != 1:
+        hint = "for one-hot labels give y.argmax(1)" if y.ndim == 2 else "give one class index an image"
+        raise InputError(f"{where}: {y.ndim} dimensions {y.shape}, not 1; {hint}")
+    if len(y) != n:
+        raise InputError(f"{where}: {len(y)} labels for {n} images; give one an image")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise InputError(f"{where}: labels are {y.dtype}; give integers, e.g. y.astype('int64')")
+    if n and nb_classes is None:
+        nb_classes = int(y.max()) + 1 if y.max() >= 1 or y.min() < 0 else 1
+    if n and nb_classes < 2:
+        raise InputError(
+            f"{where}: fewer than 2 classes ({nb_classes}); name all classes, or add images of a second one"
+        )
+    bad = np.flatnonzero((y < 0) | (y >= nb_classes)) if n else ()
+    if len(bad):
+        raise InputError(
+            f"{where}: {len(bad)} labels outside 0 to {nb_classes - 1}, the first is {y[bad[0]]} at [{bad[0]}]; "
+            f"correct it, or name all classes"
+        )

@@ -1,0 +1,166 @@
+"""One split of a data set as it is held in memory, and the fixed orders by which splits and subsets are chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from art_qplugins.data.checks import as_array, check_images, check_labels
+from art_qplugins.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Images, labels and where they come from. The arrays are read-only; :meth:`x` and :meth:`y` give fresh tensors.
+
+    :param name: as asked for, e.g. ``"digits"`` or ``"folder:/x"``.
+    :param split: ``"train"`` or ``"test"``.
+    :param images: (N, C, H, W), uint8, or float32 in [0, 1] where they were given as floats.
+    :param labels: (N,) int64.
+    :param ids: one stable id an image, e.g. ``"digits/test/0017"``; the number is the row in the source, so it does not
+        depend on any limit or subset.
+    :param classes: the name of each label.
+    :param scale: the pixel value that means 1.0: 255, or 16 for digits, or 1 for floats.
+    :param sha256: of images and labels of the whole split, before any :meth:`take`.
+    """
+
+    name: str
+    split: Split
+    images: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    ids: tuple[str, ...] = field(repr=False)
+    classes: tuple[str, ...]
+    scale: int
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return self.images.shape[1:]
+
+    @property
+    def nb_classes(self) -> int:
+        return len(self.classes)
+
+    def x(self) -> torch.Tensor:
+        """(N, C, H, W) float32 in [0, 1], on the CPU."""
+        import torch
+
+        return torch.from_numpy(np.divide(self.images, np.float32(self.scale), dtype=np.float32))
+
+    def y(self) -> torch.Tensor:
+        """(N,) int64, on the CPU."""
+        import torch
+
+        return torch.from_numpy(self.labels.copy())
+
+    def take(self, n: int, *, seed: int) -> Dataset:
+        """At most ``n`` images: the first of an order that ``seed`` fixes, so ``take(100)`` begins ``take(200)``.
+
+        Every class has its share of each beginning (see :func:`stratified_order`), so that accuracy on it estimates
+        accuracy on the whole. Ids and ``sha256`` stay those of the whole split.
+        """
+        if n < 1:
+            raise InputError(f"{self.name}: cannot take {n} images; give a limit of at least 1")
+        draws = np.random.default_rng(seed).random(len(self))
+        rows = stratified_order(self.labels, draws)[:n]
+        images, labels = _read_only(self.images[rows]), _read_only(self.labels[rows])
+        return dataclasses.replace(self, images=images, labels=labels, ids=tuple(self.ids[row] for row in rows))
+
+
+def make_dataset(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    name: str,
+    split: Split,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    scale: int | None = None,
+) -> Dataset:
+    """Check, hash and freeze arrays that nobody else holds."""
+    check_images(images, where=name)
+    check_labels(labels, len(classes), len(images), where=name)
+    floats = images.dtype != np.uint8
+    images = _read_only(np.ascontiguousarray(images, dtype=np.float32 if floats else np.uint8))
+    labels = _read_only(np.ascontiguousarray(labels, dtype=np.int64))
+    digest = hashlib.sha256(f"{images.dtype} {images.shape}".encode())
+    for array in (images, labels):
+        digest.update(memoryview(array).cast("B"))
+    return Dataset(
+        name=name,
+        split=split,
+        images=images,
+        labels=labels,
+        ids=tuple(ids),
+        classes=tuple(classes),
+        scale=scale or (1 if floats else 255),
+        sha256=digest.hexdigest(),
+    )
+
+
+def from_arrays(x: Any, y: Any, *, name: str = "arrays", classes: Sequence[str] | None = None) -> Dataset:
+    """Arrays or tensors from Python, copied, as a test split.
+
+    :param x: (N, C, H, W) floats in [0, 1], or uint8 in 0 to 255.
+    :param y: (N,) integers.
+    :param classes: the name of each label; by default ``"0"`` to the greatest label.
+    """
+    x, y = as_array(x), as_array(y)
+    check_images(x, where=f"{name}: x")
+    check_labels(y, None if classes is None else len(classes), len(x), where=f"{name}: y")
+    classes = class_names(y) if classes is None else classes
+    ids = row_ids(f"{name}/test", np.arange(len(x)), len(x))
+    return make_dataset(x.copy(), y.copy(), name=name, split="test", ids=ids, classes=classes)
+
+
+def class_names(labels: np.ndarray) -> tuple[str, ...]:
+    return tuple(str(label) for label in range(int(labels.max()) + 1))
+
+
+def row_ids(prefix: str, rows: np.ndarray, total: int) -> tuple[str, ...]:
+    """``("digits/test/0017", ...)``; as wide as the source's last row number needs, and at least four digits."""
+    width = max(4, len(str(total - 1)))
+    return tuple(f"{prefix}/{row:0{width}d}" for row in rows)
+
+
+def stratified_order(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """All rows, shuffled such that each beginning holds every class in proportion, to within about one image.
+
+    The k-th of a class's m images in the order of their draws stands at (k + 1/2) / m of the way.
+
+    :param labels: (N,) integers.
+    :param draws: (N,) one random number a row. They, and not a permutation, carry the randomness because the raw stream
+        of a NumPy generator is the part least likely to change between versions.
+    """
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        position[rows[np.argsort(draws[rows], kind="stable")]] = (np.arange(len(rows)) + 0.5) / len(rows)
+    return np.lexsort((draws, position))
+
+
+def split_rows(labels: np.ndarray, split: Split, *, test_share: float, draws: np.ndarray | None = None) -> np.ndarray:
+    """The rows of one side of a fixed stratified split, ascending. Without ``draws`` they come from seed 0."""
+    draws = np.random.default_rng(0).random(len(labels)) if draws is None else draws
+    order = stratified_order(labels, draws)
+    cut = max(1, round(test_share * len(labels)))
+    return np.sort(order[:cut] if split == "test" else order[cut:])
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False  # sha256 says what is in it
+    return array
