@@ -1,0 +1,26 @@
+"""Training-time defences by name, and the loop that they shape."""
+
+from art_qplugins.registry import Entry, Registry
+
+__all__ = ["DEFENCES"]
+
+DEFENCES: Registry[Entry] = Registry(
+    "defence",
+    [
+        Entry(
+            name="orthogonality",
+            target="art_qplugins.defences.lipschitz:Orthogonality",
+            help="penalty on W W^T - I, Defensive Quantization (Lin et al. 2019); options: beta",
+        ),
+        Entry(
+            name="mutual-information",
+            target="art_qplugins.defences.information:MutualInformation",
+            help="information kept by the deepest stochastic layer (arXiv 2312.00105, reconstructed); options: beta",
+        ),
+        Entry(
+            name="bin-spacing",
+            target="art_qplugins.defences.information:BinSpacing",
+            help="penalty on the bin spacing of stochastic layers (arXiv 2312.00105, reconstructed); options: weight",
+        ),
+    ],
+)

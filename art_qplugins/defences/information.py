@@ -1,0 +1,79 @@
+r"""The objective of stochastic-quantization ensembles (arXiv 2312.00105; a RECONSTRUCTION from its abstract).
+
+.. math:: L = CE - \beta\, \hat I(X; Q) + \lambda\, \mathrm{mean}_l \Delta_l
+
+The information between the input and the deepest quantized representation is maximised, and the average bin spacing,
+which bounds how much noise the quantizers add, is kept small.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.defences.base import Defence
+from art_qplugins.errors import InputError
+from art_qplugins.quantizers.stochastic import StochasticQuantizer, stochastic_layers
+
+__all__ = ["BinSpacing", "MutualInformation", "mutual_information"]
+
+
+def mutual_information(p: Tensor) -> Tensor:
+    r"""Mean over units of :math:`H(\bar p_i) - \overline{H(p_i)}`, divided by log K, so in [0, 1].
+
+    In closed form, because a stochastic quantizer exposes its distribution; with independent noise the sum over units
+    is an upper bound of I(X; Q).
+
+    :param p: (N, ..., K), the distribution over bins of each unit for each image.
+    """
+    entropy = torch.special.entr
+    information = entropy(p.mean(0)).sum(-1) - entropy(p).sum(-1).mean(0)
+    return information.mean() / torch.log(torch.tensor(float(p.shape[-1])))
+
+
+def _layers(model: nn.Module, name: str) -> list[StochasticQuantizer]:
+    layers = stochastic_layers(model)
+    if not layers:
+        raise InputError(
+            f"defence {name!r} needs stochastic layers; quantize the model with alpha, e.g. "
+            "quantize = {activation_bits = 2, alpha = 2.0}"
+        )
+    return layers
+
+
+class MutualInformation(Defence):
+    """Subtracts ``beta`` times the information that the deepest stochastic layer keeps of the batch."""
+
+    def __init__(self, beta: float = 0.1) -> None:
+        self.beta = beta
+
+    def start(self, model: nn.Module) -> None:
+        deepest = _layers(model, "mutual-information")[-1]
+        self._seen: Tensor | None = None
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._seen = inputs[0]
+
+        self._layer = deepest
+        self._hook = deepest.register_forward_pre_hook(keep)
+
+    def penalty(self, model: nn.Module) -> Tensor:
+        assert self._seen is not None, "the deepest stochastic layer was not reached by the forward pass"
+        return -self.beta * mutual_information(self._layer.probabilities(self._seen))
+
+    def finish(self, model: nn.Module) -> None:
+        self._hook.remove()
+        self._seen = None
+
+
+class BinSpacing(Defence):
+    """Adds ``weight`` times the average bin spacing of the stochastic layers."""
+
+    def __init__(self, weight: float = 1e-2) -> None:
+        self.weight = weight
+
+    def start(self, model: nn.Module) -> None:
+        self._stochastic = _layers(model, "bin-spacing")
+
+    def penalty(self, model: nn.Module) -> Tensor:
+        return self.weight * torch.stack([layer.spacing for layer in self._stochastic]).mean()

@@ -1,0 +1,85 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.defences.base import Defence
+from art_qplugins.errors import InputError
+
+__all__ = ["TrainingData", "train"]
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingData(Protocol):
+    def x(self) -> Tensor: ...  # (N, C, H, W) float32 in [0, 1]
+    def y(self) -> Tensor: ...  # (N,) int64
+
+
+def train(
+    model: nn.Module,
+    data: TrainingData | tuple[Tensor, Tensor],
+    defences: Sequence[Defence] = (),
+    *,
+    epochs: int = 20,
+    batch_size: int = 64,
+    learning_rate: float = 0.1,
+    weight_decay: float = 5e-4,
+    seed: int = 0,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> nn.Module:
+    """Train ``model`` in place by SGD (Nesterov momentum 0.9, cosine schedule) on cross-entropy plus penalties.
+
+    Stochastic layers take one draw a step. The order of the images comes from ``seed`` and from no global state. The
+    model is in eval mode afterwards.
+
+    :param data: images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, as a pair or as a data set.
+    :param defences: what shapes the training, in order.
+    :param progress: called after each epoch with (epochs done, epochs, mean loss of the epoch).
+    :return: ``model``.
+    :raises InputError: where the loss stops being finite.
+    """
+    x, y = data if isinstance(data, tuple) else (data.x(), data.y())
+    device = next(model.parameters()).device
+    x, y = x.to(device), y.to(device)
+    order = torch.Generator().manual_seed(seed)
+    steps = epochs * -(-len(x) // batch_size)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
+    model.train()
+    try:
+        for defence in defences:
+            defence.start(model)
+        for epoch in range(epochs):
+            total = 0.0
+            for rows in torch.randperm(len(x), generator=order).to(device).split(batch_size):
+                optimizer.zero_grad(set_to_none=True)
+                loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
+                loss = loss + sum(defence.penalty(model) for defence in defences)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                for defence in defences:
+                    defence.after_step(model)
+                total += float(loss.detach()) * len(rows)
+            mean = total / len(x)
+            if not torch.isfinite(torch.tensor(mean)):
+                raise InputError(
+                    f"training diverged: the loss is {mean} in epoch {epoch + 1}; lower learning_rate ({learning_rate:g})"
+                )
+            logger.debug("epoch %d of %d: loss %.4f", epoch + 1, epochs, mean)
+            if progress is not None:
+                progress(epoch + 1, epochs, mean)
+    finally:
+        for defence in defences:
+            defence.finish(model)
+        model.eval()
+    return model
