@@ -1,14 +1,14 @@
 """Names that recipes and the command line choose by.
 
-An entry is a name, a lazy target and one line of help. Listing or checking names imports nothing heavy; the target is
-imported when it is used.
+An entry is a name, a lazy target, its options with their defaults and one line of help. Listing or checking names and
+options imports nothing heavy; the target is imported when it is used.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from art_qplugins.errors import InputError, did_you_mean
@@ -21,10 +21,22 @@ class Entry:
     name: str
     target: str
     help: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Any:
         module, attribute = self.target.split(":")
         return getattr(importlib.import_module(module), attribute)
+
+    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``options`` over the defaults. An option that is unknown, or not a number where one belongs, is refused."""
+        for name, value in options.items():
+            if name not in self.options:
+                raise InputError(f"{self.name}: unknown option {name!r}{did_you_mean(name, self.options)}")
+            default = self.options[name]
+            wanted = (int, float) if isinstance(default, float) or default is None else type(default)
+            if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
+                raise InputError(f"{self.name}: option {name} is {value!r}; its default is {default!r}")
+        return {**self.options, **options}
 
 
 E_co = TypeVar("E_co", bound=Entry, covariant=True)

@@ -10,17 +10,20 @@ DEFENCES: Registry[Entry] = Registry(
         Entry(
             name="orthogonality",
             target="art_qplugins.defences.lipschitz:Orthogonality",
-            help="penalty on W W^T - I, Defensive Quantization (Lin et al. 2019); options: beta",
+            help="penalty on W W^T - I, Defensive Quantization (Lin et al. 2019)",
+            options={"beta": 2e-3},
         ),
         Entry(
             name="mutual-information",
             target="art_qplugins.defences.information:MutualInformation",
-            help="information kept by the deepest stochastic layer (arXiv 2312.00105, reconstructed); options: beta",
+            help="information kept by the deepest stochastic layer (arXiv 2312.00105, reconstructed)",
+            options={"beta": 0.1},
         ),
         Entry(
             name="bin-spacing",
             target="art_qplugins.defences.information:BinSpacing",
-            help="penalty on the bin spacing of stochastic layers (arXiv 2312.00105, reconstructed); options: weight",
+            help="penalty on the bin spacing of stochastic layers (arXiv 2312.00105, reconstructed)",
+            options={"weight": 1e-2},
         ),
     ],
 )

@@ -10,7 +10,8 @@ MODELS: Registry[Entry] = Registry(
         Entry(
             name="convnet",
             target="art_qplugins.models.convnet:ConvNet",
-            help="two convolutions and two linear layers, for 8x8 to 32x32 images; options: width",
+            help="two convolutions and two linear layers, for 8x8 to 32x32 images",
+            options={"width": 16},
         ),
     ],
 )

@@ -1,0 +1,59 @@
+"""Runs the published AutoAttack (Croce & Hein 2020), unmodified, from ``pyautoattack`` or an installed ``autoattack``.
+
+``standard`` and ``rand`` are the published suites; a part alone keeps the parameters that it has in ``standard``. The
+images come back and are judged elsewhere: AutoAttack's own verdict takes one draw of a random model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from art_qplugins.attacks.registry import Attack
+from art_qplugins.errors import InputError
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.threat import Threat
+
+__all__ = ["run"]
+
+_SUITES = ("standard", "rand")
+
+
+def run(
+    estimator: QuantizedClassifier,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    options: dict[str, Any],
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    suite = attack.upstream if attack.upstream in _SUITES else "standard"
+    package, auto = _make(estimator.model, threat, suite, str(x.device), seed)
+    if attack.upstream not in _SUITES:
+        auto.attacks_to_run = [attack.upstream]
+    if "n_queries" in options:
+        auto.square.n_queries = options["n_queries"]
+    if "eot_iter" in options:
+        auto.apgd.eot_iter = options["eot_iter"]
+    if package == "pyautoattack":
+        return auto.run_standard_evaluation(x, y, batch_size=batch_size)[0]  # type: ignore[no-any-return]
+    return auto.run_standard_evaluation(x, y, bs=batch_size)  # type: ignore[no-any-return]
+
+
+def _make(model: nn.Module, threat: Threat, version: str, device: str, seed: int) -> tuple[str, Any]:
+    settings = dict(norm=threat.norm, eps=threat.eps, seed=seed, version=version, device=device)
+    try:
+        from pyautoattack import AutoAttack
+
+        return "pyautoattack", AutoAttack(model, **settings)
+    except ImportError:
+        pass
+    try:
+        from autoattack import AutoAttack
+    except ImportError:
+        raise InputError("AutoAttack is not installed; type: pip install pyautoattack") from None
+    return "autoattack", AutoAttack(model, verbose=False, **settings)

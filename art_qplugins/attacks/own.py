@@ -1,0 +1,26 @@
+"""Attacks that no library has: other losses and views, handed to ART's loops."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from art_qplugins.attacks import art
+from art_qplugins.attacks.registry import Attack
+from art_qplugins.attacks.views import MarginLoss
+from art_qplugins.estimators import QuantizedClassifier
+
+__all__ = ["clean", "pgd_margin"]
+
+
+def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    """ART's PGD on the logit margin in place of cross-entropy."""
+    pgd = dataclasses.replace(attack, upstream="ProjectedGradientDescentPyTorch")
+    return art.run(estimator.with_model(estimator.model, MarginLoss()), pgd, x, y, **settings)
+
+
+def clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    """The images as they are; its cell is the clean accuracy."""
+    return x.clone()

@@ -1,0 +1,134 @@
+"""The attacks by id, ``library:name``. Nothing here imports a library; an attack's adapter does when it runs.
+
+``art:autoattack`` and ``torchattacks:autoattack`` are other algorithms than the published AutoAttack (other losses, ten
+times fewer iterations) and are therefore not offered under those names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from art_qplugins.registry import Entry, Registry
+
+__all__ = ["ATTACKS", "Attack"]
+
+Knowledge = Literal["white-box", "black-box"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(Entry):
+    """``target`` is the adapter, ``upstream`` what the adapter runs in its library."""
+
+    upstream: str
+    knowledge: Knowledge = "white-box"
+    norms: tuple[str, ...] = ("Linf", "L2")
+    one_step: bool = False
+    models: Literal["any", "deterministic", "stochastic"] = "any"
+
+
+def _art(name: str, upstream: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
+    return Attack(
+        name=f"art:{name}",
+        target="art_qplugins.attacks.art:run",
+        upstream=upstream,
+        help=help,
+        options=options or {},
+        **more,
+    )
+
+
+def _torchattacks(name: str, upstream: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
+    return Attack(
+        name=f"torchattacks:{name}",
+        target="art_qplugins.attacks.torchattacks:run",
+        upstream=upstream,
+        help=help,
+        options=options or {},
+        norms=more.pop("norms", ("Linf",)),
+        **more,
+    )
+
+
+def _autoattack(name: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
+    return Attack(
+        name=f"autoattack:{name}",
+        target="art_qplugins.attacks.autoattack:run",
+        upstream=name,
+        help=help,
+        options=options or {},
+        norms=("Linf", "L2", "L1"),
+        **more,
+    )
+
+
+def _own(name: str, upstream: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
+    return Attack(
+        name=f"artq:{name}",
+        target=f"art_qplugins.attacks.own:{upstream}",
+        upstream=upstream,
+        help=help,
+        options=options or {},
+        **more,
+    )
+
+
+# rel_eps_step is the step size as a fraction of eps; None means min(1, 2.5 / iterations).
+_ITERATIVE = {"max_iter": 20, "rel_eps_step": None}
+
+ATTACKS: Registry[Attack] = Registry(
+    "attack",
+    [
+        _art("fgsm", "FastGradientMethod", "one step along the gradient's sign", one_step=True),
+        _art("bim", "BasicIterativeMethod", "FGSM in small steps, no random start", _ITERATIVE, norms=("Linf",)),
+        _art(
+            "pgd",
+            "ProjectedGradientDescentPyTorch",
+            "projected gradient descent on cross-entropy, with random starts",
+            {**_ITERATIVE, "num_random_init": 1},
+        ),
+        _art("mifgsm", "MomentumIterativeMethod", "BIM with momentum", {**_ITERATIVE, "decay": 1.0}, norms=("Linf",)),
+        _art(
+            "square",
+            "SquareAttack",
+            "random search over squares; ART's version, one square for the whole batch",
+            {"max_iter": 1000, "p_init": 0.8, "nb_restarts": 1},
+            knowledge="black-box",
+        ),
+        _torchattacks("fgsm", "FGSM", "one step along the gradient's sign", one_step=True),
+        _torchattacks("pgd", "PGD", "projected gradient descent on cross-entropy, random start", _ITERATIVE),
+        _torchattacks("mifgsm", "MIFGSM", "BIM with momentum", {**_ITERATIVE, "decay": 1.0}),
+        _torchattacks(
+            "eotpgd",
+            "EOTPGD",
+            "PGD on the mean gradient of several calls, for models that are random",
+            {**_ITERATIVE, "eot_iter": 8},
+        ),
+        _autoattack(
+            "standard", "the published AutoAttack, unmodified: APGD-CE, APGD-T, FAB-T, Square", models="deterministic"
+        ),
+        _autoattack(
+            "rand",
+            "the published AutoAttack for random models: APGD-CE and APGD-DLR with 20 EOT draws",
+            {"eot_iter": 20},
+            models="stochastic",
+        ),
+        _autoattack("apgd-ce", "the first part of autoattack:standard, alone"),
+        _autoattack("apgd-t", "the targeted DLR part of autoattack:standard, alone"),
+        _autoattack("fab-t", "the minimum-norm part of autoattack:standard, alone"),
+        _autoattack(
+            "square",
+            "the black-box part of autoattack:standard, alone",
+            {"n_queries": 5000},
+            knowledge="black-box",
+        ),
+        _own(
+            "pgd-margin",
+            "pgd_margin",
+            "PGD on the logit margin, which no scale of the logits can saturate",
+            {**_ITERATIVE, "num_random_init": 1},
+        ),
+        _own("clean", "clean", "no attack: the image as it is", knowledge="black-box"),
+    ],
+)

@@ -1,0 +1,48 @@
+"""Other views of a network that leave its answers as they are, and a loss that no logit scale can saturate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.quantizers.stochastic import draws_from
+
+__all__ = ["LogitScale", "MarginLoss", "logit_margin", "median_gap"]
+
+
+def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{j != y} z_j, (N,): negative where the answer is wrong."""
+    own = logits.gather(1, y[:, None])
+    return (own - logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True)).squeeze(1)
+
+
+class MarginLoss(nn.Module):
+    """Minus the logit margin, averaged over the batch: linear in the logits, so its gradient never underflows."""
+
+    reduction = "mean"
+
+    def forward(self, logits: Tensor, y: Tensor) -> Tensor:
+        loss = -logit_margin(logits, y)
+        return loss.mean() if self.reduction == "mean" else loss.sum() if self.reduction == "sum" else loss
+
+
+class LogitScale(nn.Module):
+    """The same network with its logits divided by ``temperature``: every answer is the same, every softmax softer.
+
+    An honest robust accuracy cannot depend on it (Gupta & Ajanthan 2022 attack quantized networks through it).
+    """
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) / self.temperature  # type: ignore[no-any-return]
+
+
+def median_gap(network: nn.Module, x: Tensor, *, seed: int = 0) -> float:
+    """Median over images of the distance between the two largest logits."""
+    with torch.no_grad(), draws_from(network, seed):
+        top = network(x).topk(2, dim=1).values
+    return float((top[:, 0] - top[:, 1]).median())

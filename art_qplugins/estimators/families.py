@@ -1,0 +1,122 @@
+"""The three families as ART estimators. Each takes a network as it is, or quantizes the one it is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from art_qplugins.errors import InputError
+from art_qplugins.estimators.base import QuantizedClassifier
+from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.quantizers.activation import QuantReLU
+from art_qplugins.quantizers.convert import quantize
+from art_qplugins.quantizers.stochastic import is_stochastic
+
+__all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]
+
+
+class DQClassifier(QuantizedClassifier):
+    """Defensive Quantization (Lin, Gan & Han 2019): k-bit activations, attacked through the straight-through gradient.
+
+    :param activation_bits: quantize ``model`` (a copy of it) so; ``None`` where it has its :class:`QuantReLU` already.
+    :param clip: upper level of the activations.
+
+    The other parameters are those of :class:`~art_qplugins.estimators.QuantizedClassifier`, position by position.
+    """
+
+    estimator_params = QuantizedClassifier.estimator_params + ["activation_bits", "clip"]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        input_shape: tuple[int, ...],
+        nb_classes: int,
+        *args: Any,
+        activation_bits: int | None = None,
+        clip: float = 6.0,
+        **kwargs: Any,
+    ) -> None:
+        if activation_bits is not None:
+            model = quantize(model, activation_bits=activation_bits, clip=clip)
+        elif not any(isinstance(m, QuantReLU) for m in model.modules()):
+            raise InputError(
+                f"DQClassifier: {type(model).__name__} has no quantized activation; pass activation_bits, e.g. 4"
+            )
+        self.activation_bits, self.clip = activation_bits, clip
+        super().__init__(model, loss, input_shape, nb_classes, *args, **kwargs)
+
+
+class MuLawClassifier(QuantizedClassifier):
+    """Mu-law mapped, weight-quantized network (Song et al. 2021).
+
+    :param weight_bits: quantize ``model`` (a copy of it) so; with ``mu`` ``None`` too, it is taken as it is.
+    :param mu: strength of the mapping of the last ``mu_layers`` layers, e.g. 255.
+    :param mu_normalize: see :class:`~art_qplugins.MuLawMapping`.
+    """
+
+    estimator_params = QuantizedClassifier.estimator_params + ["weight_bits", "mu", "mu_layers", "mu_normalize"]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        input_shape: tuple[int, ...],
+        nb_classes: int,
+        *args: Any,
+        weight_bits: int | None = None,
+        mu: float | None = None,
+        mu_layers: int = 1,
+        mu_normalize: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if weight_bits is not None or mu is not None:
+            model = quantize(model, weight_bits=weight_bits, mu=mu, mu_layers=mu_layers, mu_normalize=mu_normalize)
+        self.weight_bits, self.mu, self.mu_layers, self.mu_normalize = weight_bits, mu, mu_layers, mu_normalize
+        super().__init__(model, loss, input_shape, nb_classes, *args, **kwargs)
+
+
+class SQEnsembleClassifier(QuantizedClassifier):
+    """Stochastic-quantization ensemble (arXiv 2312.00105; a reconstruction). Attacks see the average over draws.
+
+    :param model: a network with stochastic layers, or a :class:`~art_qplugins.models.ensemble.StochasticEnsemble`.
+    :param draws: members of the ensemble, drawn afresh at every call; ``None`` for the ensemble's own number, else 8.
+    :param activation_bits: make the activations of ``model`` (a copy of it) stochastic, with this many bits.
+    :param alpha: sparsity of the stochastic activations, if ``activation_bits`` is given.
+    :param seed: key of the noise, if ``activation_bits`` is given.
+    """
+
+    estimator_params = QuantizedClassifier.estimator_params + ["draws", "activation_bits", "alpha", "seed"]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: nn.Module,
+        input_shape: tuple[int, ...],
+        nb_classes: int,
+        *args: Any,
+        draws: int | None = None,
+        activation_bits: int | None = None,
+        alpha: float = 2.0,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if activation_bits is not None and not is_stochastic(model):
+            model = quantize(model, activation_bits=activation_bits, alpha=alpha, seed=seed)
+        if not isinstance(model, StochasticEnsemble):
+            model = StochasticEnsemble(model, 8 if draws is None else draws)
+        elif draws is not None and draws != model.draws:
+            model = StochasticEnsemble(model.network, draws, eot_chunk=model.eot_chunk)
+        self.activation_bits, self.alpha, self.seed = activation_bits, alpha, seed
+        super().__init__(model, loss, input_shape, nb_classes, *args, **kwargs)
+
+    @property
+    def draws(self) -> int:
+        """Members of the ensemble."""
+        return int(self.model.draws)
+
+    @draws.setter
+    def draws(self, draws: int | None) -> None:
+        if draws is not None:
+            self.model.draws = draws

@@ -1,0 +1,64 @@
+"""Numbers from per-image results: pure functions on arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["accuracy", "gap_lower_bound", "wilson_interval", "worst_case"]
+
+
+def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927).
+
+    ``successes`` may be a fraction (a sum of per-image probabilities): their variance is at most the binomial one, so
+    the interval is then on the safe side.
+    """
+    from scipy.stats import norm
+
+    if n < 1:
+        raise ValueError(f"n is {n}; an interval needs at least one image")
+    z = norm.ppf(0.5 + confidence / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return float(max(0.0, min(centre - half, p))), float(min(1.0, max(centre + half, p)))
+
+
+def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
+    """Mean of per-image correctness in [0, 1], and its 95 % Wilson interval."""
+    values = np.asarray(correct, dtype=float)
+    return float(values.mean()), wilson_interval(float(values.sum()), len(values))
+
+
+def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
+    """Per image, the result under the attack that was worst for it.
+
+    Chosen by ``selection`` and read from ``correct``, both (attacks, images). For a deterministic model they are equal.
+    For a stochastic one they come from independent draws; a minimum over ``correct`` itself would count lucky draws as
+    success of the attack. Between equally bad attacks, their mean.
+
+    :return: (images,) in [0, 1].
+    """
+    result, chosen_by = np.asarray(correct, dtype=float), np.asarray(selection, dtype=float)
+    worst = chosen_by <= chosen_by.min(0) + 1e-12
+    return np.asarray((result * worst).sum(0) / worst.sum(0))
+
+
+def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
+    """How much lower ``stronger`` leaves accuracy than ``weaker`` on the same images, and a one-sided lower bound.
+
+    Both are per-image correctness in [0, 1]. Where each image is 0 or 1 and none is better under ``stronger``, the
+    bound is the exact one of Clopper and Pearson on the count of newly broken images; else a bootstrap over images.
+
+    :return: (gap, lower bound), fractions.
+    """
+    difference = np.asarray(weaker, dtype=float) - np.asarray(stronger, dtype=float)
+    n, gap = len(difference), float(difference.mean())
+    if np.isin(difference, (0.0, 1.0)).all():
+        from scipy.stats import beta
+
+        broken = int(difference.sum())
+        return gap, float(beta.ppf(1 - confidence, broken, n - broken + 1)) if broken else 0.0
+    rows = np.random.default_rng(0).integers(0, n, (4000, n))
+    return gap, float(np.quantile(difference[rows].mean(1), 1 - confidence))
