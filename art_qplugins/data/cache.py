@@ -42,7 +42,8 @@ def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
     key = hashlib.sha256(json.dumps([_FORMAT, source]).encode()).hexdigest()
     path = user_folder("ARTQ_CACHE") / "arrays" / f"{stem}-{key[:20]}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:  # the zip's checksums catch flipped bits
+        # np.load leaves a file that it opened itself open where it is broken; the zip's checksums catch flipped bits.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["images"], stored["labels"]
     except FileNotFoundError:
         pass

@@ -61,7 +61,7 @@ def check_labels(y: Any, nb_classes: int | None, n: int, *, where: str = "y") ->
     """Raise :class:`InputError` unless ``y`` holds one class index for each of ``n`` images.
 
     :param y: (N,) integers in [0, ``nb_classes``).
-    :param nb_classes: how many classes there are; None where the labels themselves are to say.
+    :param nb_classes: how many classes there are; None where the labels themselves will say.
     :param n: the number of images.
     :param where: what to call it in the message.
     """
@@ -73,15 +73,14 @@ def check_labels(y: Any, nb_classes: int | None, n: int, *, where: str = "y") ->
         raise InputError(f"{where}: {len(y)} labels for {n} images; give one an image")
     if not np.issubdtype(y.dtype, np.integer):
         raise InputError(f"{where}: labels are {y.dtype}; give integers, e.g. y.astype('int64')")
-    if n and nb_classes is None:
-        nb_classes = int(y.max()) + 1 if y.max() >= 1 or y.min() < 0 else 1
-    if n and nb_classes < 2:
+    if nb_classes is not None and nb_classes < 2:
         raise InputError(
             f"{where}: fewer than 2 classes ({nb_classes}); name all classes, or add images of a second one"
         )
-    bad = np.flatnonzero((y < 0) | (y >= nb_classes)) if n else ()
+    bad = np.flatnonzero((y < 0) | (y >= (np.inf if nb_classes is None else nb_classes)))
     if len(bad):
+        outside = "below 0" if nb_classes is None else f"outside 0 to {nb_classes - 1}"
         raise InputError(
-            f"{where}: {len(bad)} labels outside 0 to {nb_classes - 1}, the first is {y[bad[0]]} at [{bad[0]}]; "
+            f"{where}: {len(bad)} labels {outside}, the first is {y[bad[0]]} at [{bad[0]}]; "
             f"correct it, or name all classes"
         )

@@ -1,6 +1,7 @@
 """Where data sets come from: scikit-learn's digits, torchvision's classes, folders of images, ``.npz`` files.
 
-What is not embedded is looked for under ``root``, else the environment's ``ARTQ_DATA``, else the platform's cache folder.
+What is not embedded is looked for under ``root``, else the environment's ``ARTQ_DATA``, else the platform's cache
+folder.
 """
 
 from __future__ import annotations
@@ -18,28 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from art_qplugins.data.cache import Arrays, cached
-from art_qplugins.data.checks import check_images, check_labels
+from art_qplugins.data.cache import Arrays, cached, user_folder
+from art_qplugins.data.checks import as_array, check_images, check_labels
 from art_qplugins.data.dataset import Dataset, Split, class_names, make_dataset, row_ids, split_rows
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.registry import Entry, Registry
 
 logger = logging.getLogger(__name__)
 
-_HERE = "art_qplugins.data.sources"
-
 DATASETS: Registry[Entry] = Registry(
     "data set",
     [
-        Entry(name="digits", target=f"{_HERE}:digits", help="8x8 gray, 10 classes, 1,797 images; comes with scikit-learn"),
-        Entry(name="mnist", target=f"{_HERE}:from_torchvision", help="28x28 gray digits, 60,000 + 10,000 images"),
-        Entry(name="fashion-mnist", target=f"{_HERE}:from_torchvision", help="28x28 gray clothes, 60,000 + 10,000 images"),
-        Entry(name="cifar10", target=f"{_HERE}:from_torchvision", help="32x32 color, 10 classes, 50,000 + 10,000 images"),
-        Entry(name="svhn", target=f"{_HERE}:from_torchvision", help="32x32 color house numbers, 73,257 + 26,032 images"),
-        Entry(name="folder:PATH", target=f"{_HERE}:from_folder", help="images as PATH/CLASS/FILE or PATH/{train,test}/CLASS/FILE"),
-        Entry(name="npz:PATH", target=f"{_HERE}:from_npz", help="arrays x and y, or x_train, y_train, x_test and y_test"),
+        Entry(name=name, target=f"{__name__}:{target}", help=line)
+        for name, target, line in (
+            ("digits", "digits", "8x8 gray, 10 classes, 1,797 images; comes with scikit-learn"),
+            ("mnist", "from_torchvision", "28x28 gray digits, 60,000 + 10,000 images"),
+            ("fashion-mnist", "from_torchvision", "28x28 gray clothes, 60,000 + 10,000 images"),
+            ("cifar10", "from_torchvision", "32x32 color, 10 classes, 50,000 + 10,000 images"),
+            ("svhn", "from_torchvision", "32x32 color house numbers, 73,257 + 26,032 images"),
+            ("folder:PATH", "from_folder", "images in PATH/CLASS/, or in PATH/train/CLASS/ and PATH/test/CLASS/"),
+            ("npz:PATH", "from_npz", "arrays x and y, or x_train, y_train, x_test and y_test"),
+        )
     ],
-)  # fmt: skip
+)
 
 
 def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None, download: bool = False) -> Dataset:
@@ -55,15 +57,8 @@ def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None,
         raise InputError(f"{name}: unknown split {split!r}{did_you_mean(split, ('train', 'test'))}")
     pattern = f"{name.partition(':')[0]}:PATH"
     entry = DATASETS[pattern if ":" in name and pattern in DATASETS else name]
-    return entry.load()(name, split, root=_data_root(root), download=download)
-
-
-def _data_root(root: str | os.PathLike[str] | None) -> Path:
-    if root := root or os.environ.get("ARTQ_DATA"):
-        return Path(root).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("artq"))
+    folder = Path(root).expanduser() if root else user_folder("ARTQ_DATA")
+    return entry.load()(name, split, root=folder, download=download)
 
 
 def digits(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
@@ -105,7 +100,8 @@ _TORCHVISION = {
         cls="FashionMNIST",
         files=tuple(f"FashionMNIST/raw/{file}" for file in _IDX),
         axes="NHW",
-        classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
+        + ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
     ),
     "cifar10": _Torchvision(
         cls="CIFAR10",
@@ -114,7 +110,7 @@ _TORCHVISION = {
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "svhn": _Torchvision(cls="SVHN", files=("{split}_32x32.mat",), axes="NCHW"),
-}  # fmt: skip
+}
 
 _TO_NCHW = {
     "NHW": lambda images: images[:, None],
@@ -129,6 +125,7 @@ def from_torchvision(name: str, split: Split, *, root: Path, download: bool) -> 
     missing = next((file for file in files if not file.is_file()), None)
     if missing and not download:
         raise InputError(f"{name}: no {missing}; fetch it with --download, or say where it is with --data-root DIR")
+    # Only after the download are there files to stamp.
     arrays = _read_torchvision(name, split, root, download) if missing else None
     source = [name, split, [_stamp(file) for file in files]]
     images, labels = cached(f"{name}-{split}", source, lambda: arrays or _read_torchvision(name, split, root, download))
@@ -152,7 +149,7 @@ def _read_torchvision(name: str, split: Split, root: Path, download: bool) -> Ar
         folder = (root / spec.files[0]).parent
         raise InputError(f"{name}: {what} {folder} ({_one_line(error)}); {then}") from error
     labels = data.labels if name == "svhn" else data.targets
-    return np.ascontiguousarray(_TO_NCHW[spec.axes](np.asarray(data.data))), np.array(labels, dtype=np.int64)
+    return np.ascontiguousarray(_TO_NCHW[spec.axes](as_array(data.data))), as_array(labels).astype(np.int64)
 
 
 # --- folders of images
@@ -163,9 +160,9 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", "
 def from_folder(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
     """``PATH/train`` and ``PATH/test`` (or ``val``) with a folder a class, or ``PATH`` with a folder a class.
 
-    The latter is split 80 to 20, each class in proportion, by a hash of the path below ``PATH``: the same on every machine
-    for the same files. Classes are numbered over both splits, in the order of their names. Images have one size. They are
-    gray if all are (modes L and 1), else RGB; transparency is dropped.
+    The latter is split 80 to 20, each class in proportion, by a hash of the path below ``PATH``: the same on every
+    machine for the same files. Classes are numbered over both splits, in the order of their names. Images have
+    one size. They are gray if all are (modes L and 1), else RGB; transparency is dropped.
     """
     path = _find(name, root)
     if not path.is_dir():
@@ -251,11 +248,12 @@ def from_npz(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
     x, y = arrays[x_key], arrays[y_key]
     check_images(x, where=f"{name}: {x_key}")
     classes = tuple(str(c) for c in np.atleast_1d(arrays["classes"])) if "classes" in arrays else None
-    # Both splits have a say in how many classes there are.
-    for key in {y_key, "y_train", "y_test"} & set(arrays):
-        n = len(x) if key == y_key else len(np.atleast_1d(arrays[key]))
+    # Both splits have a say in how many classes there are, so that labels mean the same in both.
+    keys = ["y"] if whole else [key for key in ("y_train", "y_test") if key in arrays]
+    for key in keys:
+        n = len(x) if key == y_key else arrays[key].size
         check_labels(arrays[key], None if classes is None else len(classes), n, where=f"{name}: {key}")
-    classes = classes or class_names(np.concatenate([arrays[k] for k in {y_key, "y_train", "y_test"} & set(arrays)]))
+    classes = classes or class_names(np.concatenate([arrays[key] for key in keys]))
     rows = split_rows(y, split, test_share=0.2) if whole else np.arange(len(y))
     ids = row_ids(f"{path.stem}/{split}", rows, len(y))
     return make_dataset(x[rows], y[rows], name=name, split=split, ids=ids, classes=classes)
@@ -263,8 +261,8 @@ def from_npz(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
 
 def _read_npz(name: str, path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name}: cannot read {path} ({_one_line(error)}); write it with np.savez") from error
 
