@@ -1,0 +1,35 @@
+"""A run's records as tables, figures and one self-contained page.
+
+Everything here is read from ``results.json``, ``samples.jsonl`` and ``cells/*.npz``; no number is computed again and
+neither torch nor ART is imported, so that a report can be made anywhere from a copied folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from art_qplugins.report.files import Run, read_run, write_text
+
+__all__ = ["Run", "read_run", "write_report"]
+
+
+def write_report(folder: Path) -> list[Path]:
+    """Write ``results.md``, ``results.csv``, ``figures/*.svg`` and ``report.html`` into a run's folder.
+
+    The same records give the same bytes. Each file is replaced as a whole, so that a reader never sees half of one.
+
+    :param folder: the folder of a run, holding ``results.json`` and, where cells were scored, ``samples.jsonl``.
+    :return: the files written, ``report.html`` last.
+    :raises InputError: where ``results.json`` or ``samples.jsonl`` cannot be read. Nothing has been written then.
+    """
+    from art_qplugins.report import html, plots, tables  # matplotlib and jinja2 only where a report is made
+
+    run = read_run(folder)
+    figures = plots.figures(run)
+    files = {
+        "results.md": tables.markdown(run),
+        "results.csv": tables.csv_text(run),
+        **{f"figures/{figure.name}.svg": figure.svg for figure in figures.all()},
+        "report.html": html.page(run, figures),
+    }
+    return [write_text(run.folder / name, text) for name, text in files.items()]

@@ -1,0 +1,134 @@
+"""A run's folder: its records in, finished text out. What the records mean is said elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.records import SCHEMA_VERSION, Results, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The records of one run; ``samples`` by cell id, each list in the order of the rows of the cell's npz."""
+
+    folder: Path
+    results: Results
+    samples: dict[str, list[Sample]]
+
+    def images(self, cell_id: str) -> np.ndarray | None:
+        """``x_adv`` of a cell, (n, C, H, W) float32 in [0, 1]; None where it was not kept or cannot be read.
+
+        A report without pictures is still a report, so a missing or damaged file is no error here.
+        """
+        if Path(cell_id).name != cell_id:  # an id comes from a file; it must not lead out of the folder
+            return None
+        try:
+            # Opened here, since np.load leaves the file open where it is no zip after all.
+            with (
+                (self.folder / "cells" / f"{cell_id}.npz").open("rb") as file,
+                np.load(file, allow_pickle=False) as arrays,
+            ):
+                images = np.asarray(arrays["x_adv"], dtype=np.float32)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+            return None
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) != len(self.samples.get(cell_id, [])):
+            return None
+        return np.clip(np.nan_to_num(images), 0.0, 1.0)
+
+
+def read_run(folder: Path) -> Run:
+    """Read and check the records of ``folder``.
+
+    :raises InputError: in one line, where a file is missing, damaged or of another schema.
+    """
+    folder = Path(folder)
+    return Run(
+        folder=folder, results=_read_results(folder / "results.json"), samples=_read_samples(folder / "samples.jsonl")
+    )
+
+
+def _read_results(path: Path) -> Results:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give the folder of a run, which 'artq run RECIPE' writes") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({_line(error)}); run the recipe again to rewrite it") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: schema_version is {version!r} and this version of art_qplugins reads {SCHEMA_VERSION}; "
+            "run the recipe again, or use the version that wrote it"
+        )
+    try:
+        return Results.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path}: {_first(error)}; run the recipe again to rewrite it") from None
+
+
+def _read_samples(path: Path) -> dict[str, list[Sample]]:
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    if not path.exists():  # a run that stopped before its first cell has none
+        return {}
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                sample = Sample.model_validate_json(line)
+            except ValidationError as error:
+                if not line.endswith(b"\n"):  # the run was stopped while it wrote this line
+                    break
+                raise InputError(f"{path}, line {number}: {_first(error)}; run the recipe again") from None
+            samples[sample.cell].append(sample)
+    return dict(samples)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return _line(f"{where}: {first['msg']}" if where else first["msg"])
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def slug(name: str) -> str:
+    """A file name for ``name``: safe on every system, readable, and still different for different names.
+
+    >>> slug("dq-2bit")
+    'dq-2bit'
+    """
+    safe = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:48]
+    return safe if safe == name else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path`` at once: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as out:
+            out.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private; a report is for sharing
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path

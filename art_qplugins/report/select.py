@@ -1,0 +1,88 @@
+"""Which records answer which question: the cells at a budget, what kind of attack each was, which one was strongest."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from typing import Literal
+
+from art_qplugins.evaluation.records import Cell, ModelResult, Results, Sample
+from art_qplugins.report.files import Run
+
+Kind = Literal["white-box", "transfer", "black-box", "adaptive"]
+KINDS: tuple[Kind, ...] = ("white-box", "adaptive", "transfer", "black-box")
+
+
+def kind(cell: Cell) -> Kind:
+    """How an attack got at the model. "adaptive": added by the diagnostics to fit this model."""
+    if cell.source != cell.model:
+        return "transfer"
+    if "square" in cell.attack:
+        return "black-box"
+    return "adaptive" if cell.role == "probe" else "white-box"
+
+
+def budget(model: ModelResult, results: Results) -> tuple[str, float] | None:
+    """The norm and eps that the model is discussed at: its claim's, else the largest that was attacked."""
+    if model.claim.norm is not None and model.claim.eps is not None:
+        return model.claim.norm, model.claim.eps
+    if model.robust:
+        norm = model.robust[0].norm
+        return norm, max(robust.eps for robust in model.robust if robust.norm == norm)
+    attacked = [cell for cell in results.cells if cell.model == model.name and cell.role != "clean"]
+    return max(((cell.norm, cell.eps) for cell in attacked), key=lambda item: item[1], default=None)
+
+
+def attacks(model: ModelResult, results: Results) -> list[Cell]:
+    """The cells that were scored at the model's budget, strongest first."""
+    at = budget(model, results)
+    cells = [
+        cell
+        for cell in results.cells
+        if at is not None
+        and cell.model == model.name
+        and cell.role != "clean"
+        and cell.status == "success"
+        and cell.accuracy is not None
+        and cell.norm == at[0]
+        and math.isclose(cell.eps, at[1], rel_tol=1e-6)
+    ]
+    return sorted(cells, key=lambda cell: (cell.accuracy, cell.id))
+
+
+def claimed(model: ModelResult, results: Results) -> Cell | None:
+    """The cell of the attack that the claim rests on, where it was run."""
+    return next((cell for cell in attacks(model, results) if is_claimed(model, cell)), None)
+
+
+def is_claimed(model: ModelResult, cell: Cell) -> bool:
+    return model.claim.attack == cell.attack and cell.role == "attack" and cell.source == cell.model == model.name
+
+
+def clean(model: ModelResult, results: Results) -> Cell | None:
+    return next((cell for cell in results.cells if cell.model == model.name and cell.role == "clean"), None)
+
+
+def clean_margins(model: ModelResult, run: Run) -> list[float]:
+    """Logit margins of the clean images, those that are finite."""
+    cell = clean(model, run.results)
+    samples: list[Sample] = run.samples.get(cell.id, []) if cell else []
+    return [sample.margin for sample in samples if math.isfinite(sample.margin)]
+
+
+def labels(cells: list[Cell]) -> dict[str, str]:
+    """A short name by cell id: the attack, where it was crafted, and only those settings that tell it from another."""
+    names = {cell.id: cell.attack + (f" from {cell.source}" if cell.source != cell.model else "") for cell in cells}
+    counts = Counter(names.values())
+    for cell in cells:
+        if counts[names[cell.id]] > 1:
+            twins = [other for other in cells if (other.attack, other.source) == (cell.attack, cell.source)]
+            differ = [key for key in cell.params if any(other.params.get(key) != cell.params[key] for other in twins)]
+            detail = ", ".join(f"{key}={_short(cell.params[key])}" for key in differ)
+            names[cell.id] += f" ({detail})" if detail else ""
+    return names
+
+
+def _short(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,161 @@
+"""Numbers and verdicts in words: the one place that rounds, and the one that explains.
+
+Robust accuracy is only ever an upper bound under the attacks that were run, and the wording here says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from art_qplugins.evaluation.records import Claim, Finding, Interval, ModelResult, Results, Verdict
+
+NONE = "–"
+
+
+def percent(value: float | None) -> str:
+    """``0.045`` as ``4.5 %``, ``0.83`` as ``83 %``, with a space that does not break."""
+    return NONE if value is None else f"{_number(value)}\N{NO-BREAK SPACE}%"
+
+
+def interval(bounds: Interval | None) -> str:
+    """``(0.02, 0.07)`` as ``[2, 7]``, in percent; nothing where there is none."""
+    return "" if bounds is None else f"[{_number(bounds[0])},\N{NO-BREAK SPACE}{_number(bounds[1])}]"
+
+
+def accuracy(value: float | None, bounds: Interval | None) -> str:
+    return f"{percent(value)} {interval(bounds)}".rstrip()
+
+
+def at_most(value: float | None, bounds: Interval | None) -> str:
+    """A robust accuracy: ``≤ 4 % [2, 7]``."""
+    return NONE if value is None else f"≤\N{NO-BREAK SPACE}{accuracy(value, bounds)}"
+
+
+def _number(fraction: float) -> str:
+    return f"{100 * fraction:.1f}".removesuffix(".0")
+
+
+def eps(value: float) -> str:
+    """``0.15`` as it is, ``0.031372…`` as ``8/255``."""
+    if f"{value:.3g}" == f"{value:.9g}":
+        return f"{value:.3g}"
+    steps = value * 255
+    return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-4 else f"{value:.3g}"
+
+
+def budget(norm: str | None, value: float | None) -> str:
+    return NONE if norm is None or value is None else f"{norm}, eps\N{NO-BREAK SPACE}{eps(value)}"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    sign: str  # so that a badge is told apart without its colour
+    short: str  # one line for the card
+    long: str  # for "how to read this"
+
+
+VERDICTS: dict[Verdict, Meaning] = {
+    "INVALID": Meaning(
+        sign="!",
+        short="The evaluation itself is broken, so no robustness number of this model counts.",
+        long="A check of the evaluation failed. Mend that first; no robustness number of this model counts until then.",
+    ),
+    "MASKED": Meaning(
+        sign="✕",
+        short="The claimed robustness is an illusion: gradients were hidden, and another attack gets through.",
+        long="Proof and mechanism together: on the same images another attack succeeds where the claimed one fails, and "
+        "a cause that hides the gradient was found.",
+    ),
+    "SUSPECT": Meaning(
+        sign="?",
+        short="There are signs of hidden gradients but no proof that the number is wrong.",
+        long="A mechanism that hides gradients, or several independent symptoms, and no attack that proves it. "
+        "Treat the number as doubtful.",
+    ),
+    "NOT_REFUTED": Meaning(
+        sign="○",
+        short="Nothing that was tried shows hidden gradients. That is not a proof of robustness.",
+        long="The checks ran and none of them shows masking. The number stays an upper bound: a better attack may still "
+        "lower it.",
+    ),
+    "INCONCLUSIVE": Meaning(
+        sign="…",
+        short="Too little was run to say: too few images, too few steps, or checks that were skipped.",
+        long="Too few images, too small a budget, or checks that were skipped. Neither a pass nor a fail.",
+    ),
+}
+
+CLAIMS = {"HOLDS": "holds so far", "OVERSTATED": "overstated", "NONE": "none made"}
+
+CLASSES = {"P": "proof", "M": "mechanism", "S": "symptom", "V": "validity"}
+
+# A finding that did not run says as much about a result as one that fired, so that all three have a name of their own.
+OUTCOMES = {True: "fired", False: "passed", None: "not run"}
+
+
+def verdict(name: Verdict) -> str:
+    return name.replace("_", " ")
+
+
+def claim(record: Claim) -> str:
+    """``claimed 83 %, really at most 4 % [2, 7]``."""
+    if record.status == "NONE" or record.accuracy is None:
+        return "no claim was made"
+    really = "really at most" if record.status == "OVERSTATED" else "after every attack at most"
+    if record.corrected is None:
+        return f"claimed {percent(record.accuracy)}"
+    return f"claimed {percent(record.accuracy)}, {really} {accuracy(record.corrected, record.interval)}"
+
+
+def ordered(findings: list[Finding]) -> list[Finding]:
+    """Fired first, then passed, then what did not run; proof before mechanism before symptom before validity."""
+    outcome, class_ = list(OUTCOMES), list(CLASSES)
+    return sorted(findings, key=lambda finding: (outcome.index(finding.fired), class_.index(finding.class_)))
+
+
+def headline(results: Results) -> str:
+    """The answer in one sentence."""
+    models = results.models
+    if not models:
+        return "This run holds no finished model yet."
+    masked = [model for model in models if model.verdict == "MASKED"]
+    wrong = masked or [model for model in models if model.claim.status == "OVERSTATED"]
+    if wrong:
+        what = "robustness that is an illusion" if masked else "more robustness than the attacks leave"
+        who = "; ".join(f"{model.name} {claim(model.claim)}" for model in wrong)
+        return f"{_share(len(wrong), len(models))} {'shows' if len(wrong) == 1 else 'show'} {what}: {who}."
+    rest = {"INVALID": "could not be evaluated", "SUSPECT": "shows signs of hidden gradients"}
+    for name, words in rest.items():
+        found = [model for model in models if model.verdict == name]
+        if found:
+            words = words if len(found) == 1 else words.replace("shows", "show")
+            return f"{_share(len(found), len(models))} {words}: {', '.join(model.name for model in found)}."
+    if all(model.verdict == "INCONCLUSIVE" for model in models):
+        return "Too little was run to tell whether these numbers can be trusted."
+    return "No sign of hidden gradients was found; each number is an upper bound under the attacks that were run."
+
+
+def _share(part: int, whole: int) -> str:
+    if whole == 1:
+        return "The model"
+    return f"One of {whole} models" if part == 1 else f"{part} of {whole} models"
+
+
+def troubles(results: Results) -> list[str]:
+    """What a reader must know before any number: an unfinished run, failed cells."""
+    failed = [cell for cell in results.cells if cell.status == "error"]
+    notes = []
+    if results.status != "success":
+        notes.append(f"The run is not complete (status: {results.status}); what follows is what there was by then.")
+    if failed:
+        count = f"{len(failed)} of {len(results.cells)} cells"
+        notes.append(f"{count} failed; they count in no number and are listed with their error.")
+    return notes
+
+
+def counted(model: ModelResult) -> str:
+    return f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{model.n}"

@@ -1,0 +1,499 @@
+"""The report on a synthetic run. ``python tests/test_report.py FOLDER`` writes that run and its report to look at."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.records import (
+    Cell,
+    Claim,
+    Environment,
+    Finding,
+    ModelResult,
+    Results,
+    Robust,
+    Sample,
+)
+from art_qplugins.report import read_run, select, words, write_report
+
+N = 200
+EPS = (0.05, 0.1, 0.15, 0.2)
+CLAIM_EPS = 0.15
+EVIL = '<script>alert("1")</script>$\\frac|"\'/../x'
+
+# name: verdict, clean, what is left at EPS by the claimed attack and by the strongest one, margin scale
+MODELS = {
+    "fp32": ("NOT_REFUTED", 0.965, (0.80, 0.48, 0.175, 0.04), (0.79, 0.46, 0.155, 0.03), 6.0),
+    "dq-2bit": ("SUSPECT", 0.94, (0.83, 0.66, 0.47, 0.29), (0.81, 0.62, 0.42, 0.24), 4.0),
+    "mu-law-3bit": ("MASKED", 0.97, (0.965, 0.96, 0.95, 0.94), (0.74, 0.31, 0.05, 0.005), 320.0),
+    "sq-ensemble": ("INCONCLUSIVE", 0.93, (0.85, 0.71, 0.52, 0.36), (0.84, 0.68, 0.48, 0.31), 3.0),
+}
+SUMMARIES = {
+    "fp32": "No check fired. PGD with cross-entropy leaves 17.5 %, and the worst case over six attacks 15.5 %.",
+    "dq-2bit": "The loss rises in steps that a plain straight-through gradient does not see, on 12 % of the images. "
+    "No attack proves the number wrong by more than its noise.",
+    "mu-law-3bit": "The claim of 95 % is an illusion. The last layer scales the logits until cross-entropy and its "
+    "gradient round to zero in float32, so attacks that follow it stand still. Dividing the logits by their median "
+    "margin changes no answer of the model, and PGD then leaves 5 %.",
+    "sq-ensemble": "The randomness was averaged over 8 draws, too few for a gradient that points the same way twice.",
+}
+
+
+def wilson(share: float, n: int = N) -> tuple[float, float]:
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def make_cell(model: str, attack: str, eps: float, accuracy: float | None, **more: object) -> Cell:
+    source = str(more.pop("source", model))
+    tag = "" if source == model else f".from-{source}"
+    name = re.sub(r"[^A-Za-z0-9-]", "-", model)
+    values: dict[str, object] = {
+        "id": f"{name}.{attack.replace(':', '-')}{tag}.Linf-{eps}.{len(json.dumps(more)):06x}",
+        "role": "attack",
+        "params": {"max_iter": 20, "eps_step": eps / 4},
+        "interval": None if accuracy is None else wilson(accuracy),
+        "forward_samples": N * 20,
+        "backward_samples": 0 if "square" in attack else N * 20,
+        "seconds": 3.2,
+        "status": "success" if accuracy is not None else "error",
+    }
+    values |= more
+    common = {"model": model, "source": source, "attack": attack, "norm": "Linf", "eps": eps, "seed": 0, "n": N}
+    return Cell(**common, accuracy=accuracy, **values)
+
+
+def findings(verdict: str) -> list[Finding]:
+    masked = verdict == "MASKED"
+
+    def finding(
+        id: str, class_: str, title: str, fired: bool | None, evidence: str, value: float | None = 0.0
+    ) -> Finding:
+        mend = "Attack the margin loss, or divide the logits by a temperature, and take the worst case."
+        return Finding(
+            id=id,
+            title=title,
+            class_=class_,
+            fired=fired,
+            value=value,
+            threshold=0.05,
+            evidence=evidence,
+            mitigation=mend,
+        )
+
+    return [
+        finding("V1", "V", "Images in bounds and budget", False, "All 4 000 images lie in [0, 1] and within eps."),
+        finding("S2", "S", "More steps, same answer", None, "Not run: the budget allows 20 steps.", None),
+        finding(
+            "M4", "M", "Margins past float32", masked, "The median margin is 331 on 194 correct images; 16.6 is safe."
+        ),
+        finding(
+            "INV-T",
+            "P",
+            "Same model, scaled logits",
+            masked,
+            "PGD on z/331 breaks 180 of 190 images that PGD on z leaves, lower bound 91.5 %."
+            if masked
+            else "PGD on z/T breaks 1 of 35 images more than PGD on z, lower bound 0.1 %.",
+        ),
+        finding("M7", "M", "Finite differences agree", verdict == "SUSPECT", "Correlation 0.81 over 20 directions."),
+    ]
+
+
+def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: int = 1) -> Results:
+    """Write a whole run into ``folder``: four models, one of which masks, and one cell that failed."""
+    rng = np.random.default_rng(0)
+    (folder / "cells").mkdir(parents=True, exist_ok=True)
+    clean = _digits(rng, channels)
+    label = np.arange(N) % 10
+    cells, models, lines = [], [], []
+
+    def score(cell: Cell, margins: np.ndarray, images: np.ndarray | None) -> None:
+        cells.append(cell)
+        for row in range(N):
+            right = bool(margins[row] > 0)
+            guess = int(label[row]) if right else int((label[row] + 5) % 10)
+            values = {"label": int(label[row]), "prediction": guess, "correct": float(right), "selection": float(right)}
+            values |= {"distance": cell.eps, "margin": float(margins[row]), "loss": max(0.0, -float(margins[row]))}
+            lines.append(Sample(cell=cell.id, sample=f"digits-{row:04d}", **values).model_dump_json())
+        if images is not None:
+            np.savez_compressed(folder / "cells" / f"{cell.id}.npz", x_adv=images.astype(np.float32))
+
+    def margins(share: float, scale: float) -> np.ndarray:
+        values = np.abs(rng.normal(1, 0.35, N)) * scale + 0.01
+        return np.where(np.arange(N)[::-1] < round(share * N), values, -values / 4)
+
+    for original, (verdict, clean_share, weak, strong, scale) in MODELS.items():
+        name = (rename or {}).get(original, original)
+        score(make_cell(name, "clean", 0.0, clean_share, role="clean", params={}), margins(clean_share, scale), clean)
+        for eps, by_claim, by_best in zip(EPS, weak, strong, strict=True):
+            noise = np.sign(rng.normal(size=clean.shape)) * eps
+            at = [
+                make_cell(name, "art:fgsm", eps, min(clean_share, by_claim + 0.02), params={}),
+                make_cell(name, "art:pgd", eps, by_claim, params={"max_iter": 20, "loss": "cross_entropy"}),
+                make_cell(name, "torchattacks:square", eps, min(clean_share, by_best + 0.2)),
+                make_cell(
+                    name,
+                    "art:pgd",
+                    eps,
+                    by_best,
+                    role="probe",
+                    params={"max_iter": 100, "loss": "margin"},
+                    seconds=16.1,
+                ),
+            ]
+            if original != "fp32":
+                at.append(make_cell(name, "art:pgd", eps, min(clean_share, by_best + 0.12), source="fp32"))
+            for cell in at:
+                keep = eps == CLAIM_EPS and cell.accuracy is not None
+                score(cell, margins(cell.accuracy or 0.0, scale), np.clip(clean + noise, 0, 1) if keep else None)
+        claimed, corrected = weak[2], strong[2]
+        robust = [
+            Robust(norm="Linf", eps=eps, accuracy=value, interval=wilson(value), attacks=[])
+            for eps, value in zip(EPS, strong, strict=True)
+        ]
+        models.append(
+            ModelResult(
+                name=name,
+                description=f"ConvNet, {original}, 2 conv layers.",
+                stochastic=original == "sq-ensemble",
+                clean_accuracy=clean_share,
+                clean_interval=wilson(clean_share),
+                n=N,
+                robust=robust,
+                verdict=verdict,
+                summary=SUMMARIES[original],
+                claim=Claim(
+                    status="OVERSTATED" if claimed - corrected > 0.04 else "HOLDS",
+                    attack="art:pgd",
+                    norm="Linf",
+                    eps=CLAIM_EPS,
+                    accuracy=claimed,
+                    corrected=corrected,
+                    interval=wilson(corrected),
+                ),
+                findings=findings(verdict),
+            )
+        )
+    trace = (
+        "Traceback (most recent call last):\n  File \"attack.py\", line 1\nRuntimeError: out of <memory> on 'cuda:0'"
+    )
+    cells.append(make_cell("dq-2bit", "autoattack:standard", CLAIM_EPS, None, error=trace, params={}))
+    recipe = {"models": list(MODELS), "threat": {"norm": "Linf", "eps": list(EPS)}, "attacks": ["art:pgd"]}
+    results = Results(
+        status="success",
+        created="2025-11-20T12:00:00Z",
+        spec={"given": recipe, "resolved": recipe | {"seed": 0, "batch_size": 128}},
+        data={"name": "digits", "split": "test", "n": N, "sha256": "9f" * 32, "classes": 10, "shape": [channels, 8, 8]},
+        environment=Environment(
+            packages={"torch": "2.6.0", "adversarial-robustness-toolbox": "1.20.1"},
+            python="3.11.7",
+            platform="Linux x86_64",
+            device="cpu",
+            git={"commit": "150fae1c" * 5, "dirty": True},
+        ),
+        models=models,
+        cells=cells,
+    )
+    write_results(folder, results)
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return results
+
+
+def write_results(folder: Path, results: Results) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(results.model_dump_json(by_alias=True), encoding="utf-8")
+
+
+def _digits(rng: np.random.Generator, channels: int) -> np.ndarray:
+    """Blobs that pass for 8x8 digits, (N, C, 8, 8) in [0, 1]."""
+    rows, columns = np.mgrid[0:8, 0:8]
+    centre, radius = rng.uniform(2.5, 4.5, (N, 2, 1, 1)), rng.uniform(1.2, 2.8, (N, 1, 1))
+    distance = np.hypot(rows - centre[:, 0], columns - centre[:, 1])
+    ring = np.exp(-((distance - radius) ** 2))
+    return np.repeat(ring[:, None], channels, axis=1).astype(np.float32)
+
+
+class Page(HTMLParser):
+    """What a browser would load and show, as far as a test needs it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.shown: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), f"{tag} has {name}"
+            if name in ("src", "href", "xlink:href", "action", "srcset"):
+                self.links.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+
+    def handle_data(self, data: str) -> None:
+        self.shown.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.shown).split())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    build_run(folder)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def plain(text: str) -> str:
+    return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_writes_every_file_and_says_which(folder: Path) -> None:
+    names = [path.relative_to(folder).as_posix() for path in write_report(folder)]
+    models = [f"figures/{what}-{name}.svg" for what in ("attacks", "margins") for name in MODELS]
+    assert names == ["results.md", "results.csv", "figures/robust-accuracy.svg", *models, "report.html"]
+    assert not [path for path in folder.rglob(".*") if path.is_file()], "a temporary file was left"
+
+
+def test_same_records_same_bytes(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in write_report(folder)}
+    assert {path: path.read_bytes() for path in write_report(folder)} == before
+
+
+def test_csv_has_each_cell_with_raw_fractions(folder: Path) -> None:
+    results = read_run(folder).results
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))))
+    assert [row["id"] for row in rows] == [cell.id for cell in results.cells]
+    for row, cell in zip(rows, results.cells, strict=True):
+        assert (float(row["accuracy"]) if row["accuracy"] else None) == cell.accuracy
+        assert json.loads(row["params"]) == cell.params
+        if cell.interval:
+            assert (float(row["lower"]), float(row["upper"])) == cell.interval
+    assert rows[-1]["status"] == "error" and "out of <memory>" in rows[-1]["error"]
+
+
+def test_markdown_has_each_number_with_n_and_interval(folder: Path) -> None:
+    text = plain((folder / "results.md").read_text(encoding="utf-8"))
+    head, _, row = (
+        next(part for part in text.split("\n\n") if part.startswith("| model | n | clean")).splitlines()[i]
+        for i in (0, 1, 4)
+    )
+    summary = dict(zip(head.strip("| ").split(" | "), row.strip("| ").split(" | "), strict=True))
+    assert summary["model"] == "mu-law-3bit"
+    assert summary["n"] == "200"
+    assert summary["claimed"] == "95 %"
+    assert summary["corrected"] == r"≤ 5 % \[2.7, 9\]"
+    assert summary["Linf, eps 0.05"].startswith("≤ 74 %")
+    assert (summary["claim"], summary["verdict"]) == ("overstated", "MASKED")
+    assert "FAILED: Traceback" in text and "out of &lt;memory&gt;" in text
+    assert "1 of 81 cells failed" in text
+
+
+def test_page_answers_first(html: str) -> None:
+    text = plain(Page(html).text)
+    answer = (
+        "One of 4 models shows robustness that is an illusion: mu-law-3bit claimed 95 %, really at most 5 % [2.7, 9]."
+    )
+    assert answer in text
+    for part in ("MASKED", "SUSPECT", "NOT REFUTED", "INCONCLUSIVE", "INVALID", "1 of 81 cells failed", "n = 200"):
+        assert part in text
+    assert "RuntimeError: out of <memory> on 'cuda:0'" in text
+    for summary in SUMMARIES.values():
+        assert summary in text
+
+
+def test_page_needs_nothing_from_elsewhere(html: str) -> None:
+    page = Page(html)
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
+    assert not re.search(r"url\(\s*['\"]?(?!#)|@import", html)
+    assert "default-src 'none'" in html
+
+
+def test_page_is_well_formed(html: str) -> None:
+    page = Page(html)
+    assert sorted(set(page.ids)) == sorted(page.ids), "an id is used twice"
+    assert [link for link in page.links if link.startswith("#") and link[1:] not in page.ids] == []
+    assert page.tags.count("h1") == 1
+    assert page.tags.count("svg") == 9
+    assert "NaN" not in html and "None" not in html
+
+
+def test_skipped_checks_are_shown_like_the_others(html: str) -> None:
+    section = html.split('id="model-3"')[1].split("</section>")[0]
+    outcomes = re.findall(r'class="outcome o-[a-z-]+">([^<]+)<', section)
+    assert outcomes == ["Fired", "Fired", "Passed", "Passed", "Not run"]
+    assert section.index("Same model, scaled logits") < section.index("Margins past float32"), "proof comes first"
+
+
+def test_gallery_shows_what_the_claimed_attack_left(html: str) -> None:
+    masked = html.split('id="model-3"')[1].split("</section>")[0]
+    assert masked.count("data:image/png;base64,") == 12
+    assert "All of these withstood the claimed attack" in masked
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_names_are_escaped_everywhere(tmp_path: Path, channels: int) -> None:
+    build_run(tmp_path, rename={"mu-law-3bit": EVIL}, channels=channels)
+    written = write_report(tmp_path)
+    for path in written:
+        assert re.fullmatch(r"[a-z0-9.-]+", path.name) and path.is_relative_to(tmp_path)
+        if path.suffix != ".csv":
+            assert "<script" not in path.read_text(encoding="utf-8").lower()
+    page = Page(written[-1].read_text(encoding="utf-8"))
+    assert EVIL in page.text and "script" not in page.tags
+
+
+@pytest.mark.parametrize("status", ["started", "error"])
+def test_a_run_without_models(tmp_path: Path, status: str) -> None:
+    build_run(tmp_path)
+    results = read_run(tmp_path).results.model_copy(update={"models": [], "cells": [], "status": status})
+    write_results(tmp_path, results)
+    (tmp_path / "samples.jsonl").unlink()
+    text = Page(write_report(tmp_path)[-1].read_text(encoding="utf-8")).text
+    assert "holds no finished model" in text and f"status: {status}" in text
+
+
+def test_sparse_records_are_reported_as_far_as_they_go(tmp_path: Path) -> None:
+    """No claim, no interval, no images, one eps, no findings, a line cut short."""
+    build_run(tmp_path)
+    results = read_run(tmp_path).results
+    for file in (tmp_path / "cells").iterdir():
+        file.unlink()
+    with (tmp_path / "samples.jsonl").open("a", encoding="utf-8") as out:
+        out.write('{"cell": "fp')
+    bare = {"claim": Claim(status="NONE"), "findings": [], "description": "", "summary": ""}
+    models = [model.model_copy(update=bare | {"robust": model.robust[:1]}) for model in results.models]
+    models[1] = models[1].model_copy(update={"robust": []})
+    cells = [cell.model_copy(update={"interval": None}) for cell in results.cells]
+    write_results(tmp_path, results.model_copy(update={"models": models, "cells": cells, "data": {}}))
+    text = plain(Page(write_report(tmp_path)[-1].read_text(encoding="utf-8")).text)
+    assert "No claim was made" in text and "No check was run" in text
+    assert "None" not in text
+
+
+def test_all_cells_failed(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    failed = {"status": "error", "accuracy": None, "interval": None, "error": None}
+    cells = [cell.model_copy(update=failed) for cell in results.cells]
+    write_results(tmp_path, results.model_copy(update={"cells": cells}))
+    text = Page(write_report(tmp_path)[-1].read_text(encoding="utf-8")).text
+    assert "81 of 81 cells failed" in text and "no message was recorded" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("{", "not JSON"),
+        ("[]", "schema_version is None"),
+        ('{"schema_version": 2}', "schema_version is 2"),
+        ('{"schema_version": 1, "status": "done"}', "status"),
+    ],
+)
+def test_results_that_cannot_be_read(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message) as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"results.json"}
+
+
+def test_a_damaged_sample_names_its_line(tmp_path: Path) -> None:
+    build_run(tmp_path)
+    (tmp_path / "samples.jsonl").write_text("{}\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"samples\.jsonl, line 1"):
+        write_report(tmp_path)
+
+
+def test_damaged_images_cost_the_gallery_only(tmp_path: Path) -> None:
+    build_run(tmp_path)
+    for file in (tmp_path / "cells").iterdir():
+        file.write_bytes(b"PK\x03\x04 not a zip")
+    assert "data:image/png" not in write_report(tmp_path)[-1].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.15, "0.15"),
+        (8 / 255, "8/255"),
+        (0.1, "0.1"),
+        (2.0, "2"),
+        (0.123456, "0.123"),
+        (0.0, "0"),
+        (16 / 255, "16/255"),
+    ],
+)
+def test_eps_in_words(value: float, shown: str) -> None:
+    assert words.eps(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.83, "83 %"), (0.045, "4.5 %"), (1.0, "100 %"), (0.0, "0 %"), (None, "–")]
+)
+def test_percent_in_words(value: float | None, shown: str) -> None:
+    assert plain(words.percent(value)) == shown
+
+
+def test_kinds_and_labels_tell_cells_apart() -> None:
+    cells = [
+        make_cell("a", "art:pgd", 0.1, 0.5, params={"loss": "ce", "max_iter": 20}),
+        make_cell("a", "art:pgd", 0.1, 0.4, params={"loss": "margin", "max_iter": 20}, role="probe"),
+        make_cell("a", "art:pgd", 0.1, 0.6, source="b"),
+        make_cell("a", "torchattacks:square", 0.1, 0.6),
+    ]
+    cells = [cell.model_copy(update={"id": str(row)}) for row, cell in enumerate(cells)]
+    assert [select.kind(cell) for cell in cells] == ["white-box", "adaptive", "transfer", "black-box"]
+    expected = ["art:pgd (loss=ce)", "art:pgd (loss=margin)", "art:pgd from b", "torchattacks:square"]
+    assert list(select.labels(cells).values()) == expected
+
+
+def test_import_brings_neither_torch_nor_art() -> None:
+    code = (
+        "import sys, art_qplugins.report, art_qplugins.report.html\n"
+        "heavy = {'torch', 'art', 'torchattacks', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+if __name__ == "__main__":
+    target = Path(sys.argv[1])
+    build_run(target)
+    print(*write_report(target), sep="\n")
