@@ -316,13 +316,13 @@ def test_download_fetches_what_is_missing(tmp_path, monkeypatch):
 # --- folders
 
 
-def write_images(folder, classes=("cat", "dog"), n=10, *, mode="RGB", size=(5, 4), seed=0):
+def write_images(folder, classes=("cat", "dog"), n=10, *, mode="RGB", size=(5, 4), suffix="png", seed=0):
     rng = np.random.default_rng(seed)
     for name in classes:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(n):
             array = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-            Image.fromarray(array).convert(mode).save(folder / name / f"{i:02d}.png")
+            Image.fromarray(array).convert(mode).save(folder / name / f"{i:02d}.{suffix}")
     return folder
 
 
@@ -370,7 +370,9 @@ def test_relative_folder_is_looked_for_here_first(tmp_path, monkeypatch):
         load("folder:birds", "train")
 
 
-@pytest.mark.parametrize(("modes", "channels"), [("L", 1), ("L1", 1), (("L", "RGB"), 3), (("L", "LA"), 3), ("PP", 3)])
+@pytest.mark.parametrize(
+    ("modes", "channels"), [("L", 1), ("L1", 1), (("L", "RGB"), 3), (("RGB", "L"), 3), (("L", "LA"), 3), ("PP", 3)]
+)
 def test_gray_only_where_all_images_are(tmp_path, modes, channels):
     for i, mode in enumerate(modes):
         write_images(tmp_path / "set" / "train", (f"class{i}", f"other{i}"), n=2, mode=mode)
@@ -414,7 +416,7 @@ def test_folders_that_are_refused(tmp_path):
 
 @pytest.fixture
 def pets(tmp_path):
-    return write_images(tmp_path / "data" / "pets")
+    return write_images(tmp_path / "data" / "pets", suffix="bmp")
 
 
 @pytest.fixture
@@ -432,7 +434,7 @@ def test_images_are_decoded_once_until_one_changes(tmp_path, pets, decoded):
     assert load("folder:pets", "train").sha256 == first.sha256
     assert len(decoded) == 16
     changed = pets / first.ids[5].split("/", 2)[2]
-    Image.new("RGB", (5, 4)).save(changed)
+    Image.new("RGB", (5, 4)).save(changed)  # as many bytes as before, since it is not compressed
     os.utime(changed, ns=(1, 1))
     assert not load("folder:pets", "train").images[5].any()
     assert not list((tmp_path / "cache").rglob("*.tmp"))
