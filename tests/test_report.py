@@ -32,7 +32,7 @@ from art_qplugins.report import read_run, select, words, write_report
 N = 200
 EPS = (0.05, 0.1, 0.15, 0.2)
 CLAIM_EPS = 0.15
-EVIL = '<script>alert("1")</script>$\\frac|"\'/../x'
+EVIL = '<script>alert("1")</script>$\\frac|"\'/../[x](y)'
 
 # name: verdict, clean, what is left at EPS by the claimed attack and by the strongest one, margin scale
 MODELS = {
@@ -100,7 +100,7 @@ def findings(verdict: str) -> list[Finding]:
         finding("V1", "V", "Images in bounds and budget", False, "All 4 000 images lie in [0, 1] and within eps."),
         finding("S2", "S", "More steps, same answer", None, "Not run: the budget allows 20 steps.", None),
         finding(
-            "M4", "M", "Margins past float32", masked, "The median margin is 331 on 194 correct images; 16.6 is safe."
+            "M4", "M", "Margins past float32", masked, f"Median margin {331 if masked else 5.2}; the limit is 16.6."
         ),
         finding(
             "INV-T",
@@ -308,7 +308,7 @@ def test_markdown_has_each_number_with_n_and_interval(folder: Path) -> None:
     assert summary["model"] == "mu-law-3bit"
     assert summary["n"] == "200"
     assert summary["claimed"] == "95 %"
-    assert summary["corrected"] == r"≤ 5 % \[2.7, 9\]"
+    assert summary["corrected"] == "≤ 5 % [2.7, 9]"
     assert summary["Linf, eps 0.05"].startswith("≤ 74 %")
     assert (summary["claim"], summary["verdict"]) == ("overstated", "MASKED")
     assert "FAILED: Traceback" in text and "out of &lt;memory&gt;" in text
@@ -366,6 +366,7 @@ def test_names_are_escaped_everywhere(tmp_path: Path, channels: int) -> None:
         assert re.fullmatch(r"[a-z0-9.-]+", path.name) and path.is_relative_to(tmp_path)
         if path.suffix != ".csv":
             assert "<script" not in path.read_text(encoding="utf-8").lower()
+    assert not re.search(r"(?<!\\)\]\(", written[0].read_text(encoding="utf-8")), "a name became a link"
     page = Page(written[-1].read_text(encoding="utf-8"))
     assert EVIL in page.text and "script" not in page.tags
 
@@ -396,6 +397,15 @@ def test_sparse_records_are_reported_as_far_as_they_go(tmp_path: Path) -> None:
     text = plain(Page(write_report(tmp_path)[-1].read_text(encoding="utf-8")).text)
     assert "No claim was made" in text and "No check was run" in text
     assert "None" not in text
+
+
+def test_an_invalid_model_gets_no_headline_number(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    models = [model.model_copy(update={"verdict": "INVALID"}) for model in results.models[:1]]
+    write_results(tmp_path, results.model_copy(update={"models": models}))
+    page = write_report(tmp_path)[-1].read_text(encoding="utf-8")
+    assert re.findall(r'<p class="figure-number">(.*?)</p>', page) == ["– <small>no number counts</small>"]
+    assert "The model could not be evaluated: fp32." in Page(page).text
 
 
 def test_all_cells_failed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -41,7 +42,6 @@ def page(run: Run, figures: Figures) -> str:
     )
     environment.filters.update(json=_json, svg=lambda drawing: Markup(inline(drawing.svg)))
     template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
-    names = select.labels(results.cells)
     return template.render(
         results=results,
         sections=[_section(index, model, run, figures) for index, model in enumerate(results.models)],
@@ -49,7 +49,8 @@ def page(run: Run, figures: Figures) -> str:
         budgets=tables.budgets(results),
         robust_at=tables.robust_at,
         kind=select.kind,
-        names=names,
+        groups=_groups(results.cells, lambda cell: cell.model),
+        names=_names(results.cells),
         error_line=_error_line,
         failed=[cell for cell in results.cells if cell.status == "error"],
         words=words,
@@ -63,7 +64,7 @@ def _section(index: int, model: ModelResult, run: Run, figures: Figures) -> _Sec
         anchor=f"model-{index + 1}",
         model=model,
         at=at,
-        robust=next((robust for robust in model.robust if (robust.norm, robust.eps) == at), None),
+        robust=None if at is None else tables.robust_at(model, *at),
         meaning=words.VERDICTS[model.verdict],
         findings=words.ordered(model.findings),
         counts={outcome: outcomes.count(outcome) for outcome in words.OUTCOMES.values()},
@@ -71,6 +72,22 @@ def _section(index: int, model: ModelResult, run: Run, figures: Figures) -> _Sec
         margins=figures.margins[index],
         gallery=gallery(model, run),
     )
+
+
+def _groups(cells: list[Cell], key: Callable[[Cell], Hashable]) -> dict[Hashable, list[Cell]]:
+    """Cells by ``key``, in the order of the run."""
+    groups: dict[Hashable, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(key(cell), []).append(cell)
+    return groups
+
+
+def _names(cells: list[Cell]) -> dict[str, str]:
+    """Short names by cell id. Only cells at the same budget need telling apart; the budget has a column of its own."""
+    names: dict[str, str] = {}
+    for group in _groups(cells, lambda cell: (cell.model, cell.norm, cell.eps)).values():
+        names |= select.labels(group)
+    return names
 
 
 def _error_line(cell: Cell) -> str:

@@ -180,7 +180,7 @@ def attack_bars(model: ModelResult, cells: Sequence[Cell]) -> Figure:
     pitch, above = 0.4, 0.62  # inches a row, and inches for the legend and the two numbers
     height = pitch * len(shown) + above + 0.35
     figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes((0.035, 0.33 / height, 0.93, pitch * len(shown) / height))
+    axes = figure.add_axes((0.03, 0.33 / height, 0.915, pitch * len(shown) / height))
     for row, cell in enumerate(shown):
         fill, hatch = KIND_STYLE[select.kind(cell)]
         at = row + 0.68
@@ -214,9 +214,11 @@ def attack_bars(model: ModelResult, cells: Sequence[Cell]) -> Figure:
 
 def _reference_lines(axes: Axes, model: ModelResult, rows: int) -> None:
     """The claimed and the corrected number, drawn beside the bars only, so that no line runs through a name."""
+    from matplotlib.transforms import offset_copy
+
     numbers = [
-        (model.claim.accuracy, "claimed", (0, (2, 1.2)), 16),
-        (model.claim.corrected, "at most", "-", 5),
+        (model.claim.accuracy, "claimed", (0, (2, 1.2)), 20),
+        (model.claim.corrected, "at most", "-", 8),
     ]
     for value, word, dash, lift in numbers:
         if value is None:
@@ -224,16 +226,18 @@ def _reference_lines(axes: Axes, model: ModelResult, rows: int) -> None:
         low, high = np.arange(rows) + 0.45, np.arange(rows) + 0.91
         axes.vlines([value] * rows, low, high, color=INK, linestyle=dash, linewidth=1.3, clip_on=False, zorder=4)
         right = value > 0.5
-        text = f"{word} {words.percent(value)}"
         axes.annotate(
-            f"{text} ▾" if right else f"▾ {text}",
+            f"{word} {words.percent(value)}",
             (value, 0),
-            xytext=(3 if right else -3, lift),
+            xytext=(-5 if right else 5, lift),
             textcoords="offset points",
             ha="right" if right else "left",
+            va="center",
             fontweight="bold",
             fontsize=8,
         )
+        pointer = offset_copy(axes.transData, axes.figure, y=lift, units="points")
+        axes.plot(value, 0, marker="v", markersize=4, color=INK, transform=pointer, clip_on=False)
 
 
 @styled
@@ -242,7 +246,7 @@ def margin_histogram(margins: Sequence[float]) -> Figure:
     from matplotlib.figure import Figure
 
     values = np.asarray(margins, dtype=np.float64)
-    low, high = min(-2.0, values.min()), max(1.6 * GRADIENT_IS_ZERO, values.max() * 1.15)
+    low, high = min(-2.0, values.min()), max(3.5 * GRADIENT_IS_ZERO, values.max() * 1.15)
     edges = _WIDTH_AT_ZERO * np.sinh(
         np.linspace(np.arcsinh(low / _WIDTH_AT_ZERO), np.arcsinh(high / _WIDTH_AT_ZERO), 49)
     )
@@ -264,13 +268,14 @@ def margin_histogram(margins: Sequence[float]) -> Figure:
             linespacing=1.1,
         )
     ticks = [tick for tick in (-100, -10, 0, 5, 10, 50, 100, 1e3, 1e4, 1e5, 1e6) if low <= tick <= high]
-    axes.set_xticks(ticks, [f"{tick:,.0f}".replace(",", "\N{NO-BREAK SPACE}") for tick in ticks])
+    axes.set_xticks(
+        ticks, [f"{tick:,.0f}".replace(",", "\N{NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    )
     axes.set_xticks([], minor=True)
     axes.set_xlim(low, high)
     axes.grid(axis="x", visible=False)
     axes.yaxis.get_major_locator().set_params(nbins=4, integer=True)
-    axes.set_xlabel("margin: logit of the label minus the best other logit")
-    axes.set_title("clean images\n", loc="left", fontsize=8, color=SOFT)
+    axes.set_xlabel("margin of clean images: logit of the label minus best other logit")
     return figure
 
 

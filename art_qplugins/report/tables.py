@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-from art_qplugins.evaluation.records import Cell, ModelResult, Results
+from art_qplugins.evaluation.records import Cell, ModelResult, Results, Robust
 from art_qplugins.report import select, words
 from art_qplugins.report.files import Run
 
@@ -44,9 +44,8 @@ def budgets(results: Results) -> list[tuple[str, float]]:
     return sorted({(robust.norm, robust.eps) for model in results.models for robust in model.robust})
 
 
-def robust_at(model: ModelResult, norm: str, eps: float) -> str:
-    found = next((robust for robust in model.robust if (robust.norm, robust.eps) == (norm, eps)), None)
-    return words.NONE if found is None else words.at_most(found.accuracy, found.interval)
+def robust_at(model: ModelResult, norm: str, eps: float) -> Robust | None:
+    return next((robust for robust in model.robust if (robust.norm, robust.eps) == (norm, eps)), None)
 
 
 def markdown(run: Run) -> str:
@@ -76,7 +75,7 @@ def _summary(results: Results) -> str:
             model.name,
             model.n,
             words.accuracy(model.clean_accuracy, model.clean_interval),
-            *(robust_at(model, *column) for column in columns),
+            *(_bound(robust_at(model, *column)) for column in columns),
             words.percent(model.claim.accuracy),
             words.at_most(model.claim.corrected, model.claim.interval),
             words.CLAIMS[model.claim.status],
@@ -85,6 +84,10 @@ def _summary(results: Results) -> str:
         for model in results.models
     ]
     return _table([*head, "claimed", "corrected", "claim", "verdict"], rows)
+
+
+def _bound(robust: Robust | None) -> str:
+    return words.NONE if robust is None else words.at_most(robust.accuracy, robust.interval)
 
 
 def _model(model: ModelResult) -> list[str]:
@@ -135,4 +138,5 @@ def _text(value: object) -> str:
     """Free text made harmless in Markdown: no HTML, no links, no broken table, one line."""
     text = re.sub(r"\s*[\r\n]+\s*", " ", str(value))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*\[\]|~])", r"\\\1", text)
+    # A bracket alone is left as it is, so that intervals stay readable; "](", "][" and "]:" would make a link.
+    return re.sub(r"([\\`*|~]|\](?=[(\[:]))", r"\\\1", text)

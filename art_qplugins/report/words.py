@@ -126,7 +126,10 @@ def headline(results: Results) -> str:
     wrong = masked or [model for model in models if model.claim.status == "OVERSTATED"]
     if wrong:
         what = "robustness that is an illusion" if masked else "more robustness than the attacks leave"
-        who = "; ".join(f"{model.name} {claim(model.claim)}" for model in wrong)
+        named = [
+            model.name if model.claim.accuracy is None else f"{model.name} {claim(model.claim)}" for model in wrong[:2]
+        ]
+        who = "; ".join([*named, f"and {len(wrong) - 2} more"] if len(wrong) > 2 else named)
         return f"{_share(len(wrong), len(models))} {'shows' if len(wrong) == 1 else 'show'} {what}: {who}."
     rest = {"INVALID": "could not be evaluated", "SUSPECT": "shows signs of hidden gradients"}
     for name, words in rest.items():
@@ -134,8 +137,11 @@ def headline(results: Results) -> str:
         if found:
             words = words if len(found) == 1 else words.replace("shows", "show")
             return f"{_share(len(found), len(models))} {words}: {', '.join(model.name for model in found)}."
-    if all(model.verdict == "INCONCLUSIVE" for model in models):
+    unclear = sum(model.verdict == "INCONCLUSIVE" for model in models)
+    if unclear == len(models):
         return "Too little was run to tell whether these numbers can be trusted."
+    if unclear:
+        return f"No sign of hidden gradients was found, but for {unclear} of {len(models)} models too little was run to say."
     return "No sign of hidden gradients was found; each number is an upper bound under the attacks that were run."
 
 
