@@ -399,6 +399,18 @@ def test_sparse_records_are_reported_as_far_as_they_go(tmp_path: Path) -> None:
     assert "None" not in text
 
 
+def test_warnings_and_temperatures_are_shown(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    change = {"notes": ["loss did not <move>"], "params": {"temperature": 331.234567}}
+    cells = [cell.model_copy(update=change) if cell.role == "probe" else cell for cell in results.cells]
+    write_results(tmp_path, results.model_copy(update={"cells": cells}))
+    written = {path.name: path.read_text(encoding="utf-8") for path in write_report(tmp_path)}
+    assert "Warning: loss did not <move>" in Page(written["report.html"]).text
+    for name in ("report.html", "results.md", "attacks-fp32.svg"):
+        assert "art:pgd, logits / 331" in written[name]
+    assert "loss did not &lt;move&gt;" in written["results.md"] and "loss did not <move>" in written["results.csv"]
+
+
 def test_an_invalid_model_gets_no_headline_number(tmp_path: Path) -> None:
     results = build_run(tmp_path)
     models = [model.model_copy(update={"verdict": "INVALID"}) for model in results.models[:1]]

@@ -73,11 +73,11 @@ def clean_margins(model: ModelResult, run: Run) -> list[float]:
 
 def labels(cells: list[Cell]) -> dict[str, str]:
     """A short name by cell id: the attack, where it was crafted, and only those settings that tell it from another."""
-    names = {cell.id: cell.attack + (f" from {cell.source}" if cell.source != cell.model else "") for cell in cells}
+    names = {cell.id: cell.label + (f" from {cell.source}" if cell.source != cell.model else "") for cell in cells}
     counts = Counter(names.values())
     for cell in cells:
         if counts[names[cell.id]] > 1:
-            twins = [other for other in cells if (other.attack, other.source) == (cell.attack, cell.source)]
+            twins = [other for other in cells if (other.label, other.source) == (cell.label, cell.source)]
             differ = [key for key in cell.params if any(other.params.get(key) != cell.params[key] for other in twins)]
             detail = ", ".join(f"{key}={_short(cell.params[key])}" for key in differ)
             names[cell.id] += f" ({detail})" if detail else ""
@@ -85,4 +85,6 @@ def labels(cells: list[Cell]) -> dict[str, str]:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)

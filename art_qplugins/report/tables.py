@@ -14,7 +14,7 @@ from art_qplugins.report.files import Run
 
 CSV_COLUMNS = (
     *("id", "model", "source", "attack", "role", "norm", "eps", "seed", "n", "accuracy", "lower", "upper"),
-    *("forward_samples", "backward_samples", "seconds", "status", "error", "params"),
+    *("forward_samples", "backward_samples", "seconds", "status", "error", "notes", "params"),
 )
 
 READING = (
@@ -35,6 +35,7 @@ def csv_text(run: Run) -> str:
 def _csv_row(cell: Cell) -> dict[str, object]:
     row = {key: value for key, value in cell.model_dump().items() if key in CSV_COLUMNS}
     row["lower"], row["upper"] = cell.interval or (None, None)
+    row["notes"] = "; ".join(cell.notes)
     row["params"] = json.dumps(cell.params, sort_keys=True, default=str)
     return row
 
@@ -113,7 +114,7 @@ def _cells(results: Results) -> str:
     rows = [
         [
             cell.model,
-            cell.attack,
+            cell.label,
             cell.source,
             "clean" if cell.role == "clean" else select.kind(cell),
             words.budget(cell.norm, cell.eps),
@@ -121,7 +122,7 @@ def _cells(results: Results) -> str:
             words.accuracy(cell.accuracy, cell.interval),
             cell.backward_samples,
             words.duration(cell.seconds),
-            f"FAILED: {cell.error}" if cell.status == "error" else "ok",
+            "; ".join(["ok", *cell.notes]) if cell.status == "success" else f"FAILED: {cell.error}",
         ]
         for cell in results.cells
     ]
