@@ -223,7 +223,7 @@ def _reference_lines(axes: Axes, model: ModelResult, rows: int) -> None:
     for value, word, dash, lift in numbers:
         if value is None:
             continue
-        low, high = np.arange(rows) + 0.45, np.arange(rows) + 0.91
+        low, high = np.arange(rows) + 0.5, np.arange(rows) + 0.86
         axes.vlines([value] * rows, low, high, color=INK, linestyle=dash, linewidth=1.3, clip_on=False, zorder=4)
         right = value > 0.5
         axes.annotate(
