@@ -22,5 +22,5 @@ def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Ten
 
 
 def clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-    """The images as they are; its cell is the clean accuracy."""
+    """The images as they are. What its options ask for is measured by ``evaluation``, not here."""
     return x.clone()

@@ -129,6 +129,13 @@ ATTACKS: Registry[Attack] = Registry(
             "PGD on the logit margin, which no scale of the logits can saturate",
             {**_ITERATIVE, "num_random_init": 1},
         ),
-        _own("clean", "clean", "no attack: the image as it is", knowledge="black-box"),
+        _own(
+            "clean",
+            "clean",
+            "no attack: the image as it is; its cell measures gradients, and their fidelity over steps of this size",
+            {"step": 0.0, "directions": 20},
+            knowledge="black-box",
+            norms=("Linf", "L2", "L1", "L0"),
+        ),
     ],
 )

@@ -7,15 +7,17 @@ deleted at any time, may be read-only, and may hold broken files: each of these 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from art_qplugins.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +53,9 @@ def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
         logger.warning("cannot read the cache %s (%s); decoding again", path, error)
     images, labels = build()
     try:
-        _write(path, images=images, labels=labels)
+        buffer = io.BytesIO()
+        np.savez(buffer, images=images, labels=labels)
+        write_atomically(path, buffer.getvalue())
     except OSError as error:
         logger.warning("cannot write the cache %s (%s); going on without", path, error)
     return images, labels
-
-
-def _write(path: Path, **arrays: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -39,7 +39,8 @@ class Sample(Record):
     distance: float  # from the clean image, in the cell's norm
     margin: float  # z_y - max_{j != y} z_j of the target's logits; negative where wrong
     loss: float  # cross-entropy in float32, as an attack sees it
-    gradient: float | None = None  # max |d loss / d x|; clean cells only
+    gradient: float | None = None  # max |d loss / d x|; clean cells only, as is the next
+    fidelity: float | None = None  # correlation of what the gradient predicts with what small steps really do
 
 
 class Cell(Record):
@@ -62,6 +63,13 @@ class Cell(Record):
     seconds: float
     status: Literal["success", "error"]
     error: str | None = None
+    notes: list[str] = []  # warnings that the attack's library gave
+
+    @property
+    def label(self) -> str:
+        """The attack's id, with what sets this cell apart from its plain form."""
+        temperature = self.params.get("temperature")
+        return self.attack + (f", logits / {temperature:.3g}" if temperature is not None else "")
 
 
 class Finding(Record):

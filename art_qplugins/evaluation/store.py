@@ -1,0 +1,64 @@
+"""A run's folder. Every file is written whole or not at all, so that a kill or a full disk loses nothing finished."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.records import Cell, Results, Sample
+from art_qplugins.files import write_atomically
+
+__all__ = ["Store"]
+
+
+class Store:
+    """``cells/ID.json`` (the records) and ``cells/ID.npz`` (the adversarial images) of every finished cell."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            (folder / "cells").mkdir(parents=True, exist_ok=True)
+            (folder / "checkpoints").mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot write there ({error.strerror}); choose another folder with --out") from None
+
+    def checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def load(self, cell_id: str) -> Outcome | None:
+        """The finished cell, or ``None`` where it has to be computed (also where its file is damaged)."""
+        try:
+            content = json.loads((self.folder / "cells" / f"{cell_id}.json").read_bytes())
+            return Outcome(Cell(**content["cell"]), [Sample(**row) for row in content["samples"]])
+        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            return None
+
+    def save(self, outcome: Outcome, x_adv: NDArray[np.float32]) -> None:
+        """The records are written last: where they are, the images are too."""
+        stem = self.folder / "cells" / outcome.cell.id
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, x_adv=x_adv)
+        write_atomically(stem.with_name(stem.name + ".npz"), buffer.getvalue())
+        rows = [row.model_dump(mode="json") for row in outcome.samples]
+        content = {"cell": outcome.cell.model_dump(mode="json"), "samples": rows}
+        write_atomically(stem.with_name(stem.name + ".json"), json.dumps(content).encode())
+
+    def images(self, cell_id: str) -> NDArray[np.float32]:
+        with np.load(self.folder / "cells" / f"{cell_id}.npz", allow_pickle=False) as archive:
+            return np.asarray(archive["x_adv"])
+
+    def write_results(self, results: Results) -> None:
+        content = results.model_dump_json(by_alias=True, indent=1)
+        write_atomically(self.folder / "results.json", content.encode())
+
+    def write_samples(self, outcomes: Iterable[Outcome]) -> None:
+        rows = (row.model_dump_json() for outcome in outcomes for row in outcome.samples)
+        write_atomically(self.folder / "samples.jsonl", "".join(row + "\n" for row in rows).encode())

@@ -1,0 +1,161 @@
+"""The models of a recipe: built, trained or loaded, and presented to ART."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from art_qplugins._version import __version__
+from art_qplugins.checkpoint import load_checkpoint, save_checkpoint
+from art_qplugins.data import Dataset
+from art_qplugins.defences import DEFENCES
+from art_qplugins.defences.training import train
+from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.evaluation.execute import fingerprint
+from art_qplugins.evaluation.recipe import ModelSettings, Recipe
+from art_qplugins.models import MODELS
+from art_qplugins.quantizers import bake, quantize
+
+__all__ = ["build_models", "describe", "estimator_for"]
+
+TrainingProgress = Callable[[str, int, int, float], None]  # model, epochs done, epochs, loss
+
+
+def build_models(
+    recipe: Recipe,
+    data: Dataset,
+    checkpoints: Path,
+    *,
+    device: torch.device,
+    progress: TrainingProgress | None = None,
+) -> dict[str, nn.Module]:
+    """Every model of the recipe, in order: from its checkpoint where there is one, else trained and stored.
+
+    :param data: the train split.
+    :param checkpoints: the folder; a file's name ends in a hash of everything that shapes the training.
+    """
+    models: dict[str, nn.Module] = {}
+    for settings in recipe.models:
+        module = _blank(settings, data, recipe.seed)
+        if settings.checkpoint is not None:
+            load_checkpoint(Path(settings.checkpoint), module)
+        else:
+            path = checkpoints / f"{_slug(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
+            # The description is written last, so a training that was cut short has none and starts again.
+            if path.with_suffix(".json").exists():
+                load_checkpoint(path, module)
+            else:
+                module = _train(recipe, settings, data, models, device, progress)
+                save_checkpoint(path, module, _description(settings, data))
+        models[settings.name] = module.to(device).eval()
+    return models
+
+
+def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> QuantizedClassifier:
+    """The family's ART estimator around a trained module."""
+    device = next(module.parameters()).device.type
+    contract: Any = (module, nn.CrossEntropyLoss(), data.shape, data.nb_classes)
+    device_type = "cpu" if device == "cpu" else "gpu"
+    q = settings.quantize
+    if q is None:
+        return QuantizedClassifier(*contract, device_type=device_type)
+    if q.alpha is not None:
+        return SQEnsembleClassifier(*contract, draws=settings.draws, device_type=device_type)
+    if q.mu is not None:
+        return MuLawClassifier(*contract, device_type=device_type)
+    if q.activation_bits is not None:
+        return DQClassifier(*contract, device_type=device_type)
+    return QuantizedClassifier(*contract, device_type=device_type)
+
+
+def describe(settings: ModelSettings) -> str:
+    """A model in one line, for people."""
+    parts = [settings.architecture.name]
+    if (q := settings.quantize) is not None:
+        if q.alpha is not None:
+            parts.append(
+                f"stochastic {q.activation_bits}-bit activations (alpha = {q.alpha:g}), mean of {settings.draws} draws"
+            )
+        elif q.activation_bits is not None:
+            parts.append(f"{q.activation_bits}-bit activations on [0, {q.clip:g}]")
+        if q.mu is not None:
+            which = "last layer" if q.mu_layers == 1 else f"last {q.mu_layers} layers"
+            parts.append(f"{which} mu-law mapped (mu = {q.mu:g})")
+        if q.weight_bits is not None:
+            parts.append(f"{q.weight_bits}-bit weights, {q.granularity.replace('_', ' ')}")
+    for defence in settings.defences:
+        options = ", ".join(f"{k} = {v:g}" for k, v in DEFENCES[defence.name].resolve(defence.options).items())
+        parts.append(f"{defence.name} ({options})")
+    if settings.base is not None:
+        how = "quantized after training" if settings.train.epochs == 0 else "trained on"
+        parts.append(f"{how} from {settings.base}")
+    return "; ".join(parts)
+
+
+def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
+    """The deployed network before its weights: the maps on weights are in the stored weights already."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        choice = MODELS[settings.architecture.name]
+        network: nn.Module = choice.load()(
+            data.shape, data.nb_classes, **choice.resolve(settings.architecture.options)
+        )
+    q = settings.quantize
+    if q is None or q.activation_bits is None:
+        return network
+    return quantize(network, activation_bits=q.activation_bits, clip=q.clip, alpha=q.alpha, seed=seed)
+
+
+def _train(
+    recipe: Recipe,
+    settings: ModelSettings,
+    data: Dataset,
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    progress: TrainingProgress | None,
+) -> nn.Module:
+    module = _blank(settings, data, recipe.seed)
+    if settings.base is not None:
+        # strict=False: the bins of stochastic layers are new; everything else must be there.
+        module.load_state_dict(models[settings.base].state_dict(), strict=False)
+    if (q := settings.quantize) is not None and (q.weight_bits is not None or q.mu is not None):
+        weights = q.model_dump(exclude={"activation_bits", "clip", "alpha"})
+        module = quantize(module, **weights, trainable=True)
+    if settings.train.epochs > 0:
+        train(
+            module.to(device),
+            data,
+            [DEFENCES[d.name].load()(**DEFENCES[d.name].resolve(d.options)) for d in settings.defences],
+            **settings.train.model_dump(),
+            seed=recipe.seed,
+            progress=None if progress is None else lambda *done: progress(settings.name, *done),
+        )
+    return bake(module)
+
+
+def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:
+    shaping = settings.model_dump(mode="json", exclude={"name", "draws", "claim", "checkpoint", "base"})
+    base = None if settings.base is None else fingerprint(models[settings.base])
+    content = [shaping, base, data.sha256, recipe.seed, __version__, torch.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _description(settings: ModelSettings, data: Dataset) -> dict[str, Any]:
+    return {
+        "model": settings.model_dump(mode="json"),
+        "input_shape": list(data.shape),
+        "nb_classes": data.nb_classes,
+        "data": {"name": data.name, "split": data.split, "sha256": data.sha256},
+        "art_qplugins": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

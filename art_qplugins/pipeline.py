@@ -1,0 +1,221 @@
+"""From settings to a finished run: data, models, cells, findings, records. The only place that knows all the stages.
+
+``run_recipe`` serves the command line, ``evaluate`` and ``diagnose`` serve Python.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from art_qplugins import diagnostics
+from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.data import Dataset, load
+from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.evaluation.execute import Bench
+from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.recipe import AttackSettings, ModelSettings, Recipe
+from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Sample
+from art_qplugins.evaluation.store import Store
+from art_qplugins.evaluation.subjects import build_models, describe, estimator_for
+from art_qplugins.quantizers import is_stochastic
+
+__all__ = ["Progress", "plan", "run_recipe"]
+
+
+class Progress:
+    """What a run tells while it goes on. This one is silent; the command line's shows bars."""
+
+    def training(self, model: str, epoch: int, epochs: int, loss: float) -> None: ...
+
+    def cells(self, total: int) -> None: ...
+
+    def cell(self, outcome: Outcome, reused: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model in a run, and the cell whose accuracy is its claim."""
+
+    name: str
+    description: str
+    stochastic: bool
+    clean: CellSpec
+    claim: CellSpec | None
+
+
+def plan(recipe: Recipe) -> tuple[list[_Subject], list[CellSpec]]:
+    """Every cell of a recipe: first the clean ones, then its attacks, then the probes of the diagnostics.
+
+    A probe that the recipe asks for already is one cell, and an attack of the recipe.
+    """
+    subjects, cells = [], []
+    for model in recipe.models:
+        claim = _claim_cell(recipe, model)
+        clean = diagnostics.clean_cell(
+            model.name, norm=recipe.threat.norm, seed=recipe.seed, eps=claim.eps if claim else None
+        )
+        subjects.append(_Subject(model.name, describe(model), model.stochastic, clean, claim))
+        cells.append(clean)
+    for attack in recipe.attacks:
+        for model in recipe.attacked(attack):
+            cells += [_cell(recipe, attack, model, eps) for eps in recipe.budgets(attack)]
+    if recipe.diagnose:
+        steady = [m.name for m in recipe.models if not m.stochastic]
+        for subject in subjects:
+            if subject.claim is not None:
+                cells += diagnostics.probes(subject.claim, others=steady)
+    return subjects, _distinct(cells)
+
+
+def _cell(recipe: Recipe, attack: AttackSettings, model: ModelSettings, eps: float) -> CellSpec:
+    return CellSpec(
+        model=model.name,
+        source=attack.source or model.name,
+        attack=attack.id,
+        norm=recipe.threat.norm,
+        eps=eps,
+        seed=recipe.seed,
+        options=attack.options,
+    )
+
+
+def _claim_cell(recipe: Recipe, model: ModelSettings) -> CellSpec | None:
+    claim = model.claim or recipe.claim
+    if claim is None:
+        return None
+    attack = next(
+        a
+        for a in recipe.attacks
+        if a.id == claim.attack and a.source is None and model in recipe.attacked(a) and claim.eps in recipe.budgets(a)
+    )
+    return _cell(recipe, attack, model, claim.eps)
+
+
+def _distinct(cells: Iterable[CellSpec]) -> list[CellSpec]:
+    """The first of every group that differs in nothing but the role."""
+    seen: dict[Any, CellSpec] = {}
+    for c in cells:
+        options = tuple(sorted(ATTACKS[c.attack].resolve(c.options).items()))
+        seen.setdefault((c.model, c.source, c.attack, c.norm, c.eps, c.seed, options, c.gap), c)
+    return list(seen.values())
+
+
+def run_recipe(
+    recipe: Recipe,
+    given: Mapping[str, Any],
+    out: Path,
+    *,
+    data_root: str | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+) -> Results:
+    """Train what has no checkpoint, attack, verify, diagnose, and write the records into ``out``.
+
+    What is finished there already is used again. A failed cell is a row with its error.
+
+    :return: the records, as in ``results.json``; ``status`` is ``"error"`` where a cell failed.
+    """
+    progress = progress or Progress()
+    train_data = load(recipe.data.name, "train", root=data_root, download=download)
+    test_data = load(recipe.data.name, "test", root=data_root, download=download)
+    test = test_data if recipe.data.limit is None else test_data.take(recipe.data.limit, seed=recipe.data.seed)
+    subjects, cells = plan(recipe)
+    store = Store(out)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    draft = Results(
+        status="started",
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        spec={"given": dict(given), "resolved": recipe.model_dump(mode="json")},
+        data=_data_record(test, test_data),
+        environment=_environment(device),
+        models=[],
+        cells=[],
+    )
+    store.write_results(draft)
+    outcomes: list[Outcome] = []
+    try:
+        modules = build_models(recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training)
+        estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
+        bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size)
+        progress.cells(len(cells))
+        for cell in cells:
+            outcome, reused = bench.run(cell, store)
+            outcomes.append(outcome)
+            progress.cell(outcome, reused)
+    except BaseException as error:
+        status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
+        store.write_results(draft.model_copy(update={"status": status, "cells": [o.cell for o in outcomes]}))
+        raise
+    models = [_assess(subject, outcomes, bench) for subject in subjects]
+    status = "success" if all(o.ok for o in outcomes) else "error"
+    results = draft.model_copy(update={"status": status, "models": models, "cells": [o.cell for o in outcomes]})
+    store.write_samples(outcomes)
+    store.write_results(results)
+    return results
+
+
+def _assess(subject: _Subject, outcomes: Sequence[Outcome], bench: Bench) -> ModelResult:
+    mine = [o for o in outcomes if o.cell.model == subject.name]
+    claimed = None
+    if subject.claim is not None:
+        wanted = bench.id_of(subject.claim)
+        claimed = next(o for o in mine if o.cell.id == wanted)
+    return diagnostics.assess(
+        subject.name, mine, claimed=claimed, description=subject.description, stochastic=subject.stochastic
+    )
+
+
+def _data_record(used: Dataset, whole: Dataset) -> dict[str, Any]:
+    return {
+        "name": used.name,
+        "split": used.split,
+        "n": len(used),
+        "of": len(whole),
+        "sha256": whole.sha256,
+        "classes": list(used.classes),
+        "shape": list(used.shape),
+    }
+
+
+def _environment(device: torch.device) -> Environment:
+    names = ("art_qplugins", "torch", "adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "numpy", "scipy")
+    packages = {}
+    for name in names:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return Environment(
+        packages=packages,
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        device=name,
+        git=_git(),
+    )
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit that the package was run from, if it was run from a checkout."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
