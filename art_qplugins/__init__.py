@@ -1,0 +1,82 @@
+"""Defended quantized networks for the Adversarial Robustness Toolbox, attacked and checked for gradient masking.
+
+Importing this package imports neither torch nor ART; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from art_qplugins._version import __version__
+
+if TYPE_CHECKING:
+    from art_qplugins.api import Diagnosis, Run, diagnose, evaluate
+    from art_qplugins.attacks import ATTACKS
+    from art_qplugins.data import Dataset, load
+    from art_qplugins.defences.training import train
+    from art_qplugins.errors import InputError
+    from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
+    from art_qplugins.quantizers import (
+        MuLawMapping,
+        QuantReLU,
+        StochasticQuantizer,
+        UniformWeightQuantizer,
+        quantize,
+    )
+    from art_qplugins.threat import Threat
+
+_HOME = {
+    "ATTACKS": "attacks",
+    "DQClassifier": "estimators",
+    "Dataset": "data",
+    "Diagnosis": "api",
+    "InputError": "errors",
+    "MuLawClassifier": "estimators",
+    "MuLawMapping": "quantizers",
+    "QuantReLU": "quantizers",
+    "QuantizedClassifier": "estimators",
+    "Run": "api",
+    "SQEnsembleClassifier": "estimators",
+    "StochasticQuantizer": "quantizers",
+    "Threat": "threat",
+    "UniformWeightQuantizer": "quantizers",
+    "diagnose": "api",
+    "evaluate": "api",
+    "load": "data",
+    "quantize": "quantizers",
+    "train": "defences.training",
+}
+
+__all__ = [
+    "ATTACKS",
+    "DQClassifier",
+    "Dataset",
+    "Diagnosis",
+    "InputError",
+    "MuLawClassifier",
+    "MuLawMapping",
+    "QuantReLU",
+    "QuantizedClassifier",
+    "Run",
+    "SQEnsembleClassifier",
+    "StochasticQuantizer",
+    "Threat",
+    "UniformWeightQuantizer",
+    "__version__",
+    "diagnose",
+    "evaluate",
+    "load",
+    "quantize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

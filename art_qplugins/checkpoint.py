@@ -38,7 +38,9 @@ def load_checkpoint(path: Path, module: nn.Module) -> dict[str, Any]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"checkpoint {path}: cannot be read ({error.strerror}); give the path of a .safetensors file") from None
+        raise InputError(
+            f"checkpoint {path}: cannot be read ({error.strerror}); give the path of a .safetensors file"
+        ) from None
     description: dict[str, Any] = {}
     if path.with_suffix(".json").exists():
         try:

@@ -1,6 +1,6 @@
 """From settings to a finished run: data, models, cells, findings, records. The only place that knows all the stages.
 
-``run_recipe`` serves the command line, ``evaluate`` and ``diagnose`` serve Python.
+``run_recipe`` serves the command line; :mod:`~art_qplugins.api` does the same for models and images from Python.
 """
 
 from __future__ import annotations
@@ -9,30 +9,25 @@ import datetime
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from art_qplugins import diagnostics
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.data import Dataset, load
-from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cells import CellSpec
 from art_qplugins.evaluation.execute import Bench
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.recipe import AttackSettings, ModelSettings, Recipe
-from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Sample
+from art_qplugins.evaluation.records import Environment, ModelResult, Results
 from art_qplugins.evaluation.store import Store
 from art_qplugins.evaluation.subjects import build_models, describe, estimator_for
-from art_qplugins.quantizers import is_stochastic
 
-__all__ = ["Progress", "plan", "run_recipe"]
+__all__ = ["Progress", "Subject", "assess", "distinct", "environment", "plan", "run_recipe", "train_recipe"]
 
 
 class Progress:
@@ -46,7 +41,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
     """A model in a run, and the cell whose accuracy is its claim."""
 
     name: str
@@ -54,9 +49,10 @@ class _Subject:
     stochastic: bool
     clean: CellSpec
     claim: CellSpec | None
+    claimed_accuracy: float | None = None  # the number claimed, where it is another than the claim cell's own
 
 
-def plan(recipe: Recipe) -> tuple[list[_Subject], list[CellSpec]]:
+def plan(recipe: Recipe) -> tuple[list[Subject], list[CellSpec]]:
     """Every cell of a recipe: first the clean ones, then its attacks, then the probes of the diagnostics.
 
     A probe that the recipe asks for already is one cell, and an attack of the recipe.
@@ -67,7 +63,7 @@ def plan(recipe: Recipe) -> tuple[list[_Subject], list[CellSpec]]:
         clean = diagnostics.clean_cell(
             model.name, norm=recipe.threat.norm, seed=recipe.seed, eps=claim.eps if claim else None
         )
-        subjects.append(_Subject(model.name, describe(model), model.stochastic, clean, claim))
+        subjects.append(Subject(model.name, describe(model), model.stochastic, clean, claim))
         cells.append(clean)
     for attack in recipe.attacks:
         for model in recipe.attacked(attack):
@@ -77,7 +73,7 @@ def plan(recipe: Recipe) -> tuple[list[_Subject], list[CellSpec]]:
         for subject in subjects:
             if subject.claim is not None:
                 cells += diagnostics.probes(subject.claim, others=steady)
-    return subjects, _distinct(cells)
+    return subjects, distinct(cells)
 
 
 def _cell(recipe: Recipe, attack: AttackSettings, model: ModelSettings, eps: float) -> CellSpec:
@@ -104,7 +100,7 @@ def _claim_cell(recipe: Recipe, model: ModelSettings) -> CellSpec | None:
     return _cell(recipe, attack, model, claim.eps)
 
 
-def _distinct(cells: Iterable[CellSpec]) -> list[CellSpec]:
+def distinct(cells: Iterable[CellSpec]) -> list[CellSpec]:
     """The first of every group that differs in nothing but the role."""
     seen: dict[Any, CellSpec] = {}
     for c in cells:
@@ -134,20 +130,22 @@ def run_recipe(
     test = test_data if recipe.data.limit is None else test_data.take(recipe.data.limit, seed=recipe.data.seed)
     subjects, cells = plan(recipe)
     store = Store(out)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     draft = Results(
         status="started",
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         spec={"given": dict(given), "resolved": recipe.model_dump(mode="json")},
         data=_data_record(test, test_data),
-        environment=_environment(device),
+        environment=environment(device),
         models=[],
         cells=[],
     )
     store.write_results(draft)
     outcomes: list[Outcome] = []
     try:
-        modules = build_models(recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training)
+        modules = build_models(
+            recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
+        )
         estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
         bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size)
         progress.cells(len(cells))
@@ -159,7 +157,7 @@ def run_recipe(
         status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
         store.write_results(draft.model_copy(update={"status": status, "cells": [o.cell for o in outcomes]}))
         raise
-    models = [_assess(subject, outcomes, bench) for subject in subjects]
+    models = [assess(subject, outcomes, bench) for subject in subjects]
     status = "success" if all(o.ok for o in outcomes) else "error"
     results = draft.model_copy(update={"status": status, "models": models, "cells": [o.cell for o in outcomes]})
     store.write_samples(outcomes)
@@ -167,15 +165,39 @@ def run_recipe(
     return results
 
 
-def _assess(subject: _Subject, outcomes: Sequence[Outcome], bench: Bench) -> ModelResult:
+def train_recipe(
+    recipe: Recipe,
+    out: Path,
+    *,
+    data_root: str | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Only the first part of :func:`run_recipe`: its checkpoints."""
+    data = load(recipe.data.name, "train", root=data_root, download=download)
+    report = (progress or Progress()).training
+    build_models(recipe, data, Store(out).folder / "checkpoints", device=_device(), progress=report)
+
+
+def assess(subject: Subject, outcomes: Sequence[Outcome], bench: Bench) -> ModelResult:
+    """What the diagnostics say of one model, from all the outcomes of its run."""
     mine = [o for o in outcomes if o.cell.model == subject.name]
     claimed = None
     if subject.claim is not None:
         wanted = bench.id_of(subject.claim)
         claimed = next(o for o in mine if o.cell.id == wanted)
     return diagnostics.assess(
-        subject.name, mine, claimed=claimed, description=subject.description, stochastic=subject.stochastic
+        subject.name,
+        mine,
+        claimed=claimed,
+        claimed_accuracy=subject.claimed_accuracy,
+        description=subject.description,
+        stochastic=subject.stochastic,
     )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _data_record(used: Dataset, whole: Dataset) -> dict[str, Any]:
@@ -190,8 +212,17 @@ def _data_record(used: Dataset, whole: Dataset) -> dict[str, Any]:
     }
 
 
-def _environment(device: torch.device) -> Environment:
-    names = ("art_qplugins", "torch", "adversarial-robustness-toolbox", "torchattacks", "pyautoattack", "numpy", "scipy")
+def environment(device: torch.device) -> Environment:
+    """What a number depends on besides its recipe."""
+    names = (
+        "art_qplugins",
+        "torch",
+        "adversarial-robustness-toolbox",
+        "torchattacks",
+        "pyautoattack",
+        "numpy",
+        "scipy",
+    )
     packages = {}
     for name in names:
         try:

@@ -45,7 +45,7 @@ def run(
 
 
 def _make(model: nn.Module, threat: Threat, version: str, device: str, seed: int) -> tuple[str, Any]:
-    settings = dict(norm=threat.norm, eps=threat.eps, seed=seed, version=version, device=device)
+    settings = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": version, "device": device}
     try:
         from pyautoattack import AutoAttack
 

@@ -102,9 +102,12 @@ def craft(
         raise InputError(f"{attack_id} has no norm {threat.norm}; it has {', '.join(attack.norms)}")
     resolved = attack.resolve(options or {})
     model = estimator.model
-    with isolated(model, seed), draws_from(model, seed), _counting(model) as counter, _warnings_of(
-        "auto-attack", "art"
-    ) as notes:
+    with (
+        isolated(model, seed),
+        draws_from(model, seed),
+        _counting(model) as counter,
+        _warnings_of("auto-attack", "art") as notes,
+    ):
         if gap is not None:
             temperature = median_gap(model, x, seed=seed) / gap
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
@@ -113,6 +116,4 @@ def craft(
         )
     if temperature is not None:
         resolved["temperature"] = temperature
-    return Crafted(
-        x_adv.detach(), counter.forward, counter.backward, tuple(dict.fromkeys(notes)), options=resolved
-    )
+    return Crafted(x_adv.detach(), counter.forward, counter.backward, tuple(dict.fromkeys(notes)), options=resolved)

@@ -49,7 +49,7 @@ def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
             return stored["images"], stored["labels"]
     except FileNotFoundError:
         pass
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with a cache, it can be built again
+    except Exception as error:
         logger.warning("cannot read the cache %s (%s); decoding again", path, error)
     images, labels = build()
     try:

@@ -100,8 +100,18 @@ _TORCHVISION = {
         cls="FashionMNIST",
         files=tuple(f"FashionMNIST/raw/{file}" for file in _IDX),
         axes="NHW",
-        classes=("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat")
-        + ("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        classes=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
     ),
     "cifar10": _Torchvision(
         cls="CIFAR10",

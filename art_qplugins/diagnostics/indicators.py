@@ -23,8 +23,11 @@ __all__ = ["FLOAT32_LOSS_GAP", "INDICATORS", "MATERIAL", "SCALE_FREE", "Case", "
 #: Accuracy by which a number must be off, beyond doubt, to count: the lower confidence bound exceeds it.
 MATERIAL = 0.02
 #: Suites with a loss that does not depend on the scale of the logits, and attacks that see no gradient.
-SCALE_FREE = ("autoattack:standard", "autoattack:rand", "artq:pgd-margin") + tuple(
-    name for name, attack in ATTACKS.items() if attack.knowledge == "black-box"
+SCALE_FREE = (
+    "autoattack:standard",
+    "autoattack:rand",
+    "artq:pgd-margin",
+    *tuple(name for name, attack in ATTACKS.items() if attack.knowledge == "black-box"),
 )
 #: Above this distance of the top two logits, 1 - p_y rounds to 0 in float32: -log2(eps / 2) * ln 2 = 24 ln 2.
 FLOAT32_LOSS_GAP = 24 * np.log(2)
@@ -115,7 +118,9 @@ def _invariance(case: Case, threshold: float) -> Reading:
     if case.claimed.cell.attack in SCALE_FREE:
         return Reading(False, None, "Does not apply: the claimed suite has losses that no scale of the logits changes.")
     if not scaled:
-        return Reading(None, None, "Not run: the claimed attack was not repeated with its logits divided by a constant.")
+        return Reading(
+            None, None, "Not run: the claimed attack was not repeated with its logits divided by a constant."
+        )
     best = min(scaled, key=lambda o: o.cell.accuracy or 0.0)
     gap, bound = metrics.gap_lower_bound(case.claimed.column("correct"), best.column("correct"))
     return Reading(

@@ -19,7 +19,14 @@ def clean_cell(model: str, *, norm: str, seed: int, eps: float | None) -> CellSp
     """No attack. With a claim at ``eps``, the fidelity of the gradient is measured over steps of eps / 4."""
     step = eps / 4 if eps is not None and norm == "Linf" else 0.0
     return CellSpec(
-        model=model, source=model, attack="artq:clean", role="clean", norm=norm, eps=0.0, seed=seed, options={"step": step}
+        model=model,
+        source=model,
+        attack="artq:clean",
+        role="clean",
+        norm=norm,
+        eps=0.0,
+        seed=seed,
+        options={"step": step},
     )
 
 
@@ -51,4 +58,3 @@ def probes(claim: CellSpec, *, others: Iterable[str] = ()) -> list[CellSpec]:
         *(cell("art:pgd", source=other) for other in others if other != claim.model),
     ]
     return [spec for spec in planned if spec.norm in ATTACKS[spec.attack].norms]
-

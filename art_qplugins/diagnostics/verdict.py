@@ -110,9 +110,9 @@ def _explaining(case: Case, readings: dict[str, Reading]) -> list[str]:
         return []
     found = []
     for name, reading in readings.items():
-        if reading.fired and reading.present is not None and np.mean(reading.present[broken]) >= _EXPLAINS:
-            if name not in _SCALE or readings["INV-T"].fired:
-                found.append(name)
+        undone = name not in _SCALE or readings["INV-T"].fired
+        if undone and reading.fired and reading.present is not None and np.mean(reading.present[broken]) >= _EXPLAINS:
+            found.append(name)
     return found
 
 

@@ -25,7 +25,7 @@ class DQClassifier(QuantizedClassifier):
     The other parameters are those of :class:`~art_qplugins.estimators.QuantizedClassifier`, position by position.
     """
 
-    estimator_params = QuantizedClassifier.estimator_params + ["activation_bits", "clip"]
+    estimator_params = [*QuantizedClassifier.estimator_params, "activation_bits", "clip"]
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class MuLawClassifier(QuantizedClassifier):
     :param mu_normalize: see :class:`~art_qplugins.MuLawMapping`.
     """
 
-    estimator_params = QuantizedClassifier.estimator_params + ["weight_bits", "mu", "mu_layers", "mu_normalize"]
+    estimator_params = [*QuantizedClassifier.estimator_params, "weight_bits", "mu", "mu_layers", "mu_normalize"]
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class SQEnsembleClassifier(QuantizedClassifier):
     :param seed: key of the noise, if ``activation_bits`` is given.
     """
 
-    estimator_params = QuantizedClassifier.estimator_params + ["draws", "activation_bits", "alpha", "seed"]
+    estimator_params = [*QuantizedClassifier.estimator_params, "draws", "activation_bits", "alpha", "seed"]
 
     def __init__(
         self,

@@ -46,8 +46,12 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
     # The role is not in it: the same cell counts for the recipe and for the diagnostics.
     answer = {k: v for k, v in asdict(spec).items() if k not in ("role", "model", "source")}
     answer["options"] = ATTACKS[spec.attack].resolve(spec.options)
-    answer |= dict(target=target, source=source, data=data, batch_size=batch_size, schema=SCHEMA_VERSION)
-    answer |= dict(version=__version__, library=_version(_PACKAGES[spec.attack.split(":")[0]]), torch=_version("torch"))
+    answer |= {"target": target, "source": source, "data": data, "batch_size": batch_size, "schema": SCHEMA_VERSION}
+    answer |= {
+        "version": __version__,
+        "library": _version(_PACKAGES[spec.attack.split(":")[0]]),
+        "torch": _version("torch"),
+    }
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
     where = "" if spec.source == spec.model else f".from-{spec.source}"
     budget = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cells import CellSpec, cell_id
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
-from art_qplugins.evaluation.store import Store
+from art_qplugins.evaluation.store import CellStore
 from art_qplugins.evaluation.verify import check_legal, judge, probe, stream
 from art_qplugins.threat import Threat
 
@@ -69,10 +70,10 @@ class Bench:
             batch_size=self.batch_size,
         )
 
-    def run(self, spec: CellSpec, store: Store | None = None) -> tuple[Outcome, bool]:
+    def run(self, spec: CellSpec, store: CellStore) -> tuple[Outcome, bool]:
         """The outcome of one cell, and whether it was there already. A failed cell is an outcome too, and not stored."""
         name = self.id_of(spec)
-        if store is not None and (found := store.load(name)) is not None:
+        if (found := store.load(name)) is not None:
             cell = found.cell.model_copy(update={"role": spec.role, "model": spec.model, "source": spec.source})
             return Outcome(cell, found.samples), True
         try:
@@ -80,8 +81,7 @@ class Bench:
         except Exception:
             logger.debug("cell %s failed", name, exc_info=True)
             return Outcome(_failed(name, spec), []), False
-        if store is not None:
-            store.save(outcome, x_adv)
+        store.save(outcome, x_adv)
         return outcome, False
 
     def _run(self, name: str, spec: CellSpec) -> tuple[Outcome, NDArray[np.float32]]:
@@ -123,9 +123,9 @@ class Bench:
                 correct=float(verdict.correct[i]),
                 selection=float(verdict.selection[i]),
                 distance=float(distance[i]),
-                margin=float(verdict.margin[i]),
-                loss=float(verdict.loss[i]),
-                **{key: float(values[i]) for key, values in measured.items()},
+                margin=_finite(verdict.margin[i]),
+                loss=_finite(verdict.loss[i]),
+                **{key: _finite(values[i]) for key, values in measured.items()},
             )
             for i, sample in enumerate(self.ids)
         ]
@@ -144,6 +144,11 @@ class Bench:
             notes=list(crafted.notes),
         )
         return Outcome(cell, samples), x_adv.cpu().numpy()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity and no NaN."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _cell(name: str, spec: CellSpec, **result: object) -> Cell:

@@ -246,12 +246,14 @@ def parse_recipe(given: dict[str, Any], *, where: str = "recipe") -> Recipe:
 
 def _first_line(error: ValidationError, given: Any) -> str:
     first = error.errors(include_url=False)[0]
+    if not first["loc"]:  # the recipe as a whole: the message says where
+        return str(first["ctx"]["error"])
     path, model = "", Recipe
     for part in first["loc"][:-1]:
         model, given = _enter(model, part), _step(given, part)
         name = given.get("name", given.get("id", part)) if isinstance(part, int) and isinstance(given, dict) else part
         path += f"{name}."
-    last = first["loc"][-1] if first["loc"] else ""
+    last = first["loc"][-1]
     if first["type"] == "extra_forbidden":
         return f"{path}{last}: unknown key{did_you_mean(str(last), model.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
@@ -292,8 +294,9 @@ def _apply(given: dict[str, Any], change: str) -> None:
     table: Any = given
     for part in parents:
         if isinstance(table, list):
-            named = {str(t.get("name", t.get("id", i))): t for i, t in enumerate(table)}
-            named |= {str(i): t for i, t in enumerate(table)}
+            named = {str(i): t for i, t in enumerate(table)}
+            for i, t in enumerate(table):
+                named.setdefault(str(t.get("name", t.get("id", i))), t)  # the first of several with one id
             if part not in named:
                 raise InputError(f"--set {path}: there is no {part!r}{did_you_mean(part, named)}")
             table = named[part]

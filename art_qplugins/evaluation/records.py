@@ -37,8 +37,8 @@ class Sample(Record):
     correct: float
     selection: float
     distance: float  # from the clean image, in the cell's norm
-    margin: float  # z_y - max_{j != y} z_j of the target's logits; negative where wrong
-    loss: float  # cross-entropy in float32, as an attack sees it
+    margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
+    loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
     gradient: float | None = None  # max |d loss / d x|; clean cells only, as is the next
     fidelity: float | None = None  # correlation of what the gradient predicts with what small steps really do
 

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,31 @@ from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Results, Sample
 from art_qplugins.files import write_atomically
 
-__all__ = ["Store"]
+__all__ = ["CellStore", "Memory", "Store"]
+
+
+class CellStore(Protocol):
+    """Where finished cells are kept."""
+
+    def load(self, cell_id: str) -> Outcome | None: ...
+    def save(self, outcome: Outcome, x_adv: NDArray[np.float32]) -> None: ...
+    def images(self, cell_id: str) -> NDArray[np.float32]: ...
+
+
+class Memory:
+    """Finished cells of a run from Python that has no folder."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[Outcome, NDArray[np.float32]]] = {}
+
+    def load(self, cell_id: str) -> Outcome | None:
+        return self._kept[cell_id][0] if cell_id in self._kept else None
+
+    def save(self, outcome: Outcome, x_adv: NDArray[np.float32]) -> None:
+        self._kept[outcome.cell.id] = outcome, x_adv
+
+    def images(self, cell_id: str) -> NDArray[np.float32]:
+        return self._kept[cell_id][1]
 
 
 class Store:
@@ -28,7 +53,9 @@ class Store:
             (folder / "cells").mkdir(parents=True, exist_ok=True)
             (folder / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder}: cannot write there ({error.strerror}); choose another folder with --out") from None
+            raise InputError(
+                f"{folder}: cannot write there ({error.strerror}); choose another folder with --out"
+            ) from None
 
     def checkpoint(self, name: str) -> Path:
         return self.folder / "checkpoints" / f"{name}.safetensors"

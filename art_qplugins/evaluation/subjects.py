@@ -103,9 +103,7 @@ def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         choice = MODELS[settings.architecture.name]
-        network: nn.Module = choice.load()(
-            data.shape, data.nb_classes, **choice.resolve(settings.architecture.options)
-        )
+        network: nn.Module = choice.load()(data.shape, data.nb_classes, **choice.resolve(settings.architecture.options))
     q = settings.quantize
     if q is None or q.activation_bits is None:
         return network

@@ -72,7 +72,7 @@ def quantize(
             _check_domain(name, layer, mu_normalize)
             parametrize.register_parametrization(layer, "weight", MuLawMapping(mu, normalize=mu_normalize))
     if weight_bits is not None:
-        quantizer = dict(symmetric=symmetric, granularity=granularity, narrow_range=narrow_range)
+        quantizer = {"symmetric": symmetric, "granularity": granularity, "narrow_range": narrow_range}
         for _, layer in layers:
             parametrize.register_parametrization(layer, "weight", UniformWeightQuantizer(weight_bits, **quantizer))
     return twin if trainable else bake(twin)
@@ -87,9 +87,7 @@ def bake(model: nn.Module) -> nn.Module:
     return model
 
 
-def _activation_factory(
-    num_bits: int, clip: float, alpha: float | None, seed: int
-) -> Callable[[int], nn.Module]:
+def _activation_factory(num_bits: int, clip: float, alpha: float | None, seed: int) -> Callable[[int], nn.Module]:
     if alpha is None:
         return lambda layer: QuantReLU(num_bits, clip)
     return lambda layer: StochasticQuantizer(num_bits, alpha=alpha, clip=clip, seed=seed, layer=layer)

@@ -101,9 +101,7 @@ class StochasticQuantizer(nn.Module):
     :param layer: which layer of its network this is; layers of one network draw different noise.
     """
 
-    def __init__(
-        self, num_bits: int, *, alpha: float = 2.0, clip: float = 6.0, seed: int = 0, layer: int = 0
-    ) -> None:
+    def __init__(self, num_bits: int, *, alpha: float = 2.0, clip: float = 6.0, seed: int = 0, layer: int = 0) -> None:
         super().__init__()
         if not (math.isfinite(alpha) and alpha >= 1):
             raise InputError(f"alpha is {alpha!r}; give a finite number of at least 1, e.g. 2")

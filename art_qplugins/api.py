@@ -1,0 +1,273 @@
+"""``evaluate`` and ``diagnose``: the harness for estimators and images that are in Python already."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from numpy.typing import NDArray
+
+from art_qplugins import diagnostics
+from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.data import Dataset, from_arrays
+from art_qplugins.errors import InputError
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.evaluation.execute import Bench
+from art_qplugins.evaluation.outcome import Outcome, legal_at
+from art_qplugins.evaluation.records import Cell, Claim, Finding, ModelResult, Results, Verdict
+from art_qplugins.evaluation.store import CellStore, Memory, Store
+from art_qplugins.pipeline import Progress, Subject, assess, distinct, environment
+from art_qplugins.quantizers import is_stochastic
+from art_qplugins.threat import Threat
+
+__all__ = ["Diagnosis", "Run", "diagnose", "evaluate"]
+
+Estimators = PyTorchClassifier | Sequence[PyTorchClassifier] | Mapping[str, PyTorchClassifier]
+Images = Dataset | tuple[Any, Any]  # a data set, or (x, y) as arrays or tensors
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished evaluation. ``models`` and ``cells`` are the records of ``results.json``."""
+
+    results: Results
+    outcomes: Sequence[Outcome] = field(repr=False)
+    store: CellStore = field(repr=False)
+
+    @property
+    def models(self) -> list[ModelResult]:
+        return self.results.models
+
+    @property
+    def cells(self) -> list[Cell]:
+        return self.results.cells
+
+    def x_adv(self, cell: Cell) -> NDArray[np.float32]:
+        """The adversarial images of a cell, (N, C, H, W) in [0, 1]."""
+        return self.store.images(cell.id)
+
+    def __str__(self) -> str:
+        rows = [("model", "clean", "budget", "robust at most", "verdict")]
+        for m in self.models:
+            for r in m.robust or [None]:
+                budget = "" if r is None else f"{r.norm} {r.eps:.4g}"
+                bound = "" if r is None else _interval(r.accuracy, r.interval)
+                rows.append((m.name, _interval(m.clean_accuracy, m.clean_interval), budget, bound, m.verdict))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The answer to "can this number be believed?".
+
+    ``x_adv`` holds, for every image, the legal one that left the model worst off: the proof, to be replayed.
+    """
+
+    verdict: Verdict
+    claim: Claim
+    findings: Sequence[Finding]
+    summary: str
+    x_adv: NDArray[np.float32] = field(repr=False)
+    run: Run = field(repr=False)
+
+    @property
+    def claimed_accuracy(self) -> float | None:
+        return self.claim.accuracy
+
+    @property
+    def corrected_accuracy(self) -> float | None:
+        return self.claim.corrected
+
+    def __str__(self) -> str:
+        return f"{self.verdict}: {self.summary}"
+
+
+def evaluate(
+    estimators: Estimators,
+    data: Images,
+    threat: Threat | Sequence[Threat] = Threat("Linf", 8 / 255),
+    attacks: Sequence[str | tuple[str, Mapping[str, Any]]] = ("art:fgsm", "art:pgd"),
+    *,
+    claim: str | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Attack estimators, check every adversarial image, and say how accurate the models remain at worst.
+
+    :param estimators: one ART classifier, several, or several by name.
+    :param data: (x, y) with x (N, C, H, W) in [0, 1] and integer labels (N,), or a data set.
+    :param threat: one budget or several of one norm.
+    :param attacks: ids, or (id, options); ``art_qplugins.ATTACKS`` lists them.
+    :param claim: the attack whose accuracy at the largest budget is put to the test by the diagnostics.
+    :param out: a folder for the records; the same call again then reuses what is finished.
+    :raises InputError: where an argument cannot be used; the message names it.
+    """
+    named = _named(estimators)
+    images = data if isinstance(data, Dataset) else from_arrays(*data, classes=_classes(named))
+    threats = sorted([threat] if isinstance(threat, Threat) else threat, key=lambda t: t.eps)
+    wanted = [(a, {}) if isinstance(a, str) else (a[0], dict(a[1])) for a in attacks]
+    if not threats or not wanted:
+        raise InputError("evaluate: give at least one threat and one attack")
+    for attack, options in wanted:
+        ATTACKS[attack].resolve(options)
+    if claim is not None and claim not in (ids := [a for a, _ in wanted]):
+        raise InputError(f"evaluate: claim {claim!r} is not among the attacks {ids}")
+
+    def cell(model: str, attack: str, options: Mapping[str, Any], budget: Threat) -> CellSpec:
+        return CellSpec(
+            model=model, source=model, attack=attack, norm=budget.norm, eps=budget.eps, seed=seed, options=options
+        )
+
+    subjects, cells = [], []
+    for name, estimator in named.items():
+        claimed = None
+        if claim is not None:
+            claimed = cell(name, claim, next(o for a, o in wanted if a == claim), threats[-1])
+        clean = diagnostics.clean_cell(
+            name, norm=threats[-1].norm, seed=seed, eps=threats[-1].eps if claim is not None else None
+        )
+        subjects.append(Subject(name, type(estimator).__name__, is_stochastic(estimator.model), clean, claimed))
+        cells += [clean, *(cell(name, attack, options, t) for attack, options in wanted for t in threats)]
+        if claimed is not None:
+            cells += diagnostics.probes(claimed, others=[n for n, e in named.items() if not is_stochastic(e.model)])
+    return _run(named, images, subjects, distinct(cells), batch_size, out, progress)
+
+
+def diagnose(
+    estimator: PyTorchClassifier,
+    x: Any,
+    y: Any,
+    threat: Threat = Threat("Linf", 8 / 255),
+    claimed: float | str | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 250,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Put a robustness claim to the test.
+
+    :param estimator: an ART classifier around a torch module.
+    :param x: (N, C, H, W) in [0, 1]; 200 images or more, or the verdict may be INCONCLUSIVE.
+    :param y: integer labels (N,).
+    :param claimed: the accuracy claimed, in [0, 1]; or the attack id that the claim rests on. By default ``art:pgd``.
+    """
+    if isinstance(claimed, (int, float)) and not 0 <= claimed <= 1:
+        raise InputError(f"diagnose: claimed is {claimed}; give an accuracy in [0, 1], e.g. {claimed / 100:g}")
+    attack = claimed if isinstance(claimed, str) else "art:pgd"
+    run = evaluate(
+        estimator, (x, y), threat, [attack], claim=attack, seed=seed, batch_size=batch_size, progress=progress
+    )
+    result = run.models[0]
+    if isinstance(claimed, (int, float)):
+        result = diagnostics.assess(
+            result.name,
+            run.outcomes,
+            claimed=next(o for o in run.outcomes if o.cell.role == "attack"),
+            claimed_accuracy=float(claimed),
+            description=result.description,
+            stochastic=result.stochastic,
+        )
+    return Diagnosis(result.verdict, result.claim, result.findings, result.summary, _worst_images(run, threat), run)
+
+
+def _worst_images(run: Run, threat: Threat) -> NDArray[np.float32]:
+    legal = legal_at(run.outcomes, threat.norm, threat.eps)
+    worst = np.argmin([o.column("selection") for o in legal], axis=0)
+    images = [run.x_adv(o.cell) for o in legal]
+    return np.stack([images[w][i] for i, w in enumerate(worst)])
+
+
+def _run(
+    named: Mapping[str, QuantizedClassifier],
+    images: Dataset,
+    subjects: Sequence[Subject],
+    cells: Sequence[CellSpec],
+    batch_size: int,
+    out: str | Path | None,
+    progress: Progress | None,
+) -> Run:
+    progress = progress or Progress()
+    store: CellStore = Memory() if out is None else Store(Path(out))
+    bench = Bench(named, images.x(), images.y(), images.ids, batch_size)
+    outcomes = []
+    progress.cells(len(cells))
+    for spec in cells:
+        outcome, reused = bench.run(spec, store)
+        outcomes.append(outcome)
+        progress.cell(outcome, reused)
+    device = next(iter(named.values())).device
+    results = Results(
+        status="success" if all(o.ok for o in outcomes) else "error",
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        spec={"given": {}, "resolved": {"cells": len(cells), "batch_size": batch_size}},
+        data={
+            "name": images.name,
+            "split": images.split,
+            "n": len(images),
+            "sha256": images.sha256,
+            "classes": list(images.classes),
+            "shape": list(images.shape),
+        },
+        environment=environment(torch.device(device)),
+        models=[assess(subject, outcomes, bench) for subject in subjects],
+        cells=[o.cell for o in outcomes],
+    )
+    if isinstance(store, Store):
+        store.write_samples(outcomes)
+        store.write_results(results)
+    return Run(results, outcomes, store)
+
+
+def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
+    if isinstance(estimators, PyTorchClassifier):
+        estimators = [estimators]
+    if not isinstance(estimators, Mapping):
+        names = [type(e).__name__ for e in estimators]
+        estimators = {
+            n if names.count(n) == 1 else f"{n}-{i}": e for i, (n, e) in enumerate(zip(names, estimators, strict=True))
+        }
+    if not estimators:
+        raise InputError("evaluate: give at least one estimator")
+    return {name: _ours(name, e) for name, e in estimators.items()}
+
+
+def _ours(name: str, estimator: Any) -> QuantizedClassifier:
+    """A plain ``PyTorchClassifier`` is wrapped; preprocessing that ART would apply outside the module is refused."""
+    if isinstance(estimator, QuantizedClassifier):
+        return estimator
+    if not isinstance(estimator, PyTorchClassifier):
+        raise InputError(f"{name}: {type(estimator).__name__} is not an ART PyTorchClassifier; wrap the module in one")
+    standard = estimator.preprocessing
+    identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
+    if estimator.preprocessing_defences or not identity:
+        raise InputError(f"{name}: move its preprocessing into the module, so that every attack sees it")
+    return QuantizedClassifier(
+        estimator.model,
+        estimator._loss,
+        estimator.input_shape,
+        estimator.nb_classes,
+        device_type="cpu" if estimator.device.type == "cpu" else "gpu",
+    )
+
+
+def _classes(named: Mapping[str, QuantizedClassifier]) -> list[str]:
+    return [str(i) for i in range(next(iter(named.values())).nb_classes)]
+
+
+def _interval(accuracy: float, interval: tuple[float, float]) -> str:
+    return f"{100 * accuracy:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

@@ -1,0 +1,152 @@
+"""The ``artq`` command. Thin: it parses, shows, and picks the exit status; heavy imports wait until a command needs them.
+
+Exit status: 0 done, 1 a cell failed, 2 bad input (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from art_qplugins._version import __version__
+from art_qplugins.errors import InputError
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="artq")
+@click.option(
+    "--log-level", default="warning", type=click.Choice(["debug", "info", "warning", "error"]), help="How much to log."
+)
+def artq(log_level: str) -> None:
+    """Train, attack and check quantized networks: how robust are they really?"""
+    logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+
+
+_RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+_SET = click.option("--set", "changes", multiple=True, metavar="A.B=VALUE", help="Change one setting of the recipe.")
+_OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: results/NAME]")
+_ROOT = click.option("--data-root", help="Where data sets are.  [default: $ARTQ_DATA, else the platform's cache]")
+_DOWNLOAD = click.option("--download", is_flag=True, help="Fetch a data set that is not there.")
+
+
+@artq.command()
+@_RECIPE
+@_OUT
+@_ROOT
+@_DOWNLOAD
+@_SET
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Attack N images; the same as --set data.limit=N."
+)
+@click.option("--dry-run", is_flag=True, help="Check the recipe, list what would run, and write nothing.")
+def run(
+    recipe: Path,
+    out: Path | None,
+    data_root: str | None,
+    download: bool,
+    changes: tuple[str, ...],
+    limit: int | None,
+    dry_run: bool,
+) -> None:
+    """Train what has no checkpoint, attack, verify, diagnose, report.
+
+    The same command again reuses everything that is finished. Example: artq run benchmarks/digits.toml
+    """
+    from art_qplugins.evaluation.recipe import load_recipe
+
+    settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
+    from art_qplugins import terminal
+
+    if dry_run:
+        from art_qplugins.pipeline import plan
+
+        terminal.show_plan(settings, *plan(settings))
+        return
+    from art_qplugins.pipeline import run_recipe
+    from art_qplugins.report import write_report
+
+    folder = out or Path("results") / settings.name
+    with terminal.LiveProgress() as progress:
+        results = run_recipe(settings, given, folder, data_root=data_root, download=download, progress=progress)
+    report = write_report(folder)[-1]
+    terminal.show_results(results, progress, report)
+    if results.status != "success":
+        sys.exit(1)
+
+
+@artq.command()
+@_RECIPE
+@_OUT
+@_ROOT
+@_DOWNLOAD
+@_SET
+def train(recipe: Path, out: Path | None, data_root: str | None, download: bool, changes: tuple[str, ...]) -> None:
+    """Train the models that have no checkpoint, and stop."""
+    from art_qplugins.evaluation.recipe import load_recipe
+
+    settings, _ = load_recipe(recipe, changes)
+    from art_qplugins import terminal
+    from art_qplugins.pipeline import train_recipe
+
+    folder = out or Path("results") / settings.name
+    with terminal.LiveProgress() as progress:
+        train_recipe(settings, folder, data_root=data_root, download=download, progress=progress)
+    click.echo(f"checkpoints: {folder / 'checkpoints'}")
+
+
+@artq.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write the report of a run's FOLDER again from its records."""
+    from art_qplugins.report import write_report
+
+    for path in write_report(folder):
+        click.echo(path)
+
+
+@artq.command("ls")
+@click.argument("kind", type=click.Choice(["models", "defences", "attacks", "datasets"]), required=False)
+def list_names(kind: str | None) -> None:
+    """List what recipes can name."""
+    from art_qplugins import terminal
+
+    terminal.show_registries(kind)
+
+
+@artq.command()
+def doctor() -> None:
+    """Say whether this machine can run everything."""
+    from art_qplugins import terminal
+
+    if not terminal.show_health():
+        sys.exit(1)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script."""
+    try:
+        artq.main(arguments, prog_name="artq", standalone_mode=False)
+    except click.exceptions.Abort:
+        _fail("interrupted; the same command again goes on from here", 130)
+    except click.UsageError as error:
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        _fail(f"{error.format_message()}{hint}", 2)
+    except click.ClickException as error:
+        _fail(error.format_message(), 2)
+    except InputError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command again goes on from here", 130)
+    except OSError as error:
+        _fail(f"{error}; what is finished is kept, and the same command again goes on from there", 1)
+
+
+def _fail(message: str, status: int) -> Any:
+    click.echo(f"artq: {' '.join(message.split())}", err=True)
+    sys.exit(status)

@@ -1,0 +1,210 @@
+"""What ``artq`` shows in a terminal: progress, plans and tables, at 80 columns and where nobody watches."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from art_qplugins.evaluation.records import Interval, Results
+from art_qplugins.registry import Entry
+
+__all__ = ["LiveProgress", "show_health", "show_plan", "show_registries", "show_results"]
+
+_STYLES = {"MASKED": "bold red", "INVALID": "bold red", "SUSPECT": "yellow", "NOT_REFUTED": "green"}
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=False)
+
+
+class LiveProgress:
+    """Bars on a terminal; a plain line per finished model and cell elsewhere. See :class:`~art_qplugins.pipeline.Progress`."""
+
+    def __init__(self) -> None:
+        self.console = _console()
+        self.reused = self.computed = 0
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> LiveProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._bars.stop()
+
+    def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
+        task = self._tasks.get(model)
+        if task is None:
+            task = self._tasks[model] = self._bars.add_task(f"train {model}", total=epochs)
+        self._bars.update(task, completed=epoch, description=f"train {model}, loss {loss:.3f}")
+        if epoch == epochs:
+            self._bars.remove_task(task)
+            self.console.print(f"trained {model}: {epochs} epochs, loss {loss:.4f}")
+
+    def cells(self, total: int) -> None:
+        self._total = total
+        self._tasks["cells"] = self._bars.add_task("attack", total=total)
+
+    def cell(self, outcome: Any, reused: bool) -> None:
+        cell = outcome.cell
+        self.reused, self.computed = self.reused + reused, self.computed + (not reused)
+        self._bars.update(self._tasks["cells"], advance=1, description=f"{cell.model}: {cell.label}"[:40])
+        if not reused:
+            source = "" if cell.source == cell.model else f" from {cell.source}"
+            budget = "" if cell.eps == 0 else f" {cell.norm} {cell.eps:.3g}"
+            left = "FAILED" if cell.accuracy is None else f"{100 * cell.accuracy:5.1f} %"
+            done = self.reused + self.computed
+            self.console.print(f"{done:3}/{self._total} {cell.model}: {cell.label}{source}{budget} -> {left}")
+
+
+def show_plan(recipe: Any, subjects: Sequence[Any], cells: Sequence[Any]) -> None:
+    """What a recipe would run."""
+    console = _console()
+    table = Table("model", "what it is", box=None, pad_edge=False)
+    for subject in subjects:
+        table.add_row(subject.name, subject.description)
+    console.print(table)
+    console.print()
+    table = Table("model", "attack", "crafted on", "eps", "why", box=None, pad_edge=False)
+    grouped: dict[tuple[Any, ...], list[float]] = {}
+    for cell in cells:
+        gap = "" if cell.gap is None else f", logits to gap {cell.gap:g}"
+        grouped.setdefault((cell.model, cell.attack + gap, cell.source, cell.role), []).append(cell.eps)
+    for (model, attack, source, role), budgets in grouped.items():
+        table.add_row(model, attack, source, " ".join(f"{e:.3g}" for e in budgets), role)
+    console.print(table)
+    images = "all" if recipe.data.limit is None else str(recipe.data.limit)
+    console.print(f"\n{len(cells)} cells on {images} images of {recipe.data.name}; nothing was run.")
+
+
+def show_results(results: Results, progress: LiveProgress, report: Path) -> None:
+    """The models' answers in one table, then where to read more."""
+    console = _console()
+    table = Table("model", "clean", "claimed", "really at most", "verdict", box=None, pad_edge=False, padding=(0, 1))
+    for m in results.models:
+        table.add_row(
+            m.name,
+            f"{100 * m.clean_accuracy:.1f} %",
+            "-" if m.claim.accuracy is None else f"{100 * m.claim.accuracy:.1f} %",
+            _bound(m.claim.corrected, m.claim.interval),
+            f"[{_STYLES.get(m.verdict, 'default')}]{m.verdict}[/]",
+        )
+    console.print()
+    console.print(table)
+    budget = next((m.claim for m in results.models if m.claim.eps is not None), None)
+    if budget is not None:
+        console.print(
+            f"{budget.norm} eps = {budget.eps:.4g}, n = {results.models[0].n}, [95 % intervals]", markup=False
+        )
+    failed = sum(c.status == "error" for c in results.cells)
+    console.print(f"\n{progress.computed} cells computed, {progress.reused} reused, {failed} failed.")
+    console.print(f"report: {report}", soft_wrap=True)
+
+
+def _bound(accuracy: float | None, interval: Interval | None) -> str:
+    if accuracy is None or interval is None:
+        return "-"
+    return rf"{100 * accuracy:.1f} % \[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def show_registries(kind: str | None) -> None:
+    """Names with one line each."""
+    from art_qplugins.attacks import ATTACKS
+    from art_qplugins.data import DATASETS
+    from art_qplugins.defences import DEFENCES
+    from art_qplugins.models import MODELS
+
+    registries: Mapping[str, Mapping[str, Entry]] = {
+        "models": MODELS,
+        "defences": DEFENCES,
+        "attacks": ATTACKS,
+        "datasets": DATASETS,
+    }
+    console = _console()
+    for name, registry in registries.items():
+        if kind not in (None, name):
+            continue
+        if kind is None:
+            console.print(f"[bold]{name}[/]")
+        table = Table(show_header=False, box=None, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for entry in registry.values():
+            options = ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.options.items())
+            about = [entry.help, *_about_attack(entry), *([f"options: {options}"] if options else [])]
+            table.add_row(entry.name, "; ".join(about))
+        console.print(table)
+        if kind is None:
+            console.print()
+
+
+def _about_attack(entry: Any) -> Iterable[str]:
+    if hasattr(entry, "norms"):
+        yield f"{entry.knowledge}, {' '.join(entry.norms)}"
+
+
+def show_health() -> bool:
+    """Whether what the suite needs is there and works; False where something is missing."""
+    console = _console()
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", platform.python_version),
+        ("torch", _torch),
+        ("torchvision", lambda: _package("torchvision", "torchvision")),
+        ("ART", lambda: _package("art.estimators.classification", "adversarial-robustness-toolbox")),
+        ("torchattacks", lambda: _package("torchattacks", "torchattacks")),
+        ("AutoAttack", _autoattack),
+        ("scikit-learn", lambda: _package("sklearn", "scikit-learn")),
+        ("cores", lambda: f"{os.cpu_count()}"),
+        ("data root", _data_root),
+    ]
+    healthy = True
+    for name, check in checks:
+        try:
+            console.print(f"[green]ok[/]       {name}: {check()}", soft_wrap=True)
+        except Exception as error:
+            healthy = False
+            console.print(f"[red]missing[/]  {name}: {error}; type: pip install --upgrade art_qplugins", soft_wrap=True)
+    return healthy
+
+
+def _package(module: str, distribution: str) -> str:
+    importlib.import_module(module)
+    return importlib.metadata.version(distribution)
+
+
+def _torch() -> str:
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return f"{torch.__version__} ({device})"
+
+
+def _autoattack() -> str:
+    try:
+        return f"pyautoattack {_package('pyautoattack', 'pyautoattack')}"
+    except ImportError:
+        return f"autoattack {_package('autoattack', 'autoattack')}"
+
+
+def _data_root() -> str:
+    from art_qplugins.data.cache import user_folder
+
+    return str(user_folder("ARTQ_DATA"))
