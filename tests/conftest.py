@@ -1,0 +1,59 @@
+"""What all tests share: one thread, seeded global generators, and small networks trained once on digits.
+
+The fixtures are shared by the whole session, so a test leaves them as it found them, or works on ``copy.deepcopy``.
+"""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from art_qplugins.data import load
+from art_qplugins.defences.training import train
+from art_qplugins.models.convnet import ConvNet
+from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.quantizers import quantize
+
+torch.set_num_threads(1)
+settings.register_profile("art_qplugins", deadline=None, max_examples=50)  # a shared machine keeps no deadlines
+settings.load_profile("art_qplugins")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Each test starts from the same global state, whatever ran before it; ours must not touch it, others' code may."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """(train, test), 1,198 and 599 images of 1x8x8."""
+    return load("digits", "train"), load("digits", "test")
+
+
+@pytest.fixture(scope="session")
+def fp32(digits):
+    """A float ConvNet that gets 98 % of digits right, in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ConvNet((1, 8, 8), 10, width=8)
+    return train(network, digits[0], epochs=6)
+
+
+@pytest.fixture(scope="session")
+def mu_law(fp32):
+    """``fp32`` with 3-bit weights, the last two layers mu-law mapped, not trained further: 97 %."""
+    return quantize(fp32, weight_bits=3, mu=255.0, mu_layers=2)
+
+
+@pytest.fixture(scope="session")
+def stochastic(fp32, digits):
+    """``fp32`` with 2-bit stochastic activations, trained on, as the mean of four draws: 97 %."""
+    network = quantize(fp32, activation_bits=2, alpha=2.0, clip=2.0)
+    return StochasticEnsemble(train(network, digits[0], epochs=3, learning_rate=0.02), draws=4).eval()
