@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ def run(
 
     cls = getattr(evasion, attack.upstream)
     settings: dict[str, Any] = {"eps": threat.eps, "batch_size": batch_size, **options}
-    if "norm" in cls.attack_params:
+    # attack_params are inherited, and not every attack takes all that its parent takes (BasicIterativeMethod: no norm).
+    accepted = inspect.signature(cls).parameters
+    if "norm" in accepted:
         settings["norm"] = _NORMS[threat.norm]
     if "rel_eps_step" in settings:
         settings["eps_step"] = eps_step(threat, settings.pop("rel_eps_step"), settings["max_iter"])
-    if "verbose" in cls.attack_params:
+    if "verbose" in accepted:
         settings["verbose"] = False
     x_adv = cls(estimator, **settings).generate(x=x.cpu().numpy(), y=y.cpu().numpy())
     return torch.from_numpy(x_adv).to(x.device)
