@@ -82,8 +82,9 @@ def quantize_weight(
     r"""Round a weight to a uniform grid that covers its own range. The gradient passes straight through.
 
     Symmetric: levels :math:`s \cdot \{q_{min}, ..., q_{max}\}` with ``quant_max`` :math:`2^{k-1} - 1`, ``quant_min``
-    ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and :math:`s = \max|w| / q_{max}`. One bit has no zero:
-    :math:`\mathrm{sign}(w) \cdot \mathrm{mean}|w|` (Rastegari et al. 2016). Asymmetric: :math:`2^k` levels from min to max.
+    ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and the smallest s whose levels reach every weight; where the
+    range is narrow that is :math:`\max|w| / q_{max}`. One bit has no zero: :math:`\mathrm{sign}(w) \cdot
+    \mathrm{mean}|w|` (Rastegari et al. 2016). Asymmetric: :math:`2^k` levels from min to max.
 
     :param weight: (out, ...) floating point.
     :param num_bits: k, at least 1.
@@ -98,7 +99,8 @@ def quantize_weight(
     elif symmetric:
         quant_max = 2 ** (num_bits - 1) - 1
         quant_min = -quant_max if narrow_range else -quant_max - 1
-        scale = (w.abs().amax(dims, keepdim=True) / quant_max).clamp_min(tiny)
+        reach = torch.maximum(w.amax(dims, keepdim=True) / quant_max, w.amin(dims, keepdim=True) / quant_min)
+        scale = reach.clamp_min(tiny)
         q = (w / scale).round_().clamp_(quant_min, quant_max).mul_(scale)
     else:
         low, high = w.amin(dims, keepdim=True), w.amax(dims, keepdim=True)
