@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def fingerprint(module: nn.Module) -> str:
     """Hash of a module's structure (with every quantizer's settings) and of all its weights."""
     digest = hashlib.sha256(repr(module).encode())
-    for name, value in module.state_dict().items():
+    for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
