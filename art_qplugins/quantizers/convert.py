@@ -65,6 +65,10 @@ def quantize(
     elif alpha is not None:
         raise InputError("alpha makes activations stochastic, and needs activation_bits; add e.g. activation_bits = 2")
     layers = weight_layers(twin)
+    if weight_bits is not None and not layers:
+        raise InputError(
+            f"weight_bits is {weight_bits}, and {type(model).__name__} has no layer with weights to quantize"
+        )
     if mu is not None:
         if not 1 <= mu_layers <= len(layers):
             raise InputError(f"mu_layers is {mu_layers}, and the network has {len(layers)} layers with weights")
@@ -97,7 +101,7 @@ def _swap_activations(model: nn.Module, make: Callable[[int], nn.Module]) -> Non
     slots = [
         (parent, name)
         for parent in model.modules()
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # named_children() leaves out the second use of one module
         if isinstance(child, ACTIVATIONS)
     ]
     if not slots:
@@ -106,7 +110,7 @@ def _swap_activations(model: nn.Module, make: Callable[[int], nn.Module]) -> Non
             "use nn.ReLU() modules in place of functional calls such as F.relu(x)"
         )
     for layer, (parent, name) in enumerate(slots):
-        setattr(parent, name, make(layer))
+        setattr(parent, name, make(layer).train(getattr(parent, name).training))
 
 
 def _check_domain(name: str, layer: nn.Module, normalize: bool) -> None:
