@@ -46,7 +46,7 @@ def load_checkpoint(path: Path, module: nn.Module) -> dict[str, Any]:
         try:
             description = json.loads(path.with_suffix(".json").read_bytes())
             intact = description.pop("sha256") == hashlib.sha256(content).hexdigest()
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):  # no JSON, or not an object with a hash
             intact = False
         if not intact:
             raise InputError(
