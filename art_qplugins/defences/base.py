@@ -25,4 +25,4 @@ class Defence:
         """Called after the optimizer's step, e.g. to project weights."""
 
     def finish(self, model: nn.Module) -> None:
-        """Called once at the end, also after an exception."""
+        """Called once at the end, also after an exception, where :meth:`start` went through."""

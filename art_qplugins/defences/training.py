@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -55,9 +56,11 @@ def train(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     model.train()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.eval)
         for defence in defences:
             defence.start(model)
+            stack.callback(defence.finish, model)
         for epoch in range(epochs):
             total = 0.0
             for rows in torch.randperm(len(x), generator=order).to(device).split(batch_size):
@@ -78,8 +81,4 @@ def train(
             logger.debug("epoch %d of %d: loss %.4f", epoch + 1, epochs, mean)
             if progress is not None:
                 progress(epoch + 1, epochs, mean)
-    finally:
-        for defence in defences:
-            defence.finish(model)
-        model.eval()
     return model
