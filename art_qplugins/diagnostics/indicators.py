@@ -215,7 +215,7 @@ def _fidelity(case: Case, threshold: float) -> Reading:
 INDICATORS: tuple[Indicator, ...] = (
     Indicator(
         id="V1",
-        title="All checks ran",
+        title="Cells of this model failed",
         class_="V",
         threshold=0.0,
         mitigation="Read the errors in the table of cells, mend their cause and run the same command again.",

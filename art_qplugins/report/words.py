@@ -94,7 +94,7 @@ CLAIMS = {"HOLDS": "holds so far", "OVERSTATED": "overstated", "NONE": "none mad
 CLASSES = {"P": "proof", "M": "mechanism", "S": "symptom", "V": "validity"}
 
 # A finding that did not run says as much about a result as one that fired, so that all three have a name of their own.
-OUTCOMES = {True: "fired", False: "passed", None: "not run"}
+OUTCOMES = {True: "found", False: "not found", None: "not run"}
 
 
 def verdict(name: Verdict) -> str:
