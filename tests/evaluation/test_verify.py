@@ -1,0 +1,239 @@
+"""Judging adversarial images: legality to the last pixel, independent draws, and what the probe measures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_qplugins import Threat
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.verify import DEPLOYMENTS, IllegalImage, check_legal, judge, probe, stream
+from art_qplugins.quantizers import StochasticQuantizer
+
+
+def classifier(model, nb_classes=2):
+    return QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), nb_classes, device_type="cpu")
+
+
+# --- Legal images
+
+X = torch.full((3, 2, 4, 4), 0.5)
+
+
+def moved(norm, amount):
+    """X with its second image moved by exactly ``amount`` in ``norm``."""
+    x_adv = X.clone()
+    if norm == "Linf":
+        x_adv[1, 0, 0, 0] += amount
+    elif norm == "L2":
+        x_adv[1, 0, 0, :3] += amount / 3**0.5
+    elif norm == "L1":
+        x_adv[1, 0, 0, :2] += amount / 2
+    else:
+        x_adv[1, :, 0, : int(amount)] += 0.1  # both channels of a pixel count once
+    return x_adv
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.3), ("L1", 0.4), ("L0", 3.0)])
+def test_an_image_on_the_edge_is_legal_and_its_distance_is_returned(norm, eps):
+    distance = check_legal(X, moved(norm, eps), Threat(norm, eps))
+    torch.testing.assert_close(distance, torch.tensor([0, eps, 0], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "excess"), [("Linf", 0.1, 1e-5), ("L2", 0.3, 1e-5), ("L1", 0.4, 1e-5), ("L0", 3.0, 1)]
+)
+def test_an_image_just_outside_is_refused_with_its_place_and_distance(norm, eps, excess):
+    with pytest.raises(IllegalImage, match=rf"^image 1 is .* away in {norm}, more than eps = {eps:g}$"):
+        check_legal(X, moved(norm, eps + excess), Threat(norm, eps))
+
+
+def test_rounding_of_float32_is_no_violation():
+    """x + eps and x - eps, rounded, are up to half an ulp of 1 further than eps."""
+    x = torch.rand(200, 1, 8, 8) * 0.8 + 0.1
+    for eps in (8 / 255, 0.05, 0.1):
+        x_adv = x + eps * (torch.rand_like(x) < 0.5).float().mul(2).sub(1)
+        assert ((x_adv.double() - x.double()).abs() > eps).any()
+        check_legal(x, x_adv, Threat("Linf", eps))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x[:2], "shape (2, 2, 4, 4) for images (3, 2, 4, 4)"),
+        (lambda x: x[:, :1], "shape (3, 1, 4, 4)"),
+        (lambda x: x.index_fill(0, torch.tensor([0, 2]), torch.nan), "2 images are not finite"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), torch.inf), "1 images are not finite"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), 1 + 1e-5), "[0.5, 1.00001], outside [0, 1]"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), -1e-5), "[-1e-05, 0.5], outside [0, 1]"),
+    ],
+)
+def test_what_is_no_image_is_refused(spoil, message):
+    with pytest.raises(IllegalImage) as caught:
+        check_legal(X, spoil(X.clone()), Threat("Linf", 1.0))
+    assert message in str(caught.value)
+
+
+# --- Judgement
+
+
+class Linear(nn.Sequential):
+    def __init__(self, scale=1.0, nb_classes=2):
+        super().__init__(nn.Flatten(), nn.Linear(16, nb_classes))
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(1)
+            self[1].weight.copy_(torch.randn(nb_classes, 16, generator=generator) * scale)
+            self[1].bias.zero_()
+
+
+def images(n=40, seed=0):
+    return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_deterministic_model_is_asked_once_and_selects_by_the_same_answer():
+    model, x = Linear().eval(), images()
+    y = torch.arange(40) % 2
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    verdict = judge(model, x, y, seed=0, batch_size=16)
+    assert len(calls) == 3  # batches of 16
+    with torch.no_grad():
+        logits = model(x)
+    np.testing.assert_array_equal(verdict.prediction, logits.argmax(1))
+    np.testing.assert_array_equal(verdict.correct, (logits.argmax(1) == y).double())
+    np.testing.assert_array_equal(verdict.selection, verdict.correct)
+    own, other = logits[range(40), y], logits[range(40), 1 - y]
+    np.testing.assert_allclose(verdict.margin, own - other, rtol=1e-6)
+    np.testing.assert_allclose(verdict.loss, torch.log1p(torch.exp(other - own)), rtol=1e-5)
+
+
+class Coin(nn.Module):
+    """Answers 1 with probability x, 0 otherwise: a stochastic quantizer with one bit, so the truth is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.coin = StochasticQuantizer(1, alpha=2.0, clip=1.0)
+
+    def forward(self, x):
+        answer = self.coin(x.flatten(1)[:, 0])
+        return torch.stack([0.5 - answer, answer - 0.5], 1)
+
+
+def test_a_stochastic_model_is_scored_on_two_independent_sets_of_draws():
+    x = torch.full((4000, 1, 4, 4), 0.3)
+    y = torch.ones(4000, dtype=torch.int64)
+    verdict = judge(Coin(), x, y, seed=0, batch_size=5000)
+    for fraction in (verdict.correct, verdict.selection):
+        np.testing.assert_array_equal(np.round(fraction * DEPLOYMENTS), fraction * DEPLOYMENTS)
+        assert abs(fraction.mean() - 0.3) < 4 * (0.21 / 4000 / DEPLOYMENTS) ** 0.5
+        assert (
+            abs(fraction.var() - 0.21 / DEPLOYMENTS) < 0.15 * 0.21 / DEPLOYMENTS
+        )  # binomial: the draws are independent
+    assert abs(np.corrcoef(verdict.correct, verdict.selection)[0, 1]) < 4 / 4000**0.5
+    again = judge(Coin(), x, y, seed=0, batch_size=5000)
+    np.testing.assert_array_equal(again.correct, verdict.correct)
+    other = judge(Coin(), x, y, seed=1, batch_size=5000)
+    assert abs(np.corrcoef(verdict.correct, other.correct)[0, 1]) < 4 / 4000**0.5
+
+
+def test_judging_leaves_the_models_own_draws_and_modes_alone():
+    model = nn.Sequential(Coin(), nn.Dropout()).train()
+    model[0].coin.draw, model[0].coin.call = 5, 2
+    before = torch.get_rng_state()
+    judge(model, images(6), torch.zeros(6, dtype=torch.int64), seed=0)
+    assert (model[0].coin.seed, model[0].coin.draw, model[0].coin.call) == (0, 5, 2)
+    assert model.training and model[1].training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_two_purposes_share_a_stream():
+    seeds = [stream(s, p) for s in range(5) for p in ("attack", "judge", "select", "probe", "directions")]
+    assert len(set(seeds)) == 25
+    assert all(0 <= s < 2**48 for s in seeds)
+    assert stream(0, "attack") == stream(0, "attack")
+
+
+# --- The probe
+
+
+class Staircase(torch.autograd.Function):
+    """Steps so fine that small moves are unrelated to the slope that is passed back."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return 5 * torch.sin(1e5 * z)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Shattered(Linear):
+    def forward(self, x):
+        return Staircase.apply(super().forward(x))
+
+
+class Smooth(Linear):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+def measured(model, step=0.01, n=30):
+    model.eval()
+    x = images(n)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    return probe(classifier(model), x, y, step=step, directions=40, seed=0)
+
+
+def test_fidelity_is_one_where_the_gradient_is_the_slope():
+    assert (measured(Linear())["fidelity"] > 0.9999).all()
+    assert (measured(Smooth(scale=0.3))["fidelity"] > 0.99).all()
+
+
+def test_fidelity_is_near_zero_where_the_gradient_means_nothing():
+    fidelity = measured(Shattered())["fidelity"]
+    assert abs(fidelity.mean()) < 0.15
+    assert np.quantile(fidelity, 0.9) < 0.5
+
+
+def test_fidelity_does_not_depend_on_the_scale_of_the_logits_and_the_gradient_of_the_loss_does():
+    small, large = measured(Linear()), measured(Linear(scale=1e5))
+    np.testing.assert_allclose(large["fidelity"], small["fidelity"], atol=1e-3)
+    assert (small["gradient"] > 0).all()
+    assert (large["gradient"] == 0).mean() > 0.9
+
+
+def test_the_gradient_is_that_of_cross_entropy_in_each_image():
+    model, x = Linear(nb_classes=3).eval(), images(8)
+    y = torch.arange(8) % 3
+    gradient = probe(classifier(model, 3), x, y, step=0.0, directions=5, seed=0)
+    assert gradient.keys() == {"gradient"}  # no step, no fidelity
+    probability = model(x).softmax(1)
+    expected = (probability - nn.functional.one_hot(y, 3)) @ model[1].weight
+    np.testing.assert_allclose(gradient["gradient"], expected.abs().amax(1).detach(), rtol=1e-5)
+
+
+def test_a_model_without_a_gradient_measures_zero():
+    class Detached(Linear):
+        def forward(self, x):
+            return super().forward(x.detach()).detach()
+
+    result = measured(Detached())
+    assert (result["gradient"] == 0).all() and (result["fidelity"] == 0).all()
+
+
+def test_the_probe_takes_the_same_draws_of_a_stochastic_model_at_every_point():
+    """With common draws a linear model times a random gain is still linear in x."""
+
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.noise = Linear(), StochasticQuantizer(1, clip=1.0)
+
+        def forward(self, x):
+            return self.linear(x) * (1 + 3 * self.noise(torch.full((len(x), 1), 0.5)))
+
+    assert (measured(Gain())["fidelity"] > 0.999).all()
