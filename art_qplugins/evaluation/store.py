@@ -61,9 +61,12 @@ class Store:
         return self.folder / "checkpoints" / f"{name}.safetensors"
 
     def load(self, cell_id: str) -> Outcome | None:
-        """The finished cell, or ``None`` where it has to be computed (also where its file is damaged)."""
+        """The finished cell, or ``None`` where it has to be computed (also where a file of it is damaged or gone)."""
+        stem = self.folder / "cells" / cell_id
+        if not stem.with_name(f"{cell_id}.npz").exists():
+            return None
         try:
-            content = json.loads((self.folder / "cells" / f"{cell_id}.json").read_bytes())
+            content = json.loads(stem.with_name(f"{cell_id}.json").read_bytes())
             return Outcome(Cell(**content["cell"]), [Sample(**row) for row in content["samples"]])
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
