@@ -247,7 +247,7 @@ def test_asymmetric_keeps_the_least_and_the_greatest_weight_on_an_even_grid(w, n
     assert ((q - w).abs() <= step / 2 * (1 + 1e-9) + 1e-15).all()
     codes = torch.where(step > 0, (q - low) / step.clamp_min(1e-300), 0)
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-6)
-    assert 0 <= codes.round().min() and codes.round().max() <= 2**num_bits - 1
+    assert codes.round().min() >= 0 and codes.round().max() <= 2**num_bits - 1
 
 
 @given(WEIGHTS, st.integers(2, 8), GRANULARITY, st.booleans())

@@ -1,0 +1,206 @@
+"""quantize() and bake(): what they change, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from art_qplugins import InputError, QuantReLU, StochasticQuantizer, quantize
+from art_qplugins.models.convnet import ConvNet
+from art_qplugins.quantizers import bake, weight_layers
+from art_qplugins.quantizers.functional import mu_law, quant_relu, quantize_weight
+
+OPTIONS = {
+    "activations": {"activation_bits": 3},
+    "stochastic": {"activation_bits": 2, "alpha": 1.5},
+    "weights": {"weight_bits": 3},
+    "mu": {"mu": 255.0},
+    "all": {"activation_bits": 4, "weight_bits": 2, "mu": 10.0, "mu_layers": 3, "granularity": "per_tensor"},
+    "trainable": {"weight_bits": 3, "mu": 255.0, "trainable": True},
+}
+
+
+def small():
+    return ConvNet((1, 8, 8), 10, width=4)
+
+
+def images(n=5):
+    return torch.rand(n, 1, 8, 8)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_model_given_is_left_as_it_was(options):
+    model = small().eval()
+    model.bn1.train()  # a mode of its own
+    x = images()
+    state, modules, modes = (
+        copy.deepcopy(model.state_dict()),
+        list(model.modules()),
+        [m.training for m in model.modules()],
+    )
+    classes, parameters = [type(m) for m in modules], list(model.parameters())
+    twin = quantize(model, **options)
+    with torch.no_grad():
+        for p in twin.parameters():
+            p.add_(1)
+        twin.train()(x)
+    assert list(model.modules()) == modules
+    assert [type(m) for m in modules] == classes
+    assert [m.training for m in modules] == modes
+    assert list(map(id, model.parameters())) == list(map(id, parameters))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_the_twin_is_in_the_mode_of_the_model(options, training):
+    twin = quantize(small().train(training), **options)
+    assert {m.training for name, m in twin.named_modules() if "parametrizations" not in name} == {training}
+
+
+def test_every_weight_and_activation_is_quantized_and_nothing_else():
+    model, x = small().eval(), images()
+    with torch.no_grad():
+        model.bn1.running_mean.normal_()
+        twin = quantize(model, activation_bits=2, weight_bits=3, clip=1.5)
+
+        def w(layer):
+            return quantize_weight(layer.weight, 3)
+
+        def norm(bn, t):
+            return nn.functional.batch_norm(t, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+
+        h = quant_relu(norm(model.bn1, nn.functional.conv2d(x, w(model.conv1), padding=1)), 2, 1.5)
+        h = quant_relu(norm(model.bn2, nn.functional.conv2d(h, w(model.conv2), stride=2, padding=1)), 2, 1.5)
+        h = quant_relu(nn.functional.linear(h.flatten(1), w(model.fc1), model.fc1.bias), 2, 1.5)
+        torch.testing.assert_close(twin(x), nn.functional.linear(h, w(model.fc2), model.fc2.bias))
+
+
+@pytest.mark.parametrize("weight_bits", [None, 3])
+@pytest.mark.parametrize("mu_layers", [1, 2, 4])
+def test_the_last_layers_are_mapped_first_and_quantized_after(weight_bits, mu_layers):
+    model = small()
+    twin = quantize(model, weight_bits=weight_bits, mu=255.0, mu_layers=mu_layers, symmetric=False)
+    layers = weight_layers(model)
+    assert [name for name, _ in layers] == ["conv1", "conv2", "fc1", "fc2"]
+    for index, (name, layer) in enumerate(layers):
+        expected = layer.weight.detach()
+        if index >= len(layers) - mu_layers:
+            expected = mu_law(expected, 255.0)
+        if weight_bits is not None:
+            expected = quantize_weight(expected, weight_bits, symmetric=False)
+        assert torch.equal(twin.get_submodule(name).weight, expected), name
+
+
+def test_stochastic_activations_are_numbered_and_share_the_seed():
+    twin = quantize(small(), activation_bits=3, alpha=1.5, clip=2.0, seed=7)
+    layers = [twin.act1, twin.act2, twin.act3]
+    assert all(isinstance(m, StochasticQuantizer) for m in layers)
+    assert [(m.seed, m.layer, m.num_bits, m.alpha) for m in layers] == [(7, i, 3, 1.5) for i in range(3)]
+    assert float(layers[0].spacing.detach() * 7) == pytest.approx(2.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardtanh, lambda: QuantReLU(8)])
+def test_every_kind_of_activation_is_replaced(activation):
+    twin = quantize(
+        nn.Sequential(nn.Linear(2, 2), activation(), nn.Sequential(activation())), activation_bits=2, clip=3
+    )
+    found = [m for m in twin.modules() if isinstance(m, QuantReLU)]
+    assert [(m.num_bits, m.clip) for m in found] == [(2, 3.0)] * 2
+
+
+def test_one_activation_module_in_several_places_is_quantized_in_all_of_them():
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Linear(3, 3), act, nn.Linear(3, 3), act, nn.Sequential(nn.Linear(3, 3), act))
+    assert not [m for m in quantize(model, activation_bits=2).modules() if isinstance(m, nn.ReLU)]
+    stochastic = quantize(model, activation_bits=2, alpha=2.0)
+    assert [m.layer for m in stochastic.modules() if isinstance(m, StochasticQuantizer)] == [0, 1, 2]
+
+
+def test_a_residual_network_from_torchvision():
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.resnet18(weights=None).eval()
+    x = torch.rand(2, 3, 32, 32)
+    twin = quantize(model, activation_bits=4, weight_bits=3)
+    assert not [m for m in twin.modules() if isinstance(m, nn.ReLU)]
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        for _, layer in weight_layers(by_hand):
+            layer.weight.copy_(quantize_weight(layer.weight, 3))
+        for module in by_hand.modules():
+            if hasattr(module, "relu"):
+                module.relu = QuantReLU(4)
+        assert torch.equal(twin(x), by_hand(x))
+        assert not torch.equal(twin(x), model(x))
+
+
+# --- trainable, bake
+
+
+@pytest.mark.parametrize("options", [{"weight_bits": 3}, {"mu": 255.0, "mu_layers": 2}, {"weight_bits": 1, "mu": 1.0}])
+def test_baking_a_trained_twin_keeps_its_function(options):
+    model, x = small().eval(), images()
+    twin = quantize(model, **options, trainable=True)
+    assert torch.equal(twin(x), quantize(model, **options)(x))
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(twin(x), torch.arange(len(x))).backward()
+        optimizer.step()
+    before = twin(x).detach()
+    assert bake(twin) is twin
+    assert torch.equal(twin(x), before)
+    assert not any(parametrize.is_parametrized(m) for m in twin.modules())
+    assert bake(twin) is twin  # nothing left to do
+
+
+@pytest.mark.parametrize("name", ["activations", "weights", "mu", "all"])
+def test_a_baked_twin_pickles_copies_and_has_the_models_parameters(name):
+    model, x = small().eval(), images()
+    twin = quantize(model, **OPTIONS[name])
+    for again in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+        assert torch.equal(again(x), twin(x))
+    assert set(twin.state_dict()) == set(model.state_dict())
+    assert all(p.is_leaf and p.requires_grad for p in twin.parameters())
+
+
+# --- refusals
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (nn.Sequential(nn.Linear(2, 2)), {"activation_bits": 4}, "no activation module to quantize.*nn.ReLU"),
+        (nn.Sequential(nn.Linear(2, 2), nn.GELU()), {"activation_bits": 4}, "no activation module to quantize"),
+        (nn.Sequential(nn.ReLU()), {"weight_bits": 4}, "no layer with weights"),
+        (nn.Sequential(nn.ReLU()), {"mu": 255.0}, "has 0 layers with weights"),
+        (small(), {"alpha": 2.0}, "alpha .* needs activation_bits"),
+        (small(), {"mu": 255.0, "mu_layers": 0}, "mu_layers is 0, and the network has 4 layers"),
+        (small(), {"mu": 255.0, "mu_layers": 5}, "mu_layers is 5, and the network has 4 layers"),
+        (small(), {"activation_bits": 0}, "num_bits is 0"),
+        (small(), {"activation_bits": 4, "clip": -1.0}, "clip is -1.0"),
+        (small(), {"weight_bits": 99}, "num_bits is 99"),
+        (small(), {"weight_bits": 3, "granularity": "per_row"}, "unknown granularity 'per_row'"),
+        (small(), {"mu": -1.0}, "mu is -1.0"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_in_one_line(model, options, message):
+    with pytest.raises(InputError, match=f"^[^\n]*{message}[^\n]*$"):
+        quantize(model, **options)
+
+
+def test_a_weight_outside_the_mu_laws_domain_is_named_with_its_value():
+    model = small()
+    with torch.no_grad():
+        model.fc1.weight[3, 2] = -1.625
+    with pytest.raises(InputError, match=r"^[^\n]*'fc1' holds 1\.625, [^\n]*mu_normalize = true$"):
+        quantize(model, mu=255.0, mu_layers=2)
+    assert quantize(model, mu=255.0, mu_layers=1) is not None  # that layer is not mapped
+    mapped = quantize(model, mu=255.0, mu_layers=2, mu_normalize=True)
+    assert float(mapped.fc1.weight[3, 2]) == pytest.approx(-1.625)

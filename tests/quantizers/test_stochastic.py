@@ -1,0 +1,393 @@
+"""The stochastic quantizer: its distribution, its draws, its gradient, and where its noise comes from.
+
+The draws are keyed, so these tests give the same answer at every run. The statistical ones take the key for random: a z-score
+above 5 would come by chance once in 1.7 million comparisons, and all tests here make about a thousand.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from art_qplugins import InputError, StochasticQuantizer
+from art_qplugins.quantizers import draws_from, is_stochastic
+from art_qplugins.quantizers.stochastic import entmax, stochastic_layers
+
+ALPHAS = [1.0, 1.3, 1.5, 2.0, 3.0]
+
+
+def quantizer(num_bits=2, *, offset=None, spacing=None, **options):
+    """A StochasticQuantizer with this offset and spacing, as if they had been learned."""
+    module = StochasticQuantizer(num_bits, **options)
+    with torch.no_grad():
+        if offset is not None:
+            module.offset.fill_(offset)
+        if spacing is not None:
+            module.raw_spacing.fill_(math.log(math.expm1(spacing)))
+    return module
+
+
+def bins(module):
+    return module.offset + module.spacing * torch.arange(module.num_bins, dtype=module.offset.dtype)
+
+
+def mean(module, x):
+    return (module.probabilities(x) * bins(module)).sum(-1)
+
+
+# --- entmax
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.1, 1.5, 1.7, 2.0, 2.5, 4.0])
+def test_entmax_is_the_entmax_packages(alpha):
+    package = pytest.importorskip("entmax")
+    z = torch.randn(200, 6, dtype=torch.float64) * 2
+    upstream = torch.randn_like(z)
+    exact = {1.0: torch.softmax, 1.5: package.entmax15, 2.0: package.sparsemax}.get(alpha)
+    reference = exact or (lambda t, dim: package.entmax_bisect(t, alpha, dim=dim, n_iter=60))
+    ours, theirs = (z.clone().requires_grad_() for _ in range(2))
+    p, expected = entmax(ours, alpha), reference(theirs, -1)
+    torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-8)
+    p.backward(upstream), expected.backward(upstream)
+    # Where a probability is next to zero the gradient is steep, and 1e-12 in the threshold shows.
+    clear = ((p == 0) | (p > 1e-3)).all(-1) & ((expected == 0) == (p == 0)).all(-1)
+    assert clear.sum() > 50
+    torch.testing.assert_close(ours.grad[clear], theirs.grad[clear], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0])
+def test_entmax_passes_gradcheck(alpha):
+    z = (torch.randn(6, 5, dtype=torch.float64) * 0.3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: entmax(t, alpha), z, atol=1e-4)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=9), st.floats(1, 8))
+def test_entmax_is_a_distribution_in_the_order_of_its_scores(z, alpha):
+    z = torch.tensor(z, dtype=torch.float64)
+    p = entmax(z, alpha)
+    assert (p >= 0).all()
+    assert float(p.sum()) == pytest.approx(1, abs=1e-9)
+    assert (p[z.argsort()].diff() >= -1e-9).all()
+    torch.testing.assert_close(entmax(z + 7, alpha), p, rtol=1e-6, atol=1e-9)
+
+
+# --- the distribution
+
+
+@pytest.mark.parametrize("num_bits", [1, 2, 3])
+def test_at_alpha_2_the_closed_form_is_the_general_one(num_bits):
+    module = quantizer(num_bits, offset=-0.4, spacing=0.7).double()
+    x = torch.linspace(-3, 8, 701, dtype=torch.float64)
+    general = entmax(-(((x[:, None] - bins(module)) / module.spacing) ** 2), 2.0)
+    torch.testing.assert_close(module.probabilities(x), general, rtol=0, atol=1e-10)
+
+
+@given(st.integers(1, 6), st.floats(-2, 2), st.floats(0.05, 3), st.floats(-0.5, 1.5), st.sampled_from([2.0, 3.0, 8.0]))
+def test_from_alpha_2_at_most_the_two_bins_around_x_have_mass(num_bits, offset, spacing, where, alpha):
+    module = quantizer(num_bits, offset=offset, spacing=spacing, alpha=alpha).double()
+    levels = bins(module).detach()
+    x = levels[0] + where * (levels[-1] - levels[0])
+    p = module.probabilities(x).detach()
+    assert float(p.sum()) == pytest.approx(1, abs=1e-9)
+    mass = p > 1e-9
+    nearest = (levels - x).abs().topk(2, largest=False).indices
+    assert mass.sum() <= 2
+    assert set(mass.nonzero().flatten().tolist()) <= set(nearest.tolist())
+
+
+def test_at_alpha_2_the_mean_is_x_and_the_variance_the_least_of_two_bins():
+    module = quantizer(3, offset=0.2, spacing=0.5).double()
+    levels = bins(module).detach()
+    x = torch.linspace(float(levels[0]), float(levels[-1]), 501, dtype=torch.float64)
+    p = module.probabilities(x).detach()
+    t = ((x - levels[0]) / 0.5) % 1
+    torch.testing.assert_close((p * levels).sum(-1), x)
+    torch.testing.assert_close((p * (levels - x[:, None]) ** 2).sum(-1), 0.25 * t * (1 - t), rtol=0, atol=1e-7)
+
+
+def test_with_two_bins_it_is_binaryconnects_hard_sigmoid():
+    module = quantizer(1, offset=-1.0, spacing=2.0).double()
+    x = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    hard_sigmoid = ((x + 1) / 2).clamp(0, 1)  # Courbariaux, Bengio & David 2015, equation 3
+    torch.testing.assert_close(module.probabilities(x)[:, 1], hard_sigmoid, rtol=0, atol=1e-7)
+    n = 20_000
+    share = (module(x.expand(n, -1)) > 0).double().mean(0)
+    spread = (hard_sigmoid * (1 - hard_sigmoid) / n).sqrt()
+    assert ((share - hard_sigmoid).abs() <= 5 * spread + 1e-7).all()
+
+
+def test_at_alpha_1_it_is_softmax_of_the_squared_distances():
+    module = quantizer(2, offset=0.1, spacing=0.8, alpha=1.0).double()
+    x = torch.linspace(-1, 4, 101, dtype=torch.float64)
+    scores = torch.exp(-(((x[:, None] - bins(module)) / 0.8) ** 2))
+    torch.testing.assert_close(module.probabilities(x), scores / scores.sum(-1, keepdim=True), rtol=1e-5, atol=1e-8)
+
+
+def test_the_noise_falls_as_alpha_grows():
+    x = torch.linspace(0, 6, 301, dtype=torch.float64)
+    spread = []
+    for alpha in (1.0, 1.1, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 8.0):
+        module = quantizer(3, alpha=alpha).double()
+        p = module.probabilities(x).detach()
+        centre = (p * bins(module).detach()).sum(-1, keepdim=True)
+        spread.append(float(((p * (bins(module).detach() - centre) ** 2).sum(-1)).mean()))
+    assert spread == sorted(spread, reverse=True)
+
+
+@given(st.integers(1, 8), st.sampled_from([0.01, 1.0, 6.0, 100.0]))
+def test_the_bins_start_evenly_on_zero_to_clip(num_bits, clip):
+    module = StochasticQuantizer(num_bits, clip=clip)
+    torch.testing.assert_close(bins(module).detach(), torch.linspace(0, clip, 2**num_bits), rtol=1e-4, atol=1e-6 * clip)
+
+
+# --- the draws
+
+
+@given(st.integers(1, 5), st.sampled_from(ALPHAS), st.integers(0, 1000))
+def test_every_draw_is_a_bin_and_at_alpha_2_one_next_to_x(num_bits, alpha, seed):
+    module = quantizer(num_bits, offset=-0.3, spacing=0.4, alpha=alpha, seed=seed)
+    x = torch.linspace(-2, 14, 997)
+    code = (module(x).detach() + 0.3) / 0.4
+    torch.testing.assert_close(code, code.round(), rtol=0, atol=1e-4)
+    assert code.min() > -0.5 and code.max() < 2**num_bits - 0.5
+    if alpha >= 2:
+        inside = x.clamp(-0.3, -0.3 + 0.4 * (2**num_bits - 1))
+        assert ((0.4 * code - 0.3 - inside).abs() < 0.4 * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_bins_are_drawn_as_often_as_their_probability_says(alpha):
+    module = quantizer(2, offset=0.1, spacing=0.5, alpha=alpha)
+    x, n = torch.linspace(-0.3, 2, 24), 40_000
+    code = ((module(x.expand(n, -1)).detach() - 0.1) / 0.5).round().long()
+    share = torch.stack([(code == k).double().mean(0) for k in range(4)], -1)
+    p = module.probabilities(x).detach().double()
+    assert ((share - p).abs() <= 5 * (p * (1 - p) / n).sqrt() + 2 / n).all()
+
+
+def test_at_alpha_2_draws_are_unbiased_with_variance_spacing_squared_t_one_minus_t():
+    spacing, n = 0.5, 40_000
+    module = quantizer(3, offset=-0.2, spacing=spacing)
+    x = -0.2 + spacing * torch.linspace(0, 7, 71, dtype=torch.float64)
+    draws = module(x.float().expand(n, -1)).detach().double()
+    t = ((x + 0.2) / spacing) % 1
+    variance = spacing**2 * t * (1 - t)
+    assert ((draws.mean(0) - x).abs() <= 5 * (variance / n).sqrt() + 1e-4 * spacing).all()
+    # The fourth moment of a Bernoulli variable gives the spread of its estimated variance.
+    fourth = spacing**4 * t * (1 - t) * (1 - 3 * t * (1 - t))
+    estimate = (draws - x).square().mean(0)
+    assert ((estimate - variance).abs() <= 5 * ((fourth - variance**2) / n).sqrt() + 1e-4 * spacing**2).all()
+
+
+def test_outside_the_bins_it_saturates():
+    x = torch.tensor([-1e6, -0.01, 6.01, 1e6])
+    assert StochasticQuantizer(2)(x).tolist() == pytest.approx([0, 0, 6, 6], abs=1e-5)
+
+
+# --- the gradient
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("num_bits", [1, 3])
+def test_the_gradient_is_that_of_the_mean_in_x_offset_and_spacing(alpha, num_bits):
+    module = quantizer(num_bits, offset=-0.3, spacing=0.6, alpha=alpha).double()
+    # Inside and outside the bins, and on none of them, where the mean has a kink at alpha = 2.
+    x = (torch.linspace(-1, -0.3 + 0.6 * 2**num_bits, 400, dtype=torch.float64) + 1e-5).requires_grad_()
+    upstream = torch.randn_like(x)
+    variables = [x, module.offset, module.raw_spacing]
+    ours = torch.autograd.grad(module(x), variables, upstream)
+    expected = torch.autograd.grad(mean(module, x), variables, upstream)
+    for name, a, b in zip(("x", "offset", "spacing"), ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_at_alpha_2_the_mean_is_a_clamp_and_so_is_the_gradient():
+    module = quantizer(2, offset=0.5, spacing=1.0)
+    x = torch.tensor([-5.0, 0.4, 0.6, 2.0, 3.4, 3.6, 9.0], requires_grad=True)
+    module(x).sum().backward()
+    assert x.grad.tolist() == [0, 0, 1, 1, 1, 0, 0]
+    assert float(module.offset.grad) == 4  # every saturated value moves with the offset
+    slope = torch.autograd.grad(module.spacing, module.raw_spacing)[0]
+    assert float(module.raw_spacing.grad / slope) == pytest.approx(2 * 3)  # the two on top, three spacings up
+
+
+def test_half_of_the_gradient_can_be_asked_for():
+    module, x = StochasticQuantizer(2), torch.rand(50, requires_grad=True)
+    for p in module.parameters():
+        p.requires_grad_(False)
+    module(x).sum().backward()
+    assert x.grad.sum() == 50
+    module.offset.requires_grad_()
+    module(torch.full((3,), 7.0)).sum().backward()
+    assert module.offset.grad == 3 and module.raw_spacing.grad is None
+
+
+# --- the noise
+
+
+def global_states():
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_no_global_generator_is_touched_and_none_has_a_say(alpha):
+    x = torch.rand(100, requires_grad=True) * 6
+    module = StochasticQuantizer(2, alpha=alpha)
+    before = global_states()
+    first = module(x)
+    first.sum().backward()
+    assert global_states() == before
+    for seed in (1, 2):
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        assert torch.equal(StochasticQuantizer(2, alpha=alpha)(x), first)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_train_and_eval_mode_draw_the_same(alpha):
+    x = torch.rand(100) * 6
+    trained, evaluated = (StochasticQuantizer(2, alpha=alpha).train(mode) for mode in (True, False))
+    for _ in range(2):
+        assert torch.equal(trained(x), evaluated(x))
+
+
+def noise(**key):
+    module = StochasticQuantizer(2, seed=key.pop("seed", 3), layer=key.pop("layer", 5))
+    module.draw, module.call = key.pop("draw", 7), key.pop("call", 1)
+    assert not key
+    return module._noise(torch.empty(20_000))
+
+
+def test_the_same_key_gives_the_same_noise_and_any_other_an_independent_one():
+    base = noise()
+    assert torch.equal(noise(), base)
+    others = [
+        noise(seed=4),
+        noise(layer=6),
+        noise(draw=8),
+        noise(call=2),
+        noise(seed=5, layer=3),
+        noise(draw=1, call=7),
+    ]
+    for other in others:
+        correlation = float(torch.corrcoef(torch.stack([base, other]))[0, 1])
+        assert abs(correlation) < 5 / math.sqrt(len(base))
+    everything = torch.cat([base, *others])
+    assert everything.min() >= 0 and everything.max() < 1
+    assert abs(float(everything.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / len(everything))
+
+
+def test_keys_that_read_alike_are_different():
+    assert not torch.equal(noise(seed=1, layer=11), noise(seed=11, layer=1))
+    assert not torch.equal(noise(seed=-1), noise(seed=1))
+
+
+def test_each_call_draws_afresh():
+    module, x = StochasticQuantizer(2), torch.rand(100) * 6
+    draws = [module(x) for _ in range(3)]
+    assert not torch.equal(draws[0], draws[1]) and not torch.equal(draws[1], draws[2])
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0])
+def test_folded_draws_are_the_single_ones(alpha):
+    x = torch.rand(4, 3, 2) * 6
+    folded = StochasticQuantizer(2, alpha=alpha)
+    folded.fold, folded.draw = 3, 10
+    together = folded(x.repeat(3, 1, 1)).unflatten(0, (3, 4))
+    for index in range(3):
+        alone = StochasticQuantizer(2, alpha=alpha)
+        alone.draw = 10 + index
+        assert torch.equal(together[index], alone(x))
+
+
+# --- as a module
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_a_copy_goes_on_with_the_same_stream_on_its_own(copied):
+    x = torch.rand(100) * 6
+    module = StochasticQuantizer(2, seed=9)
+    module(x)
+    twin = copied(module)
+    following = module(x), module(x)
+    assert torch.equal(twin(x), following[0])
+    assert torch.equal(twin(x), following[1])
+
+
+def test_the_state_dict_holds_what_was_learned():
+    x = torch.rand(100) * 6
+    learned = quantizer(2, offset=0.3, spacing=0.7, seed=1)
+    other = StochasticQuantizer(2, seed=1)
+    other.load_state_dict(learned.state_dict())
+    assert torch.equal(other(x), learned(x))
+    assert set(learned.state_dict()) == {"offset", "raw_spacing"}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"num_bits": 0}, "num_bits"),
+        ({"alpha": 0.99}, "alpha"),
+        ({"alpha": math.inf}, "alpha"),
+        ({"alpha": math.nan}, "alpha"),
+        ({"clip": 0.0}, "clip"),
+        ({"clip": math.nan}, "clip"),
+    ],
+)
+def test_bad_settings_are_refused(options, name):
+    with pytest.raises(InputError, match=rf"^{name} is [^\n]+$"):
+        StochasticQuantizer(**{"num_bits": 2, **options})
+
+
+def test_it_says_its_settings_and_is_found_in_a_network():
+    network = nn.Sequential(nn.Linear(2, 2), StochasticQuantizer(2, alpha=1.5, seed=3, layer=1), nn.ReLU())
+    assert repr(network[1]) == "StochasticQuantizer(num_bits=2, alpha=1.5, seed=3, layer=1)"
+    assert stochastic_layers(network) == [network[1]]
+    assert is_stochastic(network) and not is_stochastic(network[0])
+
+
+# --- draws_from
+
+
+def chain():
+    return nn.Sequential(*[StochasticQuantizer(3, layer=layer) for layer in range(2)])
+
+
+def test_draws_from_is_a_stream_of_its_own_that_leaves_the_other_where_it_was():
+    x = torch.rand(50) * 6
+    undisturbed, module = chain(), chain()
+    expected = [undisturbed(x) for _ in range(3)]
+    assert torch.equal(module(x), expected[0])
+    streams = []
+    for seed in (5, 5, 6):
+        with draws_from(module, seed):
+            streams.append([module(x), module(x)])
+    assert torch.equal(module(x), expected[1])
+    with pytest.raises(TypeError), draws_from(module, 5):
+        module(x, module(x))
+    assert torch.equal(module(x), expected[2])
+    assert torch.equal(streams[0][0], streams[1][0]) and torch.equal(streams[0][1], streams[1][1])
+    assert not torch.equal(streams[0][0], streams[0][1])
+    assert not torch.equal(streams[0][0], streams[2][0])
+    assert [m.seed for m in module] == [0, 0]
+
+
+def test_draws_from_nests():
+    x = torch.rand(50) * 6
+    module = chain()
+    with draws_from(module, 1):
+        outer = [module(x), module(x)]
+    with draws_from(module, 1):
+        again = [module(x)]
+        with draws_from(module, 2):
+            module(x)
+        again.append(module(x))
+    assert all(torch.equal(a, b) for a, b in zip(outer, again, strict=True))
