@@ -6,7 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["safe_name", "write_atomically"]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -29,3 +29,8 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def safe_name(name: str) -> str:
+    """``name`` with everything replaced that some file system refuses. Different names may become one."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

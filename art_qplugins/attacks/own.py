@@ -12,15 +12,22 @@ from art_qplugins.attacks.registry import Attack
 from art_qplugins.attacks.views import MarginLoss
 from art_qplugins.estimators import QuantizedClassifier
 
-__all__ = ["clean", "pgd_margin"]
+__all__ = ["run"]
 
 
-def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+def _pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     """ART's PGD on the logit margin in place of cross-entropy."""
     pgd = dataclasses.replace(attack, upstream="ProjectedGradientDescentPyTorch")
     return art.run(estimator.with_model(estimator.model, MarginLoss()), pgd, x, y, **settings)
 
 
-def clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+def _clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
     """The images as they are. What its options ask for is measured by ``evaluation``, not here."""
     return x.clone()
+
+
+def run(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    return _OWN[attack.upstream](estimator, attack, x, y, **settings)
+
+
+_OWN = {"pgd_margin": _pgd_margin, "clean": _clean}

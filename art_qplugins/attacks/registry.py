@@ -23,54 +23,24 @@ class Attack(Entry):
 
     upstream: str
     knowledge: Knowledge = "white-box"
-    norms: tuple[str, ...] = ("Linf", "L2")
+    norms: tuple[str, ...]
     one_step: bool = False
     models: Literal["any", "deterministic", "stochastic"] = "any"
 
 
-def _art(name: str, upstream: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
+# The adapter of each library, and the norms that its attacks have where a row does not say otherwise.
+_LIBRARIES = {
+    "art": ("art_qplugins.attacks.art:run", ("Linf", "L2")),
+    "torchattacks": ("art_qplugins.attacks.torchattacks:run", ("Linf",)),
+    "autoattack": ("art_qplugins.attacks.autoattack:run", ("Linf", "L2", "L1")),
+    "artq": ("art_qplugins.attacks.own:run", ("Linf", "L2")),
+}
+
+
+def _attack(name: str, upstream: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
+    target, norms = _LIBRARIES[name.split(":")[0]]
     return Attack(
-        name=f"art:{name}",
-        target="art_qplugins.attacks.art:run",
-        upstream=upstream,
-        help=help,
-        options=options or {},
-        **more,
-    )
-
-
-def _torchattacks(name: str, upstream: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
-    return Attack(
-        name=f"torchattacks:{name}",
-        target="art_qplugins.attacks.torchattacks:run",
-        upstream=upstream,
-        help=help,
-        options=options or {},
-        norms=more.pop("norms", ("Linf",)),
-        **more,
-    )
-
-
-def _autoattack(name: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
-    return Attack(
-        name=f"autoattack:{name}",
-        target="art_qplugins.attacks.autoattack:run",
-        upstream=name,
-        help=help,
-        options=options or {},
-        norms=("Linf", "L2", "L1"),
-        **more,
-    )
-
-
-def _own(name: str, upstream: str, help: str, options: Mapping[str, Any] | None = None, **more: Any) -> Attack:
-    return Attack(
-        name=f"artq:{name}",
-        target=f"art_qplugins.attacks.own:{upstream}",
-        upstream=upstream,
-        help=help,
-        options=options or {},
-        **more,
+        name=name, target=target, upstream=upstream, help=help, options=options or {}, **{"norms": norms} | more
     )
 
 
@@ -80,57 +50,64 @@ _ITERATIVE = {"max_iter": 20, "rel_eps_step": None}
 ATTACKS: Registry[Attack] = Registry(
     "attack",
     [
-        _art("fgsm", "FastGradientMethod", "one step along the gradient's sign", one_step=True),
-        _art("bim", "BasicIterativeMethod", "FGSM in small steps, no random start", _ITERATIVE, norms=("Linf",)),
-        _art(
-            "pgd",
+        _attack("art:fgsm", "FastGradientMethod", "one step along the gradient's sign", one_step=True),
+        _attack("art:bim", "BasicIterativeMethod", "FGSM in small steps, no random start", _ITERATIVE, norms=("Linf",)),
+        _attack(
+            "art:pgd",
             "ProjectedGradientDescentPyTorch",
             "projected gradient descent on cross-entropy, with random starts",
             {**_ITERATIVE, "num_random_init": 1},
         ),
-        _art("mifgsm", "MomentumIterativeMethod", "BIM with momentum", {**_ITERATIVE, "decay": 1.0}, norms=("Linf",)),
-        _art(
-            "square",
+        _attack(
+            "art:mifgsm", "MomentumIterativeMethod", "BIM with momentum", {**_ITERATIVE, "decay": 1.0}, norms=("Linf",)
+        ),
+        _attack(
+            "art:square",
             "SquareAttack",
             "random search over squares; ART's version, one square for the whole batch",
             {"max_iter": 1000, "p_init": 0.8, "nb_restarts": 1},
             knowledge="black-box",
         ),
-        _torchattacks("fgsm", "FGSM", "one step along the gradient's sign", one_step=True),
-        _torchattacks("pgd", "PGD", "projected gradient descent on cross-entropy, random start", _ITERATIVE),
-        _torchattacks("mifgsm", "MIFGSM", "BIM with momentum", {**_ITERATIVE, "decay": 1.0}),
-        _torchattacks(
-            "eotpgd",
+        _attack("torchattacks:fgsm", "FGSM", "one step along the gradient's sign", one_step=True),
+        _attack("torchattacks:pgd", "PGD", "projected gradient descent on cross-entropy, random start", _ITERATIVE),
+        _attack("torchattacks:mifgsm", "MIFGSM", "BIM with momentum", {**_ITERATIVE, "decay": 1.0}),
+        _attack(
+            "torchattacks:eotpgd",
             "EOTPGD",
             "PGD on the mean gradient of several calls, for models that are random",
             {**_ITERATIVE, "eot_iter": 8},
         ),
-        _autoattack(
-            "standard", "the published AutoAttack, unmodified: APGD-CE, APGD-T, FAB-T, Square", models="deterministic"
+        _attack(
+            "autoattack:standard",
+            "standard",
+            "the published AutoAttack, unmodified: APGD-CE, APGD-T, FAB-T, Square",
+            models="deterministic",
         ),
-        _autoattack(
+        _attack(
+            "autoattack:rand",
             "rand",
             "the published AutoAttack for random models: APGD-CE and APGD-DLR with 20 EOT draws",
             {"eot_iter": 20},
             models="stochastic",
         ),
-        _autoattack("apgd-ce", "the first part of autoattack:standard, alone"),
-        _autoattack("apgd-t", "the targeted DLR part of autoattack:standard, alone"),
-        _autoattack("fab-t", "the minimum-norm part of autoattack:standard, alone"),
-        _autoattack(
+        _attack("autoattack:apgd-ce", "apgd-ce", "the first part of autoattack:standard, alone"),
+        _attack("autoattack:apgd-t", "apgd-t", "the targeted DLR part of autoattack:standard, alone"),
+        _attack("autoattack:fab-t", "fab-t", "the minimum-norm part of autoattack:standard, alone"),
+        _attack(
+            "autoattack:square",
             "square",
             "the black-box part of autoattack:standard, alone",
             {"n_queries": 5000},
             knowledge="black-box",
         ),
-        _own(
-            "pgd-margin",
+        _attack(
+            "artq:pgd-margin",
             "pgd_margin",
             "PGD on the logit margin, which no scale of the logits can saturate",
             {**_ITERATIVE, "num_random_init": 1},
         ),
-        _own(
-            "clean",
+        _attack(
+            "artq:clean",
             "clean",
             "no attack: the image as it is; its cell measures gradients, and their fidelity over steps of this size",
             {"step": 0.0, "directions": 20},

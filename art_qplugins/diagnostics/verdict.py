@@ -138,7 +138,7 @@ def _summary(verdict: Verdict, case: Case, claim: Claim, explaining: Sequence[Fi
         f"the worst case over all attacks that were run leaves {100 * claim.corrected:.1f} % [{low}, {high}]."
     )
     if verdict == "MASKED":
-        why = " and ".join(f"{f.title[0].lower()}{f.title[1:]}" for f in explaining)
+        why = ", and ".join(f"{f.title[0].lower()}{f.title[1:]}" for f in explaining)
         return f"The claimed number is an illusion. {number} The gradient hides the difference: {why}."
     opening = {
         "OVERSTATED": "The claimed number is too high.",

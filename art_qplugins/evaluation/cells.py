@@ -12,6 +12,7 @@ from typing import Any
 from art_qplugins._version import __version__
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Role
+from art_qplugins.files import safe_name
 
 __all__ = ["CellSpec", "cell_id"]
 
@@ -55,7 +56,7 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
     where = "" if spec.source == spec.model else f".from-{spec.source}"
     budget = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"
-    return _safe(f"{spec.model}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
+    return safe_name(f"{spec.model}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
 
 
 def _version(package: str) -> str:
@@ -63,7 +64,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

@@ -19,6 +19,7 @@ from art_qplugins.defences.training import train
 from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
 from art_qplugins.evaluation.execute import fingerprint
 from art_qplugins.evaluation.recipe import ModelSettings, Recipe
+from art_qplugins.files import safe_name
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers import bake, quantize
 
@@ -46,7 +47,7 @@ def build_models(
         if settings.checkpoint is not None:
             load_checkpoint(Path(settings.checkpoint), module)
         else:
-            path = checkpoints / f"{_slug(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
+            path = checkpoints / f"{safe_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
             # The description is written last, so a training that was cut short has none and starts again.
             if path.with_suffix(".json").exists():
                 load_checkpoint(path, module)
@@ -153,7 +154,3 @@ def _description(settings: ModelSettings, data: Dataset) -> dict[str, Any]:
         "art_qplugins": __version__,
         "torch": torch.__version__,
     }
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
