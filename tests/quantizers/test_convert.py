@@ -203,4 +203,4 @@ def test_a_weight_outside_the_mu_laws_domain_is_named_with_its_value():
         quantize(model, mu=255.0, mu_layers=2)
     assert quantize(model, mu=255.0, mu_layers=1) is not None  # that layer is not mapped
     mapped = quantize(model, mu=255.0, mu_layers=2, mu_normalize=True)
-    assert float(mapped.fc1.weight[3, 2]) == pytest.approx(-1.625)
+    assert mapped.fc1.weight[3, 2].item() == pytest.approx(-1.625)

@@ -1,0 +1,274 @@
+"""The training loop, and the penalties with their closed forms."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_qplugins import InputError, StochasticQuantizer, quantize, train
+from art_qplugins.defences import DEFENCES
+from art_qplugins.defences.base import Defence
+from art_qplugins.defences.information import BinSpacing, MutualInformation, mutual_information
+from art_qplugins.defences.lipschitz import Orthogonality, orthogonality_penalty
+from art_qplugins.models.convnet import ConvNet
+from art_qplugins.quantizers import weight_layers
+from art_qplugins.quantizers.stochastic import stochastic_layers
+
+
+def network(*, stochastic=False):
+    torch.manual_seed(1)
+    model = ConvNet((1, 8, 8), 10, width=4)
+    return quantize(model, activation_bits=2, alpha=2.0, clip=2.0) if stochastic else model
+
+
+@pytest.fixture(scope="session")
+def few(digits):
+    """(x, y) of 200 images."""
+    data = digits[0].take(200, seed=0)
+    return data.x(), data.y()
+
+
+# --- orthogonality
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5), (4, 3, 2, 2), (20, 2, 3, 3)])
+def test_the_penalty_has_the_gradient_of_both_sides_of_equation_8(shape):
+    weight = (torch.randn(shape) * 0.5).requires_grad_()
+    (ours,) = torch.autograd.grad(orthogonality_penalty(weight), weight)
+    m = weight.flatten(1)
+    for gram in (m @ m.T, m.T @ m):
+        (expected,) = torch.autograd.grad((gram - torch.eye(len(gram))).square().sum(), weight, retain_graph=True)
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    # ... which is 4 (W W^T - I) W in closed form.
+    closed = 4 * (m @ m.T - torch.eye(len(m))) @ m
+    torch.testing.assert_close(ours.flatten(1), closed.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (4, 3, 2, 2)])
+def test_the_penalty_is_zero_where_all_singular_values_are_one_and_grows_with_them(shape):
+    matrix = nn.init.orthogonal_(torch.empty(shape))
+    k = min(shape[0], math.prod(shape[1:]))
+    for scale in (1.0, 0.5, 2.0, 0.0):
+        # sum over singular values of (sigma^2 - 1)^2
+        assert float(orthogonality_penalty(scale * matrix)) == pytest.approx(k * (scale**2 - 1) ** 2, abs=1e-4)
+
+
+def test_orthogonality_sums_over_all_layers_with_half_of_beta():
+    model = network()
+    expected = 0.15 * sum(float(orthogonality_penalty(m.weight.detach())) for _, m in weight_layers(model))
+    assert Orthogonality(beta=0.3).penalty(model).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_training_with_the_penalty_brings_the_weights_nearer_to_orthonormal_rows(few):
+    distance = []
+    for defences in ([], [Orthogonality(beta=0.05)]):
+        model = train(network(), few, defences, epochs=8, batch_size=20, learning_rate=0.05, weight_decay=0.0)
+        distance.append(sum(orthogonality_penalty(m.weight.detach()).item() for _, m in weight_layers(model)))
+    assert distance[1] < 0.5 * distance[0]
+
+
+# --- mutual information
+
+
+def test_identical_distributions_carry_no_information():
+    p = torch.rand(1, 5, 4, dtype=torch.float64).softmax(-1).expand(7, -1, -1)
+    assert float(mutual_information(p)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("bins", [2, 4, 8])
+def test_one_hot_uniform_distributions_carry_all_of_it(bins):
+    p = torch.eye(bins, dtype=torch.float64).repeat(3, 1)[:, None, :].expand(-1, 6, -1)
+    assert float(mutual_information(p)) == pytest.approx(1, abs=1e-6)
+
+
+def test_information_against_the_textbook_sum_over_the_joint_distribution():
+    p = (torch.randn(9, 3, 4, dtype=torch.float64) * 2).softmax(-1)
+    joint = p / len(p)  # images are equally likely
+    marginal = joint.sum(0, keepdim=True)
+    expected = (joint * (joint / (marginal / len(p))).log()).sum((0, 2)).mean() / math.log(4)
+    assert float(mutual_information(p)) == pytest.approx(float(expected), rel=1e-6)
+    assert 0 <= float(mutual_information(p)) <= 1
+
+
+def test_half_a_nat_is_lost_to_unbiased_rounding_of_an_even_input():
+    module = StochasticQuantizer(6).double()
+    x = torch.linspace(0, 6, 200_001, dtype=torch.float64)
+    p = module.probabilities(x).detach()
+    lost = (1 - float(mutual_information(p[:, None]))) * math.log(64)
+    assert lost == pytest.approx(0.5, abs=0.02)  # the mean entropy of a Bernoulli variable with an even parameter
+
+
+def test_the_defence_rewards_the_deepest_layers_information(few):
+    model, defence = network(stochastic=True), MutualInformation(beta=0.3)
+    layers, seen = stochastic_layers(model), []
+    handle = layers[-1].register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
+    defence.start(model)
+    model(few[0][:20])
+    penalty = defence.penalty(model)
+    expected = -0.3 * mutual_information(layers[-1].probabilities(seen[0]))
+    assert torch.equal(penalty, expected)
+    (gradient,) = torch.autograd.grad(penalty, model.conv1.weight)
+    assert gradient.any()
+    defence.finish(model)
+    handle.remove()
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_bin_spacing_is_the_mean_of_the_spacings_and_lowers_them(few):
+    model, defence = network(stochastic=True), BinSpacing(weight=0.5)
+    defence.start(model)
+    spacings = [layer.spacing.item() for layer in stochastic_layers(model)]
+    assert defence.penalty(model).item() == pytest.approx(0.5 * np.mean(spacings), rel=1e-5)
+    trained = []
+    for defences in ([], [BinSpacing(weight=0.5)]):
+        layers = stochastic_layers(train(copy.deepcopy(model), few, defences, epochs=4, batch_size=20))
+        trained.append(np.mean([layer.spacing.item() for layer in layers]))
+    assert trained[1] < 0.8 * trained[0]
+
+
+# --- the loop
+
+
+class Diary(Defence):
+    """Writes down what is called."""
+
+    def __init__(self, fail_at=None):
+        self.calls, self.fail_at = [], fail_at
+
+    def _note(self, what):
+        self.calls.append(what)
+        if what == self.fail_at:
+            raise ZeroDivisionError(what)
+
+    def start(self, model):
+        self._note("start")
+
+    def penalty(self, model):
+        self._note("penalty")
+        return 0.0
+
+    def after_step(self, model):
+        self._note("after_step")
+
+    def finish(self, model):
+        self._note("finish")
+
+
+def parameters(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_same_seed_trains_the_same_network_whatever_the_global_state(few, stochastic):
+    runs = []
+    for seed, global_seed in ((3, 10), (3, 11), (4, 10)):
+        model = network(stochastic=stochastic)
+        torch.manual_seed(global_seed)
+        runs.append(parameters(train(model, few, epochs=2, seed=seed)))
+    for name in runs[0]:
+        assert torch.equal(runs[0][name], runs[1][name]), name
+    assert not torch.equal(runs[0]["fc2.weight"], runs[2]["fc2.weight"])
+
+
+def test_training_touches_no_global_generator_and_leaves_eval_mode(few):
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    model = network(stochastic=True)
+    before = states()
+    assert train(model, few, [MutualInformation(), BinSpacing(), Orthogonality()], epochs=1) is model
+    assert states() == before
+    assert not any(m.training for m in model.modules())
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+
+
+def test_training_learns(digits, fp32):
+    with torch.no_grad():
+        accuracy = (fp32(digits[1].x()).argmax(1) == digits[1].y()).float().mean()
+    assert accuracy > 0.95
+
+
+def test_a_step_is_sgds_on_the_loss_plus_the_penalties(few):
+    class Norm(Defence):
+        def penalty(self, model):
+            return 0.25 * model.fc2.weight.square().sum()
+
+    x, y = few[0][:50], few[1][:50]
+    model = network()
+    by_hand = copy.deepcopy(model).train()
+    train(model, (x, y), [Norm(), Norm()], epochs=1, batch_size=50, learning_rate=0.1, weight_decay=0.01)
+    loss = nn.functional.cross_entropy(by_hand(x), y) + 0.5 * by_hand.fc2.weight.square().sum()
+    loss.backward()
+    for (name, p), trained in zip(by_hand.named_parameters(), model.parameters(), strict=True):
+        gradient = p.grad + 0.01 * p
+        expected = p - 0.1 * (gradient + 0.9 * gradient)  # Nesterov's first step
+        torch.testing.assert_close(trained, expected.detach(), rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_every_image_is_seen_once_an_epoch_in_another_order(few):
+    class Seen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.rows = nn.Linear(1, 10), []
+
+        def forward(self, x):
+            self.rows.append(x[:, 0].int().tolist())
+            return self.fc(x / 200)
+
+    model = Seen()
+    train(model, (torch.arange(50.0)[:, None], few[1][:50]), epochs=2, batch_size=16)
+    assert [len(rows) for rows in model.rows] == [16, 16, 16, 2] * 2
+    epochs = [[row for batch in model.rows[part] for row in batch] for part in (slice(4), slice(4, None))]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(50))
+    assert epochs[0] != epochs[1]
+
+
+def test_hooks_are_called_in_order_and_progress_is_told(few):
+    diary, told = Diary(), []
+    train(network(), few, [diary], epochs=2, batch_size=100, progress=lambda *a: told.append(a))
+    assert diary.calls == ["start", *["penalty", "after_step"] * 4, "finish"]
+    assert [t[:2] for t in told] == [(1, 2), (2, 2)]
+    assert told[1][2] < told[0][2]
+
+
+@pytest.mark.parametrize("fail_at", ["start", "penalty", "after_step", "finish"])
+def test_an_exception_leaves_eval_mode_no_hook_and_every_started_defence_finished(few, fail_at):
+    model, first, second = network(stochastic=True), Diary(), Diary(fail_at)
+    with pytest.raises(ZeroDivisionError, match=fail_at):
+        train(model, few, [MutualInformation(), first, second], epochs=1)
+    assert not any(m.training for m in model.modules())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert first.calls[-1] == "finish"
+    assert ("finish" in second.calls) == (fail_at != "start")
+
+
+@pytest.mark.parametrize("defence", [MutualInformation, BinSpacing])
+def test_a_defence_that_needs_stochastic_layers_says_so(few, defence):
+    with pytest.raises(InputError, match=r"^defence '[a-z-]+' needs stochastic layers[^\n]*alpha"):
+        train(network(), few, [Diary(), defence()], epochs=1)
+
+
+def test_a_loss_that_diverges_is_refused(few):
+    with pytest.raises(InputError, match=r"^training diverged: [^\n]*epoch 1[^\n]*learning_rate \(1e\+30\)$"):
+        train(network(), few, epochs=3, learning_rate=1e30)
+
+
+def test_no_epochs_is_no_training(few):
+    model = network()
+    before = parameters(model)
+    train(model, few, epochs=0)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_every_registered_defence_trains_a_stochastic_network(name, few):
+    entry = DEFENCES[name]
+    model = train(network(stochastic=True), few, [entry.load()(**entry.resolve({}))], epochs=1)
+    assert model(few[0]).isfinite().all()

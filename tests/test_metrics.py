@@ -1,0 +1,121 @@
+"""Numbers from per-image results, against SciPy and against simulations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from art_qplugins.metrics import accuracy, gap_lower_bound, wilson_interval, worst_case
+
+
+@given(
+    st.integers(1, 2000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.9, 0.95, 0.99])
+)
+def test_wilson_is_scipys(counts, confidence):
+    successes, n = counts
+    expected = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(successes, n, confidence=confidence) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@given(st.floats(0, 1), st.integers(1, 10_000))
+def test_wilson_holds_the_proportion_also_where_it_is_a_fraction(share, n):
+    low, high = wilson_interval(share * n, n)
+    assert 0 <= low <= share <= high + 1e-15 and high <= 1
+
+
+def test_wilson_is_never_empty_at_the_ends():
+    assert wilson_interval(0, 100)[0] == 0 and wilson_interval(0, 100)[1] > 0.03
+    assert wilson_interval(100, 100)[1] == 1 and wilson_interval(100, 100)[0] < 0.97
+    with pytest.raises(ValueError, match="n is 0"):
+        wilson_interval(0, 0)
+
+
+def test_wilson_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    for p in (0.1, 0.5, 0.95):
+        hits = [low <= p <= high for low, high in (wilson_interval(k, 100) for k in rng.binomial(100, p, 2000))]
+        assert 0.92 < np.mean(hits) < 0.98
+
+
+def test_accuracy_is_the_mean_with_its_interval():
+    value, interval = accuracy([True, False, True, True])
+    assert value == 0.75
+    assert interval == pytest.approx(tuple(binomtest(3, 4).proportion_ci(method="wilson")))
+    assert accuracy([0.5, 1.0])[0] == 0.75
+
+
+# --- worst_case
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+def test_of_a_deterministic_model_it_is_the_minimum_over_attacks(rows):
+    correct = np.array(rows)
+    np.testing.assert_array_equal(worst_case(correct, correct), correct.min(0))
+
+
+def test_it_is_chosen_by_the_selection_and_read_from_the_result():
+    correct = [[0.9, 0.2, 0.5], [0.1, 0.8, 0.7]]
+    selection = [[0.3, 0.1, 0.6], [0.5, 0.9, 0.6]]
+    np.testing.assert_allclose(worst_case(correct, selection), [0.9, 0.2, 0.6])  # equally bad attacks: their mean
+
+
+def test_the_result_is_unbiased_where_the_minimum_over_the_same_draws_is_not():
+    """Images of which each attack leaves half right by luck alone: no attack can do better than 0.5."""
+    rng = np.random.default_rng(0)
+    attacks, images = 5, 40_000
+    correct, selection = (rng.random((attacks, images)) < 0.5 for _ in range(2))
+    spread = 0.5 / np.sqrt(images)
+    assert abs(worst_case(correct, selection).mean() - 0.5) < 5 * spread
+    assert worst_case(correct, correct).mean() < 0.5**attacks + 5 * spread
+    # ... and with an attack that really is stronger, it finds that one.
+    p = np.array([0.8, 0.2])[:, None]
+    correct, selection = ((rng.random((2, images, 16)) < p[..., None]).mean(-1) for _ in range(2))
+    assert abs(worst_case(correct, selection).mean() - 0.2) < 0.01
+
+
+# --- gap_lower_bound
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.95, 0.99]))
+def test_the_bound_is_clopper_and_pearsons_as_scipy_has_it(counts, confidence):
+    broken, n = counts
+    weaker = np.ones(n)
+    stronger = np.arange(n) >= broken
+    expected = binomtest(broken, n, alternative="greater").proportion_ci(confidence, method="exact").low
+    gap, bound = gap_lower_bound(weaker, stronger, confidence=confidence)
+    assert gap == pytest.approx(broken / n)
+    assert bound == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_bound_at_the_edges():
+    assert gap_lower_bound([1, 0, 1], [1, 0, 1]) == (0.0, 0.0)  # the same everywhere
+    gap, bound = gap_lower_bound(np.ones(100), np.zeros(100))  # all broken
+    assert gap == 1 and bound == pytest.approx(0.05 ** (1 / 100))
+    assert gap_lower_bound([1.0], [0.0])[1] == pytest.approx(0.05)  # one image proves little
+    gap, bound = gap_lower_bound(np.zeros(50), np.ones(50))  # the "stronger" attack is the weaker one
+    assert gap == -1 and bound == -1
+    gap, bound = gap_lower_bound([1, 0] * 100, [0, 1] * 100)  # as many mended as broken
+    assert gap == 0 and bound < 0
+
+
+def test_the_bound_is_below_the_gap_and_exceeds_the_truth_about_one_time_in_twenty():
+    rng = np.random.default_rng(0)
+    # Fractions, and images both ways: the bootstrap. The true gap is 0.7 - 0.6.
+    above = []
+    for _ in range(200):
+        gap, bound = gap_lower_bound(rng.binomial(4, 0.7, 100) / 4, rng.binomial(4, 0.6, 100) / 4)
+        assert bound < gap
+        above.append(bound > 0.1)
+    assert np.mean(above) < 0.12
+    above = [gap_lower_bound(np.ones(100), rng.random(100) > 0.1)[1] > 0.1 for _ in range(1000)]
+    assert np.mean(above) < 0.08
+
+
+def test_the_bound_is_the_same_at_every_call_and_leaves_numpys_generator_alone():
+    weaker, stronger = np.random.default_rng(1).random((2, 50))
+    state = np.random.get_state()[1].tolist()
+    assert gap_lower_bound(weaker, stronger) == gap_lower_bound(weaker, stronger)
+    assert np.random.get_state()[1].tolist() == state
