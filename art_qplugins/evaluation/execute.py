@@ -29,10 +29,16 @@ __all__ = ["Bench", "fingerprint"]
 
 logger = logging.getLogger(__name__)
 
+#: Attributes of modules that use changes: modes and positions in streams of draws.
+_STATE = ("training", "draw", "fold", "call", "next_draw")
+
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's structure (with every quantizer's settings) and of all its weights."""
+    """Hash of a module's structure, of the plain settings of every part (also those that no repr shows), of all weights."""
     digest = hashlib.sha256(repr(module).encode())
+    for name, part in module.named_modules():
+        settings = {k: v for k, v in vars(part).items() if k not in _STATE and isinstance(v, (bool, int, float, str))}
+        digest.update(f"{name}{type(part).__qualname__}{sorted(settings.items())}".encode())
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
