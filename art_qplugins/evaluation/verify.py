@@ -122,7 +122,8 @@ def probe(
         point = x.detach().clone().requires_grad_()
         with torch.enable_grad():
             total = at(point, value).sum()
-            return torch.autograd.grad(total, point)[0] if total.requires_grad else torch.zeros_like(x)
+            slope = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
+            return torch.zeros_like(x) if slope is None else slope
 
     def margin(logits: Tensor) -> Tensor:
         return logit_margin(logits, y)

@@ -216,12 +216,19 @@ def test_the_gradient_is_that_of_cross_entropy_in_each_image():
     np.testing.assert_allclose(gradient["gradient"], expected.abs().amax(1).detach(), rtol=1e-5)
 
 
-def test_a_model_without_a_gradient_measures_zero():
-    class Detached(Linear):
-        def forward(self, x):
-            return super().forward(x.detach()).detach()
+class DetachedInput(Linear):
+    def forward(self, x):
+        return super().forward(x.detach())  # its parameters still have gradients
 
-    result = measured(Detached())
+
+class DetachedOutput(Linear):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+@pytest.mark.parametrize("model", [DetachedInput, DetachedOutput])
+def test_a_model_without_a_gradient_measures_zero(model):
+    result = measured(model())
     assert (result["gradient"] == 0).all() and (result["fidelity"] == 0).all()
 
 
