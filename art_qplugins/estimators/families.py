@@ -8,7 +8,7 @@ from torch import nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.base import QuantizedClassifier
-from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.models.ensemble import StochasticEnsemble, check_count
 from art_qplugins.quantizers.activation import QuantReLU
 from art_qplugins.quantizers.convert import quantize
 from art_qplugins.quantizers.stochastic import is_stochastic
@@ -119,4 +119,4 @@ class SQEnsembleClassifier(QuantizedClassifier):
     @draws.setter
     def draws(self, draws: int | None) -> None:
         if draws is not None:
-            self.model.draws = draws
+            self.model.draws = check_count("draws", draws)

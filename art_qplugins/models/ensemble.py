@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.stochastic import stochastic_layers
 
-__all__ = ["StochasticEnsemble"]
+__all__ = ["StochasticEnsemble", "check_count"]
+
+
+def check_count(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+    return value
 
 
 class StochasticEnsemble(nn.Module):
@@ -33,8 +39,7 @@ class StochasticEnsemble(nn.Module):
     def __init__(self, network: nn.Module, draws: int = 8, *, eot_chunk: int = 8) -> None:
         super().__init__()
         for name, value in (("draws", draws), ("eot_chunk", eot_chunk)):
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+            check_count(name, value)
         if not stochastic_layers(network):
             raise InputError(
                 f"{type(network).__name__} has no stochastic layer to average over; "
