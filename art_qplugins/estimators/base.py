@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.estimators.guard import evaluating
+from art_qplugins.estimators.guard import evaluating, keeping_gradients
 
 __all__ = ["QuantizedClassifier"]
 
@@ -92,7 +92,10 @@ class QuantizedClassifier(PyTorchClassifier):  # type: ignore[misc]
         :param y: labels (N,) or one-hot (N, nb_classes).
         """
         if not self._bare:
-            with evaluating(self.model, training=training_mode):
+            if self._int_labels and y.ndim == 1:  # which ART documents, and fails on
+                eye = np.eye(self.nb_classes, dtype=np.float32)
+                y = torch.as_tensor(eye, device=y.device)[y.long()] if isinstance(y, Tensor) else eye[y]
+            with evaluating(self.model, training=training_mode), keeping_gradients(self.model):
                 return super().loss_gradient(x=x, y=y, training_mode=training_mode, **kwargs)
         labels = y.to(self.device) if isinstance(y, Tensor) else torch.as_tensor(y, device=self.device)
         if labels.dim() == 2:

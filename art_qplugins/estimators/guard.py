@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["evaluating", "isolated"]
+__all__ = ["evaluating", "isolated", "keeping_gradients"]
 
 
 @contextlib.contextmanager
@@ -28,6 +28,17 @@ def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
     finally:
         for m, mode in modes:
             m.training = mode
+
+
+@contextlib.contextmanager
+def keeping_gradients(module: nn.Module) -> Iterator[None]:
+    """Every parameter's ``.grad`` is what it was afterwards; ART clears them and leaves its own."""
+    kept = [(p, p.grad) for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for p, gradient in kept:
+            p.grad = gradient
 
 
 @contextlib.contextmanager
