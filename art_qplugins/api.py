@@ -234,7 +234,7 @@ def _run(
 
 
 def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
-    if isinstance(estimators, PyTorchClassifier):
+    if not isinstance(estimators, (Mapping, Sequence)):
         estimators = [estimators]
     if not isinstance(estimators, Mapping):
         names = [type(e).__name__ for e in estimators]

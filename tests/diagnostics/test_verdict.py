@@ -1,0 +1,450 @@
+"""The verdict: every rule on made-up records, and negative controls on real models with a known truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+import art_qplugins
+from art_qplugins import InputError, QuantizedClassifier, Threat, diagnose
+from art_qplugins.diagnostics import INDICATORS, assess
+from art_qplugins.evaluation.outcome import Outcome, worst_case
+from art_qplugins.evaluation.records import Cell, Sample
+
+N = 200
+
+
+def cell(attack, correct, *, role="probe", eps=0.1, source="m", params=None, n=N, selection=None, **columns):
+    """An outcome whose rows hold these columns; a number stands for all rows."""
+    correct = np.broadcast_to(np.asarray(correct, dtype=float), n)
+    columns = {"margin": 1.0, "loss": 0.1, **columns}
+    columns = {k: np.broadcast_to(np.asarray(v, dtype=float), n) for k, v in columns.items()}
+    selection = correct if selection is None else np.broadcast_to(np.asarray(selection, dtype=float), n)
+    name = f"{attack}-{eps}-{source}-{params}"
+    rows = [
+        Sample(
+            cell=name,
+            sample=f"{i}",
+            label=0,
+            prediction=0,
+            correct=correct[i],
+            selection=selection[i],
+            distance=eps,
+            **{k: float(v[i]) for k, v in columns.items()},
+        )
+        for i in range(n)
+    ]
+    record = Cell(
+        id=name,
+        model="m",
+        source=source,
+        attack=attack,
+        role=role,
+        params=params or {},
+        norm="Linf",
+        eps=eps,
+        seed=0,
+        n=n,
+        accuracy=float(correct.mean()),
+        interval=(0.0, 1.0),
+        forward_samples=0,
+        backward_samples=0,
+        seconds=0.0,
+        status="success",
+    )
+    return Outcome(record, rows)
+
+
+def failed(attack, role="probe"):
+    record = cell(attack, 1.0, role=role).cell
+    changes = {"status": "error", "error": "Traceback\nBoom: it failed", "accuracy": None, "interval": None, "n": 0}
+    return Outcome(record.model_copy(update=changes), [])
+
+
+def first(share, n=N):
+    """1 for the first ``share`` of the images."""
+    return (np.arange(n) < share * n).astype(float)
+
+
+HONEST = {"gradient": 0.1, "fidelity": 0.9, "margin": 5.0, "loss": 0.01}
+
+
+def judged(*, claimed=0.5, found=0.5, scaled=None, clean=None, extra=(), n=N, drop=(), **more):
+    """The verdict on a model whose claim leaves the first ``claimed`` of the images, and the strongest probe ``found``."""
+    scaled = claimed if scaled is None else scaled
+    cells = {
+        "clean": cell("artq:clean", 1.0, role="clean", eps=0.0, n=n, **{**HONEST, **(clean or {})}),
+        "claim": cell("art:pgd", first(claimed, n), role="attack", n=n),
+        "scaled": cell("art:pgd", first(scaled, n), params={"temperature": 3.0}, n=n),
+        "margin": cell("artq:pgd-margin", first(found, n), n=n),
+        "square": cell("autoattack:square", first(claimed, n), n=n),
+        "fgsm": cell("art:fgsm", first(min(1.0, claimed + 0.1), n), n=n),
+    }
+    kept = [c for name, c in cells.items() if name not in drop]
+    return assess("m", [*kept, *extra], claimed=cells["claim"], **more)
+
+
+def fired(result):
+    return {f.id for f in result.findings if f.fired}
+
+
+def test_the_records_of_an_honest_model_are_not_refuted():
+    result = judged()
+    assert (result.verdict, result.claim.status, fired(result)) == ("NOT_REFUTED", "HOLDS", set())
+    assert (result.claim.accuracy, result.claim.corrected) == (0.5, 0.5)
+    assert {f.id for f in result.findings} == {i.id for i in INDICATORS}
+    assert "not a guarantee" in result.summary
+
+
+def test_a_gap_without_a_mechanism_is_an_overstated_claim_and_no_masking():
+    result = judged(claimed=0.5, found=0.3)
+    assert (result.verdict, result.claim.status, fired(result)) == ("NOT_REFUTED", "OVERSTATED", {"GAP"})
+    assert (result.claim.accuracy, result.claim.corrected) == (0.5, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "finding"),
+    [
+        ({"gradient": 0.0}, "M2"),
+        ({"loss": 0.0}, "M3"),
+        ({"margin": 20.0}, "M4"),
+        ({"fidelity": 0.2}, "M7"),
+    ],
+)
+def test_a_mechanism_without_a_gap_is_a_suspicion(mechanism, finding):
+    result = judged(clean=mechanism)
+    assert (result.verdict, result.claim.status, fired(result)) == ("SUSPECT", "HOLDS", {finding})
+
+
+@pytest.mark.parametrize("mechanism", [{"gradient": 0.0}, {"fidelity": 0.2}])
+def test_a_gap_and_a_mechanism_on_the_images_that_broke_is_masking(mechanism):
+    result = judged(claimed=0.5, found=0.3, clean=mechanism)
+    assert (result.verdict, result.claim.status) == ("MASKED", "OVERSTATED")
+    assert result.claim.corrected == 0.3
+    assert "illusion" in result.summary
+
+
+@pytest.mark.parametrize("mechanism", [{"gradient": 0.0}, {"fidelity": 0.2}])
+def test_a_mechanism_on_other_images_than_those_that_broke_explains_nothing(mechanism):
+    """Images 60 to 99 newly broke; the mechanism is at work on 100 to 199."""
+    (column, value), good = next(iter(mechanism.items())), HONEST[next(iter(mechanism))]
+    elsewhere = np.where(np.arange(N) >= 100, value, good)
+    result = judged(claimed=0.5, found=0.3, clean={column: elsewhere})
+    assert result.verdict != "MASKED"
+    broken = np.where((np.arange(N) >= 60) & (np.arange(N) < 161), value, good)
+    assert judged(claimed=0.5, found=0.3, clean={column: broken}).verdict == "MASKED"
+
+
+@pytest.mark.parametrize("mechanism", [{"loss": 0.0}, {"margin": 20.0}, {"loss": 0.0, "margin": 20.0}])
+def test_a_mechanism_of_scale_needs_that_undoing_the_scale_closes_the_gap(mechanism):
+    without = judged(claimed=0.5, found=0.3, clean=mechanism)
+    assert without.verdict == "SUSPECT"
+    proven = judged(claimed=0.5, found=0.3, scaled=0.3, clean=mechanism)
+    assert proven.verdict == "MASKED"
+    assert {"INV-T", "GAP"} <= fired(proven)
+
+
+def test_a_number_that_depends_on_the_scale_is_a_suspicion_by_itself():
+    result = judged(claimed=0.5, found=0.5, scaled=0.3)
+    assert "INV-T" in fired(result)
+    assert (result.verdict, result.claim.status, result.claim.corrected) == ("SUSPECT", "OVERSTATED", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("extra", "finding"),
+    [
+        (cell("autoattack:square", first(0.3)), "P1"),
+        (cell("art:pgd", first(0.3), source="other"), "P2"),
+    ],
+)
+def test_a_weaker_attacker_who_finds_more_is_a_suspicion(extra, finding):
+    result = judged(claimed=0.5, extra=[extra])
+    assert {finding, "GAP"} <= fired(result)
+    assert result.verdict == "SUSPECT"
+
+
+def test_one_step_that_beats_many_is_a_symptom_and_no_verdict():
+    result = judged(claimed=0.5, extra=[cell("torchattacks:fgsm", first(0.3))])
+    assert {"S1", "GAP"} <= fired(result) and result.verdict == "NOT_REFUTED"
+    weaker_eps = judged(claimed=0.5, extra=[cell("torchattacks:fgsm", first(0.3), eps=0.05)])
+    assert "S1" not in fired(weaker_eps)
+
+
+def test_a_gap_that_chance_explains_is_none():
+    """The exact test: with 2 % truly broken, would so many of 200 be a rare sight?"""
+    for broken in range(20):
+        rare = broken > 0 and binom.sf(broken - 1, N, 0.02) < 0.05
+        assert ("GAP" in fired(judged(claimed=0.5, found=0.5 - broken / N))) is bool(rare), broken
+
+
+@pytest.mark.parametrize("which", ["claim", "clean"])
+def test_where_the_claimed_or_the_clean_cell_failed_there_is_no_number(which):
+    clean = (
+        cell("artq:clean", 0.9, role="clean", eps=0.0, **HONEST) if which == "claim" else failed("artq:clean", "clean")
+    )
+    claim = failed("art:pgd", "attack") if which == "claim" else cell("art:pgd", 0.5, role="attack")
+    result = assess("m", [clean, claim, cell("autoattack:square", 0.4)], claimed=claim)
+    assert (result.verdict, result.claim.status, result.robust, result.findings) == ("INVALID", "NONE", [], [])
+    assert "Boom: it failed" in result.summary
+
+
+def test_a_failed_probe_makes_silence_inconclusive():
+    result = judged(extra=[failed("artq:pgd-margin")])
+    assert (result.verdict, fired(result)) == ("INCONCLUSIVE", {"V1"})
+    assert judged(claimed=0.5, found=0.3, clean={"gradient": 0.0}, extra=[failed("art:fgsm")]).verdict == "MASKED"
+
+
+@pytest.mark.parametrize("missing", ["scaled", "square"])
+def test_a_check_that_did_not_run_makes_silence_inconclusive(missing):
+    result = judged(drop=[missing])
+    assert result.verdict == "INCONCLUSIVE"
+    assert any(f.fired is None and "Not run" in f.evidence for f in result.findings)
+
+
+@pytest.mark.parametrize("column", ["gradient", "loss"])
+def test_a_probe_without_its_measurement_makes_silence_inconclusive(column):
+    clean = cell("artq:clean", 1.0, role="clean", eps=0.0, **HONEST)
+    blind = Outcome(clean.cell, [s.model_copy(update={column: None}) for s in clean.samples])
+    result = judged(drop=["clean"], extra=[blind])
+    assert result.verdict == "INCONCLUSIVE"
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(40, "INCONCLUSIVE"), (200, "NOT_REFUTED")])
+def test_few_images_are_inconclusive(n, verdict):
+    assert judged(n=n).verdict == verdict
+
+
+def test_without_a_claim_there_is_nothing_to_test():
+    clean = cell("artq:clean", 1.0, role="clean", eps=0.0, **HONEST)
+    result = assess("m", [clean, cell("art:pgd", first(0.5), role="attack")], claimed=None)
+    assert (result.verdict, result.claim.status) == ("INCONCLUSIVE", "NONE")
+    assert result.robust[0].accuracy == 0.5
+
+
+@pytest.mark.parametrize(("number", "status"), [(0.9, "OVERSTATED"), (0.5, "HOLDS"), (0.4, "HOLDS")])
+def test_a_number_from_elsewhere_is_held_against_the_corrected_one(number, status):
+    result = judged(claimed_accuracy=number)
+    assert (result.claim.status, result.claim.accuracy, result.claim.corrected) == (status, number, 0.5)
+
+
+def test_only_correct_images_count_for_a_mechanism():
+    wrong = np.arange(N) >= 150  # a zero gradient there says nothing
+    clean = cell("artq:clean", ~wrong, role="clean", eps=0.0, **{**HONEST, "gradient": np.where(wrong, 0.0, 0.1)})
+    result = judged(drop=["clean"], extra=[clean])
+    assert "M2" not in fired(result)
+    (finding,) = [f for f in result.findings if f.id == "M2"]
+    assert finding.value == 0.0
+
+
+# --- Worst cases
+
+
+def test_what_a_smaller_budget_breaks_a_larger_one_breaks_too():
+    """The raw accuracies go up with eps; the worst case over what is legal cannot."""
+    small = cell("art:fgsm", first(0.4), eps=0.05)
+    large = cell("art:pgd", first(0.7), role="attack", eps=0.1)
+    clean = cell("artq:clean", first(0.9), role="clean", eps=0.0, **HONEST)
+    result = assess("m", [clean, large, small], claimed=large)
+    assert [(r.eps, r.accuracy) for r in result.robust] == [(0.05, 0.4), (0.1, 0.4)]
+    assert result.claim.corrected == 0.4
+
+
+def test_another_norm_or_a_larger_budget_does_not_count():
+    other = cell("art:pgd", 0.0, eps=0.1)
+    other = Outcome(other.cell.model_copy(update={"norm": "L2"}), other.samples)
+    larger = cell("art:pgd", 0.0, eps=0.2)
+    result = judged(extra=[other, larger])
+    assert result.claim.corrected == 0.5
+    assert {(r.norm, r.eps): r.accuracy for r in result.robust} == {
+        ("L2", 0.1): 0.0,
+        ("Linf", 0.1): 0.5,
+        ("Linf", 0.2): 0.0,
+    }
+
+
+def test_the_worst_case_is_a_mean_of_minima_and_not_a_minimum_of_means():
+    halves = [cell("art:pgd", first(0.5)), cell("art:fgsm", 1 - first(0.5))]
+    assert worst_case(halves).mean() == 0.0
+
+
+def test_lucky_draws_are_no_success_of_an_attack():
+    """50 attacks that do nothing to a coin: a minimum over the scored draws themselves would report far below 1/2."""
+    generator = np.random.default_rng(0)
+    scores = [generator.binomial(20, 0.5, (2, 1000)) / 20 for _ in range(50)]
+    coins = [cell("art:pgd", correct, selection=selection, n=1000) for correct, selection in scores]
+    assert abs(worst_case(coins).mean() - 0.5) < 0.01
+    assert np.min([c.column("correct") for c in coins], 0).mean() < 0.3
+
+
+# --- Real models whose truth is known
+
+
+class Scaled(nn.Module):
+    def __init__(self, network, factor):
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, x):
+        return self.network(x) * self.factor
+
+
+class _Killed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.zeros_like(grad)
+
+
+class GradientKiller(Scaled):
+    """The same answers, and a gradient of exactly zero."""
+
+    def forward(self, x):
+        return self.network(_Killed.apply(x))
+
+
+class Rounding(Scaled):
+    """Pixels rounded to five levels, whose true gradient is zero almost everywhere."""
+
+    def forward(self, x):
+        return self.network((x * 4).round() / 4)
+
+
+class Detached(Scaled):
+    def forward(self, x):
+        return self.network(x.detach())
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    test = digits[1].take(N, seed=0)
+    return test.x(), test.y()
+
+
+def classifier(model):
+    return QuantizedClassifier(model.eval(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
+
+
+@pytest.fixture(scope="module")
+def honest(fp32, images):
+    return diagnose(classifier(fp32), *images, Threat("Linf", 0.15))
+
+
+def test_a_plain_network_is_not_accused(honest):
+    assert honest.verdict == "NOT_REFUTED"
+    assert not [f.id for f in honest.findings if f.fired and f.class_ in "MV"]
+    assert honest.corrected_accuracy <= honest.claimed_accuracy < honest.corrected_accuracy + 0.1
+
+
+def test_mu_law_masks_and_its_corrected_number_is_that_of_the_network_it_hides(mu_law, images, honest):
+    found = diagnose(classifier(mu_law), *images, Threat("Linf", 0.15))
+    assert (found.verdict, found.claim.status) == ("MASKED", "OVERSTATED")
+    assert found.claimed_accuracy > honest.claimed_accuracy + 0.2
+    assert abs(found.corrected_accuracy - honest.corrected_accuracy) < 0.08
+    assert {"GAP", "INV-T", "M3", "M4"} <= {f.id for f in found.findings if f.fired}
+
+
+def test_logits_times_ten_thousand_mask_and_hide_nothing_from_the_diagnosis(fp32, images, honest):
+    found = diagnose(classifier(Scaled(fp32, 1e4)), *images, Threat("Linf", 0.15))
+    assert found.verdict == "MASKED"
+    assert found.claimed_accuracy > 0.95
+    assert abs(found.corrected_accuracy - honest.corrected_accuracy) < 0.03
+    assert {"M2", "M3", "M4", "INV-T"} <= {f.id for f in found.findings if f.fired}
+
+
+@pytest.mark.parametrize("model", [GradientKiller, Rounding])
+def test_a_blocked_gradient_is_found_out_by_search_without_gradients(model, fp32, images):
+    found = diagnose(classifier(model(fp32, None)), *images, Threat("Linf", 0.15))
+    assert found.verdict == "MASKED"
+    assert {"P1", "M2", "M7"} <= {f.id for f in found.findings if f.fired}
+    assert found.claimed_accuracy > 0.95 and found.corrected_accuracy < 0.6
+
+
+def test_a_model_that_detaches_its_input_has_no_number(fp32, images):
+    found = diagnose(classifier(Detached(fp32, None)), *images, Threat("Linf", 0.15))
+    assert (found.verdict, found.claimed_accuracy) == ("INVALID", None)
+    assert "detach()" in found.summary
+    assert found.run.models[0].clean_accuracy > 0.95
+
+
+def test_a_stochastic_network_that_is_attacked_through_its_average_is_not_accused(stochastic, images):
+    x, y = images
+    found = diagnose(classifier(stochastic), x[:100], y[:100], Threat("Linf", 0.15))
+    assert (found.verdict, found.claim.status) == ("NOT_REFUTED", "HOLDS")
+    assert not {"M2", "M3", "M4", "INV-T"} & {f.id for f in found.findings if f.fired}
+
+
+def test_the_images_that_prove_it_can_be_replayed(mu_law, images):
+    x, y = images
+    found = diagnose(classifier(mu_law), x.numpy(), y.numpy(), threat=Threat("Linf", 0.15))
+    x_adv = torch.from_numpy(found.x_adv)
+    assert x_adv.shape == x.shape and x_adv.min() >= 0 and x_adv.max() <= 1
+    assert (x_adv - x).abs().max() <= 0.15 + 1e-6
+    with torch.no_grad():
+        assert (mu_law(x_adv).argmax(1) == y).double().mean() == found.corrected_accuracy
+    assert str(found).startswith("MASKED: ")
+
+
+# --- evaluate() and diagnose() from Python
+
+
+def test_a_plain_art_classifier_can_be_diagnosed(fp32, images, honest):
+    from art.estimators.classification import PyTorchClassifier
+
+    plain = PyTorchClassifier(fp32, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    found = diagnose(plain, *images, Threat("Linf", 0.15))
+    assert (found.verdict, found.claimed_accuracy) == (honest.verdict, honest.claimed_accuracy)
+
+
+def test_a_number_may_be_claimed(fp32, images):
+    x, y = images
+    found = diagnose(classifier(fp32), x, y, Threat("Linf", 0.15), claimed=0.9)
+    assert (found.claim.status, found.claimed_accuracy) == ("OVERSTATED", 0.9)
+    assert found.corrected_accuracy < 0.4
+
+
+def test_evaluate_tells_models_apart_and_reuses_what_is_finished(fp32, mu_law, images, tmp_path):
+    x, y = images[0][:30], images[1][:30]
+    models = {"fp32": classifier(fp32), "mu": classifier(mu_law)}
+    threats = [Threat("Linf", 0.1), Threat("Linf", 0.05)]
+    run = art_qplugins.evaluate(models, (x, y), threats, ["art:fgsm", ("art:pgd", {"max_iter": 3})], out=tmp_path)
+    assert [m.name for m in run.models] == ["fp32", "mu"]
+    assert len(run.cells) == 2 * (1 + 2 * 2)
+    assert [r.eps for r in run.models[0].robust] == [0.05, 0.1]
+    for c in run.cells:
+        assert run.x_adv(c).shape == (30, 1, 8, 8)
+    assert "fp32" in str(run) and "Linf 0.05" in str(run) and "<pre>" in run._repr_html_()
+    again = art_qplugins.evaluate(models, (x, y), threats, ["art:fgsm", ("art:pgd", {"max_iter": 3})], out=tmp_path)
+    assert again.cells == run.cells  # the seconds too: nothing was computed
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({"claimed": 56}, ["claimed is 56", "0.56"]),
+        ({"claimed": "art:pdg"}, ["unknown attack 'art:pdg'", "art:pgd"]),
+        ({"x": torch.rand(5, 1, 8, 8) * 255}, ["[0, 1]"]),
+        ({"x": torch.rand(4, 1, 8, 8)}, ["4", "5"]),
+        ({"y": torch.tensor([0, 1, 2, 3, 10])}, ["10"]),
+        ({"estimator": nn.Linear(1, 1)}, ["Linear", "PyTorchClassifier"]),
+    ],
+)
+def test_bad_arguments_are_one_line(change, parts, fp32):
+    arguments = {"estimator": classifier(fp32), "x": torch.rand(5, 1, 8, 8), "y": torch.arange(5), **change}
+    with pytest.raises(InputError) as caught:
+        diagnose(**arguments)
+    assert all(part in str(caught.value) for part in parts), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_preprocessing_outside_the_module_is_refused(fp32, images):
+    from art.estimators.classification import PyTorchClassifier
+
+    plain = PyTorchClassifier(fp32, nn.CrossEntropyLoss(), (1, 8, 8), 10, preprocessing=(0.5, 0.5), device_type="cpu")
+    with pytest.raises(InputError, match="move its preprocessing into the module"):
+        diagnose(plain, *images)
