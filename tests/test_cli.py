@@ -1,0 +1,276 @@
+"""The ``artq`` command: exit statuses, one line for a mistake, 80 columns, nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from art_qplugins import ATTACKS
+from art_qplugins.cli import main
+from art_qplugins.data import DATASETS
+from art_qplugins.defences import DEFENCES
+from art_qplugins.models import MODELS
+
+RECIPE = """
+name = "small"
+[data]
+name = "digits"
+limit = 10
+[threat]
+eps = [0.1]
+[claim]
+attack = "art:fgsm"
+eps = 0.1
+[[models]]
+name = "fp32"
+architecture = { name = "convnet", options = { width = 2 } }
+train = { epochs = 1 }
+[[attacks]]
+id = "art:fgsm"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("ARTQ_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "small.toml").write_text(RECIPE)
+
+
+@pytest.fixture
+def artq(capsys):
+    """Run the command in this process: (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        try:
+            main([str(a) for a in arguments])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def python(*arguments, **settings):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=environment, **settings
+    )
+
+
+def here():
+    return sorted(str(p) for p in Path().rglob("*"))
+
+
+def narrow(text):
+    return all(len(line) <= 80 for line in text.splitlines())
+
+
+# --- Light on its feet
+
+
+def seconds(*arguments):
+    took = []
+    for _ in range(5):
+        start = time.perf_counter()
+        assert python(*arguments).returncode == 0
+        took.append(time.perf_counter() - start)
+    return min(took)
+
+
+def test_help_comes_at_once():
+    assert seconds("-m", "art_qplugins", "--help") < seconds("-c", "pass") + 0.45
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["--version"], ["ls", "attacks"], ["run", "no.toml"]]
+)
+def test_what_needs_no_network_imports_no_torch(arguments):
+    code = (
+        "import sys\nfrom art_qplugins.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'art', 'torchattacks', 'sklearn', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+# --- What it shows
+
+
+def test_every_command_has_help_that_fits(artq):
+    status, out, err = artq("--help")
+    assert (status, err) == (0, "")
+    commands = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
+    assert {"run", "train", "report", "ls", "doctor"} <= set(commands)
+    for command in commands:
+        status, out, err = artq(command, "--help")
+        assert (status, err) == (0, "") and out.startswith("Usage: artq") and narrow(out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "registry"), [("models", MODELS), ("defences", DEFENCES), ("attacks", ATTACKS), ("datasets", DATASETS)]
+)
+def test_ls_lists_every_name_with_its_help(kind, registry, artq):
+    status, out, err = artq("ls", kind)
+    assert (status, err) == (0, "") and narrow(out)
+    shown = " ".join(out.split())
+    for name, entry in registry.items():
+        assert any(line.startswith(name) for line in out.splitlines()), name
+        assert all(word in shown for word in entry.help.split()), name
+    assert "[/" not in out
+
+
+def test_ls_alone_lists_everything(artq):
+    status, out, _ = artq("ls")
+    assert status == 0 and narrow(out)
+    assert all(kind in out for kind in ("models", "defences", "attacks", "datasets", "art:pgd", "digits", "convnet"))
+
+
+def test_doctor_says_what_there_is(artq):
+    status, out, err = artq("doctor")
+    assert (status, err) == (0, "")
+    for part in ("python", "torch", "ART", "torchattacks", "AutoAttack", "scikit-learn"):
+        assert any(line.split()[:2] == ["ok", f"{part}:"] for line in out.splitlines()), part
+
+
+def test_doctor_names_what_is_missing(artq, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    status, out, _ = artq("doctor")
+    assert status == 1
+    assert any(
+        line.startswith("missing") and "torchattacks" in line and "pip install" in line for line in out.splitlines()
+    )
+
+
+def test_version(artq):
+    from art_qplugins import __version__
+
+    assert artq("--version") == (0, f"artq, version {__version__}\n", "")
+
+
+# --- Runs
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(artq):
+    before = here()
+    status, out, err = artq("run", "small.toml", "--dry-run", "--set", "threat.eps=[0.05, 0.1]", "--limit", 3)
+    assert (status, err) == (0, "") and narrow(out)
+    assert here() == before
+    assert "art:fgsm" in out and "0.05 0.1" in out and "fp32" in out and "on 3 images of digits" in out
+
+
+def test_a_run_and_the_same_again(artq):
+    status, out, err = artq("run", "small.toml", "--out", "out")
+    assert (status, err) == (0, ""), err
+    assert all(len(line) <= 80 for line in out.splitlines() if not line.startswith("report:"))
+    assert "\x1b" not in out  # no colours where nobody watches
+    for name in ("results.json", "samples.jsonl", "results.md", "results.csv", "report.html"):
+        assert (Path("out") / name).stat().st_size > 0
+    results = json.loads(Path("out/results.json").read_text())
+    assert results["status"] == "success"
+    assert f"{len(results['cells'])} cells computed, 0 reused, 0 failed." in out
+    assert f"{100 * results['models'][0]['clean_accuracy']:.1f} %" in out and results["models"][0]["verdict"] in out
+
+    status, out, _ = artq("run", "small.toml", "--out", "out")
+    assert status == 0 and f"0 cells computed, {len(results['cells'])} reused, 0 failed." in out
+
+    page = Path("out/report.html").read_text()
+    Path("out/report.html").unlink()
+    status, out, _ = artq("report", "out")
+    assert status == 0 and "report.html" in out
+    assert Path("out/report.html").read_text()[:200] == page[:200]
+
+
+def test_train_stops_at_the_checkpoints(artq):
+    status, out, _ = artq("train", "small.toml", "--out", "out")
+    assert status == 0 and "trained fp32" in out
+    assert [p.suffix for p in sorted(Path("out/checkpoints").iterdir())] == [".json", ".safetensors"]
+    assert not Path("out/results.json").exists()
+    status, out, _ = artq("run", "small.toml", "--out", "out")
+    assert status == 0 and "trained fp32" not in out
+
+
+def test_a_failed_cell_makes_the_exit_status_1(artq, monkeypatch):
+    from art_qplugins.attacks import own
+
+    run = own.run
+
+    def broken(estimator, attack, *args, **settings):
+        if attack.name == "artq:pgd-margin":
+            raise RuntimeError("no such luck")
+        return run(estimator, attack, *args, **settings)
+
+    monkeypatch.setattr(own, "run", broken)
+    status, out, err = artq("run", "small.toml", "--out", "out")
+    assert status == 1 and "1 failed" in out and "FAILED" in out and "Traceback" not in out + err
+    assert Path("out/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; the same command again goes on from here"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+    ],
+)
+def test_a_run_that_is_cut_short_says_how_to_go_on(raised, status, message, artq, monkeypatch):
+    from art_qplugins.evaluation.store import Store
+
+    def cut(*_):
+        raise raised
+
+    monkeypatch.setattr(Store, "save", cut)
+    got, _, err = artq("run", "small.toml", "--out", "out")
+    assert got == status
+    err = err.removeprefix("\n")  # which ends the line that the terminal's ^C stands on
+    assert err.startswith("artq: ") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "smal.toml"], "did you mean 'small.toml'?"),
+        (["run", "small.toml", "--set", "data.limits=3"], "data.limits: unknown key; did you mean 'limit'?"),
+        (["run", "small.toml", "--set", "data.limit"], "write it as --set a.b=value"),
+        (["run", "small.toml", "--set", "data.name=digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["run", "small.toml", "--set", "data.name=npz:no.npz"], "no.npz"),
+        (["run", "small.toml", "--limit", "0"], "--limit"),
+        (["run", "small.toml", "--dryrun"], "--dry-run"),
+        (["run", "small.toml", "--out", "small.toml"], "small.toml"),
+        (["run"], "RECIPE"),
+        (["rum", "small.toml"], "rum"),
+        (["ls", "attack"], "attacks"),
+        (["report", "nowhere"], "nowhere"),
+        (["train", "smal.toml"], "did you mean 'small.toml'?"),
+        (["--log-level", "loud", "doctor"], "loud"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_on_stderr_and_writes_nothing(arguments, message, artq):
+    before = here()
+    status, out, err = artq(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("artq: ") and err.count("\n") == 1 and message in err
+    assert here() == before
+
+
+def test_as_a_module_in_its_own_process():
+    done = python("-m", "art_qplugins", "run", "smal.toml")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("artq: smal.toml: no such recipe") and done.stderr.count("\n") == 1
+    done = python("-m", "art_qplugins", "ls", "datasets")
+    assert done.returncode == 0 and "digits" in done.stdout and done.stderr == ""
+    done = python("-m", "art_qplugins", "run", "small.toml", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and Path("out/report.html").exists()
