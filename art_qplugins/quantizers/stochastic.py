@@ -132,7 +132,8 @@ class StochasticQuantizer(nn.Module):
         if self.alpha == 2:
             return _StochasticRound.apply(x, noise, self.offset, self.spacing, top)  # type: ignore[no-any-return]
         p = self.probabilities(x)
-        code = (noise.unsqueeze(-1) >= p.detach().cumsum(-1)[..., :-1]).sum(-1)
+        mass = p.detach().cumsum(-1)  # its last entry is 1 but for rounding; beyond it lie bins without mass
+        code = (noise.unsqueeze(-1) * mass[..., -1:] >= mass[..., :-1]).sum(-1)
         mean = (p * torch.arange(top + 1, dtype=p.dtype, device=p.device)).sum(-1)
         return through(self.offset + self.spacing * code, self.offset + self.spacing * mean)
 
