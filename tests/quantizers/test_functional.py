@@ -192,6 +192,14 @@ def test_symmetric_levels_are_whole_multiples_of_a_step_that_covers_the_weights(
     assert len(codes.round().unique()) <= quant_max - quant_min + 1 <= 2**num_bits
 
 
+@pytest.mark.parametrize("num_bits", [1, 2, 3, 5])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_levels_are_exact_so_no_weight_is_a_rounding_error_away_from_one(num_bits, symmetric):
+    q = quantize_weight(torch.rand(4, 20_000) * 2 - 1, num_bits, symmetric=symmetric)
+    levels = 2 if num_bits == 1 else 2**num_bits - symmetric
+    assert [len(row.unique()) for row in q] == [levels] * 4
+
+
 def test_the_lowest_level_is_used_where_the_range_is_not_narrow():
     w = torch.tensor([[-1.0, -0.6, 0.0, 0.2, 0.8]])
     full = quantize_weight(w, 3, narrow_range=False)

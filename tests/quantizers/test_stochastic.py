@@ -193,6 +193,18 @@ def test_outside_the_bins_it_saturates():
     assert StochasticQuantizer(2)(x).tolist() == pytest.approx([0, 0, 6, 6], abs=1e-5)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("extreme", [0.0, 1 - 2**-24])
+def test_the_least_and_the_greatest_noise_draw_bins_that_exist_and_have_mass(alpha, extreme, monkeypatch):
+    module = quantizer(3, offset=-0.3, spacing=0.4, alpha=alpha)
+    monkeypatch.setattr(module, "_noise", lambda x: torch.full_like(x, extreme))
+    x = torch.linspace(-1, 4, 20_011)
+    code = ((module(x).detach() + 0.3) / 0.4).round().long()
+    assert code.min() >= 0 and code.max() <= 7
+    if alpha != 2:  # there, x within a rounding error below a bin may count as on it
+        assert (module.probabilities(x).gather(-1, code[:, None]) > 0).all()
+
+
 # --- the gradient
 
 
