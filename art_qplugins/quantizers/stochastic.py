@@ -143,7 +143,10 @@ class StochasticQuantizer(nn.Module):
         bins = torch.arange(self.num_bins, dtype=x.dtype, device=x.device)
         if self.alpha == 2:
             return (1 - (u.clamp(0, self.num_bins - 1).unsqueeze(-1) - bins).abs()).clamp_min(0)
-        return entmax(-((u.unsqueeze(-1) - bins) ** 2), self.alpha)
+        # The scores less their greatest, -(u - k)^2 + (u - nearest)^2, without its cancellation far outside the bins.
+        nearest = u.detach().round().clamp(0, self.num_bins - 1)
+        steps = bins - nearest.unsqueeze(-1)
+        return entmax(steps * (2 * (u - nearest).unsqueeze(-1) - steps), self.alpha)
 
     def _noise(self, x: Tensor) -> Tensor:
         noise = torch.empty_like(x)

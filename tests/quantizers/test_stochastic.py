@@ -132,6 +132,19 @@ def test_at_alpha_1_it_is_softmax_of_the_squared_distances():
     torch.testing.assert_close(module.probabilities(x), scores / scores.sum(-1, keepdim=True), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("num_bits", [2, 8])
+def test_the_distribution_is_the_definition_in_float32_too_however_far_x_is_outside(alpha, num_bits):
+    module = quantizer(num_bits, alpha=alpha)
+    near = torch.linspace(-2, 8, 501)
+    u = near.double()[:, None] / module.spacing.detach().double() - torch.arange(module.num_bins)
+    expected = entmax(-(u**2), alpha)
+    torch.testing.assert_close(module.probabilities(near).detach().double(), expected, rtol=0, atol=1e-3)
+    far = torch.tensor([-1e9, -1e4, -300.0, 300.0, 1e4, 1e9])
+    ends = torch.eye(module.num_bins)[[0] * 3 + [-1] * 3]
+    torch.testing.assert_close(module.probabilities(far).detach(), ends)
+
+
 def test_the_noise_falls_as_alpha_grows():
     x = torch.linspace(0, 6, 301, dtype=torch.float64)
     spread = []
