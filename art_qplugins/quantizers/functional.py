@@ -109,12 +109,28 @@ def quantize_weight(
     return through(q, weight)
 
 
+class _MuLaw(torch.autograd.Function):
+    @staticmethod
+    def forward(w: Tensor, mu: float) -> Tensor:
+        return w.sign() * torch.log1p(mu * w.abs()) / math.log1p(mu)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.mu = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        # In closed form, because autograd's gradient of sign and abs is 0 at 0, where the slope is largest.
+        return grad * (ctx.mu / math.log1p(ctx.mu)) / (1 + ctx.mu * ctx.saved_tensors[0].abs()), None
+
+
 def mu_law(w: Tensor, mu: float) -> Tensor:
     r""":math:`F(w) = \mathrm{sgn}(w) \ln(1 + \mu|w|) / \ln(1 + \mu)` for :math:`|w| \le 1` (Song et al. 2021, slides).
 
-    The slope at zero is :math:`\mu / \ln(1 + \mu)`: 46 for :math:`\mu = 255`.
+    The slope is :math:`\mu / ((1 + \mu|w|) \ln(1 + \mu))`, at zero 46 for :math:`\mu = 255`.
     """
-    return w.sign() * torch.log1p(mu * w.abs()) / math.log1p(mu)
+    return _MuLaw.apply(w, mu)  # type: ignore[no-any-return]
 
 
 def mu_law_inverse(w: Tensor, mu: float) -> Tensor:

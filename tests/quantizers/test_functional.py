@@ -328,3 +328,11 @@ def test_mu_law_has_its_three_fixed_points_and_its_slope_at_zero(mu):
 def test_the_slope_that_the_documentation_names():
     near_zero = torch.full((1,), 1e-12, dtype=torch.float64)
     assert round(float(mu_law(near_zero, 255.0) / near_zero)) == 46
+
+
+@pytest.mark.parametrize("mu", [1.0, 255.0])
+def test_mu_law_has_its_own_slope_everywhere_also_at_zero(mu: float) -> None:
+    w = torch.tensor([-1.0, -0.3, 0.0, 1e-9, 0.7], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(mu_law(w, mu).sum(), w)
+    expected = mu / ((1 + mu * w.detach().abs()) * np.log1p(mu))
+    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=0)
