@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,23 +137,24 @@ def run_recipe(
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         spec={"given": dict(given), "resolved": recipe.model_dump(mode="json")},
         data=_data_record(test, test_data),
-        environment=environment(device),
+        environment=environment(device, recipe.threads),
         models=[],
         cells=[],
     )
     store.write_results(draft)
     outcomes: list[Outcome] = []
     try:
-        modules = build_models(
-            recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
-        )
-        estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
-        bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size)
-        progress.cells(len(cells))
-        for cell in cells:
-            outcome, reused = bench.run(cell, store)
-            outcomes.append(outcome)
-            progress.cell(outcome, reused)
+        with _threads(recipe.threads):
+            modules = build_models(
+                recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
+            )
+            estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
+            bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size)
+            progress.cells(len(cells))
+            for cell in cells:
+                outcome, reused = bench.run(cell, store)
+                outcomes.append(outcome)
+                progress.cell(outcome, reused)
     except BaseException as error:
         status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
         store.write_results(draft.model_copy(update={"status": status, "cells": [o.cell for o in outcomes]}))
@@ -176,7 +178,8 @@ def train_recipe(
     """Only the first part of :func:`run_recipe`: its checkpoints."""
     data = load(recipe.data.name, "train", root=data_root, download=download)
     report = (progress or Progress()).training
-    build_models(recipe, data, Store(out).folder / "checkpoints", device=_device(), progress=report)
+    with _threads(recipe.threads):
+        build_models(recipe, data, Store(out).folder / "checkpoints", device=_device(), progress=report)
 
 
 def assess(subject: Subject, outcomes: Sequence[Outcome], bench: Bench) -> ModelResult:
@@ -196,6 +199,17 @@ def assess(subject: Subject, outcomes: Sequence[Outcome], bench: Bench) -> Model
     )
 
 
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -212,7 +226,7 @@ def _data_record(used: Dataset, whole: Dataset) -> dict[str, Any]:
     }
 
 
-def environment(device: torch.device) -> Environment:
+def environment(device: torch.device, threads: int | None = None) -> Environment:
     """What a number depends on besides its recipe."""
     names = (
         "art_qplugins",
@@ -229,7 +243,9 @@ def environment(device: torch.device) -> Environment:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads or torch.get_num_threads()} threads"
+    )
     return Environment(
         packages=packages,
         python=platform.python_version(),

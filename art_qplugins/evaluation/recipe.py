@@ -130,6 +130,7 @@ class Recipe(Settings):
     title: str = ""
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 250  # images in one batch of an attack
+    threads: Annotated[int, Field(ge=1)] | None = None  # of torch on the CPU; None leaves torch's choice
     data: Data
     threat: ThreatSettings
     claim: ClaimSettings | None = None
