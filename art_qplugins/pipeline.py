@@ -157,6 +157,7 @@ def run_recipe(
                 progress.cell(outcome, reused)
     except BaseException as error:
         status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
+        store.write_samples(outcomes)
         store.write_results(draft.model_copy(update={"status": status, "cells": [o.cell for o in outcomes]}))
         raise
     models = [assess(subject, outcomes, bench) for subject in subjects]

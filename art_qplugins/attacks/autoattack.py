@@ -35,6 +35,8 @@ def run(
     package, auto = _make(estimator.model, threat, suite, str(x.device), seed)
     if attack.upstream not in _SUITES:
         auto.attacks_to_run = [attack.upstream]
+    for part in (auto.apgd_targeted, auto.fab):  # published for ten classes or more: 9 targets (5 in L1)
+        part.n_target_classes = min(part.n_target_classes, estimator.nb_classes - 1)
     if "n_queries" in options:
         auto.square.n_queries = options["n_queries"]
     if "eot_iter" in options:

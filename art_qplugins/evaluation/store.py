@@ -57,9 +57,6 @@ class Store:
                 f"{folder}: cannot write there ({error.strerror}); choose another folder with --out"
             ) from None
 
-    def checkpoint(self, name: str) -> Path:
-        return self.folder / "checkpoints" / f"{name}.safetensors"
-
     def load(self, cell_id: str) -> Outcome | None:
         """The finished cell, or ``None`` where it has to be computed (also where a file of it is damaged or gone)."""
         stem = self.folder / "cells" / cell_id

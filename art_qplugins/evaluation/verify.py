@@ -22,6 +22,8 @@ __all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "
 
 #: How often a stochastic model is deployed afresh to score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
+#: Calls of a stochastic model that a probe averages over.
+_PROBE_CALLS = 8
 #: eps is compared in float64 after float32 arithmetic in the attack.
 _TOLERANCE = 1e-6
 
@@ -114,14 +116,17 @@ def probe(
     def cross_entropy(logits: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, y, reduction="none")
 
-    def at(point: Tensor, value: Callable[[Tensor], Tensor]) -> Tensor:
-        with draws_from(module, stream(seed, "probe")):  # the same draws at every point
-            return value(module(point))
+    # An attack that averages over draws follows the slope of the mean, so that is what is measured.
+    calls = _PROBE_CALLS if is_stochastic(module) else 1
 
-    def gradient(value: Callable[[Tensor], Tensor]) -> Tensor:
+    def at(point: Tensor, value: Callable[[Tensor], Tensor], calls: int = calls) -> Tensor:
+        with draws_from(module, stream(seed, "probe")):  # the same draws at every point
+            return torch.stack([value(module(point)) for _ in range(calls)]).mean(0)
+
+    def gradient(value: Callable[[Tensor], Tensor], calls: int = calls) -> Tensor:
         point = x.detach().clone().requires_grad_()
         with torch.enable_grad():
-            total = at(point, value).sum()
+            total = at(point, value, calls).sum()
             slope = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
             return torch.zeros_like(x) if slope is None else slope
 
@@ -129,7 +134,7 @@ def probe(
         return logit_margin(logits, y)
 
     with evaluating(module), torch.no_grad():
-        result = {"gradient": gradient(cross_entropy).abs().flatten(1).amax(1).double().cpu().numpy()}
+        result = {"gradient": gradient(cross_entropy, calls=1).abs().flatten(1).amax(1).double().cpu().numpy()}
         if step > 0:
             slope, start = gradient(margin), at(x, margin)
             generator = torch.Generator().manual_seed(stream(seed, "directions"))

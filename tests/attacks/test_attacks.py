@@ -445,3 +445,14 @@ def test_logit_margin_is_negative_exactly_where_the_answer_is_wrong():
     logits = torch.randn(200, 7)
     y = torch.randint(0, 7, (200,))
     assert torch.equal(logit_margin(logits, y) > 0, logits.argmax(1) == y)
+
+
+def test_autoattack_takes_as_many_targets_as_there_are_classes():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5))
+    estimator = QuantizedClassifier(network, torch.nn.CrossEntropyLoss(), (1, 4, 4), 5)
+    x = torch.rand(6, 1, 4, 4)
+    y = network(x).argmax(1)
+    for part in ("autoattack:apgd-t", "autoattack:fab-t"):
+        x_adv = craft(estimator, part, x, y, threat=Threat("Linf", 0.5)).x_adv
+        assert (network(x_adv).argmax(1) != y).float().mean() > 0.5
