@@ -14,6 +14,11 @@ DEFENCES: Registry[Entry] = Registry(
             options={"beta": 2e-3},
         ),
         Entry(
+            name="convex-aggregation",
+            target="art_qplugins.defences.aggregation:ConvexAggregation",
+            help="convex weights of skip and residual in a wrn with aggregation = true (Cisse et al. 2017)",
+        ),
+        Entry(
             name="mutual-information",
             target="art_qplugins.defences.information:MutualInformation",
             help="information kept by the deepest stochastic layer (arXiv 2312.00105, reconstructed)",

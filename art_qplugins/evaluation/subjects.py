@@ -92,7 +92,7 @@ def describe(settings: ModelSettings) -> str:
             parts.append(f"{q.weight_bits}-bit weights, {q.granularity.replace('_', ' ')}")
     for defence in settings.defences:
         options = ", ".join(f"{k} = {v:g}" for k, v in DEFENCES[defence.name].resolve(defence.options).items())
-        parts.append(f"{defence.name} ({options})")
+        parts.append(f"{defence.name} ({options})" if options else defence.name)
     if settings.base is not None:
         how = "quantized after training" if settings.train.epochs == 0 else "trained on"
         parts.append(f"{how} from {settings.base}")

@@ -17,6 +17,7 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.defences.information import BinSpacing, MutualInformation, mutual_information
 from art_qplugins.defences.lipschitz import Orthogonality, orthogonality_penalty
 from art_qplugins.models.convnet import ConvNet
+from art_qplugins.models.wide_resnet import WideResNet
 from art_qplugins.quantizers import weight_layers
 from art_qplugins.quantizers.stochastic import stochastic_layers
 
@@ -270,5 +271,7 @@ def test_no_epochs_is_no_training(few):
 @pytest.mark.parametrize("name", DEFENCES)
 def test_every_registered_defence_trains_a_stochastic_network(name, few):
     entry = DEFENCES[name]
-    model = train(network(stochastic=True), few, [entry.load()(**entry.resolve({}))], epochs=1)
+    blank = WideResNet((1, 8, 8), 10, depth=10, widen_factor=1, aggregation=True)  # it has what each defence needs
+    model = quantize(blank, activation_bits=2, alpha=2.0, clip=2.0)
+    train(model, few, [entry.load()(**entry.resolve({}))], epochs=1)
     assert model(few[0]).isfinite().all()

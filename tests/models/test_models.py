@@ -1,4 +1,4 @@
-"""The networks, and the ensemble that a stochastic one is."""
+"""The small network, and the ensemble that a stochastic one is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from art_qplugins import InputError, QuantReLU, quantize
-from art_qplugins.models import MODELS
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import draws_from
@@ -27,19 +26,7 @@ def images(n=6):
     return torch.rand(n, 1, 8, 8)
 
 
-# --- by name
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_registered_model_gives_finite_logits_and_a_gradient(name):
-    entry = MODELS[name]
-    for shape in ((1, 8, 8), (3, 32, 32)):
-        model = entry.load()(shape, 7, **entry.resolve({})).eval()
-        x = torch.rand(2, *shape, requires_grad=True)
-        logits = model(x)
-        assert logits.shape == (2, 7) and logits.isfinite().all()
-        (gradient,) = torch.autograd.grad(logits.logsumexp(1).sum(), x)
-        assert gradient.any()
+# --- the small network; those of the papers are in test_networks.py
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 4), (1, 8, 8), (3, 9, 7), (2, 5, 6)])

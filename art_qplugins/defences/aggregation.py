@@ -1,0 +1,39 @@
+"""The convex aggregation layers of Parseval networks (Cisse et al. 2017, section 4.3), as Defensive Quantization uses them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.defences.base import Defence
+from art_qplugins.errors import InputError
+from art_qplugins.models.wide_resnet import Aggregation
+
+__all__ = ["ConvexAggregation", "project_to_simplex"]
+
+
+def project_to_simplex(a: Tensor) -> Tensor:
+    """The point of the simplex that is nearest to ``a``, shape (2,): the closed form for two weights."""
+    t = ((a[0] - a[1] + 1) / 2).clamp(0, 1)
+    return torch.stack([t, 1 - t])
+
+
+class ConvexAggregation(Defence):
+    """Projects the two weights of every :class:`~art_qplugins.models.wide_resnet.Aggregation` after each step.
+
+    A convex combination does not expand where its branches do not. Weight decay acts on these weights too, and pulls
+    them a little towards 0.5 each.
+    """
+
+    def start(self, model: nn.Module) -> None:
+        if not any(isinstance(m, Aggregation) for m in model.modules()):
+            raise InputError(
+                f"defence 'convex-aggregation' needs aggregation layers, and {type(model).__name__} has none; "
+                'use architecture = { name = "wrn", options = { aggregation = true } }'
+            )
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module) -> None:
+        for layer in model.modules():
+            if isinstance(layer, Aggregation):
+                layer.a.copy_(project_to_simplex(layer.a))
