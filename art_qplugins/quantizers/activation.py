@@ -7,7 +7,8 @@ import math
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.quantizers.functional import quant_relu
+from art_qplugins.quantizers.functional import quant_relu, through
+from art_qplugins.quantizers.surrogate import Surrogate, as_surrogate
 
 __all__ = ["QuantReLU", "check_num_bits"]
 
@@ -25,17 +26,25 @@ class QuantReLU(nn.Module):
 
     :param num_bits: bits per activation, 1 to 16.
     :param clip: the upper level; 6 makes it a quantized ReLU6.
+    :param surrogate: another backward, by its name in :data:`~art_qplugins.quantizers.surrogate.SURROGATES` or with
+        options as a :class:`~art_qplugins.quantizers.surrogate.Surrogate`. The value does not depend on it. For the
+        time of an attack alone, use the context :func:`~art_qplugins.quantizers.surrogate`.
     """
 
-    def __init__(self, num_bits: int, clip: float = 6.0) -> None:
+    def __init__(self, num_bits: int, clip: float = 6.0, *, surrogate: str | Surrogate | None = None) -> None:
         super().__init__()
         if not (math.isfinite(clip) and clip > 0):
             raise InputError(f"clip is {clip!r}; give a finite number above 0")
         self.num_bits = check_num_bits(num_bits)
         self.clip = float(clip)
+        self.surrogate = as_surrogate(surrogate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return quant_relu(x, self.num_bits, self.clip)
+        value = quant_relu(x, self.num_bits, self.clip)
+        if self.surrogate is None:
+            return value
+        return through(value, x * self.surrogate(x.detach(), self.num_bits, self.clip))
 
     def extra_repr(self) -> str:
-        return f"num_bits={self.num_bits}, clip={self.clip:g}"
+        told = f"num_bits={self.num_bits}, clip={self.clip:g}"
+        return told if self.surrogate is None else f"{told}, surrogate={self.surrogate}"
