@@ -29,7 +29,7 @@ LAYERS = [
     ["models"],
     ["quantizers"],
     ["checkpoint", "data"],
-    ["registry", "threat", "files", "metrics"],
+    ["registry", "threat", "files", "guard", "metrics"],
     ["errors", "_version"],
 ]
 MODULES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in sorted(PACKAGE.rglob("*.py"))}

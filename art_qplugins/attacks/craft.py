@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.attacks.views import LogitScale, median_gap
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.estimators.guard import isolated
+from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
 
@@ -39,15 +39,16 @@ class _Counter:
 
 @contextlib.contextmanager
 def _counting(module: nn.Module) -> Iterator[_Counter]:
-    counter, draws = _Counter(), getattr(module, "draws", 1)
+    counter = _Counter()
+    passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)  # a stochastic ensemble's draws
 
     def count(_: nn.Module, __: Any, output: Tensor) -> None:
-        counter.forward += draws * len(output)
+        counter.forward += passes(output.requires_grad) * len(output)
         if output.requires_grad:
             output.register_hook(count_backward)
 
     def count_backward(grad: Tensor) -> None:
-        counter.backward += draws * len(grad)
+        counter.backward += passes(True) * len(grad)
 
     hook = module.register_forward_hook(count)
     try:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from art_qplugins.errors import InputError
+from art_qplugins.defences.base import Defence
+from art_qplugins.defences.information import BinSpacing, MutualInformation
+from art_qplugins.defences.lipschitz import Orthogonality
+from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.models.ensemble import StochasticEnsemble, check_count
 from art_qplugins.quantizers.activation import QuantReLU
@@ -21,6 +25,7 @@ class DQClassifier(QuantizedClassifier):
 
     :param activation_bits: quantize ``model`` (a copy of it) so; ``None`` where it has its :class:`QuantReLU` already.
     :param clip: upper level of the activations.
+    :param training_defences: what shapes :meth:`fit`; by default the paper's orthogonality penalty.
 
     The other parameters are those of :class:`~art_qplugins.estimators.QuantizedClassifier`, position by position.
     """
@@ -36,6 +41,7 @@ class DQClassifier(QuantizedClassifier):
         *args: Any,
         activation_bits: int | None = None,
         clip: float = 6.0,
+        training_defences: Sequence[Defence] | None = None,
         **kwargs: Any,
     ) -> None:
         if activation_bits is not None:
@@ -45,7 +51,8 @@ class DQClassifier(QuantizedClassifier):
                 f"DQClassifier: {type(model).__name__} has no quantized activation; pass activation_bits, e.g. 4"
             )
         self.activation_bits, self.clip = activation_bits, clip
-        super().__init__(model, loss, input_shape, nb_classes, *args, **kwargs)
+        defences = (Orthogonality(),) if training_defences is None else training_defences
+        super().__init__(model, loss, input_shape, nb_classes, *args, training_defences=defences, **kwargs)
 
 
 class MuLawClassifier(QuantizedClassifier):
@@ -85,9 +92,11 @@ class SQEnsembleClassifier(QuantizedClassifier):
     :param activation_bits: make the activations of ``model`` (a copy of it) stochastic, with this many bits.
     :param alpha: sparsity of the stochastic activations, if ``activation_bits`` is given.
     :param seed: key of the noise, if ``activation_bits`` is given.
+    :param options: ``rule``, ``eot_draws``, ``eot_chunk``, ``frozen``, ``antithetic`` and ``gradient_of``, each as in
+        :class:`~art_qplugins.models.ensemble.StochasticEnsemble`; what is not given stays as the model has it.
     """
 
-    estimator_params = [*QuantizedClassifier.estimator_params, "draws", "activation_bits", "alpha", "seed"]
+    estimator_params = [*QuantizedClassifier.estimator_params, "draws", "activation_bits", "alpha", "seed", "options"]
 
     def __init__(
         self,
@@ -100,16 +109,18 @@ class SQEnsembleClassifier(QuantizedClassifier):
         activation_bits: int | None = None,
         alpha: float = 2.0,
         seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+        training_defences: Sequence[Defence] | None = None,
         **kwargs: Any,
     ) -> None:
-        if activation_bits is not None and not is_stochastic(model):
+        if activation_bits is not None:
+            if is_stochastic(model):
+                raise InputError("activation_bits: the model has stochastic activations already; leave it out")
             model = quantize(model, activation_bits=activation_bits, alpha=alpha, seed=seed)
-        if not isinstance(model, StochasticEnsemble):
-            model = StochasticEnsemble(model, 8 if draws is None else draws)
-        elif draws is not None and draws != model.draws:
-            model = StochasticEnsemble(model.network, draws, eot_chunk=model.eot_chunk)
-        self.activation_bits, self.alpha, self.seed = activation_bits, alpha, seed
-        super().__init__(model, loss, input_shape, nb_classes, *args, **kwargs)
+        self.activation_bits, self.alpha, self.seed, self.options = activation_bits, alpha, seed, dict(options or {})
+        defences = (MutualInformation(), BinSpacing()) if training_defences is None else training_defences
+        ensemble = _ensemble(model, draws, self.options)
+        super().__init__(ensemble, loss, input_shape, nb_classes, *args, training_defences=defences, **kwargs)
 
     @property
     def draws(self) -> int:
@@ -120,3 +131,28 @@ class SQEnsembleClassifier(QuantizedClassifier):
     def draws(self, draws: int | None) -> None:
         if draws is not None:
             self.model.draws = check_count("draws", draws)
+
+    def _training_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        if self.model.gradient_of == "mean":
+            return super()._training_loss(inputs, labels)
+        members = self.model.members(inputs)
+        return self._loss(members.flatten(0, 1), labels.repeat(len(members), *[1] * (labels.dim() - 1)))  # type: ignore
+
+
+def _ensemble(model: nn.Module, draws: int | None, options: Mapping[str, Any]) -> StochasticEnsemble:
+    if not isinstance(model, StochasticEnsemble):
+        return StochasticEnsemble(model, 8 if draws is None else draws, **_known(options))
+    if draws is None and not options:
+        return model
+    kept = {name: getattr(model, name) for name in ENSEMBLE_OPTIONS}
+    return StochasticEnsemble(model.network, model.draws if draws is None else draws, **kept | _known(options))
+
+
+def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+    for name in options:
+        if name not in ENSEMBLE_OPTIONS:
+            raise InputError(f"options: unknown option {name!r}{did_you_mean(name, ENSEMBLE_OPTIONS)}")
+    return dict(options)
+
+
+ENSEMBLE_OPTIONS = ("rule", "eot_draws", "eot_chunk", "frozen", "antithetic", "gradient_of")

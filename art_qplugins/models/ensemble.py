@@ -6,15 +6,21 @@ plain classifier from ``estimator.model``, torchattacks and AutoAttack.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from art_qplugins.errors import InputError
+from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.guard import evaluating
+from art_qplugins.quantizers.functional import through
 from art_qplugins.quantizers.stochastic import stochastic_layers
 
-__all__ = ["StochasticEnsemble", "check_count"]
+__all__ = ["RULES", "StochasticEnsemble", "check_count"]
 
 
 def check_count(name: str, value: int) -> int:
@@ -23,51 +29,163 @@ def check_count(name: str, value: int) -> int:
     return value
 
 
+def _mean_probability(logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+def _mean_logits(logits: Tensor) -> Tensor:
+    return logits.mean(0)
+
+
+def _majority_vote(logits: Tensor) -> Tensor:
+    members, classes = logits.shape[0], logits.shape[-1]
+    votes = nn.functional.one_hot(logits.argmax(-1), classes).sum(0)
+    # Half a vote spread over the classes keeps the logarithm finite; ties and order stay.
+    value = torch.log((votes + 0.5 / classes) / (members + 0.5)).to(logits.dtype)
+    return through(value, _mean_probability(logits))
+
+
+#: How the members' logits (M, N, C) become the answer (N, C).
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean-probability": _mean_probability,
+    "mean-logits": _mean_logits,
+    "majority-vote": _majority_vote,
+}
+
+
 class StochasticEnsemble(nn.Module):
-    r"""Mean probability over ``draws`` draws of a stochastic network, as log-probabilities.
+    r"""The deployed rule over ``draws`` draws :math:`u_m` of a stochastic network f, as logits.
 
-    .. math:: z(x) = \log \frac{1}{M} \sum_{m=1}^{M} \mathrm{softmax}(f(x; u_m))
+    ================== =============================================================== ==============================
+    ``rule``           answer                                                          gradient
+    ================== =============================================================== ==============================
+    mean-probability   :math:`\log \frac{1}{M} \sum_m \mathrm{softmax}(f(x; u_m))`      its own
+    mean-logits        :math:`\frac{1}{M} \sum_m f(x; u_m)`                             its own
+    majority-vote      log share of votes, with half a vote spread over the classes    that of mean-probability
+    ================== =============================================================== ==============================
 
-    Cross-entropy of z is the negative log of the mean probability, so its gradient is the EOT gradient of the deployed
-    rule. Every call takes fresh draws.
+    ``draws = 1`` is the single-draw rule. Cross-entropy of the first is the negative log of the mean probability, so its
+    gradient is the EOT gradient of the deployed rule. Every call takes fresh draws.
 
     :param network: a module with :class:`~art_qplugins.StochasticQuantizer` layers; logits out.
-    :param draws: M, members of the ensemble, at least 1.
-    :param eot_chunk: how many draws are computed in one batch; bounds the memory and changes no result beyond rounding.
+    :param draws: M, members of the ensemble for a prediction, at least 1.
+    :param eot_draws: members where a gradient in the pixels is wanted; ``None`` for ``draws``.
+    :param eot_chunk: how many draws are computed in one batch; results differ by rounding only. Where it is given it
+        bounds the memory of gradients too: each chunk is computed again in the backward pass, which takes a third longer.
+        ``None``: at least 4, and so many that a batch has about 256 images; nothing is computed twice.
+    :param frozen: the same draws at every call (common random numbers): one deterministic member of the family.
+    :param antithetic: draws 2i and 2i + 1 use the noise u and 1 - u, whose rounding errors cancel to first order.
+    :param gradient_of: ``"mean"``, the loss of the mean; or ``"losses"``, the mean of the members' losses, which a module
+        that gives one answer cannot express: :class:`~art_qplugins.SQEnsembleClassifier` does, other clients get a warning.
     """
 
-    def __init__(self, network: nn.Module, draws: int = 8, *, eot_chunk: int = 8) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        draws: int = 8,
+        *,
+        rule: str = "mean-probability",
+        eot_draws: int | None = None,
+        eot_chunk: int | None = None,
+        frozen: bool = False,
+        antithetic: bool = False,
+        gradient_of: str = "mean",
+    ) -> None:
         super().__init__()
-        for name, value in (("draws", draws), ("eot_chunk", eot_chunk)):
-            check_count(name, value)
         if not stochastic_layers(network):
             raise InputError(
                 f"{type(network).__name__} has no stochastic layer to average over; "
                 "make one with quantize(model, activation_bits=2, alpha=2.0)"
             )
+        if rule not in RULES:
+            raise InputError(f"unknown rule {rule!r}{did_you_mean(rule, RULES)}")
+        if gradient_of not in ("mean", "losses"):
+            raise InputError(f"unknown gradient_of {gradient_of!r}{did_you_mean(gradient_of, ('mean', 'losses'))}")
         self.network = network
-        self.draws = draws
-        self.eot_chunk = eot_chunk
+        self.draws = check_count("draws", draws)
+        self.eot_draws = None if eot_draws is None else check_count("eot_draws", eot_draws)
+        self.eot_chunk = None if eot_chunk is None else check_count("eot_chunk", eot_chunk)
+        self.rule, self.frozen, self.antithetic, self.gradient_of = rule, frozen, antithetic, gradient_of
         self.next_draw = 0
+        self._expands: bool | None = None  # whether the first stochastic layer can repeat the batch; None: not known
 
     def forward(self, x: Tensor) -> Tensor:
-        members = []
-        for start in range(0, self.draws, self.eot_chunk):
-            fold = min(self.eot_chunk, self.draws - start)
-            logits = self._members(x, fold)
-            members.append(logits.log_softmax(-1).unflatten(0, (fold, len(x))))
-        return torch.cat(members).logsumexp(0) - math.log(self.draws)
+        if self.gradient_of == "losses" and x.requires_grad and torch.is_grad_enabled():
+            warnings.warn(
+                "gradient_of='losses' is not honoured here: this client differentiates the loss of the mean; "
+                "use SQEnsembleClassifier.loss_gradient, or gradient_of='mean'",
+                stacklevel=2,
+            )
+        return RULES[self.rule](self.members(x))
 
-    def _members(self, x: Tensor, fold: int) -> Tensor:
+    def passes(self, requires_grad: bool) -> int:
+        """Members in one call: how many images each image costs."""
+        return self.eot_draws if requires_grad and self.eot_draws is not None else self.draws
+
+    def members(self, x: Tensor) -> Tensor:
+        """Logits of the members, (M, N, C)."""
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        draws = self.passes(wants_gradient)
+        chunk = min(draws, self.eot_chunk or max(4, 256 // max(len(x), 1)))
+        first, logits = self.next_draw, []
+        if chunk > 1:
+            self.prepare(x)
+        for start in range(0, draws, chunk):
+            fold = min(chunk, draws - start)
+            if wants_gradient and self.eot_chunk is not None and chunk < draws:
+                part = checkpoint(self._fold, x, first + start, fold, use_reentrant=False, preserve_rng_state=False)
+            else:
+                part = self._fold(x, first + start, fold)
+            logits.append(part.unflatten(0, (fold, len(x))))
+        self.next_draw = first if self.frozen else first + draws
+        return torch.cat(logits) if len(logits) > 1 else logits[0]
+
+    def _fold(self, x: Tensor, first: int, fold: int) -> Tensor:
+        """Logits of ``fold`` members from draw ``first`` on, (fold * N, C)."""
+        # What comes before the first stochastic layer is the same for all members, so that layer repeats the batch.
+        rows = len(x) if fold > 1 and self._expands else None
+        if fold > 1 and rows is None:
+            x = x.repeat(fold, *[1] * (x.dim() - 1))
+        with self._drawing(first, fold, rows), _out_of_memory(fold):
+            return self.network(x)  # type: ignore[no-any-return]
+
+    def prepare(self, x: Tensor) -> None:
+        """Find out, once, whether the first stochastic layer can repeat the batch; takes one pass of the network."""
+        if self._expands is None:
+            self._expands = self._can_expand(x)
+
+    def _can_expand(self, x: Tensor) -> bool:
+        """False where a sum joins what comes before the first stochastic layer with what comes after it."""
+        two = x.detach()[:1].repeat(2, *[1] * (x.dim() - 1))  # a single image would be broadcast over any mismatch
+        try:
+            with evaluating(self.network), torch.no_grad(), self._drawing(0, 3, rows=2):
+                return len(self.network(two)) == 6
+        except RuntimeError:
+            return False
+
+    @contextlib.contextmanager
+    def _drawing(self, first: int, fold: int, rows: int | None = None) -> Iterator[None]:
         layers = stochastic_layers(self.network)
         for layer in layers:
-            layer.draw, layer.call, layer.fold = self.next_draw, 0, fold
-        self.next_draw += fold
+            layer.draw, layer.call, layer.fold = first, 0, fold
+            layer.rows, layer.antithetic = rows, self.antithetic
         try:
-            return self.network(x.repeat(fold, *[1] * (x.dim() - 1)))  # type: ignore[no-any-return]
+            yield
         finally:
             for layer in layers:
-                layer.fold = 1
+                layer.fold, layer.rows, layer.antithetic = 1, None, False
 
     def extra_repr(self) -> str:
-        return f"draws={self.draws}, eot_chunk={self.eot_chunk}"
+        more = {"eot_draws": self.eot_draws, "eot_chunk": self.eot_chunk, "frozen": self.frozen}
+        shown = "".join(f", {name}={value}" for name, value in more.items() if value)
+        return f"draws={self.draws}, rule={self.rule!r}{shown}"
+
+
+@contextlib.contextmanager
+def _out_of_memory(fold: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; on the CPU the allocator's is a plain one
+        if "memory" not in str(error):
+            raise
+        raise InputError(f"eot_chunk: {fold} draws in one batch need more memory than there is; lower it") from None

@@ -33,6 +33,7 @@ def quantize(
     mu: float | None = None,
     *,
     alpha: float | None = None,
+    activation_layers: int | None = None,
     mu_layers: int = 1,
     mu_normalize: bool = False,
     symmetric: bool = True,
@@ -52,6 +53,7 @@ def quantize(
     :param clip: upper level of the quantized activations.
     :param mu: strength of the mu-law mapping of the last ``mu_layers`` layers; ``None`` for no mapping.
     :param alpha: make the activations stochastic, with this sparsity (:class:`StochasticQuantizer`).
+    :param activation_layers: quantize the last so many activations only; ``None`` for all.
     :param mu_normalize: see :class:`MuLawMapping`.
     :param symmetric: this and the next two: see :class:`UniformWeightQuantizer`.
     :param seed: key of the noise of stochastic activations.
@@ -61,7 +63,7 @@ def quantize(
     """
     twin = copy.deepcopy(model)
     if activation_bits is not None:
-        _swap_activations(twin, _activation_factory(activation_bits, clip, alpha, seed))
+        _swap_activations(twin, _activation_factory(activation_bits, clip, alpha, seed), activation_layers)
     elif alpha is not None:
         raise InputError("alpha makes activations stochastic, and needs activation_bits; add e.g. activation_bits = 2")
     layers = weight_layers(twin)
@@ -97,20 +99,19 @@ def _activation_factory(num_bits: int, clip: float, alpha: float | None, seed: i
     return lambda layer: StochasticQuantizer(num_bits, alpha=alpha, clip=clip, seed=seed, layer=layer)
 
 
-def _swap_activations(model: nn.Module, make: Callable[[int], nn.Module]) -> None:
-    slots = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent._modules.items()  # named_children() leaves out the second use of one module
-        if isinstance(child, ACTIVATIONS)
-    ]
+def _swap_activations(model: nn.Module, make: Callable[[int], nn.Module], last: int | None) -> None:
+    # In the order of the module tree, which is that of the forward pass in any sane network. A module used twice has two.
+    slots = [name for name, child in model.named_modules(remove_duplicate=False) if isinstance(child, ACTIVATIONS)]
     if not slots:
         raise InputError(
             f"{type(model).__name__} has no activation module to quantize; "
             "use nn.ReLU() modules in place of functional calls such as F.relu(x)"
         )
-    for layer, (parent, name) in enumerate(slots):
-        setattr(parent, name, make(layer).train(getattr(parent, name).training))
+    if last is not None and not 1 <= last <= len(slots):
+        raise InputError(f"activation_layers is {last}, and the network has {len(slots)} activations")
+    for layer, path in enumerate(slots[-last:] if last else slots):
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, make(layer).train(model.get_submodule(path).training))
 
 
 def _check_domain(name: str, layer: nn.Module, normalize: bool) -> None:

@@ -116,6 +116,8 @@ class StochasticQuantizer(nn.Module):
         self.draw = 0  # index of the first draw in the batch
         self.fold = 1  # how many draws the batch holds, one after another along dimension 0
         self.call = 0  # how often this layer has drawn since `draw` was set
+        self.rows: int | None = None  # a batch of so many is repeated `fold` times first
+        self.antithetic = False  # draws 2i and 2i + 1 use u and 1 - u
 
     @property
     def spacing(self) -> Tensor:
@@ -127,6 +129,8 @@ class StochasticQuantizer(nn.Module):
         return int(2**self.num_bits)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rows == len(x) and self.fold > 1:
+            x = x.repeat(self.fold, *[1] * (x.dim() - 1))
         noise = self._noise(x)
         top = self.num_bins - 1
         if self.alpha == 2:
@@ -149,14 +153,21 @@ class StochasticQuantizer(nn.Module):
         return entmax(steps * (2 * (u - nearest).unsqueeze(-1) - steps), self.alpha)
 
     def _noise(self, x: Tensor) -> Tensor:
-        noise = torch.empty_like(x)
+        noise = torch.empty_like(x, memory_format=torch.contiguous_format)
         for index, part in enumerate(noise.chunk(self.fold)):
-            key = f"{self.seed}/{self.layer}/{self.draw + index}/{self.call}".encode()
-            generator = torch.Generator(x.device)
-            generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
-            part.uniform_(generator=generator)
+            draw = self.draw + index
+            mirrored = self.antithetic and draw % 2 == 1
+            part.uniform_(generator=self._generator(draw - mirrored, x.device))
+            if mirrored:  # uniform_ gives multiples of 2 ** -24 below 1, and so does this
+                part.neg_().add_(1 - 2**-24).clamp_(min=0)
         self.call += 1
         return noise
+
+    def _generator(self, draw: int, device: torch.device) -> torch.Generator:
+        key = f"{self.seed}/{self.layer}/{draw}/{self.call}".encode()
+        generator = torch.Generator(device)
+        generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
+        return generator
 
     def extra_repr(self) -> str:
         return f"num_bits={self.num_bits}, alpha={self.alpha:g}, seed={self.seed}, layer={self.layer}"

@@ -24,7 +24,7 @@ from art_qplugins import (
     SQEnsembleClassifier,
     quantize,
 )
-from art_qplugins.estimators.guard import evaluating, isolated
+from art_qplugins.guard import evaluating, isolated
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import draws_from
@@ -83,7 +83,7 @@ def test_they_are_arts_classifiers_by_inheritance(estimator):
 
 def test_the_parameters_are_arts_position_by_position():
     ours, arts = (list(inspect.signature(c.__init__).parameters) for c in (QuantizedClassifier, PyTorchClassifier))
-    assert ours == arts
+    assert ours[: len(arts)] == arts
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -254,7 +254,7 @@ def test_a_model_without_a_gradient_is_refused(batch):
 
     estimator = on_cpu(QuantizedClassifier, Rounded())
     assert estimator.predict(batch[0]).shape == (7, 10)
-    with pytest.raises(InputError, match=r"^Rounded: the loss does not depend on the pixels [^\n]+$"):
+    with pytest.raises(InputError, match=r"^model: Rounded gives no gradient in its pixels[^\n]+$"):
         estimator.loss_gradient(*batch)
 
 
@@ -301,7 +301,8 @@ def test_sq_makes_an_ensemble_of_what_it_is_given(network, stochastic):
 def test_sqs_draws_can_be_set(stochastic, batch):
     estimator = on_cpu(SQEnsembleClassifier, copy.deepcopy(stochastic))
     rows = []
-    estimator.model.network.register_forward_pre_hook(lambda m, inputs: rows.append(len(inputs[0])))
+    estimator.model.prepare(torch.from_numpy(batch[0]))
+    estimator.model.network.register_forward_hook(lambda m, inputs, output: rows.append(len(output)))
     estimator.draws = 6
     estimator.predict(batch[0])
     assert sum(rows) == 6 * 7
@@ -343,10 +344,11 @@ def test_attacks_that_rebuild_a_plain_classifier_still_attack_the_average(stocha
     rows = {"ensemble": 0, "network": 0}
 
     def count(name):
-        return lambda module, inputs: rows.__setitem__(name, rows[name] + len(inputs[0]))
+        return lambda module, inputs, output: rows.__setitem__(name, rows[name] + len(output))
 
-    ensemble.register_forward_pre_hook(count("ensemble"))
-    ensemble.network.register_forward_pre_hook(count("network"))
+    ensemble.prepare(torch.from_numpy(x))
+    ensemble.register_forward_hook(count("ensemble"))
+    ensemble.network.register_forward_hook(count("network"))
     attack = AutoProjectedGradientDescent(
         estimator, eps=0.1, eps_step=0.05, max_iter=3, nb_random_init=1, loss_type=loss_type, verbose=False
     )

@@ -15,30 +15,22 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["evaluating", "isolated", "keeping_gradients"]
+__all__ = ["evaluating", "isolated"]
 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
     """Eval mode (or train mode) within; every submodule's own mode is back afterwards, also after an exception."""
     modes = [(m, m.training) for m in module.modules()]
-    module.train(training)
     try:
+        for m, mode in modes:
+            if mode is not training:
+                m.training = training
         yield
     finally:
         for m, mode in modes:
-            m.training = mode
-
-
-@contextlib.contextmanager
-def keeping_gradients(module: nn.Module) -> Iterator[None]:
-    """Every parameter's ``.grad`` is what it was afterwards; ART clears them and leaves its own."""
-    kept = [(p, p.grad) for p in module.parameters()]
-    try:
-        yield
-    finally:
-        for p, gradient in kept:
-            p.grad = gradient
+            if m.training is not mode:
+                m.training = mode
 
 
 @contextlib.contextmanager

@@ -1,0 +1,174 @@
+"""Every option of the ensemble against its formula."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_qplugins.errors import InputError
+from art_qplugins.estimators import SQEnsembleClassifier
+from art_qplugins.models.convnet import ConvNet
+from art_qplugins.models.ensemble import RULES, StochasticEnsemble
+from art_qplugins.models.wide_resnet import WideResNet
+from art_qplugins.quantizers import StochasticQuantizer, draws_from, quantize
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return quantize(ConvNet((1, 8, 8), 10, width=4), activation_bits=2, alpha=2.0).eval()
+
+
+@pytest.fixture(scope="module")
+def skipping():
+    """Its first stochastic layer lies behind a sum with what came before: it cannot repeat the batch there."""
+    torch.manual_seed(0)
+    network = WideResNet((3, 16, 16), 10, depth=10, widen_factor=1)
+    return quantize(network, activation_bits=2, alpha=2.0).eval()
+
+
+def members(network, x, draws, seed=7):
+    """One pass a draw: the definition."""
+    single = StochasticEnsemble(network, 1, rule="mean-logits")
+    with draws_from(single, seed):
+        return torch.stack([single(x) for _ in range(draws)])
+
+
+def x_for(network, n=5):
+    shape = (1, 8, 8) if isinstance(network, ConvNet) else (3, 16, 16)
+    return torch.rand((n, *shape), generator=torch.Generator().manual_seed(1))
+
+
+def vote(z):
+    shares = nn.functional.one_hot(z.argmax(-1), z.shape[-1]).double().mean(0)
+    m, c = len(z), z.shape[-1]
+    return ((shares * m + 0.5 / c) / (m + 0.5)).log()
+
+
+FORMULAS = {
+    "mean-probability": lambda z: z.softmax(-1).mean(0).log(),
+    "mean-logits": lambda z: z.mean(0),
+    "majority-vote": vote,
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_rule_is_its_formula(network, rule):
+    x = x_for(network)
+    ensemble = StochasticEnsemble(network, 6, rule=rule)
+    with draws_from(ensemble, 7):
+        answer = ensemble(x)
+    torch.testing.assert_close(answer.double(), FORMULAS[rule](members(network, x, 6).double()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["network", "skipping"])
+@pytest.mark.parametrize("chunk", [None, 1, 2, 3, 5, 6, 99])
+def test_the_same_seed_gives_the_same_numbers_for_every_chunk(kind, chunk, request):
+    net = request.getfixturevalue(kind)
+    x = x_for(net).requires_grad_()
+    ensemble = StochasticEnsemble(net, 6, eot_chunk=chunk)
+    with draws_from(ensemble, 7):
+        answer = ensemble(x)
+        (gradient,) = torch.autograd.grad(answer.logsumexp(1).sum() + answer[:, 0].sum(), x)
+    expected_in = x.detach().clone().requires_grad_()
+    expected = FORMULAS["mean-probability"](members(net, expected_in, 6))
+    (slope,) = torch.autograd.grad(expected.logsumexp(1).sum() + expected[:, 0].sum(), expected_in)
+    torch.testing.assert_close(answer, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, slope, rtol=1e-4, atol=1e-6)
+
+
+def test_what_comes_before_the_first_stochastic_layer_is_computed_once(network):
+    ensemble, x = StochasticEnsemble(copy.deepcopy(network), 6, eot_chunk=6), x_for(network)
+    ensemble.prepare(x)
+    rows = []
+    ensemble.network.conv1.register_forward_hook(lambda m, i, output: rows.append(len(output)))
+    ensemble.network.conv2.register_forward_hook(lambda m, i, output: rows.append(len(output)))
+    ensemble(x)
+    assert rows == [5, 30]
+
+
+def test_a_network_whose_sums_forbid_it_repeats_its_input(skipping):
+    ensemble = StochasticEnsemble(skipping, 4, eot_chunk=4)
+    ensemble.prepare(x_for(skipping))
+    assert ensemble._expands is False
+    assert StochasticEnsemble(skipping, 4, eot_chunk=4)(x_for(skipping, 1)).shape == (1, 10)
+
+
+def test_frozen_draws_are_one_deterministic_member_a_seed(network):
+    x = x_for(network)
+    frozen = StochasticEnsemble(network, 3, frozen=True)
+    assert torch.equal(frozen(x), frozen(x))
+    with draws_from(frozen, 1):
+        one = frozen(x)
+    with draws_from(frozen, 2):
+        assert not torch.equal(one, frozen(x))
+
+
+def test_gradients_may_take_other_draws_than_predictions(network):
+    ensemble = StochasticEnsemble(network, 2, eot_draws=7)
+    assert len(ensemble.members(x_for(network))) == 2
+    assert len(ensemble.members(x_for(network).requires_grad_())) == 7
+    with torch.no_grad():
+        assert len(ensemble.members(x_for(network).requires_grad_())) == 2
+
+
+def test_antithetic_pairs_halve_the_variance_of_one_rounding():
+    """For a fraction t uniform in [0, 1], the mean of two roundings has variance 1/12 of a step, of a pair 1/24."""
+    layer = StochasticQuantizer(3, clip=7.0)
+    x = torch.rand(40_000, generator=torch.Generator().manual_seed(0)) * 7
+
+    def spread(antithetic):
+        layer.draw, layer.call, layer.fold, layer.antithetic = 0, 0, 2, antithetic
+        return float((layer(x.repeat(2)).unflatten(0, (2, -1)).mean(0) - x).square().mean())
+
+    assert spread(False) == pytest.approx(1 / 12, rel=0.03)
+    assert spread(True) == pytest.approx(1 / 24, rel=0.03)
+
+
+def test_antithetic_is_handed_to_the_layers(network):
+    x = x_for(network)
+    one, other = StochasticEnsemble(network, 2, antithetic=True), StochasticEnsemble(network, 2)
+    with draws_from(one, 3), draws_from(other, 3):
+        pair, independent = one.members(x), other.members(x)
+    assert torch.equal(pair[0], independent[0])
+    assert not torch.equal(pair[1], independent[1])
+
+
+def test_the_gradient_of_the_mean_of_losses(network):
+    x, y = x_for(network), torch.tensor([1, 2, 3, 4, 5])
+    estimator = SQEnsembleClassifier(
+        network, nn.CrossEntropyLoss(), (1, 8, 8), 10, draws=6, options={"gradient_of": "losses"}, device_type="cpu"
+    )
+    with warnings.catch_warnings(), draws_from(estimator.model, 7):
+        warnings.simplefilter("error")
+        gradient = estimator.loss_gradient(x.numpy(), y.numpy())
+    leaf = x.clone().requires_grad_()
+    logits = members(network, leaf, 6)
+    loss = torch.stack([nn.functional.cross_entropy(z, y) for z in logits]).mean()
+    np.testing.assert_allclose(gradient, torch.autograd.grad(loss, leaf)[0].numpy(), rtol=1e-4, atol=1e-7)
+    with pytest.warns(UserWarning, match="not honoured"):
+        estimator.model(leaf)
+
+
+def test_more_memory_than_there_is_names_the_chunk(network):
+    class Greedy(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB")
+
+    greedy = copy.deepcopy(network)
+    greedy.fc2 = Greedy()
+    ensemble = StochasticEnsemble(greedy, 4, eot_chunk=4)
+    ensemble._expands = False
+    with pytest.raises(InputError, match=r"^eot_chunk: 4 draws"):
+        ensemble(x_for(network))
+
+
+@pytest.mark.parametrize(("option", "value"), [("rule", "mean-probabilty"), ("gradient_of", "loss")])
+def test_an_unknown_choice_names_its_neighbour(network, option, value):
+    with pytest.raises(InputError, match="did you mean"):
+        StochasticEnsemble(network, 2, **{option: value})
