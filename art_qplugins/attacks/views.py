@@ -5,15 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.estimators.fidelity import logit_margin
 from art_qplugins.quantizers.stochastic import draws_from
 
 __all__ = ["LogitScale", "MarginLoss", "logit_margin", "median_gap"]
-
-
-def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """z_y - max_{j != y} z_j, (N,): negative where the answer is wrong."""
-    own = logits.gather(1, y[:, None])
-    return (own - logits.scatter(1, y[:, None], -torch.inf).amax(1, keepdim=True)).squeeze(1)
 
 
 class MarginLoss(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from art_qplugins.attacks.views import logit_margin
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.estimators.guard import evaluating
+from art_qplugins.estimators.fidelity import fidelity, gradient, logit_margin, stream
+from art_qplugins.guard import evaluating
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
 from art_qplugins.threat import Threat
 
@@ -41,11 +39,6 @@ class Judgement:
     selection: NDArray[np.float64]
     margin: NDArray[np.float64]
     loss: NDArray[np.float64]
-
-
-def stream(seed: int, purpose: str) -> int:
-    """A seed for one purpose, so that no two purposes share draws."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=6).digest(), "little")
 
 
 def distances(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
@@ -105,9 +98,8 @@ def probe(
 ) -> dict[str, NDArray[Any]]:
     """What an attack starts from, measured at the clean images.
 
-    ``gradient`` is max |d CE / d x|, in float32 as an attack computes it. ``fidelity`` is the correlation, over random
-    sign directions u, of what the gradient of the logit margin predicts, h g.u, with what really happens,
-    m(x + h u) - m(x): near 1 where the gradient is the slope, near 0 where it is not, whatever the logits' scale.
+    ``gradient`` is max |d CE / d x|, in float32 as an attack computes it. ``fidelity`` is that of the gradient of the
+    logit margin; see :func:`~art_qplugins.estimators.fidelity.fidelity`.
 
     :param step: h, in units of pixels; 0 leaves fidelity out.
     """
@@ -116,36 +108,9 @@ def probe(
     def cross_entropy(logits: Tensor) -> Tensor:
         return nn.functional.cross_entropy(logits, y, reduction="none")
 
-    # An attack that averages over draws follows the slope of the mean, so that is what is measured.
-    calls = _PROBE_CALLS if is_stochastic(module) else 1
-
-    def at(point: Tensor, value: Callable[[Tensor], Tensor], calls: int = calls) -> Tensor:
-        with draws_from(module, stream(seed, "probe")):  # the same draws at every point
-            return torch.stack([value(module(point)) for _ in range(calls)]).mean(0)
-
-    def gradient(value: Callable[[Tensor], Tensor], calls: int = calls) -> Tensor:
-        point = x.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            total = at(point, value, calls).sum()
-            slope = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
-            return torch.zeros_like(x) if slope is None else slope
-
-    def margin(logits: Tensor) -> Tensor:
-        return logit_margin(logits, y)
-
-    with evaluating(module), torch.no_grad():
-        result = {"gradient": gradient(cross_entropy, calls=1).abs().flatten(1).amax(1).double().cpu().numpy()}
-        if step > 0:
-            slope, start = gradient(margin), at(x, margin)
-            generator = torch.Generator().manual_seed(stream(seed, "directions"))
-            signs = (torch.rand((directions, *x.shape[1:]), generator=generator) < 0.5).to(x) * 2 - 1
-            predicted = torch.einsum("nchw,dchw->dn", slope, step * signs)
-            happened = torch.stack([at(x + step * u, margin) - start for u in signs])
-            result["fidelity"] = _correlation(predicted.double(), happened.double()).cpu().numpy()
-    return result
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Over dimension 0; 0 where either is constant."""
-    a, b = a - a.mean(0), b - b.mean(0)
-    return (a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-30)
+    result = {"gradient": gradient(module, x, cross_entropy, seed=seed).abs().flatten(1).amax(1)}
+    if step > 0:
+        # An attack that averages over draws follows the slope of the mean, so that is what is measured.
+        calls = _PROBE_CALLS if is_stochastic(module) else 1
+        result["fidelity"] = fidelity(module, x, y, step=step, directions=directions, seed=seed, calls=calls)
+    return {name: values.double().cpu().numpy() for name, values in result.items()}

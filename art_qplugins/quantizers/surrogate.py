@@ -1,10 +1,10 @@
 r"""Surrogate gradients: the exact quantizer forward, the slope of something smoother backward.
 
 This is BPDA (Athalye, Carlini & Wagner 2018) at each quantized activation: the slope is that of a smoother
-:math:`h \approx Q_k`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one
+:math:`h \approx Q_b`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one
 looks like robustness: run several, or choose by :func:`~art_qplugins.estimators.fidelity.best_surrogate`.
 
-Written c for clip and :math:`\Delta = c / (2^k - 1)` for the step, the slopes are those of
+Written b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the step, the slopes are those of
 
 ================  =====================================================================================================
 straight-through  :math:`\mathrm{clamp}(x, 0, c)`: 1 on (0, c), 0 outside (Bengio et al. 2013; Hubara et al. 2016)
