@@ -114,6 +114,7 @@ def subject(request, corners):
     if row.layout:
         _, lay, more = Laid.VIEWS[row.layout]
         network, x, options = Laid(network, row.layout), lay(x), {**options, **more}
+    others = np.roll(x, -1, axis=0)[: row.images]
     x, y = np.ascontiguousarray(x[: row.images]), y[: row.images]
     estimator = {**FAMILIES, **ARTS_OWN}[family](network, nn.CrossEntropyLoss(), x.shape[1:], CLASSES, **options)
     one_hot = np.eye(CLASSES, dtype=np.float32)
@@ -123,7 +124,7 @@ def subject(request, corners):
         y=y,
         one_hot=one_hot[y],
         targets=one_hot[(y + 1) % CLASSES],
-        others=np.roll(x, 1, axis=0),  # images of other classes
+        others=np.ascontiguousarray(others),  # images of the target classes
     )
 
 
@@ -240,7 +241,7 @@ DIVIDES = pytest.mark.filterwarnings(
     "ignore:(invalid value|divide by zero) encountered in divide:RuntimeWarning:art.attacks.evasion.rescaling"
 )
 PROBABILITIES = {"postprocessing_defences": Softmax()}
-GRAPHITE = {"net_size": (16, 16), "batch_size": 16}
+GRAPHITE = {"net_size": (16, 16), "batch_size": 16, "rotation_range": (-1.0, 1.0), "gamma_range": (1.0, 1.1)}
 
 TABLE = [
     Row("FastGradientMethod", {"eps": EPS}, eps=EPS),
@@ -323,7 +324,13 @@ TABLE = [
     Row("NewtonFool", quiet(max_iter=2, batch_size=3), estimator=PROBABILITIES),
     Row("SaliencyMapMethod", quiet(theta=0.2, gamma=0.02, batch_size=3), call=targeted),
     Row("FrameSaliencyAttack", make=frame_saliency, layout="frames", eps=EPS),
-    Row("BrendelBethgeAttack", {"steps": 2, "binary_search_steps": 2, "init_size": 50}, extra=("numba",)),
+    Row(
+        "BrendelBethgeAttack",
+        {"steps": 2, "binary_search_steps": 2},
+        call=lambda attack, s: attack.generate(s.x, s.one_hot, x_adv_init=s.others),
+        extra=("numba",),
+        marks=(pytest.mark.slow,),  # numba compiles it for 20 seconds
+    ),
     Row("ShadowAttack", quiet(nb_steps=2, batch_size=4), call=predicted, images=1),
     Row(
         "Wasserstein",
@@ -384,7 +391,9 @@ TABLE = [
     Row("AdversarialPatchPyTorch", quiet(max_iter=2, rotation_max=10.0, patch_shape=(3, 8, 8)), call=patched),
     Row(
         "GRAPHITEWhiteboxPyTorch",
-        {**GRAPHITE, "num_xforms": 1, "steps": 1, "first_steps": 1, "blur_kernels": [0], "min_tr": 0.0},
+        # It goes on as long as it reaches min_tr: for ever, where a rotated image is of the target class already.
+        {**GRAPHITE, "num_xforms": 2, "steps": 1, "first_steps": 2, "blur_kernels": [0], "min_tr": 1.0},
+        moves=False,
         call=targeted,
         images=1,
         extra=("kornia", "cv2"),
@@ -394,14 +403,15 @@ TABLE = [
         {
             **GRAPHITE,
             "noise_size": (16, 16),
-            "heat_patch_size": (8, 8),
-            "heat_patch_stride": (8, 8),
+            "heat_patch_size": (6, 6),
+            "heat_patch_stride": (2, 2),
             "num_xforms_mask": 1,
             "num_xforms_boost": 1,
-            "num_boost_queries": 4,
+            "num_boost_queries": 25,
             "blur_kernels": [0],
         },
         call=lambda attack, s: attack.generate(s.x, s.targets, x_tar=s.others),
+        moves=False,
         images=1,
         extra=("cv2",),
     ),
