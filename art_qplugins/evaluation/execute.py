@@ -30,7 +30,7 @@ __all__ = ["Bench", "fingerprint"]
 logger = logging.getLogger(__name__)
 
 #: Attributes of modules that use changes: modes and positions in streams of draws.
-_STATE = ("training", "draw", "fold", "call", "rows", "next_draw", "_expands")
+_STATE = ("training", "draw", "fold", "call", "next_draw", "_split")
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -107,7 +107,7 @@ class StochasticEnsemble(nn.Module):
         self.eot_chunk = None if eot_chunk is None else check_count("eot_chunk", eot_chunk)
         self.rule, self.frozen, self.antithetic, self.gradient_of = rule, frozen, antithetic, gradient_of
         self.next_draw = 0
-        self._expands: bool | None = None  # whether the first stochastic layer can repeat the batch; None: not known
+        self._split: str | None = None  # the part whose input is repeated for every draw; None: not known yet
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gradient_of == "losses" and x.requires_grad and torch.is_grad_enabled():
@@ -142,43 +142,63 @@ class StochasticEnsemble(nn.Module):
 
     def _fold(self, x: Tensor, first: int, fold: int) -> Tensor:
         """Logits of ``fold`` members from draw ``first`` on, (fold * N, C)."""
-        # What comes before the first stochastic layer is the same for all members, so that layer repeats the batch.
-        rows = len(x) if fold > 1 and self._expands else None
-        if fold > 1 and rows is None:
-            x = x.repeat(fold, *[1] * (x.dim() - 1))
-        with self._drawing(first, fold, rows), _out_of_memory(fold):
+        with self._drawing(first, fold), _out_of_memory(fold):
+            return self.network(x) if fold == 1 else self._repeated(x, fold, self._split or "")  # type: ignore[no-any-return]
+
+    def _repeated(self, x: Tensor, fold: int, split: str) -> Tensor:
+        """The network with its batch repeated at the input of one part; what comes before is computed once."""
+        part = self.network.get_submodule(split)
+        hook = part.register_forward_pre_hook(lambda _, args: (_repeat(args[0], fold), *args[1:]))
+        try:
             return self.network(x)  # type: ignore[no-any-return]
+        finally:
+            hook.remove()
 
     def prepare(self, x: Tensor) -> None:
-        """Find out, once, whether the first stochastic layer can repeat the batch; takes one pass of the network."""
-        if self._expands is None:
-            self._expands = self._can_expand(x)
+        """Find, once, how late the batch can be repeated: at the first stochastic layer, or at a part around it.
 
-    def _can_expand(self, x: Tensor) -> bool:
-        """False where a sum joins what comes before the first stochastic layer with what comes after it."""
-        two = x.detach()[:1].repeat(2, *[1] * (x.dim() - 1))  # a single image would be broadcast over any mismatch
+        A sum that joins what comes before with what comes after, as in a residual block, moves it to the block. Found by
+        trying on two images; the whole network, which repeats the images themselves, always can.
+        """
+        if self._split is not None:
+            return
+        layers = stochastic_layers(self.network)
+        path = next(name for name, module in self.network.named_modules() if module is layers[0])
+        x = _repeat(x.detach()[:1], 2)  # a batch of one would be broadcast over a mismatch
+        with evaluating(self.network), torch.no_grad():
+            with self._drawing(0, 3):
+                expected = self._repeated(x, 3, "")
+            while path and not self._agrees(x, path, expected):
+                path = path.rpartition(".")[0]
+        self._split = path
+
+    def _agrees(self, x: Tensor, path: str, expected: Tensor) -> bool:
         try:
-            with evaluating(self.network), torch.no_grad(), self._drawing(0, 3, rows=2):
-                return len(self.network(two)) == 6
+            with self._drawing(0, 3):
+                answer = self._repeated(x, 3, path)
         except RuntimeError:
             return False
+        return answer.shape == expected.shape and torch.allclose(answer, expected, rtol=1e-4, atol=1e-4)
 
     @contextlib.contextmanager
-    def _drawing(self, first: int, fold: int, rows: int | None = None) -> Iterator[None]:
+    def _drawing(self, first: int, fold: int) -> Iterator[None]:
         layers = stochastic_layers(self.network)
         for layer in layers:
-            layer.draw, layer.call, layer.fold = first, 0, fold
-            layer.rows, layer.antithetic = rows, self.antithetic
+            layer.draw, layer.call, layer.fold, layer.antithetic = first, 0, fold, self.antithetic
         try:
             yield
         finally:
             for layer in layers:
-                layer.fold, layer.rows, layer.antithetic = 1, None, False
+                layer.fold, layer.antithetic = 1, False
 
     def extra_repr(self) -> str:
         more = {"eot_draws": self.eot_draws, "eot_chunk": self.eot_chunk, "frozen": self.frozen}
         shown = "".join(f", {name}={value}" for name, value in more.items() if value)
         return f"draws={self.draws}, rule={self.rule!r}{shown}"
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return x.repeat(times, *[1] * (x.dim() - 1))
 
 
 @contextlib.contextmanager

@@ -116,7 +116,6 @@ class StochasticQuantizer(nn.Module):
         self.draw = 0  # index of the first draw in the batch
         self.fold = 1  # how many draws the batch holds, one after another along dimension 0
         self.call = 0  # how often this layer has drawn since `draw` was set
-        self.rows: int | None = None  # a batch of so many is repeated `fold` times first
         self.antithetic = False  # draws 2i and 2i + 1 use u and 1 - u
 
     @property
@@ -129,8 +128,6 @@ class StochasticQuantizer(nn.Module):
         return int(2**self.num_bits)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rows == len(x) and self.fold > 1:
-            x = x.repeat(self.fold, *[1] * (x.dim() - 1))
         noise = self._noise(x)
         top = self.num_bins - 1
         if self.alpha == 2:

@@ -92,11 +92,33 @@ def test_what_comes_before_the_first_stochastic_layer_is_computed_once(network):
     assert rows == [5, 30]
 
 
-def test_a_network_whose_sums_forbid_it_repeats_its_input(skipping):
+def test_in_a_residual_network_the_block_around_the_first_stochastic_layer_repeats_the_batch(skipping):
     ensemble = StochasticEnsemble(skipping, 4, eot_chunk=4)
     ensemble.prepare(x_for(skipping))
-    assert ensemble._expands is False
-    assert StochasticEnsemble(skipping, 4, eot_chunk=4)(x_for(skipping, 1)).shape == (1, 10)
+    first = next(n for n, m in skipping.named_modules() if isinstance(m, StochasticQuantizer))
+    assert ensemble._split
+    assert first.startswith(ensemble._split + ".")
+    assert ensemble(x_for(skipping, 1)).shape == (1, 10)
+
+
+def test_where_no_part_can_repeat_the_batch_the_input_is_repeated(network):
+    class Twice(nn.Module):
+        """Joins its pixels with the answer of its network, so that nothing can be repeated later."""
+
+        def __init__(self):
+            super().__init__()
+            self.inner = copy.deepcopy(network)
+
+        def forward(self, x):
+            return self.inner(x) + x.flatten(1)[:, :10]
+
+    ensemble = StochasticEnsemble(Twice(), 4, eot_chunk=4).eval()
+    x = x_for(network)
+    ensemble.prepare(x)
+    assert ensemble._split == ""
+    with draws_from(ensemble, 7):
+        answer = ensemble(x)
+    torch.testing.assert_close(answer, FORMULAS["mean-probability"](members(ensemble.network, x, 4)))
 
 
 def test_frozen_draws_are_one_deterministic_member_a_seed(network):
@@ -164,7 +186,7 @@ def test_more_memory_than_there_is_names_the_chunk(network):
     greedy = copy.deepcopy(network)
     greedy.fc2 = Greedy()
     ensemble = StochasticEnsemble(greedy, 4, eot_chunk=4)
-    ensemble._expands = False
+    ensemble._split = ""
     with pytest.raises(InputError, match=r"^eot_chunk: 4 draws"):
         ensemble(x_for(network))
 
