@@ -82,7 +82,7 @@ class QuantizedClassifier(PicklingMixin, FittingMixin, ActivationsMixin, PyTorch
             preprocessing=preprocessing,
             device_type="cpu",  # ART knows "cpu" and "the current CUDA device"; the next lines know more
         )
-        self._device = device
+        self._device, self._device_type = device, device_type
         self._model.to(device)
         self._accept_float64(model)
         self.training_defences = tuple(training_defences)
@@ -160,6 +160,15 @@ class QuantizedClassifier(PicklingMixin, FittingMixin, ActivationsMixin, PyTorch
         inputs, y = self._apply_preprocessing(x, y=y, fit=False, no_grad=False)
         with evaluating(self.model):
             return self._logits(self._tensor(inputs)), y
+
+    def set_params(self, **kwargs: Any) -> None:
+        """ART's, but for ``model``, which ART puts where its wrapper belongs."""
+        model = kwargs.pop("model", self.model)
+        super().set_params(**kwargs)
+        if model is not self.model:
+            self._model = self._make_model_wrapper(model).to(self._device)
+            self._accept_float64(model)
+            self._checked = False
 
     def with_model(self, model: nn.Module, loss: nn.Module | None = None) -> QuantizedClassifier:
         """A plain estimator for another view of the same network, e.g. its logits divided by a constant."""
