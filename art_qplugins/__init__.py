@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         MuLawMapping,
         QuantReLU,
         StochasticQuantizer,
+        TwinGradient,
         UniformWeightQuantizer,
         quantize,
+        surrogate,
     )
     from art_qplugins.threat import Threat
 
@@ -40,11 +42,13 @@ _HOME = {
     "SQEnsembleClassifier": "estimators",
     "StochasticQuantizer": "quantizers",
     "Threat": "threat",
+    "TwinGradient": "quantizers",
     "UniformWeightQuantizer": "quantizers",
     "diagnose": "api",
     "evaluate": "api",
     "load": "data",
     "quantize": "quantizers",
+    "surrogate": "quantizers",
     "train": "defences.training",
 }
 
@@ -62,12 +66,14 @@ __all__ = [
     "SQEnsembleClassifier",
     "StochasticQuantizer",
     "Threat",
+    "TwinGradient",
     "UniformWeightQuantizer",
     "__version__",
     "diagnose",
     "evaluate",
     "load",
     "quantize",
+    "surrogate",
     "train",
 ]
 
