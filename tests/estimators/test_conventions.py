@@ -13,11 +13,17 @@ import art.config
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod
+from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
 from art.defences.detector.poison import ActivationDefence
 from art.defences.preprocessor import FeatureSqueezing, SpatialSmoothingPyTorch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
-from art.defences.trainer import AdversarialTrainer, AdversarialTrainerMadryPGD
+from art.defences.trainer import (
+    AdversarialTrainer,
+    AdversarialTrainerAWPPyTorch,
+    AdversarialTrainerFBFPyTorch,
+    AdversarialTrainerMadryPGD,
+    AdversarialTrainerTRADESPyTorch,
+)
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
@@ -644,21 +650,32 @@ def test_fit_without_an_optimizer_is_refused(make, lesson):
         make().fit(*lesson, nb_epochs=1)
 
 
-def test_adversarial_trainer_trains(make, fp32, lesson):
-    x, y = lesson
-    estimator = make(network=untrained(fp32), optimizer=sgd)
-    before = accuracy(estimator, x, y)
-    trainer = AdversarialTrainer(estimator, FastGradientMethod(estimator, eps=0.05), ratio=0.5)
-    trainer.fit(x, np.eye(CLASSES, dtype=np.float32)[y], batch_size=50, nb_epochs=2)
-    assert accuracy(estimator, x, y) > max(before, 0.3) + 0.1
+def attack(estimator):
+    return ProjectedGradientDescent(estimator, eps=0.05, eps_step=0.02, max_iter=2, verbose=False)
 
 
-def test_madrys_trainer_trains(make, fp32, lesson):
-    x, y = lesson
-    estimator = make(network=untrained(fp32), optimizer=sgd)
-    before = accuracy(estimator, x, y)
-    trainer = AdversarialTrainerMadryPGD(
-        estimator, nb_epochs=1, batch_size=20, eps=0.05, eps_step=0.02, max_iter=2, num_random_init=1
+def awp(mode):
+    return lambda e: AdversarialTrainerAWPPyTorch(
+        e, copy.deepcopy(e), attack(e), mode=mode, gamma=0.01, beta=1.0, warmup=0
     )
-    trainer.fit(x, np.eye(CLASSES, dtype=np.float32)[y])
+
+
+TRAINERS = {
+    "AdversarialTrainer": lambda e: AdversarialTrainer(e, FastGradientMethod(e, eps=0.05), ratio=0.5),
+    "Madry": lambda e: AdversarialTrainerMadryPGD(
+        e, nb_epochs=None, batch_size=None, eps=0.05, eps_step=0.02, max_iter=2, num_random_init=1
+    ),
+    "TRADES": lambda e: AdversarialTrainerTRADESPyTorch(e, attack(e), beta=1.0),
+    "FBF": lambda e: AdversarialTrainerFBFPyTorch(e, eps=0.05),
+    "AWP": awp("PGD"),
+    "AWP of TRADES": awp("TRADES"),
+}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
+def test_arts_trainers_train(make, fp32, lesson, trainer):
+    x, y = lesson
+    estimator = make(network=untrained(fp32), optimizer=sgd)
+    before = accuracy(estimator, x, y)
+    trainer(estimator).fit(x, np.eye(CLASSES, dtype=np.float32)[y], batch_size=20, nb_epochs=2)
     assert accuracy(estimator, x, y) > max(before, 0.3) + 0.1
