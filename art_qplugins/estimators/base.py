@@ -162,8 +162,11 @@ class QuantizedClassifier(PicklingMixin, FittingMixin, ActivationsMixin, PyTorch
             return self._logits(self._tensor(inputs)), y
 
     def set_params(self, **kwargs: Any) -> None:
-        """ART's, but for ``model``, which ART puts where its wrapper belongs."""
+        """ART's, but for ``model``, which ART puts where its wrapper belongs, and ``device_type``, which moves the model."""
         model = kwargs.pop("model", self.model)
+        if "device_type" in kwargs:
+            self._device = resolve_device(kwargs["device_type"])
+            self._model.to(self._device)
         super().set_params(**kwargs)
         if model is not self.model:
             self._model = self._make_model_wrapper(model).to(self._device)
