@@ -102,6 +102,7 @@ def evaluate(
     attacks: Sequence[str | tuple[str, Mapping[str, Any]]] = ("art:fgsm", "art:pgd"),
     *,
     claim: str | None = None,
+    claimed_accuracy: float | None = None,
     seed: int = 0,
     batch_size: int = 250,
     out: str | Path | None = None,
@@ -114,6 +115,7 @@ def evaluate(
     :param threat: one budget or several of one norm.
     :param attacks: ids, or (id, options); ``art_qplugins.ATTACKS`` lists them.
     :param claim: the attack whose accuracy at the largest budget is put to the test by the diagnostics.
+    :param claimed_accuracy: the number claimed, in [0, 1], where it is another than what this attack leaves here.
     :param out: a folder for the records; the same call again then reuses what is finished.
     :raises InputError: where an argument cannot be used; the message names it.
     """
@@ -125,6 +127,8 @@ def evaluate(
         raise InputError("evaluate: give at least one threat and one attack")
     for attack, options in wanted:
         ATTACKS[attack].resolve(options)
+    if claimed_accuracy is not None and not 0 <= claimed_accuracy <= 1:
+        raise InputError(f"claimed is {claimed_accuracy}; give an accuracy in [0, 1], e.g. {claimed_accuracy / 100:g}")
     if claim is not None and claim not in (ids := [a for a, _ in wanted]):
         raise InputError(f"evaluate: claim {claim!r} is not among the attacks {ids}")
 
@@ -141,7 +145,8 @@ def evaluate(
         clean = diagnostics.clean_cell(
             name, norm=threats[-1].norm, seed=seed, eps=threats[-1].eps if claim is not None else None
         )
-        subjects.append(Subject(name, type(estimator).__name__, is_stochastic(estimator.model), clean, claimed))
+        stochastic = is_stochastic(estimator.model)
+        subjects.append(Subject(name, type(estimator).__name__, stochastic, clean, claimed, claimed_accuracy))
         cells += [clean, *(cell(name, attack, options, t) for attack, options in wanted for t in threats)]
         if claimed is not None:
             cells += diagnostics.probes(claimed, others=[n for n, e in named.items() if not is_stochastic(e.model)])
@@ -157,6 +162,7 @@ def diagnose(
     *,
     seed: int = 0,
     batch_size: int = 250,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
     """Put a robustness claim to the test.
@@ -165,23 +171,22 @@ def diagnose(
     :param x: (N, C, H, W) in [0, 1]; 200 images or more, or the verdict may be INCONCLUSIVE.
     :param y: integer labels (N,).
     :param claimed: the accuracy claimed, in [0, 1]; or the attack id that the claim rests on. By default ``art:pgd``.
+    :param out: a folder for the records and the adversarial images; the same call again reuses what is finished.
     """
-    if isinstance(claimed, (int, float)) and not 0 <= claimed <= 1:
-        raise InputError(f"diagnose: claimed is {claimed}; give an accuracy in [0, 1], e.g. {claimed / 100:g}")
     attack = claimed if isinstance(claimed, str) else "art:pgd"
     run = evaluate(
-        estimator, (x, y), threat, [attack], claim=attack, seed=seed, batch_size=batch_size, progress=progress
+        estimator,
+        (x, y),
+        threat,
+        [attack],
+        claim=attack,
+        claimed_accuracy=None if isinstance(claimed, str) else claimed,
+        seed=seed,
+        batch_size=batch_size,
+        out=out,
+        progress=progress,
     )
     result = run.models[0]
-    if isinstance(claimed, (int, float)):
-        result = diagnostics.assess(
-            result.name,
-            run.outcomes,
-            claimed=next(o for o in run.outcomes if o.cell.role == "attack"),
-            claimed_accuracy=float(claimed),
-            description=result.description,
-            stochastic=result.stochastic,
-        )
     return Diagnosis(result.verdict, result.claim, result.findings, result.summary, _worst_images(run, threat), run)
 
 

@@ -1,6 +1,7 @@
 """The ``artq`` command. Thin: it parses, shows, and picks the exit status; heavy imports wait until a command needs them.
 
-Exit status: 0 done, 1 a cell failed, 2 bad input (one line on stderr), 130 interrupted.
+Exit status: 0 done, 1 a cell failed, 2 bad input (one line on stderr), 3 a claim did not survive ``artq diagnose``, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -76,6 +77,69 @@ def run(
         results = run_recipe(settings, given, folder, data_root=data_root, download=download, progress=progress)
     report = write_report(folder)[-1]
     terminal.show_results(results, progress, report)
+    if results.status != "success":
+        sys.exit(1)
+
+
+@artq.command()
+@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.option("--model", metavar="MODULE:FACTORY", help="In place of a recipe: a function that gives a torch module.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for --model, a .safetensors file.")
+@click.option(
+    "--data", default="digits", show_default=True, help="Data set for --model; 'artq ls datasets' lists them."
+)
+@click.option("--norm", default="Linf", type=click.Choice(["Linf", "L2"]), help="Norm for --model.  [default: Linf]")
+@click.option("--eps", default="8/255", show_default=True, help="Budget for --model.")
+@click.option("--attack", default="art:pgd", show_default=True, help="Attack that the claim for --model rests on.")
+@click.option(
+    "--claimed", type=float, help="Accuracy claimed for --model, in [0, 1].  [default: what the attack leaves]"
+)
+@_OUT
+@_ROOT
+@_DOWNLOAD
+@_SET
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images.  [default: the recipe's, or 200]")
+def diagnose(
+    recipe: Path | None,
+    model: str | None,
+    out: Path | None,
+    data_root: str | None,
+    download: bool,
+    changes: tuple[str, ...],
+    limit: int | None,
+    **about_model: Any,
+) -> None:
+    """Put robustness claims to the test: those of a recipe, or of any torch module.
+
+    Exit status 3 where a verdict is MASKED or INVALID, so that a CI job can depend on it. Example: artq diagnose --model
+    mypackage.models:make_net --checkpoint weights.safetensors --data cifar10 --eps 8/255 --claimed 0.52
+    """
+    if (recipe is None) == (model is None):
+        raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
+    from art_qplugins import terminal
+    from art_qplugins.report import write_report
+
+    with terminal.LiveProgress() as progress:
+        if recipe is not None:
+            from art_qplugins.evaluation.recipe import load_recipe
+            from art_qplugins.pipeline import run_recipe
+
+            settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
+            folder = out or Path("results") / f"{settings.name}-diagnosis"
+            where: dict[str, Any] = {"data_root": data_root, "download": download}
+            results = run_recipe(settings, given, folder, **where, progress=progress, claims_only=True)
+        else:
+            assert model is not None
+            from art_qplugins.foreign import diagnose_module
+
+            folder = out or Path("results") / model.replace(":", ".")
+            where = {"data_root": data_root, "download": download}
+            results = diagnose_module(model, limit=limit or 200, out=folder, progress=progress, **where, **about_model)
+    terminal.show_results(results, progress, write_report(folder)[-1])
+    for result in results.models:
+        click.echo(f"\n{result.name}: {result.summary}")
+    if any(m.verdict in ("MASKED", "INVALID") for m in results.models):
+        sys.exit(3)
     if results.status != "success":
         sys.exit(1)
 

@@ -20,6 +20,7 @@ import torch
 from art_qplugins import diagnostics
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.data import Dataset, load
+from art_qplugins.errors import InputError
 from art_qplugins.evaluation.cells import CellSpec
 from art_qplugins.evaluation.execute import Bench
 from art_qplugins.evaluation.outcome import Outcome
@@ -53,10 +54,12 @@ class Subject:
     claimed_accuracy: float | None = None  # the number claimed, where it is another than the claim cell's own
 
 
-def plan(recipe: Recipe) -> tuple[list[Subject], list[CellSpec]]:
+def plan(recipe: Recipe, *, claims_only: bool = False) -> tuple[list[Subject], list[CellSpec]]:
     """Every cell of a recipe: first the clean ones, then its attacks, then the probes of the diagnostics.
 
     A probe that the recipe asks for already is one cell, and an attack of the recipe.
+
+    :param claims_only: leave out the recipe's attacks, but for the claims.
     """
     subjects, cells = [], []
     for model in recipe.models:
@@ -66,10 +69,13 @@ def plan(recipe: Recipe) -> tuple[list[Subject], list[CellSpec]]:
         )
         subjects.append(Subject(model.name, describe(model), model.stochastic, clean, claim))
         cells.append(clean)
-    for attack in recipe.attacks:
-        for model in recipe.attacked(attack):
-            cells += [_cell(recipe, attack, model, eps) for eps in recipe.budgets(attack)]
-    if recipe.diagnose:
+    if claims_only:
+        cells += [subject.claim for subject in subjects if subject.claim is not None]
+    else:
+        for attack in recipe.attacks:
+            for model in recipe.attacked(attack):
+                cells += [_cell(recipe, attack, model, eps) for eps in recipe.budgets(attack)]
+    if recipe.diagnose or claims_only:
         steady = [m.name for m in recipe.models if not m.stochastic]
         for subject in subjects:
             if subject.claim is not None:
@@ -118,18 +124,22 @@ def run_recipe(
     data_root: str | None = None,
     download: bool = False,
     progress: Progress | None = None,
+    claims_only: bool = False,
 ) -> Results:
     """Train what has no checkpoint, attack, verify, diagnose, and write the records into ``out``.
 
     What is finished there already is used again. A failed cell is a row with its error.
 
+    :param claims_only: put the claims to the test and run no other attack of the recipe.
     :return: the records, as in ``results.json``; ``status`` is ``"error"`` where a cell failed.
     """
     progress = progress or Progress()
     train_data = load(recipe.data.name, "train", root=data_root, download=download)
     test_data = load(recipe.data.name, "test", root=data_root, download=download)
     test = test_data if recipe.data.limit is None else test_data.take(recipe.data.limit, seed=recipe.data.seed)
-    subjects, cells = plan(recipe)
+    subjects, cells = plan(recipe, claims_only=claims_only)
+    if claims_only and not any(subject.claim for subject in subjects):
+        raise InputError(f"recipe {recipe.name!r} claims nothing; add [claim] with an attack and an eps")
     store = Store(out)
     device = _device()
     draft = Results(

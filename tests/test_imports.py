@@ -19,6 +19,7 @@ ROOT = PACKAGE.parent
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["foreign"],
     ["api", "terminal"],
     ["pipeline"],
     ["report", "diagnostics"],

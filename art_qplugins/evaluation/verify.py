@@ -90,7 +90,11 @@ def judge(module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int
 def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -> Tensor:
     """Logits (times, N, C)."""
     with evaluating(module), torch.no_grad(), draws_from(module, seed):
-        return torch.stack([torch.cat([module(part) for part in x.split(batch_size)]) for _ in range(times)])
+        logits = torch.stack([torch.cat([module(part) for part in x.split(batch_size)]) for _ in range(times)])
+    if logits.isnan().any():
+        rows = int(logits.isnan().any(-1).any(0).sum())
+        raise ValueError(f"{type(module).__name__} gives NaN for {rows} of {len(x)} images")
+    return logits
 
 
 def probe(

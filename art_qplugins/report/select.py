@@ -68,7 +68,7 @@ def clean_margins(model: ModelResult, run: Run) -> list[float]:
     """Logit margins of the clean images, those that are finite."""
     cell = clean(model, run.results)
     samples: list[Sample] = run.samples.get(cell.id, []) if cell else []
-    return [sample.margin for sample in samples if math.isfinite(sample.margin)]
+    return [sample.margin for sample in samples if sample.margin is not None and math.isfinite(sample.margin)]
 
 
 def labels(cells: list[Cell]) -> dict[str, str]:
