@@ -157,7 +157,8 @@ def _invalid(
 ) -> ModelResult:
     ok = clean is not None and clean.ok
     accuracy, interval = metrics.accuracy(clean.column("correct")) if ok and clean else (0.0, (0.0, 1.0))
-    errors = "; ".join(sorted({(o.cell.error or "").strip().splitlines()[-1] for o in failed}))
+    last_lines = {(o.cell.error or "").strip().splitlines()[-1] for o in failed if o.cell.error}
+    errors = "; ".join(sorted(line.removeprefix("art_qplugins.errors.InputError: ") for line in last_lines))
     return ModelResult(
         name=name,
         description=description,
