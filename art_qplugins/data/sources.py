@@ -273,7 +273,8 @@ def _read_npz(name: str, path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    # A .npy is an array, no archive: `with` refuses it with an AttributeError in Python 3.10 and a TypeError since.
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name}: cannot read {path} ({_one_line(error)}); write it with np.savez") from error
 
 
