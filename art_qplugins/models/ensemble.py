@@ -128,21 +128,27 @@ class StochasticEnsemble(nn.Module):
         draws = self.passes(wants_gradient)
         chunk = min(draws, self.eot_chunk or max(4, 256 // max(len(x), 1)))
         first, logits = self.next_draw, []
+        seeds = tuple(layer.seed for layer in stochastic_layers(self.network))
         if chunk > 1:
             self.prepare(x)
         for start in range(0, draws, chunk):
             fold = min(chunk, draws - start)
             if wants_gradient and self.eot_chunk is not None and chunk < draws:
-                part = checkpoint(self._fold, x, first + start, fold, use_reentrant=False, preserve_rng_state=False)
+                part = checkpoint(
+                    self._fold, x, first + start, fold, seeds, use_reentrant=False, preserve_rng_state=False
+                )
             else:
-                part = self._fold(x, first + start, fold)
+                part = self._fold(x, first + start, fold, seeds)
             logits.append(part.unflatten(0, (fold, len(x))))
         self.next_draw = first if self.frozen else first + draws
         return torch.cat(logits) if len(logits) > 1 else logits[0]
 
-    def _fold(self, x: Tensor, first: int, fold: int) -> Tensor:
-        """Logits of ``fold`` members from draw ``first`` on, (fold * N, C)."""
-        with self._drawing(first, fold), _out_of_memory(fold):
+    def _fold(self, x: Tensor, first: int, fold: int, seeds: tuple[int, ...]) -> Tensor:
+        """Logits of ``fold`` members from draw ``first`` on, (fold * N, C).
+
+        :param seeds: of the layers. A backward pass computes a chunk again where they may be others by then.
+        """
+        with self._drawing(first, fold, seeds), _out_of_memory(fold):
             return self.network(x) if fold == 1 else self._repeated(x, fold, self._split or "")  # type: ignore[no-any-return]
 
     def _repeated(self, x: Tensor, fold: int, split: str) -> Tensor:
@@ -181,15 +187,17 @@ class StochasticEnsemble(nn.Module):
         return answer.shape == expected.shape and torch.allclose(answer, expected, rtol=1e-4, atol=1e-4)
 
     @contextlib.contextmanager
-    def _drawing(self, first: int, fold: int) -> Iterator[None]:
+    def _drawing(self, first: int, fold: int, seeds: tuple[int, ...] | None = None) -> Iterator[None]:
         layers = stochastic_layers(self.network)
-        for layer in layers:
+        before = tuple(layer.seed for layer in layers)
+        for layer, seed in zip(layers, seeds or before, strict=True):
             layer.draw, layer.call, layer.fold, layer.antithetic = first, 0, fold, self.antithetic
+            layer.seed = seed
         try:
             yield
         finally:
-            for layer in layers:
-                layer.fold, layer.antithetic = 1, False
+            for layer, seed in zip(layers, before, strict=True):
+                layer.fold, layer.antithetic, layer.seed = 1, False, seed
 
     def extra_repr(self) -> str:
         more = {"eot_draws": self.eot_draws, "eot_chunk": self.eot_chunk, "frozen": self.frozen}

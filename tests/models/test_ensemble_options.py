@@ -195,3 +195,16 @@ def test_more_memory_than_there_is_names_the_chunk(network):
 def test_an_unknown_choice_names_its_neighbour(network, option, value):
     with pytest.raises(InputError, match="did you mean"):
         StochasticEnsemble(network, 2, **{option: value})
+
+
+def test_a_chunk_that_is_computed_again_draws_what_it_drew_the_first_time(network):
+    """The backward pass may come after the context that chose the draws."""
+    x = torch.rand(3, 1, 8, 8)
+    gradients = []
+    for eot_chunk in (None, 2):
+        model = StochasticEnsemble(copy.deepcopy(network), 6, eot_chunk=eot_chunk).eval()
+        point = x.clone().requires_grad_()
+        with draws_from(model, 11):
+            total = model(point)[:, 0].sum()
+        gradients.append(torch.autograd.grad(total, point)[0])
+    torch.testing.assert_close(*gradients)
