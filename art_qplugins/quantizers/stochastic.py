@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -179,6 +180,10 @@ def is_stochastic(module: nn.Module) -> bool:
     return bool(stochastic_layers(module))
 
 
+def _apart(seed: int, index: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest(), "little")
+
+
 @contextlib.contextmanager
 def draws_from(module: nn.Module, seed: int) -> Iterator[None]:
     """Within, ``module`` draws from the start of stream ``seed``; its own stream goes on afterwards where it was."""
@@ -186,8 +191,12 @@ def draws_from(module: nn.Module, seed: int) -> Iterator[None]:
     counters = [m for m in module.modules() if hasattr(m, "next_draw")]
     before = [(m, m.seed, m.draw, m.call) for m in layers], [(m, m.next_draw) for m in counters]
     try:
+        alike: Counter[int] = Counter()
         for layer in layers:
-            layer.seed, layer.draw, layer.call = seed, 0, 0
+            # Layers that nobody numbered draw apart all the same.
+            layer.seed = seed if not alike[layer.layer] else _apart(seed, alike[layer.layer])
+            layer.draw = layer.call = 0
+            alike[layer.layer] += 1
         for counter in counters:
             counter.next_draw = 0
         yield

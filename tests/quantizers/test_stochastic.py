@@ -416,3 +416,14 @@ def test_draws_from_nests():
             module(x)
         again.append(module(x))
     assert all(torch.equal(a, b) for a, b in zip(outer, again, strict=True))
+
+
+def test_layers_that_nobody_numbered_draw_apart_under_one_seed():
+    network = nn.ModuleList(StochasticQuantizer(1, clip=1.0, seed=seed) for seed in (1, 2, 3))
+    x = torch.full((2000,), 0.5)
+    with draws_from(network, 5):
+        draws = torch.stack([layer(x) for layer in network])
+    assert torch.corrcoef(draws).fill_diagonal_(0).abs().max() < 0.1
+    with draws_from(network, 5):
+        assert torch.equal(torch.stack([layer(x) for layer in network]), draws)
+    assert [layer.seed for layer in network] == [1, 2, 3]
