@@ -16,12 +16,14 @@ from art_qplugins.checkpoint import load_checkpoint, save_checkpoint
 from art_qplugins.data import Dataset
 from art_qplugins.defences import DEFENCES
 from art_qplugins.defences.training import train
+from art_qplugins.errors import InputError
 from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
 from art_qplugins.evaluation.execute import fingerprint
 from art_qplugins.evaluation.recipe import ModelSettings, Recipe
 from art_qplugins.files import safe_name
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers import bake, quantize
+from art_qplugins.quantizers.stochastic import stochastic_layers
 
 __all__ = ["build_models", "describe", "estimator_for"]
 
@@ -45,7 +47,7 @@ def build_models(
     for settings in recipe.models:
         module = _blank(settings, data, recipe.seed)
         if settings.checkpoint is not None:
-            load_checkpoint(Path(settings.checkpoint), module)
+            _check_stored(settings, load_checkpoint(Path(settings.checkpoint), module))
         else:
             path = checkpoints / f"{safe_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
             # The description is written last, so a training that was cut short has none and starts again.
@@ -121,8 +123,7 @@ def _train(
 ) -> nn.Module:
     module = _blank(settings, data, recipe.seed)
     if settings.base is not None:
-        # strict=False: the bins of stochastic layers are new; everything else must be there.
-        module.load_state_dict(models[settings.base].state_dict(), strict=False)
+        _start_from(module, settings, models[settings.base])
     if (q := settings.quantize) is not None and (q.weight_bits is not None or q.mu is not None):
         weights = q.model_dump(exclude={"activation_bits", "clip", "alpha"})
         module = quantize(module, **weights, trainable=True)
@@ -136,6 +137,42 @@ def _train(
             progress=None if progress is None else lambda *done: progress(settings.name, *done),
         )
     return bake(module)
+
+
+def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> None:
+    """Load the weights of ``base``. The bins of stochastic layers may be new or gone; everything else must be there."""
+    given, wanted = _shapes(base), _shapes(module)
+    for name in sorted(given.keys() | wanted.keys()):
+        if given.get(name) != wanted.get(name):
+            raise InputError(
+                f"models.{settings.name}.base: {settings.base!r} is another network ({name} is "
+                f"{given.get(name, 'absent')} there and {wanted.get(name, 'absent')} here); give both the same architecture"
+            )
+    module.load_state_dict(base.state_dict(), strict=False)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    bins = {id(value) for layer in stochastic_layers(module) for value in layer.parameters()}
+    state = module.state_dict(keep_vars=True)
+    return {name: tuple(value.shape) for name, value in state.items() if id(value) not in bins}
+
+
+def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> None:
+    """Maps on weights are in stored weights already: only a checkpoint that says so may be called quantized."""
+    wanted = _weight_maps(settings.model_dump(mode="json")["quantize"])
+    stored = description.get("model")
+    if wanted is None or (isinstance(stored, dict) and _weight_maps(stored.get("quantize")) == wanted):
+        return
+    raise InputError(
+        f"models.{settings.name}.checkpoint: {settings.checkpoint} does not say that its weights were quantized as this "
+        "model's are; load it as a model of its own, and start this one from it with base = NAME and train.epochs = 0"
+    )
+
+
+def _weight_maps(quantize: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if quantize is None or (quantize.get("weight_bits") is None and quantize.get("mu") is None):
+        return None
+    return {name: value for name, value in quantize.items() if name not in ("activation_bits", "clip", "alpha")}
 
 
 def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:

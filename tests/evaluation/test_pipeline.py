@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from art_qplugins.attacks import art, torchattacks
+from art_qplugins.errors import InputError
 from art_qplugins.evaluation.recipe import parse_recipe
 from art_qplugins.evaluation.records import Results, Sample
+from art_qplugins.evaluation.subjects import build_models
 from art_qplugins.pipeline import Progress, distinct, plan, run_recipe
 
 N = 20
@@ -349,3 +351,56 @@ def test_an_interrupted_training_is_done_again(tmp_path):
         run_recipe(recipe, RECIPE, tmp_path, progress=Impatient())
     assert Results.model_validate_json((tmp_path / "results.json").read_bytes()).status == "cancelled"
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+# --- What models are made from
+
+
+def small(name, width=4, **more):
+    return {
+        "name": name,
+        "architecture": {"name": "convnet", "options": {"width": width}},
+        "train": {"epochs": 0},
+        **more,
+    }
+
+
+def built(tmp_path, digits, *models):
+    recipe = parse_recipe(
+        {
+            "name": "t",
+            "data": {"name": "digits"},
+            "threat": {"eps": [0.1]},
+            "models": list(models),
+            "attacks": [{"id": "art:fgsm"}],
+        }
+    )
+    return build_models(recipe, digits[0], tmp_path, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [small("b", 8, base="a"), {**small("b", base="a"), "architecture": {"name": "resnet18", "options": {"width": 4}}}],
+)
+def test_a_base_of_another_architecture_is_refused(other, tmp_path, digits):
+    with pytest.raises(
+        InputError, match=r"^models.b.base: 'a' is another network \(\S+ is .* there and .* here\); give"
+    ):
+        built(tmp_path, digits, small("a"), other)
+
+
+def test_bins_of_stochastic_layers_may_be_new_or_gone(tmp_path, digits):
+    random = {"quantize": {"activation_bits": 2, "alpha": 2.0}}
+    models = built(tmp_path, digits, small("a"), small("b", base="a", **random), small("c", base="b"))
+    for model in models.values():
+        assert torch.equal(model.fc2.weight, models["a"].fc2.weight)
+
+
+def test_a_checkpoint_is_called_quantized_only_where_it_is(tmp_path, digits):
+    maps = {"quantize": {"weight_bits": 2}}
+    built(tmp_path, digits, small("a"), small("b", base="a", **maps))
+    plain, quantized = (str(next(tmp_path.glob(f"{name}-*.safetensors"))) for name in "ab")
+    taken = built(tmp_path, digits, small("c", checkpoint=quantized, **maps))["c"]
+    assert all(row.unique().numel() <= 3 for row in taken.fc2.weight)
+    with pytest.raises(InputError, match=r"^models.c.checkpoint: .* does not say that its weights were quantized"):
+        built(tmp_path, digits, small("c", checkpoint=plain, **maps))
