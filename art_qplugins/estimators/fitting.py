@@ -46,6 +46,12 @@ class FittingMixin:
         pixels: Tensor = self._tensor(images)  # type: ignore[attr-defined]
         targets: Tensor = self._labels(labels)  # type: ignore[attr-defined]
         network: nn.Module = self._network  # type: ignore[attr-defined]
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in network.parameters()):
+            raise InputError(
+                "optimizer: it holds no parameter of the network that is trained (activation_bits and its like quantize a "
+                "copy); call quantize(model, ...) first, then make the optimizer of its parameters and the estimator"
+            )
         self._fits = getattr(self, "_fits", 0) + 1  # ART's trainers call fit once a batch: each call its own order
         order = torch.Generator().manual_seed(self._fits)
         modes = [(m, m.training) for m in network.modules()]

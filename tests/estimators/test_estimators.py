@@ -459,3 +459,14 @@ def test_within_isolated_every_generator_is_seeded(network):
             drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
     assert drawn[0] == drawn[1]
     assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
+
+
+def test_an_optimizer_of_another_networks_parameters_is_refused():
+    """activation_bits quantizes a copy, and an optimizer of the original would train nothing without a word."""
+    network = ConvNet((1, 8, 8), 10, width=2)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    estimator = DQClassifier(
+        network, nn.CrossEntropyLoss(), (1, 8, 8), 10, optimizer=optimizer, activation_bits=4, device_type="cpu"
+    )
+    with pytest.raises(InputError, match=r"^optimizer: it holds no parameter of the network that is trained"):
+        estimator.fit(np.zeros((4, 1, 8, 8), np.float32), np.arange(4), nb_epochs=1)
