@@ -60,5 +60,6 @@ def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float
 
         broken = int(difference.sum())
         return gap, float(beta.ppf(1 - confidence, broken, n - broken + 1)) if broken else 0.0
-    rows = np.random.default_rng(0).integers(0, n, (4000, n))
-    return gap, float(np.quantile(difference[rows].mean(1), 1 - confidence))
+    draws = np.random.default_rng(0)
+    means = [difference[draws.integers(0, n, n)].mean() for _ in range(4000)]
+    return gap, float(np.quantile(means, 1 - confidence))

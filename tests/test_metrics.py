@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -119,3 +121,12 @@ def test_the_bound_is_the_same_at_every_call_and_leaves_numpys_generator_alone()
     state = np.random.get_state()[1].tolist()
     assert gap_lower_bound(weaker, stronger) == gap_lower_bound(weaker, stronger)
     assert np.random.get_state()[1].tolist() == state
+
+
+def test_the_bootstrap_takes_no_more_memory_than_it_needs():
+    weaker, stronger = np.random.default_rng(0).random((2, 20_000))
+    tracemalloc.start()
+    gap_lower_bound(weaker, stronger)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10e6
