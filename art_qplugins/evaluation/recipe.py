@@ -33,7 +33,7 @@ def _number(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return float(Fraction(value))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f'{value!r} is not a number; write e.g. 0.1 or "8/255"') from None
     return value
 
@@ -49,7 +49,7 @@ class Settings(BaseModel):
 
 
 class Data(Settings):
-    """Which images are attacked. ``limit`` images of the test split, the same number of each class; None for all."""
+    """Which images are attacked. ``limit`` images of the test split, each class in proportion; None for all."""
 
     name: str
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -297,7 +297,9 @@ def _apply(given: dict[str, Any], change: str) -> None:
         if isinstance(table, list):
             named = {str(i): t for i, t in enumerate(table)}
             for i, t in enumerate(table):
-                named.setdefault(str(t.get("name", t.get("id", i))), t)  # the first of several with one id
+                named.setdefault(
+                    str(t.get("name", t.get("id", i))) if isinstance(t, dict) else str(i), t
+                )  # the first of several with one id
             if part not in named:
                 raise InputError(f"--set {path}: there is no {part!r}{did_you_mean(part, named)}")
             table = named[part]
