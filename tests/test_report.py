@@ -515,6 +515,31 @@ def test_import_brings_neither_torch_nor_art() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_clean_images_that_could_not_be_scored_have_no_accuracy(tmp_path: Path) -> None:
+    """The record then says 0 of 0 images, which is no 0 %."""
+    results = build_run(tmp_path)
+    nothing = {"n": 0, "clean_accuracy": 0.0, "clean_interval": (0.0, 1.0), "robust": [], "findings": []}
+    invalid = results.models[0].model_copy(update={**nothing, "verdict": "INVALID", "claim": Claim(status="NONE")})
+    write_results(tmp_path, results.model_copy(update={"models": [invalid, *results.models[1:]]}))
+    write_report(tmp_path)
+    summary = next(
+        line
+        for line in (tmp_path / "results.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| fp32 |")
+    )
+    assert summary.startswith(f"| fp32 | 0 | {words.NONE} |")
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "[0, 100]" not in plain(page)
+    curves = (tmp_path / "figures" / "robust-accuracy.svg").read_text(encoding="utf-8")
+    assert "fp32: clean not known" in curves
+
+
+def test_a_doubtful_verdict_does_not_deny_the_proof_beside_it() -> None:
+    """SUSPECT is also what remains where an attack refuted the number and no mechanism explains it."""
+    for text in (words.VERDICTS["SUSPECT"].short, words.VERDICTS["SUSPECT"].long):
+        assert "no proof that the number" not in text and "no attack that proves" not in text
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     build_run(target)

@@ -119,7 +119,7 @@ def robust_curves(results: Results) -> Figure:
 
 
 def _curve(axes: Axes, model: ModelResult, norm: str, index: int) -> None:
-    points = [(0.0, model.clean_accuracy, model.clean_interval)]
+    points = [(0.0, model.clean_accuracy, model.clean_interval)] if model.n else []
     points += [(robust.eps, robust.accuracy, robust.interval) for robust in model.robust if robust.norm == norm]
     points.sort(key=lambda point: point[0])
     eps = [point[0] for point in points]
@@ -295,7 +295,7 @@ def curves_alt(results: Results) -> str:
     """What the curves say, for whoever cannot see them."""
     lines = []
     for model in results.models:
-        points = [f"clean {words.percent(model.clean_accuracy)}"]
+        points = [f"clean {words.percent(model.clean_accuracy) if model.n else 'not known'}"]
         points += [f"{words.budget(r.norm, r.eps)}: at most {words.percent(r.accuracy)}" for r in model.robust]
         lines.append(f"{model.name}: {', '.join(points)}")
     return f"Accuracy over eps, worst case over attacks. {'. '.join(lines)}."

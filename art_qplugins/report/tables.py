@@ -75,7 +75,7 @@ def _summary(results: Results) -> str:
         [
             model.name,
             model.n,
-            words.accuracy(model.clean_accuracy, model.clean_interval),
+            words.clean(model),
             *(_bound(robust_at(model, *column)) for column in columns),
             words.percent(model.claim.accuracy),
             words.at_most(model.claim.corrected, model.claim.interval),

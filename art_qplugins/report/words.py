@@ -72,9 +72,9 @@ VERDICTS: dict[Verdict, Meaning] = {
     ),
     "SUSPECT": Meaning(
         sign="?",
-        short="There are signs of hidden gradients but no proof that the number is wrong.",
-        long="A mechanism that hides gradients, or several independent symptoms, and no attack that proves it. "
-        "Treat the number as doubtful.",
+        short="There are signs of hidden gradients, short of proof that they explain a gap.",
+        long="A mechanism that hides gradients, or an attack that gets further without them, and not both on the same "
+        "images. Treat the number as doubtful.",
     ),
     "NOT_REFUTED": Meaning(
         sign="○",
@@ -84,8 +84,8 @@ VERDICTS: dict[Verdict, Meaning] = {
     ),
     "INCONCLUSIVE": Meaning(
         sign="…",
-        short="Too little was run to say: too few images, too few steps, or checks that were skipped.",
-        long="Too few images, too small a budget, or checks that were skipped. Neither a pass nor a fail.",
+        short="Too little was run to say: too few images, or checks that were skipped or failed.",
+        long="Too few images, no claim to test, or checks that were skipped or failed. Neither a pass nor a fail.",
     ),
 }
 
@@ -161,6 +161,11 @@ def troubles(results: Results) -> list[str]:
         count = f"{len(failed)} of {len(results.cells)} cells"
         notes.append(f"{count} failed; they count in no number and are listed with their error.")
     return notes
+
+
+def clean(model: ModelResult) -> str:
+    """Clean accuracy, or a dash where the clean images themselves could not be scored."""
+    return accuracy(model.clean_accuracy, model.clean_interval) if model.n else NONE
 
 
 def counted(model: ModelResult) -> str:
