@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 from art_qplugins.errors import InputError, did_you_mean
@@ -24,5 +25,6 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise InputError(f"threat: unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
+        number = isinstance(self.eps, numbers.Real) and not isinstance(self.eps, bool)
+        if not (number and math.isfinite(self.eps) and self.eps >= 0):
             raise InputError(f"threat: eps is {self.eps!r}; give a finite number that is not negative, e.g. 8/255")

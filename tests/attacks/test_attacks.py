@@ -332,6 +332,7 @@ def test_a_wrong_name_is_answered_with_its_neighbour(change, parts):
         ("Linf", -0.1, ["-0.1", "8/255"]),
         ("Linf", float("nan"), ["nan"]),
         ("Linf", float("inf"), ["inf"]),
+        ("Linf", "8/255", ["'8/255'", "give a finite number"]),
     ],
 )
 def test_a_threat_is_checked_when_it_is_made(norm, eps, parts):
