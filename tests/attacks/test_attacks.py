@@ -457,3 +457,13 @@ def test_autoattack_takes_as_many_targets_as_there_are_classes():
     for part in ("autoattack:apgd-t", "autoattack:fab-t"):
         x_adv = craft(estimator, part, x, y, threat=Threat("Linf", 0.5)).x_adv
         assert (network(x_adv).argmax(1) != y).float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("autoattack:standard", 4), ("autoattack:apgd-t", 4), ("autoattack:rand", 3)]
+)
+def test_too_few_classes_for_dlr_are_said_in_one_line(name, least):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, least - 1))
+    x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(InputError, match=f"^{name}: its DLR loss needs {least} classes and the model has {least - 1}"):
+        craft(classifier(model, nb_classes=least - 1), name, x, y, threat=Threat("Linf", 0.1))
