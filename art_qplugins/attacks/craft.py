@@ -110,7 +110,7 @@ def craft(
         _warnings_of("auto-attack", "art") as notes,
     ):
         if gap is not None:
-            temperature = median_gap(model, x, seed=seed) / gap
+            temperature = median_gap(model, x, seed=seed, batch_size=batch_size) / gap
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
         x_adv = attack.load()(
             view, attack, x, y, threat=threat, options=dict(resolved), batch_size=batch_size, seed=seed

@@ -467,3 +467,11 @@ def test_too_few_classes_for_dlr_are_said_in_one_line(name, least):
     x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(InputError, match=f"^{name}: its DLR loss needs {least} classes and the model has {least - 1}"):
         craft(classifier(model, nb_classes=least - 1), name, x, y, threat=Threat("Linf", 0.1))
+
+
+def test_the_median_gap_is_measured_in_batches():
+    seen, model = [], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    x = torch.rand(40, 1, 8, 8)
+    assert median_gap(model, x, batch_size=16) == pytest.approx(median_gap(model, x))
+    assert seen == [16, 16, 8, 40]

@@ -98,7 +98,7 @@ def test_a_deterministic_model_is_asked_once_and_selects_by_the_same_answer():
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     verdict = judge(model, x, y, seed=0, batch_size=16)
-    assert len(calls) == 3  # batches of 16
+    assert len(calls) == 4  # batches of 16, and the first again, to see whether it answers the same
     with torch.no_grad():
         logits = model(x)
     np.testing.assert_array_equal(verdict.prediction, logits.argmax(1))
@@ -244,3 +244,42 @@ def test_the_probe_takes_the_same_draws_of_a_stochastic_model_at_every_point():
             return self.linear(x) * (1 + 3 * self.noise(torch.full((len(x), 1), 0.5)))
 
     assert (measured(Gain())["fidelity"] > 0.999).all()
+
+
+class Noisy(nn.Module):
+    """Random by the global generator, as somebody's own defence may be: right half of the time."""
+
+    def forward(self, x):
+        z = torch.rand(len(x), device=x.device) - 0.5
+        return torch.stack([z, -z], 1)
+
+
+def test_a_module_that_draws_from_the_global_generators_is_scored_as_a_random_one():
+    x, y = images(), torch.zeros(40, dtype=torch.int64)
+    before = torch.get_rng_state()
+    verdict, again = (judge(Noisy(), x, y, seed=0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(verdict.correct, again.correct)
+    assert ((verdict.correct > 0) & (verdict.correct < 1)).mean() > 0.9
+    assert not np.array_equal(verdict.correct, verdict.selection)
+
+
+def test_the_probe_and_the_judge_never_see_more_than_a_batch():
+    seen = []
+    model = Linear().eval()
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    x, y = images(), torch.zeros(40, dtype=torch.int64)
+    judge(model, x, y, seed=0, batch_size=16)
+    parts = probe(classifier(model), x, y, step=0.01, directions=4, seed=0, batch_size=16)
+    assert max(seen) == 16
+    whole = probe(classifier(model), x, y, step=0.01, directions=4, seed=0, batch_size=40)
+    for name, values in whole.items():
+        np.testing.assert_allclose(parts[name], values, rtol=1e-4)
+
+
+def test_rounding_is_relative_to_a_large_budget():
+    x = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64)
+    x_adv = x + 20 * (1 + 2e-7) / (3 * 64 * 64) ** 0.5
+    check_legal(x, x_adv, Threat("L2", 20.0))
+    with pytest.raises(IllegalImage, match="more than eps"):
+        check_legal(x, x + 20 * (1 + 2e-6) / (3 * 64 * 64) ** 0.5, Threat("L2", 20.0))
