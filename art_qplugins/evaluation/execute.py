@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from art_qplugins import metrics
 from art_qplugins.attacks.craft import craft
+from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cells import CellSpec, cell_id
 from art_qplugins.evaluation.outcome import Outcome
@@ -29,20 +33,63 @@ __all__ = ["Bench", "fingerprint"]
 
 logger = logging.getLogger(__name__)
 
-#: Attributes of modules that use changes: modes and positions in streams of draws.
-_STATE = ("training", "draw", "fold", "call", "next_draw", "_split")
+#: Attributes of modules that use changes (modes, positions in streams of draws), and those that every module has.
+_STATE = {*vars(nn.Module()), "draw", "fold", "call", "next_draw", "_split"}
+#: Code of these is named by their versions.
+_VERSIONED = ("torch", "torchvision", "art_qplugins", "builtins", "typing")
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's structure, of the plain settings of every part (also those that no repr shows), of all weights."""
+    """Hash of a module's structure, the plain settings of every part (also those that no repr shows), weights and code."""
     digest = hashlib.sha256(repr(module).encode())
+    classes: dict[type, None] = {}
     for name, part in module.named_modules():
-        settings = {k: v for k, v in vars(part).items() if k not in _STATE and isinstance(v, (bool, int, float, str))}
-        digest.update(f"{name}{type(part).__qualname__}{sorted(settings.items())}".encode())
+        settings = {k: _plain(v) for k, v in vars(part).items() if k not in _STATE}
+        known = sorted((k, v) for k, v in settings.items() if v is not None)
+        digest.update(f"{name}{type(part).__qualname__}{known}".encode())
+        classes |= dict.fromkeys(type(part).__mro__)
+    for cls in classes:
+        if cls.__module__.split(".")[0] not in _VERSIONED:
+            digest.update(_code(cls))
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _plain(value: Any) -> str | None:
+    """What a setting says, as text; ``None`` for what is no plain data."""
+    if isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, Tensor):  # held as it is, and not as a buffer
+        value = value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else value.detach().float().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return f"{value.dtype}{value.shape}{content}"
+    if isinstance(value, (tuple, list)):
+        return str([_plain(v) for v in value])
+    if isinstance(value, dict):
+        return str([(str(k), _plain(v)) for k, v in value.items()])
+    return None
+
+
+def _code(cls: type) -> bytes:
+    """The file that a class comes from, so that an edited ``forward`` is another module; else what was compiled of it."""
+    try:
+        return Path(inspect.getfile(cls)).read_bytes()
+    except (OSError, TypeError):  # typed into a notebook
+        functions = [(name, f) for name, f in sorted(vars(cls).items()) if inspect.isfunction(f)]
+        return b"".join(name.encode() + f.__code__.co_code + str(f.__code__.co_names).encode() for name, f in functions)
+
+
+def _check_inside(name: str, estimator: QuantizedClassifier) -> None:
+    """Images are judged by the module, so whatever belongs to the model must be inside it."""
+    standard = estimator.preprocessing
+    identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
+    if estimator.preprocessing_defences or estimator.postprocessing_defences or not identity:
+        raise InputError(
+            f"{name}: move its pre- and postprocessing into the module, so that every attack and the judge see it"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,11 +106,16 @@ class Bench:
     batch_size: int = 250
 
     def __post_init__(self) -> None:
+        for name, estimator in self.estimators.items():
+            _check_inside(name, estimator)
         prints = {name: fingerprint(e.model) for name, e in self.estimators.items()}
+        # An attack sees more of an estimator than the module that is judged.
+        seen = {n: f"{prints[n]} {fingerprint(e._loss)} {e.clip_values}" for n, e in self.estimators.items()}
         digest = hashlib.sha256("\n".join(self.ids).encode())
         for part in (self.x, self.y):
             digest.update(part.cpu().contiguous().numpy().tobytes())
         object.__setattr__(self, "_prints", prints)
+        object.__setattr__(self, "_seen", seen)
         object.__setattr__(self, "_data", digest.hexdigest())
 
     def id_of(self, spec: CellSpec) -> str:
@@ -71,7 +123,7 @@ class Bench:
         return cell_id(
             spec,
             target=prints[spec.model],
-            source=prints[spec.source],
+            source=self._seen[spec.source],  # type: ignore[attr-defined]
             data=self._data,  # type: ignore[attr-defined]
             batch_size=self.batch_size,
         )
@@ -119,6 +171,7 @@ class Bench:
                 step=float(crafted.options["step"]),
                 directions=int(crafted.options["directions"]),
                 seed=spec.seed,
+                batch_size=self.batch_size,
             )
         samples = [
             Sample(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 
 from art_qplugins.attacks import own
 from art_qplugins.attacks.views import LogitScale
+from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation import execute
 from art_qplugins.evaluation.cells import CellSpec
@@ -261,3 +264,55 @@ def test_a_fingerprint_is_not_changed_by_use():
     model.train()
     model.requires_grad_(False)
     assert fingerprint(model) == before
+
+
+class Shifted(nn.Module):
+    """What it subtracts is no parameter, no buffer and no plain number."""
+
+    def __init__(self, network, shift):
+        super().__init__()
+        self.network, self.shift = network, shift
+
+    def forward(self, x):
+        return self.network(x) - torch.as_tensor(self.shift)
+
+
+def test_a_fingerprint_knows_tensors_and_lists_that_a_module_holds():
+    values = [torch.zeros(10), torch.ones(10), [0.0] * 10, [1.0] * 10, (1.0,) * 10, np.ones(10)]
+    prints = [fingerprint(Shifted(network(), shift)) for shift in values]
+    assert len(set(prints[:4])) == 4
+    assert prints == [fingerprint(Shifted(network(), copy.deepcopy(shift))) for shift in values]
+
+
+def test_a_fingerprint_knows_the_code_of_somebodys_own_module(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    source = "from torch import nn\nclass Own(nn.Module):\n    def forward(self, x):\n        return {} * x\n"
+    prints = []
+    for factor in (1, 1, 2):
+        (tmp_path / "own_module.py").write_text(source.format(factor))
+        sys.modules.pop("own_module", None)
+        importlib.invalidate_caches()
+        prints.append(fingerprint(importlib.import_module("own_module").Own()))
+    sys.modules.pop("own_module", None)
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_the_key_holds_the_loss_that_the_attack_sees():
+    def key(loss):
+        estimator = QuantizedClassifier(network(), loss, (1, 8, 8), 10, device_type="cpu")
+        return Bench({"a": estimator}, X, torch.zeros(7, dtype=torch.int64), IDS).id_of(SPEC)
+
+    assert key(nn.CrossEntropyLoss()) == key(nn.CrossEntropyLoss()) != key(nn.MultiMarginLoss())
+
+
+def test_what_the_judge_would_not_see_is_refused():
+    from art.defences.preprocessor import FeatureSqueezing
+
+    defence = FeatureSqueezing(clip_values=(0, 1), bit_depth=1)
+    settings = [{"preprocessing_defences": [defence]}, {"preprocessing": (0.5, 0.5)}]
+    for setting in settings:
+        estimator = QuantizedClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu", **setting)
+        with pytest.raises(InputError, match=r"^a: move its pre- and postprocessing into the module"):
+            Bench({"a": estimator}, X, torch.zeros(7, dtype=torch.int64), IDS)
+    same = QuantizedClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu", preprocessing=(0, 1))
+    Bench({"a": same}, X, torch.zeros(7, dtype=torch.int64), IDS)
