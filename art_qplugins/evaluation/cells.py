@@ -54,9 +54,18 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
         "torch": _version("torch"),
     }
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    where = "" if spec.source == spec.model else f".from-{spec.source}"
+    where = "" if spec.source == spec.model else f".from-{_short(spec.source)}"
     budget = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"
-    return safe_name(f"{spec.model}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
+    return safe_name(f"{_short(spec.model)}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
+
+
+def _short(name: str) -> str:
+    """``name`` where a file may be called so; else the begin of it and a hash, so that different names stay different."""
+    safe = safe_name(name)
+    if safe == name and len(safe.encode()) <= 80:
+        return name
+    begin = safe.encode()[:60].decode(errors="ignore")
+    return f"{begin}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _version(package: str) -> str:

@@ -316,3 +316,12 @@ def test_what_the_judge_would_not_see_is_refused():
             Bench({"a": estimator}, X, torch.zeros(7, dtype=torch.int64), IDS)
     same = QuantizedClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu", preprocessing=(0, 1))
     Bench({"a": same}, X, torch.zeros(7, dtype=torch.int64), IDS)
+
+
+def test_ids_of_different_names_differ_and_fit_a_file_name(tmp_path):
+    names = ["a b", "a_b", "m" * 300, "m" * 301, "\N{CJK UNIFIED IDEOGRAPH-6A21}" * 80]
+    here, store = bench(**{name: network() for name in names}), Store(tmp_path)
+    specs = [dataclasses.replace(SPEC, model=name, source=source) for name in names for source in (name, names[-1])]
+    ids = {here.run(spec, store)[0].cell.id for spec in specs}
+    assert len(ids) == 2 * len(names) - 1
+    assert all(store.load(name) is not None for name in ids)
