@@ -1,7 +1,7 @@
 """The ``artq`` command. Thin: it parses, shows, and picks the exit status; heavy imports wait until a command needs them.
 
-Exit status: 0 done, 1 a cell failed, 2 bad input (one line on stderr), 3 a claim did not survive ``artq diagnose``, 130
-interrupted.
+Exit status: 0 done, 1 a cell failed, 2 bad input (one line on stderr), 3 ``artq diagnose`` found MASKED or
+INVALID, 130 interrupted.
 """
 
 from __future__ import annotations

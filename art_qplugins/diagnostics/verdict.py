@@ -133,8 +133,10 @@ def _summary(verdict: Verdict, case: Case, claim: Claim, explaining: Sequence[Fi
     assert claim.accuracy is not None and claim.corrected is not None and claim.interval is not None
     low, high = (f"{100 * v:.1f}" for v in claim.interval)
     budget = f"{claim.norm} eps = {claim.eps:.4g}"
+    left = case.claimed.cell.accuracy or 0.0
+    said = "" if claim.accuracy == left else f"Claimed are {100 * claim.accuracy:.1f} %. "
     number = (
-        f"{case.claimed.cell.label} leaves {100 * claim.accuracy:.1f} % of {n} images standing at {budget}; "
+        f"{said}{case.claimed.cell.label} leaves {100 * left:.1f} % of {n} images standing at {budget}; "
         f"the worst case over all attacks that were run leaves {100 * claim.corrected:.1f} % [{low}, {high}]."
     )
     if verdict == "MASKED":
@@ -146,7 +148,7 @@ def _summary(verdict: Verdict, case: Case, claim: Claim, explaining: Sequence[Fi
     }[claim.status]
     ending = {
         "SUSPECT": "There are signs that gradients mislead the attack, short of proof that they explain a gap.",
-        "NOT_REFUTED": "Every check ran and none found masked gradients; this is an upper bound, not a guarantee.",
+        "NOT_REFUTED": "No check that ran found masked gradients; this is an upper bound, not a guarantee.",
         "INCONCLUSIVE": "Some checks did not run or too few images were used, so silence proves nothing.",
     }[verdict]
     return f"{opening} {number} {ending}"
