@@ -450,7 +450,11 @@ ROWS: tuple[Row, ...] = (
     ),
     # Output
     _masked(
-        "probabilities", _on_plain(Probabilities), "GAP", "cross-entropy of a softmax", expected=_MASKED | _SUSPECT
+        "probabilities",
+        _on_plain(Probabilities),
+        "",
+        "cross-entropy of a softmax; to refuse it by its name is right too",
+        expected=_MASKED | _SUSPECT | _INVALID,
     ),
     _masked(
         "double-softmax", _on_plain(DoubleSoftmax), "", "and of a softmax of it", expected=_MASKED | _SUSPECT | _INVALID
