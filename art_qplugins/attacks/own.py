@@ -1,4 +1,4 @@
-"""Attacks that no library has: other losses and views, handed to ART's loops."""
+"""Attacks that no library has: another loss for ART's loop, and those of our own loop in ``adaptive``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from art_qplugins.attacks import art
+from art_qplugins.attacks import adaptive, art
 from art_qplugins.attacks.registry import Attack
 from art_qplugins.attacks.views import MarginLoss
+from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 
 __all__ = ["run"]
@@ -26,7 +27,20 @@ def _clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor,
     return x.clone()
 
 
-def run(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+def run(
+    estimator: QuantizedClassifier,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    start: Tensor | None = None,
+    **settings: Any,
+) -> Tensor:
+    """:param start: legal images to start from in place of random ones, where the attack can."""
+    if attack.upstream not in _OWN:
+        return adaptive.run(estimator, attack, x, y, start=start, **settings)
+    if start is not None:
+        raise InputError(f"{attack.name} chooses its own start; leave start out, or use artq:apgd-margin")
     return _OWN[attack.upstream](estimator, attack, x, y, **settings)
 
 
