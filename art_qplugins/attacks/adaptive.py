@@ -8,21 +8,40 @@ margin over draws that no step saw is kept. What is climbed lives in ``objective
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.attacks.objectives import Answer, Objective, direct, drawing, margin_loss, targeted_loss
+from art_qplugins.attacks.objectives import (
+    Answer,
+    Objective,
+    averaged,
+    direct,
+    drawing,
+    evaluate,
+    margin_loss,
+    mixed,
+    rescaled,
+    targeted_loss,
+)
 from art_qplugins.attacks.registry import Attack
-from art_qplugins.errors import InputError
+from art_qplugins.attacks.scalings import SCALINGS
+from art_qplugins.attacks.views import Smoothed, other_bits, shadow
+from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.estimators.fidelity import logit_margin, stream
+from art_qplugins.estimators.fidelity import fidelity, logit_margin, stream
+from art_qplugins.estimators.graph import Revived, suspects
+from art_qplugins.quantizers.activation import check_num_bits
 from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate, surrogate
 from art_qplugins.threat import Threat
 
 __all__ = ["ascend", "run"]
@@ -31,6 +50,10 @@ _MOMENTUM = 0.75  # alpha of algorithm 1
 _RHO = 0.75  # the share of steps that must improve the loss between two checkpoints
 _SELECTION = 16  # calls of a random network that decide which image is kept
 _TRIED = 8  # images on which a network is found to be random
+_SAMPLE = 64  # images on which fidelity and the number of draws are found
+_CALLS = 4  # of a random network for its fidelity
+_GROWTH = (1, 4, 8, 16, 32)  # draws for a mean gradient, until two of them agree ...
+_AGREEMENT = 0.6  # ... by this cosine
 
 
 # --- The loop
@@ -190,6 +213,7 @@ def _project(points: Tensor, x: Tensor, threat: Threat) -> Tensor:
 class _Run:
     """The images of one attack, and for each the best adversarial image so far."""
 
+    name: str
     module: nn.Module
     x: Tensor
     y: Tensor
@@ -205,11 +229,20 @@ class _Run:
     def __post_init__(self) -> None:
         self.image = (self.x if self.start is None else self.start).clone()
         self.margin = torch.full(self.y.shape, torch.inf, device=self.x.device)
+        if self.random and self.start is not None:  # the attack may end worse than it began
+            for rows in self.everything().split(self.batch_size):
+                self.note(rows, self.start[rows], self._selected(rows, self.start[rows]))
+
+    def everything(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.x.device)
+
+    def pixel_step(self) -> float:
+        """A quarter of eps: in L2, the size of that step in each pixel where all change alike."""
+        return self.threat.eps / 4 / (1 if self.threat.norm == "Linf" else math.sqrt(self.x[0].numel()))
 
     def standing(self) -> Tensor:
         """Rows of the images that are not broken. Of a random network, all: no number of draws proves a break."""
-        everything = torch.arange(len(self.x), device=self.x.device)
-        return everything if self.random else everything[~(self.margin < 0)]
+        return self.everything() if self.random else self.everything()[~(self.margin < 0)]
 
     def starts(self, purpose: str) -> Tensor:
         """The images to start from that were given, or random ones, uniform in the cube or on the sphere."""
@@ -222,16 +255,19 @@ class _Run:
             noise = _direction(torch.randn(self.x.shape, generator=generator), "L2")
         return _project(self.x + self.threat.eps * noise.to(self.x), self.x, self.threat)
 
-    def ascend(self, objective: Objective, start: Tensor) -> Tensor:
-        """One pass of the loop over what stands; gives the points (N, C, H, W), ``start`` where there is no other."""
+    def ascend(self, objective: Objective, start: Tensor, *, deployed: bool = True) -> Tensor:
+        """One pass of the loop over what stands; gives the points (N, C, H, W), ``start`` where there is no other.
+
+        :param deployed: whether the module is as it is deployed, so that its answers decide what is kept.
+        """
         reached = start.clone()
-        note = None if self.random else self.note
+        note = self.note if deployed and not self.random else None
         for rows in self.standing().split(self.batch_size):
             left, best = ascend(
                 objective, self.x[rows], start[rows], rows, threat=self.threat, max_iter=self.max_iter, note=note
             )
             reached[left] = best
-            if self.random:
+            if deployed and self.random:
                 self.note(left, best, self._selected(left, best))
         return reached
 
@@ -275,20 +311,148 @@ def _apgd_margin(run: _Run, options: dict[str, Any]) -> None:
 
 def _multi_targeted(run: _Run, options: dict[str, Any]) -> None:
     """Each of the nearest classes is the target once, of the images that still stand (Gowal et al. 2019)."""
-    wanted = options["targets"]
-    if wanted < 1:
-        raise InputError(f"artq:multi-targeted: targets is {wanted}; give at least 1, e.g. 9")
+    wanted = _whole(run, "targets", options["targets"])
     logits = run.logits(run.image)
-    run.note(torch.arange(len(run.x), device=run.x.device), run.image, logit_margin(logits, run.y))
+    if not run.random:
+        run.note(run.everything(), run.image, logit_margin(logits, run.y))
     order = logits.scatter(1, run.y[:, None], -torch.inf).argsort(1, descending=True)
     for index in range(min(wanted, logits.shape[1] - 1)):
         loss = targeted_loss(run.y, order[:, index])
         run.ascend(direct(run.module, run.y, loss), run.starts(f"target {index}"))
 
 
+def _rescaled(run: _Run, options: dict[str, Any]) -> None:
+    """Cross-entropy of the logits times a number (PGD++, Gupta & Ajanthan 2022), or times 5 over their gap."""
+    chosen, start = options["scaling"], run.starts("rescaled")
+    if chosen not in SCALINGS:
+        raise InputError(f"{run.name}: unknown scaling {chosen!r}{did_you_mean(chosen, SCALINGS)}")
+    scale = SCALINGS[chosen](run.module, run.x, run.y, start)
+    run.ascend(rescaled(run.module, run.y, scale), start)
+
+
+def _surrogates(run: _Run, options: dict[str, Any]) -> None:
+    """One pass for each way back through the quantizers, on what still stands, from the best point so far."""
+    offered, wanted = _kinds(run), options["kinds"]
+    for kind in wanted:
+        if kind not in offered:
+            known = f"{did_you_mean(str(kind), offered)}; here apply {', '.join(offered)}"
+            raise InputError(f"{run.name}: kinds has {kind!r}, which does not apply{known}")
+    start = run.starts("surrogates")
+    for kind in wanted or _by_fidelity(run, offered):
+        with offered[kind]() as view:
+            run.ascend(direct(view, run.y, margin_loss(run.y)), start)
+        start = run.image
+
+
+def _kinds(run: _Run) -> dict[str, Callable[[], AbstractContextManager[nn.Module]]]:
+    """The surrogate gradients that this network can have; each a context that gives a view with the same answers."""
+    module, kinds = run.module, {"as-is": partial(nullcontext, run.module)}
+    settings = [m.surrogate for m in module.modules() if isinstance(getattr(m, "surrogate", 0), Surrogate | None)]
+    for kind in SURROGATES if settings else ():
+        # None is straight-through, so where nothing else was chosen that is what "as-is" does.
+        if kind != "straight-through" or any(settings):
+            kinds[kind] = partial(_with_surrogate, module, kind)
+    kinds["revived"] = partial(nullcontext, Revived(module))
+    if named := suspects(module, run.x, seed=run.seed):
+        kinds["straight"] = partial(nullcontext, Revived(module, straight=named))
+    kinds["smoothed"] = partial(nullcontext, Smoothed(module, run.pixel_step(), seed=run.seed))
+    return kinds
+
+
+@contextlib.contextmanager
+def _with_surrogate(module: nn.Module, kind: str) -> Iterator[nn.Module]:
+    with surrogate(module, kind):
+        yield module
+
+
+def _by_fidelity(run: _Run, kinds: Mapping[str, Callable[[], AbstractContextManager[nn.Module]]]) -> list[str]:
+    x, y, scores = run.x[:_SAMPLE], run.y[:_SAMPLE], {}
+    for kind, context in kinds.items():
+        with context() as view:
+            found = fidelity(
+                view, x, y, step=run.pixel_step(), directions=10, seed=run.seed, calls=_CALLS if run.random else 1
+            )
+        scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
+    return sorted(kinds, key=lambda kind: -scores[kind])
+
+
+def _shadow(run: _Run, options: dict[str, Any]) -> None:
+    """The shadow first, where gradients are smooth, then the network itself from there (Athalye et al. 2018, BPDA)."""
+    loss = margin_loss(run.y)
+    with shadow(run.module, run.x):
+        reached = run.ascend(direct(run.module, run.y, loss, deployed=False), run.starts("shadow"), deployed=False)
+    run.ascend(direct(run.module, run.y, loss), reached)
+
+
+def _bits(run: _Run, options: dict[str, Any]) -> None:
+    """The mean loss over bit widths, against the shift of values between them (Bernhard et al. 2019); then as above."""
+    widths, loss = options["bits"], margin_loss(run.y)
+    if not widths:
+        raise InputError(f"{run.name}: bits is empty; give at least one width, e.g. [2, 3, 4, 8]")
+    part = direct(run.module, run.y, loss, deployed=False)
+    contexts = [partial(other_bits, run.module, check_num_bits(b, name=f"{run.name}: bits")) for b in widths]
+    ensemble = mixed([(1 / len(widths), context, part) for context in contexts])
+    reached = run.ascend(ensemble, run.starts("bits"), deployed=False)
+    run.ascend(direct(run.module, run.y, loss), reached)
+
+
+def _joint(run: _Run, options: dict[str, Any]) -> None:
+    """lambda L_q + (1 - lambda) L_shadow, for each lambda in turn on what still stands."""
+    loss, start = margin_loss(run.y), run.starts("joint")
+    for weight in options["weights"]:
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+            raise InputError(f"{run.name}: weights has {weight!r}; give numbers from 0 to 1, e.g. [0.5]")
+    for weight in options["weights"]:
+        real = direct(run.module, run.y, loss)
+        parts = [(weight, nullcontext, real)]
+        parts += [(1 - weight, partial(shadow, run.module, run.x), direct(run.module, run.y, loss, deployed=False))]
+        run.ascend(mixed(parts), start)
+        start = run.image
+
+
+def _eot(run: _Run, options: dict[str, Any]) -> None:
+    """Auto-PGD on the mean margin of a random network, by mean gradients of fresh draws."""
+    if not run.random:
+        raise InputError(
+            f"{run.name}: {type(run.module).__name__} gives the same answer every time; use artq:apgd-margin"
+        )
+    draws = options["eot_iter"]
+    draws = _needed_draws(run) if draws is None else _whole(run, "eot_iter", draws)
+    run.ascend(averaged(run.module, run.y, draws=draws, seed=run.seed), run.starts("eot"))
+
+
+def _needed_draws(run: _Run) -> int:
+    """The fewest draws whose mean gradient agrees with that of as many others: median cosine of at least 0.6.
+
+    The cosine with the true mean is then about its root, 0.77. A sum of a few draws is mostly noise.
+    """
+    x, y = run.x[:_SAMPLE], run.y[:_SAMPLE]
+    for draws in _GROWTH:
+        halves = []
+        for half in ("one half", "other half"):
+            with drawing(run.module, stream(run.seed, f"{half}/{draws}"), x.device):
+                found = [evaluate(run.module, x, lambda z: -logit_margin(z, y))[2] for _ in range(draws)]
+            halves.append(torch.stack(found).mean(0).flatten(1))
+        if float(nn.functional.cosine_similarity(*halves).quantile(0.5)) >= _AGREEMENT:
+            break
+    return draws
+
+
+def _whole(run: _Run, option: str, value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{run.name}: {option} is {value!r}; give a whole number of at least 1")
+    return value
+
+
 _ATTACKS: dict[str, Callable[[_Run, dict[str, Any]], None]] = {
     "apgd_margin": _apgd_margin,
     "multi_targeted": _multi_targeted,
+    "rescaled": _rescaled,
+    "surrogates": _surrogates,
+    "shadow": _shadow,
+    "bits": _bits,
+    "joint": _joint,
+    "eot": _eot,
 }
 
 
@@ -308,20 +472,10 @@ def run(
 
     :param start: legal images to start from in place of random ones.
     """
-    if options["max_iter"] < 1:
-        raise InputError(f"{attack.name}: max_iter is {options['max_iter']}; give at least 1, e.g. 20")
     if start is not None and start.shape != x.shape:
         raise InputError(f"{attack.name}: start is {tuple(start.shape)} and the images {tuple(x.shape)}; give one each")
-    state = _Run(
-        estimator.model,
-        x,
-        y,
-        threat,
-        batch_size,
-        seed,
-        options["max_iter"],
-        start,
-        _is_random(estimator.model, x, seed),
-    )
+    random = _is_random(estimator.model, x, seed)
+    state = _Run(attack.name, estimator.model, x, y, threat, batch_size, seed, options["max_iter"], start, random)
+    _whole(state, "max_iter", state.max_iter)
     _ATTACKS[attack.upstream](state, options)
     return state.image

@@ -8,17 +8,29 @@ batch that an image happens to be in.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.estimators.fidelity import logit_margin
+from art_qplugins.estimators.fidelity import logit_margin, stream
 from art_qplugins.quantizers.stochastic import draws_from
 
-__all__ = ["Answer", "Loss", "Objective", "direct", "drawing", "margin_loss", "targeted_loss"]
+__all__ = [
+    "Answer",
+    "Loss",
+    "Objective",
+    "averaged",
+    "direct",
+    "drawing",
+    "margin_loss",
+    "mixed",
+    "rescaled",
+    "targeted_loss",
+]
 
 #: Logits (n, classes) and the rows (n,) that they belong to, to a loss (n,) that the attack makes large.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -68,15 +80,16 @@ def drawing(module: nn.Module, seed: int, device: torch.device) -> Iterator[None
         yield
 
 
-def direct(module: nn.Module, y: Tensor, loss: Loss) -> Objective:
+def direct(module: nn.Module, y: Tensor, loss: Loss, *, deployed: bool = True) -> Objective:
     """The loss of the module's own answer and its own gradient; one forward and backward pass a step.
 
     :param y: (N,) labels of all images of the run.
+    :param deployed: whether the module answers as the deployed one does, so that its margin decides.
     """
 
     def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
         logits, value, gradient = evaluate(module, points, lambda z: loss(z, rows), slope=slope)
-        return Answer(value, gradient, logit_margin(logits, y[rows]))
+        return Answer(value, gradient, logit_margin(logits, y[rows]) if deployed else None)
 
     return objective
 
@@ -97,3 +110,68 @@ def targeted_loss(y: Tensor, target: Tensor) -> Loss:
         return logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
 
     return loss
+
+
+def mixed(parts: Sequence[tuple[float, Callable[[], AbstractContextManager[Any]], Objective]]) -> Objective:
+    """The weighted sum of objectives, each asked within its own context: of one network in several states.
+
+    :param parts: (weight, context, objective); the margin is that of the first objective that knows it.
+    """
+
+    def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
+        loss, gradient, margin = torch.zeros_like(points[:, 0, 0, 0]), torch.zeros_like(points), None
+        for weight, context, part in parts:
+            with context():
+                answer = part(points, rows, step=step, slope=slope)
+            loss, gradient = loss + weight * answer.loss, gradient + weight * answer.gradient
+            margin = answer.margin if margin is None else margin
+        return Answer(loss, gradient, margin)
+
+    return objective
+
+
+def rescaled(module: nn.Module, y: Tensor, scale: Callable[[Tensor, Tensor], Tensor]) -> Objective:
+    """The gradient of cross-entropy at ``scale(logits, rows)`` times the logits; steps are judged by the margin.
+
+    A scale that follows the logits makes the loss itself say nothing of progress, and a fixed one may saturate it.
+
+    :param scale: (n,) above 0, constant for the gradient.
+    """
+
+    def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
+        def loss(logits: Tensor) -> Tensor:
+            scaled = logits * scale(logits.detach(), rows)[:, None]
+            return nn.functional.cross_entropy(scaled, y[rows], reduction="none")
+
+        logits, _, gradient = evaluate(module, points, loss, slope=slope)
+        margin = logit_margin(logits, y[rows])
+        return Answer(-margin, gradient, margin)
+
+    return objective
+
+
+def averaged(module: nn.Module, y: Tensor, *, draws: int, seed: int) -> Objective:
+    """Of a random network: the mean margin and its mean gradient (EOT, Athalye et al. 2018, section 4.2).
+
+    Gradients come from fresh draws at each step. The loss comes from one bank of draws that is the same at every step,
+    so that a difference between two points is one of the points.
+
+    :param draws: forward passes for a gradient; as many, and at least 8, are in the bank.
+    """
+    loss = margin_loss(y)
+
+    def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
+        def score(logits: Tensor) -> Tensor:
+            return loss(logits, rows)
+
+        gradient = torch.zeros_like(points)
+        if slope:
+            with drawing(module, stream(seed, f"eot/{step}"), points.device):
+                for _ in range(draws):
+                    gradient += evaluate(module, points, score)[2] / draws
+        bank = max(draws, 8)
+        with drawing(module, stream(seed, "bank"), points.device):
+            losses = [evaluate(module, points, score, slope=False)[1] for _ in range(bank)]
+        return Answer(torch.stack(losses).mean(0), gradient, None)
+
+    return objective

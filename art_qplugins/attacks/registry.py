@@ -119,6 +119,43 @@ ATTACKS: Registry[Attack] = Registry(
             {"max_iter": 20, "targets": 9},
         ),
         _attack(
+            "artq:rescaled",
+            "rescaled",
+            "Auto-PGD on cross-entropy of rescaled logits: per-image, jacobian (NJS) or hessian (HNS)",
+            {"max_iter": 20, "scaling": "per-image"},
+        ),
+        _attack(
+            "artq:surrogates",
+            "surrogates",
+            "Auto-PGD by each surrogate gradient that applies (or those of kinds), the most faithful first",
+            {"max_iter": 20, "kinds": []},
+        ),
+        _attack(
+            "artq:shadow",
+            "shadow",
+            "Auto-PGD on the full-precision shadow of a quantized model, then from there on the model itself",
+            {"max_iter": 20},
+        ),
+        _attack(
+            "artq:bits",
+            "bits",
+            "Auto-PGD on the model at several bit widths of its activations, then from there on the model itself",
+            {"max_iter": 20, "bits": [2, 3, 4, 8]},
+        ),
+        _attack(
+            "artq:joint",
+            "joint",
+            "Auto-PGD on weight times the model's loss plus the rest times its full-precision shadow's",
+            {"max_iter": 20, "weights": [0.5]},
+        ),
+        _attack(
+            "artq:eot",
+            "eot",
+            "Auto-PGD on the mean margin of a random model; as many draws a gradient as make it agree with itself",
+            {"max_iter": 20, "eot_iter": None},
+            models="stochastic",
+        ),
+        _attack(
             "artq:clean",
             "clean",
             "no attack: the image as it is; its cell measures the gradients of the model within this radius",
