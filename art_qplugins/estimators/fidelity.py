@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.guard import evaluating
+from art_qplugins.guard import evaluating, isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.quantizers.surrogate import SURROGATES, surrogate
 
-__all__ = ["best_surrogate", "fidelity", "gradient", "logit_margin", "stream"]
+__all__ = ["agreement", "best_surrogate", "fidelity", "gradient", "logit_margin", "margins", "sign_moves", "stream"]
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
@@ -62,8 +62,33 @@ def fidelity(
     :param seed: of the directions, and of the draws of a stochastic module, which are the same at every point.
     :param calls: of a stochastic module, averaged: an attack that averages over draws follows the slope of the mean.
     """
-    u, happened = _happened(module, x, y, step, directions, seed, calls)
-    return _agreement(module, x, y, step * u, happened, seed, calls)
+    moves = sign_moves(x, step, directions, seed)
+    m = margins(module, x, y, moves, seed=seed, calls=calls)
+    return _agreement(module, x, y, moves, m, seed, calls)
+
+
+def sign_moves(x: Tensor, step: float, directions: int, seed: int) -> Tensor:
+    """Random corners of the cube of half-side ``step``, (directions, C, H, W)."""
+    if not (math.isfinite(step) and step > 0):
+        raise InputError(f"step is {step!r}; give a finite number above 0, e.g. the attack's own step")
+    if directions < 2:
+        raise InputError(f"directions is {directions!r}; a correlation needs at least 2, e.g. 20")
+    generator = torch.Generator().manual_seed(stream(seed, "directions"))
+    return step * ((torch.rand((directions, *x.shape[1:]), generator=generator) < 0.5).to(x) * 2 - 1)
+
+
+@torch.no_grad()
+def margins(module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, *, seed: int = 0, calls: int = 1) -> Tensor:
+    """Logit margins at the images and after each of the moves, with the same draws: (1 + len(moves), N)."""
+    with evaluating(module):
+        found = [_score_at(module, x + h, lambda z: logit_margin(z, y), seed, calls) for h in (0, *moves)]
+    return torch.stack(found)
+
+
+def agreement(slope: Tensor, moves: Tensor, m: Tensor) -> Tensor:
+    """Per image, the correlation of what ``slope`` predicts of the moves with what ``m`` of :func:`margins` says, (N,)."""
+    predicted = torch.einsum("nchw,dchw->dn", slope, moves)
+    return _correlation(predicted.double(), (m[1:] - m[0]).double())
 
 
 def best_surrogate(
@@ -85,42 +110,24 @@ def best_surrogate(
     """
     if not kinds:
         raise InputError(f"kinds is empty; give at least one of {', '.join(SURROGATES)}")
-    u, happened = _happened(module, x, y, step, directions, seed, calls)
+    moves = sign_moves(x, step, directions, seed)
+    m = margins(module, x, y, moves, seed=seed, calls=calls)
     scores = {}
     for kind in kinds:
         with surrogate(module, kind):
-            agreement = _agreement(module, x, y, step * u, happened, seed, calls)
-        scores[kind] = float(agreement.quantile(0.5))
+            found = _agreement(module, x, y, moves, m, seed, calls)
+        scores[kind] = float(found.quantile(0.5))
     return max(scores, key=lambda kind: -math.inf if math.isnan(scores[kind]) else scores[kind]), scores
 
 
 def _score_at(module: nn.Module, x: Tensor, score: Callable[[Tensor], Tensor], seed: int, calls: int) -> Tensor:
-    with draws_from(module, stream(seed, "probe")):  # the same draws at every point
+    drawn = stream(seed, "probe")  # the same draws at every point, also of who draws from the global generators
+    with isolated(module, drawn), draws_from(module, drawn):
         return torch.stack([score(module(x)) for _ in range(calls)]).mean(0)
 
 
-@torch.no_grad()
-def _happened(
-    module: nn.Module, x: Tensor, y: Tensor, step: float, directions: int, seed: int, calls: int
-) -> tuple[Tensor, Tensor]:
-    """Directions u (directions, C, H, W) and the changes of the margin along them (directions, N)."""
-    if not (math.isfinite(step) and step > 0):
-        raise InputError(f"step is {step!r}; give a finite number above 0, e.g. the attack's own step")
-    if directions < 2:
-        raise InputError(f"directions is {directions!r}; a correlation needs at least 2, e.g. 20")
-    generator = torch.Generator().manual_seed(stream(seed, "directions"))
-    u = (torch.rand((directions, *x.shape[1:]), generator=generator) < 0.5).to(x) * 2 - 1
-    with evaluating(module):
-        margins = [_score_at(module, x + h, lambda z: logit_margin(z, y), seed, calls) for h in (0, *(step * u))]
-    return u, torch.stack(margins[1:]) - margins[0]
-
-
-def _agreement(
-    module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, happened: Tensor, seed: int, calls: int
-) -> Tensor:
-    slope = gradient(module, x, lambda z: logit_margin(z, y), seed=seed, calls=calls)
-    predicted = torch.einsum("nchw,dchw->dn", slope, moves)
-    return _correlation(predicted.double(), happened.double())
+def _agreement(module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, m: Tensor, seed: int, calls: int) -> Tensor:
+    return agreement(gradient(module, x, lambda z: logit_margin(z, y), seed=seed, calls=calls), moves, m)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
