@@ -262,7 +262,8 @@ class _Run:
         """
         reached = start.clone()
         note = self.note if deployed and not self.random else None
-        for rows in self.standing().split(self.batch_size):
+        standing = self.standing()
+        for rows in standing.split(self.batch_size) if len(standing) else ():
             left, best = ascend(
                 objective, self.x[rows], start[rows], rows, threat=self.threat, max_iter=self.max_iter, note=note
             )
