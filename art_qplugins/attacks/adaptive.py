@@ -169,11 +169,11 @@ def ascend(
 
 def _checkpoints(max_iter: int) -> set[int]:
     """The steps w_j = ceil(p_j max_iter) of section 3.1: p_1 = 0.22, then intervals shorter by 0.03, at least 0.06."""
-    share, interval, steps = 0.22, 0.22, set()
-    while share < 1:
-        steps.add(math.ceil(share * max_iter))
-        interval = max(interval - 0.03, 0.06)
-        share += interval
+    percent, interval, steps = 22, 22, set()  # whole numbers, which rounding cannot push over a step
+    while percent < 100:
+        steps.add(-(-percent * max_iter // 100))
+        interval = max(interval - 3, 6)
+        percent += interval
     return steps
 
 
