@@ -20,10 +20,10 @@ from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cells import CellSpec
 from art_qplugins.evaluation.execute import Bench
-from art_qplugins.evaluation.outcome import Outcome, legal_at
+from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_images
 from art_qplugins.evaluation.records import Cell, Claim, Finding, ModelResult, Results, Verdict
 from art_qplugins.evaluation.store import CellStore, Memory, Store
-from art_qplugins.pipeline import Progress, Subject, assess, distinct, environment
+from art_qplugins.pipeline import Progress, Subject, Work, distinct, environment
 from art_qplugins.quantizers import is_stochastic
 from art_qplugins.threat import Threat
 
@@ -103,6 +103,8 @@ def evaluate(
     *,
     claim: str | None = None,
     claimed_accuracy: float | None = None,
+    level: int | None = None,
+    budget: float | None = None,
     seed: int = 0,
     batch_size: int = 250,
     out: str | Path | None = None,
@@ -116,6 +118,8 @@ def evaluate(
     :param attacks: ids, or (id, options); ``art_qplugins.ATTACKS`` lists them.
     :param claim: the attack whose accuracy at the largest budget is put to the test by the diagnostics.
     :param claimed_accuracy: the number claimed, in [0, 1], where it is another than what this attack leaves here.
+    :param level: how far the diagnosis of the claim goes, 0 to 3; by default as far as what it finds asks for.
+    :param budget: gradient evaluations per image that the diagnosis may spend.
     :param out: a folder for the records; the same call again then reuses what is finished.
     :raises InputError: where an argument cannot be used; the message names it.
     """
@@ -148,9 +152,12 @@ def evaluate(
         stochastic = is_stochastic(estimator.model)
         subjects.append(Subject(name, type(estimator).__name__, stochastic, clean, claimed, claimed_accuracy))
         cells += [clean, *(cell(name, attack, options, t) for attack, options in wanted for t in threats)]
-        if claimed is not None:
-            cells += diagnostics.probes(claimed, others=[n for n, e in named.items() if not is_stochastic(e.model)])
-    return _run(named, images, subjects, distinct(cells), batch_size, out, progress)
+    store: CellStore = Memory() if out is None else Store(Path(out))
+    work = Work(Bench(named, images.x(), images.y(), images.ids, batch_size), store, progress or Progress())
+    work.run(distinct(cells))
+    others = [n for n, e in named.items() if not is_stochastic(e.model)]
+    models = [work.diagnose(s, others, level=level, budget=budget) for s in subjects]
+    return _finish(work, models, images, named)
 
 
 def diagnose(
@@ -158,8 +165,10 @@ def diagnose(
     x: Any,
     y: Any,
     threat: Threat = Threat("Linf", 8 / 255),
-    claimed: float | str | None = None,
+    claimed: float | str | tuple[str, Mapping[str, Any]] | None = None,
     *,
+    level: int | None = None,
+    budget: float | None = None,
     seed: int = 0,
     batch_size: int = 250,
     out: str | Path | None = None,
@@ -170,56 +179,43 @@ def diagnose(
     :param estimator: an ART classifier around a torch module.
     :param x: (N, C, H, W) in [0, 1]; 200 images or more, or the verdict may be INCONCLUSIVE.
     :param y: integer labels (N,).
-    :param claimed: the accuracy claimed, in [0, 1]; or the attack id that the claim rests on. By default ``art:pgd``.
+    :param claimed: the accuracy claimed, in [0, 1]; or the attack that the claim rests on, an id or (id, options). By
+        default ``art:pgd``.
+    :param level: how far to go, 0 to 3; by default to 2, and to 3 where something was found until then.
+    :param budget: gradient evaluations per image to spend beyond the claimed attack; what it leaves out is said.
     :param out: a folder for the records and the adversarial images; the same call again reuses what is finished.
     """
-    attack = claimed if isinstance(claimed, str) else "art:pgd"
+    attack: str | tuple[str, Mapping[str, Any]] = "art:pgd"
+    if isinstance(claimed, (str, tuple)):
+        attack, claimed = claimed, None
     run = evaluate(
         estimator,
         (x, y),
         threat,
         [attack],
-        claim=attack,
-        claimed_accuracy=None if isinstance(claimed, str) else claimed,
+        claim=attack if isinstance(attack, str) else attack[0],
+        claimed_accuracy=claimed,
+        level=level,
+        budget=budget,
         seed=seed,
         batch_size=batch_size,
         out=out,
         progress=progress,
     )
     result = run.models[0]
-    return Diagnosis(result.verdict, result.claim, result.findings, result.summary, _worst_images(run, threat), run)
-
-
-def _worst_images(run: Run, threat: Threat) -> NDArray[np.float32]:
+    images = np.asarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x, dtype=np.float32)
     legal = legal_at(run.outcomes, threat.norm, threat.eps)
-    worst = np.argmin([o.column("selection") for o in legal], axis=0)
-    images = [run.x_adv(o.cell) for o in legal]
-    return np.stack([images[w][i] for i, w in enumerate(worst)])
+    x_adv = worst_images(legal, run.store, images)[1] if legal else images
+    return Diagnosis(result.verdict, result.claim, result.findings, result.summary, x_adv, run)
 
 
-def _run(
-    named: Mapping[str, QuantizedClassifier],
-    images: Dataset,
-    subjects: Sequence[Subject],
-    cells: Sequence[CellSpec],
-    batch_size: int,
-    out: str | Path | None,
-    progress: Progress | None,
-) -> Run:
-    progress = progress or Progress()
-    store: CellStore = Memory() if out is None else Store(Path(out))
-    bench = Bench(named, images.x(), images.y(), images.ids, batch_size)
-    outcomes = []
-    progress.cells(len(cells))
-    for spec in cells:
-        outcome, reused = bench.run(spec, store)
-        outcomes.append(outcome)
-        progress.cell(outcome, reused)
+def _finish(work: Work, models: list[ModelResult], images: Dataset, named: Mapping[str, QuantizedClassifier]) -> Run:
+    outcomes, store = work.outcomes, work.store
     device = next(iter(named.values())).device
     results = Results(
         status="success" if all(o.ok for o in outcomes) else "error",
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        spec={"given": {}, "resolved": {"cells": len(cells), "batch_size": batch_size}},
+        spec={"given": {}, "resolved": {"cells": len(outcomes), "batch_size": work.bench.batch_size}},
         data={
             "name": images.name,
             "split": images.split,
@@ -229,8 +225,8 @@ def _run(
             "shape": list(images.shape),
         },
         environment=environment(torch.device(device)),
-        models=[assess(subject, outcomes, bench) for subject in subjects],
-        cells=[o.cell for o in outcomes],
+        models=models,
+        cells=work.cells,
     )
     if isinstance(store, Store):
         store.write_samples(outcomes)

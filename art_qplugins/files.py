@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -34,3 +35,12 @@ def _umask() -> int:
 def safe_name(name: str) -> str:
     """``name`` with everything replaced that some file system refuses. Different names may become one."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+
+
+def short_name(name: str) -> str:
+    """``name`` where a file may be called so; else the begin of it and a hash, so that different names stay different."""
+    safe = safe_name(name)
+    if safe == name and len(safe.encode()) <= 80:
+        return name
+    begin = safe.encode()[:60].decode(errors="ignore")
+    return f"{begin}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -34,6 +34,8 @@ def diagnose_module(
     claimed: float | None,
     limit: int,
     out: Path,
+    level: int | None = None,
+    budget: float | None = None,
     data_root: str | None = None,
     download: bool = False,
     progress: Progress | None = None,
@@ -49,7 +51,16 @@ def diagnose_module(
     images = load(data, "test", root=data_root, download=download).take(limit, seed=0)
     estimator = _estimator(module, images)
     return evaluate(
-        {name: estimator}, images, threat, [attack], claim=attack, claimed_accuracy=claimed, out=out, progress=progress
+        {name: estimator},
+        images,
+        threat,
+        [attack],
+        claim=attack,
+        claimed_accuracy=claimed,
+        level=level,
+        budget=budget,
+        out=out,
+        progress=progress,
     ).results
 
 

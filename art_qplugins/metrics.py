@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["accuracy", "gap_lower_bound", "wilson_interval", "worst_case"]
+__all__ = ["accuracy", "difference_interval", "gap_lower_bound", "wilson_interval", "worst_case"]
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -36,13 +36,13 @@ def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
 
     Chosen by ``selection`` and read from ``correct``, both (attacks, images). For a deterministic model they are equal.
     For a stochastic one they come from independent draws; a minimum over ``correct`` itself would count lucky draws as
-    success of the attack. Between equally bad attacks, their mean.
+    success of the attack. Between equally bad attacks, their mean. NaN: this attack was not run on this image.
 
     :return: (images,) in [0, 1].
     """
     result, chosen_by = np.asarray(correct, dtype=float), np.asarray(selection, dtype=float)
-    worst = chosen_by <= chosen_by.min(0) + 1e-12
-    return np.asarray((result * worst).sum(0) / worst.sum(0))
+    worst = chosen_by <= np.nanmin(chosen_by, 0) + 1e-12
+    return np.asarray(np.where(worst, result, 0.0).sum(0) / worst.sum(0))
 
 
 def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -63,3 +63,15 @@ def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float
     draws = np.random.default_rng(0)
     means = [difference[draws.integers(0, n, n)].mean() for _ in range(4000)]
     return gap, float(np.quantile(means, 1 - confidence))
+
+
+def difference_interval(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval of ``mean(first) - mean(second)``, both per-image correctness on the same images.
+
+    A bootstrap over images, which keeps the pairs.
+    """
+    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    draws, n = np.random.default_rng(0), len(difference)
+    means = [difference[draws.integers(0, n, n)].mean() for _ in range(4000)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

@@ -11,10 +11,11 @@ import importlib.metadata
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from art_qplugins import diagnostics
@@ -23,13 +24,13 @@ from art_qplugins.data import Dataset, load
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.cells import CellSpec
 from art_qplugins.evaluation.execute import Bench
-from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case, worst_images
 from art_qplugins.evaluation.recipe import AttackSettings, ModelSettings, Recipe
-from art_qplugins.evaluation.records import Environment, ModelResult, Results
-from art_qplugins.evaluation.store import Store
+from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Step
+from art_qplugins.evaluation.store import CellStore, Store
 from art_qplugins.evaluation.subjects import build_models, describe, estimator_for
 
-__all__ = ["Progress", "Subject", "assess", "distinct", "environment", "plan", "run_recipe", "train_recipe"]
+__all__ = ["Progress", "Subject", "Work", "distinct", "environment", "plan", "run_recipe", "train_recipe"]
 
 
 class Progress:
@@ -55,9 +56,7 @@ class Subject:
 
 
 def plan(recipe: Recipe, *, claims_only: bool = False) -> tuple[list[Subject], list[CellSpec]]:
-    """Every cell of a recipe: first the clean ones, then its attacks, then the probes of the diagnostics.
-
-    A probe that the recipe asks for already is one cell, and an attack of the recipe.
+    """Every cell of a recipe: first the clean ones, then its attacks. What a diagnosis adds depends on what these find.
 
     :param claims_only: leave out the recipe's attacks, but for the claims.
     """
@@ -75,11 +74,6 @@ def plan(recipe: Recipe, *, claims_only: bool = False) -> tuple[list[Subject], l
         for attack in recipe.attacks:
             for model in recipe.attacked(attack):
                 cells += [_cell(recipe, attack, model, eps) for eps in recipe.budgets(attack)]
-    if recipe.diagnose or claims_only:
-        steady = [m.name for m in recipe.models if not m.stochastic]
-        for subject in subjects:
-            if subject.claim is not None:
-                cells += diagnostics.probes(subject.claim, others=steady)
     return subjects, distinct(cells)
 
 
@@ -112,7 +106,7 @@ def distinct(cells: Iterable[CellSpec]) -> list[CellSpec]:
     seen: dict[Any, CellSpec] = {}
     for c in cells:
         options = tuple(sorted(ATTACKS[c.attack].resolve(c.options).items()))
-        seen.setdefault((c.model, c.source, c.attack, c.norm, c.eps, c.seed, options, c.gap), c)
+        seen.setdefault((c.model, c.source, c.attack, c.norm, c.eps, c.seed, options, c.gap, c.rows, c.start), c)
     return list(seen.values())
 
 
@@ -125,12 +119,16 @@ def run_recipe(
     download: bool = False,
     progress: Progress | None = None,
     claims_only: bool = False,
+    level: int | None = None,
+    budget: float | None = None,
 ) -> Results:
     """Train what has no checkpoint, attack, verify, diagnose, and write the records into ``out``.
 
     What is finished there already is used again. A failed cell is a row with its error.
 
     :param claims_only: put the claims to the test and run no other attack of the recipe.
+    :param level: how far the diagnosis goes, 0 to 3; by default as far as what it finds asks for.
+    :param budget: gradient evaluations per image that it may spend.
     :return: the records, as in ``results.json``; ``status`` is ``"error"`` where a cell failed.
     """
     progress = progress or Progress()
@@ -151,29 +149,27 @@ def run_recipe(
         models=[],
         cells=[],
     )
-    store.write_results(draft)
-    outcomes: list[Outcome] = []
-    try:
-        with _threads(recipe.threads):
-            modules = build_models(
-                recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
-            )
-            estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
-            bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size)
-            progress.cells(len(cells))
-            for cell in cells:
-                outcome, reused = bench.run(cell, store)
-                outcomes.append(outcome)
-                progress.cell(outcome, reused)
-    except BaseException as error:
-        status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
-        store.write_samples(outcomes)
-        store.write_results(draft.model_copy(update={"status": status, "cells": [o.cell for o in outcomes]}))
-        raise
-    models = [assess(subject, outcomes, bench) for subject in subjects]
-    status = "success" if all(o.ok for o in outcomes) else "error"
-    results = draft.model_copy(update={"status": status, "models": models, "cells": [o.cell for o in outcomes]})
-    store.write_samples(outcomes)
+    with _threads(recipe.threads):
+        modules = build_models(
+            recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
+        )
+        estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
+        bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size)
+        work = Work(bench, store, progress)
+        store.write_results(draft)
+        try:
+            work.run(cells)
+            others = [m.name for m in recipe.models if not m.stochastic]
+            wanted = recipe.diagnose or claims_only
+            models = [work.diagnose(s, others, level=level, budget=budget, climb=wanted) for s in subjects]
+        except BaseException as error:
+            status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
+            store.write_samples(work.outcomes)
+            store.write_results(draft.model_copy(update={"status": status, "cells": work.cells}))
+            raise
+    status = "success" if all(o.ok for o in work.outcomes) else "error"
+    results = draft.model_copy(update={"status": status, "models": models, "cells": work.cells})
+    store.write_samples(work.outcomes)
     store.write_results(results)
     return results
 
@@ -193,21 +189,97 @@ def train_recipe(
         build_models(recipe, data, Store(out).folder / "checkpoints", device=_device(), progress=report)
 
 
-def assess(subject: Subject, outcomes: Sequence[Outcome], bench: Bench) -> ModelResult:
-    """What the diagnostics say of one model, from all the outcomes of its run."""
-    mine = [o for o in outcomes if o.cell.model == subject.name]
-    claimed = None
-    if subject.claim is not None:
-        wanted = bench.id_of(subject.claim)
-        claimed = next(o for o in mine if o.cell.id == wanted)
-    return diagnostics.assess(
-        subject.name,
-        mine,
-        claimed=claimed,
-        claimed_accuracy=subject.claimed_accuracy,
-        description=subject.description,
-        stochastic=subject.stochastic,
-    )
+@dataclass
+class Work:
+    """The cells of a run as they are done, and what is said of the models from them."""
+
+    bench: Bench
+    store: CellStore
+    progress: Progress
+    outcomes: list[Outcome] = field(default_factory=list)
+    total: int = 0
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [o.cell for o in self.outcomes]
+
+    def run(self, specs: Sequence[CellSpec]) -> None:
+        self.total += len(specs)
+        self.progress.cells(self.total)
+        for spec in specs:
+            self._one(spec)
+
+    def _one(self, spec: CellSpec) -> Outcome:
+        """A cell that this run has already is not run again, whoever asked for it."""
+        name = self.bench.id_of(spec)
+        for known in self.outcomes:
+            if known.cell.id == name:
+                self.total -= 1
+                return known
+        outcome, reused = self.bench.run(spec, self.store)
+        self.outcomes.append(outcome)
+        self.progress.cell(outcome, reused)
+        return outcome
+
+    def _probe(self, spec: CellSpec) -> Outcome:
+        self.total += 1
+        self.progress.cells(self.total)
+        return self._one(spec)
+
+    def diagnose(
+        self,
+        subject: Subject,
+        others: Sequence[str],
+        *,
+        level: int | None = None,
+        budget: float | None = None,
+        climb: bool = True,
+    ) -> ModelResult:
+        """What the diagnostics say of one model, from all the outcomes of its run.
+
+        :param others: models to transfer from.
+        :param climb: run the ladder; else judge what the run has.
+        """
+        mine, claimed = self._of(subject), None
+        if subject.claim is not None:
+            wanted = self.bench.id_of(subject.claim)
+            claimed = next(o for o in mine if o.cell.id == wanted)
+        steps: list[Step] = []
+        clean = next(o for o in mine if o.cell.role == "clean")
+        if climb and claimed is not None and subject.claim is not None and claimed.ok and clean.ok:
+            mine, steps = diagnostics.climb(
+                subject.claim, claimed, mine, self._probe, others=others, level=level, budget=budget
+            )
+        result = diagnostics.assess(
+            subject.name,
+            mine,
+            claimed=claimed,
+            claimed_accuracy=subject.claimed_accuracy,
+            description=subject.description,
+            stochastic=subject.stochastic,
+            steps=steps,
+        )
+        if claimed is None or not claimed.ok or not isinstance(self.store, Store):
+            return result
+        return result.model_copy(update={"evidence": self._keep_evidence(subject.name, mine, claimed)})
+
+    def _of(self, subject: Subject) -> list[Outcome]:
+        return [o for o in self.outcomes if o.cell.model == subject.name]
+
+    def _keep_evidence(self, name: str, outcomes: Sequence[Outcome], claimed: Outcome) -> str | None:
+        """The images that break the model, for anyone to ask it again: ``x``, ``x_adv``, ``y``, ``ids``."""
+        legal = legal_at(outcomes, claimed.cell.norm, claimed.cell.eps)
+        rows, x_adv = worst_images(legal, self.store, self.bench.x.numpy())
+        broken = np.flatnonzero(worst_case(legal) < 0.5)
+        assert isinstance(self.store, Store)
+        return self.store.write_evidence(
+            name,
+            x=self.bench.x.numpy()[broken],
+            x_adv=x_adv[broken],
+            y=self.bench.y.numpy()[broken],
+            ids=np.array(self.bench.ids)[broken],
+            cells=np.array([legal[r].cell.id for r in rows])[broken],
+        )
 
 
 @contextlib.contextmanager

@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.attacks.registry import ATTACKS, Attack
+from art_qplugins.attacks.track import Path, tracking
 from art_qplugins.attacks.views import LogitScale, median_gap
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
@@ -30,6 +33,7 @@ class Crafted:
     backward_samples: int
     notes: tuple[str, ...]  # warnings that the library logged
     options: dict[str, Any]  # as resolved, with a temperature where one was asked for
+    path: dict[str, NDArray[np.float64]]  # of a white-box attack: what it visited, (N,) by name
 
 
 class _Counter:
@@ -55,6 +59,12 @@ def _counting(module: nn.Module) -> Iterator[_Counter]:
         yield counter
     finally:
         hook.remove()
+
+
+def _seen(
+    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
+) -> contextlib.AbstractContextManager[Path | None]:
+    return tracking(model, x, y, threat) if attack.knowledge == "white-box" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -85,6 +95,7 @@ def craft(
     options: Mapping[str, Any] | None = None,
     temperature: float | None = None,
     gap: float | None = None,
+    start: Tensor | None = None,
     batch_size: int = 250,
     seed: int = 0,
 ) -> Crafted:
@@ -96,6 +107,7 @@ def craft(
     :param y: (N,) int64, the true labels.
     :param temperature: show the attack the network with its logits divided by this.
     :param gap: the same, with the temperature that brings the median distance of the top two logits to ``gap``.
+    :param start: legal images like ``x`` to start from, for the attacks of this package.
     :param seed: of the attack's own randomness and of the draws that it sees of a stochastic model.
     """
     attack = ATTACKS[attack_id]
@@ -107,14 +119,23 @@ def craft(
         isolated(model, seed),
         draws_from(model, seed),
         _counting(model) as counter,
+        _seen(attack, model, x, y, threat) as path,
         _warnings_of("auto-attack", "art") as notes,
     ):
         if gap is not None:
             temperature = median_gap(model, x, seed=seed, batch_size=batch_size) / gap
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
+        more = {} if start is None else {"start": start}
         x_adv = attack.load()(
-            view, attack, x, y, threat=threat, options=dict(resolved), batch_size=batch_size, seed=seed
+            view, attack, x, y, threat=threat, options=dict(resolved), batch_size=batch_size, seed=seed, **more
         )
     if temperature is not None:
         resolved["temperature"] = temperature
-    return Crafted(x_adv.detach(), counter.forward, counter.backward, tuple(dict.fromkeys(notes)), options=resolved)
+    return Crafted(
+        x_adv.detach(),
+        counter.forward,
+        counter.backward,
+        tuple(dict.fromkeys(notes)),
+        resolved,
+        path.measures() if path else {},
+    )

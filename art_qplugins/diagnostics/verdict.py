@@ -1,30 +1,40 @@
 """From findings to a verdict, from proof and not from symptoms.
 
-Two answers are kept apart. The claim is about a number: is it too high? The verdict is about the model's gradients: do
-they hide adversarial images from the attack that the number comes from? A gap alone says that an attack was weak. MASKED
-needs the gap and a mechanism that is at work on most of the images that newly broke.
+Two answers are kept apart. The claim is about a number: is it too high, and by how much? The verdict is about the model's
+gradients: do they hide adversarial images? A gap alone says that an attack was weak. MASKED needs a mechanism that fired,
+the control experiment that belongs to it, and both on the same images: dividing logits that are too large, repairing a
+backward pass that is not the slope, averaging over draws, more steps where the surface turns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from art_qplugins import metrics
-from art_qplugins.diagnostics.indicators import INDICATORS, MATERIAL, Case, Reading
-from art_qplugins.evaluation.outcome import Outcome, legal_at, robust_at
-from art_qplugins.evaluation.records import Claim, Finding, ModelResult, Robust, Verdict
+from art_qplugins.diagnostics.case import MATERIAL, Case, Indicator, Reading, case_of
+from art_qplugins.diagnostics.indicators import INDICATORS
+from art_qplugins.diagnostics.mechanisms import MECHANISMS
+from art_qplugins.diagnostics.symptoms import ATTACK_HEALTH, SYMPTOMS
+from art_qplugins.diagnostics.validity import FATAL
+from art_qplugins.diagnostics.words import summary
+from art_qplugins.evaluation.outcome import Outcome, robust_at, worst_case
+from art_qplugins.evaluation.records import Claim, Finding, Layer, ModelResult, Robust, Step, Verdict
 
-__all__ = ["assess"]
+__all__ = ["assess", "verdict_of"]
 
 #: Share of the newly broken images on which a mechanism must be at work to explain them.
 _EXPLAINS = 0.5
 #: Half-width of the corrected accuracy's interval above which nothing is concluded from silence.
 _TOO_WIDE = 0.10
-#: Mechanisms of scale: they explain a gap only where undoing the scale closes it.
-_SCALE = ("M3", "M4")
-#: Without these, silence proves nothing. The others need a second model, an L-infinity budget or a one-step attack.
+#: Error rate that Holm's correction keeps over all symptoms together.
+_FAMILY = 0.05
+#: Mechanisms that hide images from other attacks on this loss too, whether or not the claimed one was fooled.
+_NUMERIC = ("M2", "M3", "M4")
+#: Proofs that speak of the model's gradient, not of the claimed attack's strength.
+_OF_THE_MODEL = ("BPDA", "EOT", "P1", "P2")
+#: Without these, silence proves nothing. The others do not apply to every model and threat.
 _REQUIRED = ("GAP", "INV-T", "P1", "M2", "M3", "M4")
 
 
@@ -36,141 +46,160 @@ def assess(
     claimed_accuracy: float | None = None,
     description: str = "",
     stochastic: bool = False,
+    steps: Sequence[Step] = (),
 ) -> ModelResult:
     """Everything that is said about one model.
 
     :param outcomes: all its cells, failed ones included; one has the role "clean".
     :param claimed: the cell whose accuracy is the claim, one of ``outcomes``; ``None`` where nothing is claimed.
     :param claimed_accuracy: the number claimed, if it is another than the cell's own.
+    :param steps: what the ladder did.
     """
     clean = next((o for o in outcomes if o.cell.role == "clean"), None)
-    failed = [o for o in outcomes if not o.ok]
-    if clean is None or not clean.ok or (claimed is not None and not claimed.ok):
-        return _invalid(name, description, stochastic, clean, failed)
+    about = {"name": name, "description": description, "stochastic": stochastic, "steps": list(steps)}
+    if clean is None or not clean.ok:
+        failed = [o for o in outcomes if not o.ok]
+        return ModelResult(**about, **_nothing(f"it could not even be asked: {_errors(failed)}"))  # type: ignore[arg-type]
     accuracy, interval = metrics.accuracy(clean.column("correct"))
-    budgets = sorted({(o.cell.norm, o.cell.eps) for o in outcomes if o.ok and o.cell.eps > 0})
-    robust = [robust_at(outcomes, *budget) for budget in budgets]
-    verdict, findings, claim, summary = _judge(clean, outcomes, failed, claimed, claimed_accuracy)
+    about["stochastic"] = stochastic or bool(clean.cell.facts.get("random"))
+    about |= {"clean_accuracy": accuracy, "clean_interval": interval, "n": len(clean.samples)}
+    budgets = sorted({(o.cell.norm, o.cell.eps) for o in outcomes if o.ok and o.cell.eps > 0 and _whole(o)})
+    about["robust"] = [robust_at(outcomes, *budget) for budget in budgets]
+    if claimed is None:
+        said = {"verdict": "INCONCLUSIVE", "claim": Claim(status="NONE"), "findings": []}
+        return ModelResult(**about, **said, summary="No number was claimed, so there was nothing to test.")  # type: ignore[arg-type]
+    measurable = claimed.ok
+    case = case_of(outcomes, claimed if measurable else clean)
+    findings, readings = read_all(case)
+    invalid = [f for f in FATAL if readings[f].fired]
+    if not measurable or invalid:
+        reasons = [findings[f].title[0].lower() + findings[f].title[1:] for f in invalid]
+        if not measurable:
+            reasons.append(f"{claimed.cell.attack} failed: {_errors([claimed])}")
+            findings = {k: f for k, f in findings.items() if f.class_ == "V" or k == "M1"}
+        said = _nothing("; ".join(reasons)) | {"findings": list(findings.values()), "robust": about["robust"]}
+        return ModelResult(**{**said, **{k: v for k, v in about.items() if k != "robust"}})  # type: ignore[arg-type]
+    robust = robust_at(outcomes, claimed.cell.norm, claimed.cell.eps)
+    claim = _claim(case, robust, claimed_accuracy, bool(readings["GAP"].fired))
+    explaining = explanations(readings)
+    verdict = _verdict(readings, explaining, robust)
+    guilty = case.facts.get("guilty")
+    layer = Layer(layer=guilty["layer"], op=guilty["op"], share=guilty["share"]) if guilty else None
     return ModelResult(
-        name=name,
-        description=description,
-        stochastic=stochastic,
-        clean_accuracy=accuracy,
-        clean_interval=interval,
-        n=len(clean.samples),
-        robust=robust,
+        **about,  # type: ignore[arg-type]
         verdict=verdict,
-        summary=summary,
         claim=claim,
-        findings=findings,
+        findings=list(findings.values()),
+        layer=layer,
+        summary=summary(verdict, case, claim, [findings[m] for m, _ in explaining], layer),
     )
 
 
-def _judge(
-    clean: Outcome,
-    outcomes: Sequence[Outcome],
-    failed: Sequence[Outcome],
-    claimed: Outcome | None,
-    claimed_accuracy: float | None,
-) -> tuple[Verdict, list[Finding], Claim, str]:
-    if claimed is None:
-        return "INCONCLUSIVE", [], Claim(status="NONE"), "No number was claimed, so there was nothing to test."
-    budget = claimed.cell.norm, claimed.cell.eps
-    case = Case(clean, claimed, legal_at(outcomes, *budget), failed)
-    findings, readings = {}, {}
+def verdict_of(outcomes: Sequence[Outcome], claimed: Outcome) -> Verdict:
+    """The verdict alone."""
+    return assess("", outcomes, claimed=claimed).verdict
+
+
+def read_all(case: Case) -> tuple[dict[str, Finding], dict[str, Reading]]:
+    """Every indicator's finding and reading, the symptoms corrected for their number."""
+    findings: dict[str, Finding] = {}
+    readings: dict[str, Reading] = {}
     for indicator in INDICATORS:
         findings[indicator.id], readings[indicator.id] = indicator(case)
-    robust = robust_at(outcomes, *budget)
-    claim = _claim(case, robust, claimed_accuracy, bool(readings["GAP"].fired))
-    explaining = _explaining(case, readings)
-    verdict = _verdict(readings, explaining, robust)
-    summary = _summary(verdict, case, claim, [findings[i] for i in explaining])
-    return verdict, list(findings.values()), claim, summary
+    for name, fired in holm({s.id: readings[s.id].p_value for s in SYMPTOMS}).items():
+        findings[name] = findings[name].model_copy(update={"fired": fired})
+        readings[name] = _with(readings[name], fired)
+    return findings, readings
 
 
-def _claim(case: Case, robust: Robust, claimed_accuracy: float | None, gap: bool) -> Claim:
-    measured = case.claimed.cell.accuracy
-    if claimed_accuracy is not None:
-        gap = robust.interval[1] < claimed_accuracy - MATERIAL
-    return Claim(
-        status="OVERSTATED" if gap else "HOLDS",
-        attack=case.claimed.cell.attack,
-        norm=robust.norm,
-        eps=robust.eps,
-        accuracy=measured if claimed_accuracy is None else claimed_accuracy,
-        corrected=robust.accuracy,
-        interval=robust.interval,
-    )
+def _with(reading: Reading, fired: bool) -> Reading:
+    return Reading(fired, reading.value, reading.evidence, reading.present, reading.broke, reading.p_value)
 
 
-def _explaining(case: Case, readings: dict[str, Reading]) -> list[str]:
-    """The mechanisms that fired and are at work on most of the newly broken images."""
-    broken = case.newly_broken
-    if not broken.any():
-        return []
+def holm(p_values: Mapping[str, float | None]) -> dict[str, bool]:
+    """Which of these are significant together at 5 % (Holm 1979). Those without a p-value are left out."""
+    order = sorted((p, name) for name, p in p_values.items() if p is not None)
+    fired, still = {}, True
+    for i, (p, name) in enumerate(order):
+        still = still and p <= _FAMILY / (len(order) - i)
+        fired[name] = still
+    return fired
+
+
+def explanations(readings: Mapping[str, Reading]) -> list[tuple[str, str]]:
+    """(mechanism, proof): both fired, and the mechanism is at work on most of the images that the proof newly broke."""
     found = []
-    for name, reading in readings.items():
-        undone = name not in _SCALE or readings["INV-T"].fired
-        if undone and reading.fired and reading.present is not None and np.mean(reading.present[broken]) >= _EXPLAINS:
-            found.append(name)
+    for mechanism in MECHANISMS:
+        here = readings[mechanism.id]
+        proofs = [p for p in mechanism.proof if here.fired and readings[p].fired and _at_work(here, readings[p])]
+        found += [(mechanism.id, proof) for proof in proofs[:1]]
     return found
 
 
-def _verdict(readings: dict[str, Reading], explaining: Sequence[str], robust: Robust) -> Verdict:
+def _at_work(mechanism: Reading, proof: Reading) -> bool:
+    if mechanism.present is None or proof.broke is None or not proof.broke.any():
+        return False
+    return bool(np.mean(mechanism.present[proof.broke]) >= _EXPLAINS)
+
+
+def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robust: Robust) -> Verdict:
     fired = {name for name, reading in readings.items() if reading.fired}
-    if "GAP" in fired and explaining:
+    if explaining:
         return "MASKED"
-    if fired & {"M2", "M3", "M4", "M7", "P1", "P2", "INV-T"}:
+    groups = {s.group for s in SYMPTOMS if s.id in fired} - {ATTACK_HEALTH}
+    if fired & {*_OF_THE_MODEL, *_NUMERIC, "M1", "M10"} or len(groups) >= 2 or _unsettled(readings):
         return "SUSPECT"
     skipped = any(readings[name].fired is None for name in _REQUIRED)
-    if "V1" in fired or skipped or (robust.interval[1] - robust.interval[0]) / 2 > _TOO_WIDE:
+    if "V0" in fired or skipped or (robust.interval[1] - robust.interval[0]) / 2 > _TOO_WIDE:
         return "INCONCLUSIVE"
     return "NOT_REFUTED"
 
 
-def _summary(verdict: Verdict, case: Case, claim: Claim, explaining: Sequence[Finding]) -> str:
-    n = len(case.clean.samples)
-    assert claim.accuracy is not None and claim.corrected is not None and claim.interval is not None
-    low, high = (f"{100 * v:.1f}" for v in claim.interval)
-    budget = f"{claim.norm} eps = {claim.eps:.4g}"
-    left = case.claimed.cell.accuracy or 0.0
-    said = "" if claim.accuracy == left else f"Claimed are {100 * claim.accuracy:.1f} %. "
-    number = (
-        f"{said}{case.claimed.cell.label} leaves {100 * left:.1f} % of {n} images standing at {budget}; "
-        f"the worst case over all attacks that were run leaves {100 * claim.corrected:.1f} % [{low}, {high}]."
-    )
-    if verdict == "MASKED":
-        why = ", and ".join(f"{f.title[0].lower()}{f.title[1:]}" for f in explaining)
-        return f"The claimed number is an illusion. {number} The gradient hides the difference: {why}."
-    opening = {
-        "OVERSTATED": "The claimed number is too high.",
-        "HOLDS": "No attack that was run contradicts the claimed number.",
-    }[claim.status]
-    ending = {
-        "SUSPECT": "There are signs that gradients mislead the attack, short of proof that they explain a gap.",
-        "NOT_REFUTED": "No check that ran found masked gradients; this is an upper bound, not a guarantee.",
-        "INCONCLUSIVE": "Some checks did not run or too few images were used, so silence proves nothing.",
-    }[verdict]
-    return f"{opening} {number} {ending}"
+def _unsettled(readings: Mapping[str, Reading]) -> list[Indicator]:
+    """Mechanisms that fired and for which no control experiment was made. One that was made and found nothing settles."""
+    others = [m for m in MECHANISMS if m.id not in _NUMERIC]
+    return [m for m in others if readings[m.id].fired and all(readings[p].fired is None for p in m.proof)]
 
 
-def _invalid(
-    name: str, description: str, stochastic: bool, clean: Outcome | None, failed: Sequence[Outcome]
-) -> ModelResult:
-    ok = clean is not None and clean.ok
-    accuracy, interval = metrics.accuracy(clean.column("correct")) if ok and clean else (0.0, (0.0, 1.0))
-    last_lines = {(o.cell.error or "").strip().splitlines()[-1] for o in failed if o.cell.error}
-    errors = "; ".join(sorted(line.removeprefix("art_qplugins.errors.InputError: ") for line in last_lines))
-    return ModelResult(
-        name=name,
-        description=description,
-        stochastic=stochastic,
-        clean_accuracy=accuracy,
-        clean_interval=interval,
-        n=len(clean.samples) if clean else 0,
-        robust=[],
-        verdict="INVALID",
-        summary=f"The evaluation itself failed, so there is no number: {errors or 'no clean cell'}.",
-        claim=Claim(status="NONE"),
-        findings=[],
+def _claim(case: Case, robust: Robust, claimed_accuracy: float | None, gap: bool) -> Claim:
+    measured = case.claimed.column("correct")
+    accuracy = float(measured.mean()) if claimed_accuracy is None else claimed_accuracy
+    if claimed_accuracy is None:
+        interval = metrics.difference_interval(measured, worst_case(case.legal))
+    else:
+        gap = robust.interval[1] < claimed_accuracy - MATERIAL
+        interval = (claimed_accuracy - robust.interval[1], claimed_accuracy - robust.interval[0])
+    return Claim(
+        status="OVERSTATED" if gap else "HOLDS",
+        attack=case.claimed.cell.attack,
+        cell=case.claimed.cell.id,
+        norm=robust.norm,
+        eps=robust.eps,
+        accuracy=accuracy,
+        corrected=robust.accuracy,
+        interval=robust.interval,
+        overstated_by=accuracy - robust.accuracy,
+        overstated_interval=interval,
     )
+
+
+def _whole(o: Outcome) -> bool:
+    return o.cell.rows is None
+
+
+def _nothing(why: str) -> dict[str, object]:
+    return {
+        "clean_accuracy": 0.0,
+        "clean_interval": (0.0, 1.0),
+        "n": 0,
+        "robust": [],
+        "verdict": "INVALID",
+        "summary": f"The evaluation itself failed, so there is no number: {why}.",
+        "claim": Claim(status="NONE"),
+        "findings": [],
+    }
+
+
+def _errors(failed: Sequence[Outcome]) -> str:
+    lines = {(o.cell.error or "").strip().splitlines()[-1] for o in failed if o.cell.error}
+    return "; ".join(sorted(line.removeprefix("art_qplugins.errors.InputError: ") for line in lines)) or "no clean cell"

@@ -12,7 +12,7 @@ from typing import Any
 from art_qplugins._version import __version__
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Role
-from art_qplugins.files import safe_name
+from art_qplugins.files import safe_name, short_name
 
 __all__ = ["CellSpec", "cell_id"]
 
@@ -34,9 +34,12 @@ class CellSpec:
     norm: str
     eps: float
     seed: int
+    restart: int = 0  # another number: the same attack with other random numbers of its own, judged by the same draws
     role: Role = "attack"
     options: Mapping[str, Any] = field(default_factory=dict)
     gap: float | None = None  # show the attack logits divided so that the median gap of the top two is this
+    rows: tuple[int, ...] | None = None  # positions of the images to attack; None for all
+    start: tuple[str, ...] = ()  # ids of finished cells: start, per image, from the one that came closest
 
 
 def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: int) -> str:
@@ -54,18 +57,9 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
         "torch": _version("torch"),
     }
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
-    where = "" if spec.source == spec.model else f".from-{_short(spec.source)}"
+    where = "" if spec.source == spec.model else f".from-{short_name(spec.source)}"
     budget = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"
-    return safe_name(f"{_short(spec.model)}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
-
-
-def _short(name: str) -> str:
-    """``name`` where a file may be called so; else the begin of it and a hash, so that different names stay different."""
-    safe = safe_name(name)
-    if safe == name and len(safe.encode()) <= 80:
-        return name
-    begin = safe.encode()[:60].decode(errors="ignore")
-    return f"{begin}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return safe_name(f"{short_name(spec.model)}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
 
 
 def _version(package: str) -> str:

@@ -23,10 +23,11 @@ from art_qplugins.attacks.craft import craft
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cells import CellSpec, cell_id
+from art_qplugins.evaluation.measure import measure
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
 from art_qplugins.evaluation.store import CellStore
-from art_qplugins.evaluation.verify import check_legal, judge, probe, stream
+from art_qplugins.evaluation.verify import check_legal, judge, stream
 from art_qplugins.threat import Threat
 
 __all__ = ["Bench", "fingerprint"]
@@ -135,17 +136,18 @@ class Bench:
             cell = found.cell.model_copy(update={"role": spec.role, "model": spec.model, "source": spec.source})
             return Outcome(cell, found.samples), True
         try:
-            outcome, x_adv = self._run(name, spec)
+            outcome, x_adv = self._run(name, spec, store)
         except Exception:
             logger.debug("cell %s failed", name, exc_info=True)
             return Outcome(_failed(name, spec), []), False
         store.save(outcome, x_adv)
         return outcome, False
 
-    def _run(self, name: str, spec: CellSpec) -> tuple[Outcome, NDArray[np.float32]]:
+    def _run(self, name: str, spec: CellSpec, store: CellStore) -> tuple[Outcome, NDArray[np.float32]]:
         source, target = self.estimators[spec.source], self.estimators[spec.model]
         threat = Threat(spec.norm, spec.eps)
-        x, y = self.x.to(target.device), self.y.to(target.device)
+        rows = list(range(len(self.ids))) if spec.rows is None else list(spec.rows)
+        x, y = self.x[rows].to(target.device), self.y[rows].to(target.device)
         started = time.perf_counter()
         crafted = craft(
             source,
@@ -155,28 +157,31 @@ class Bench:
             threat=threat,
             options=spec.options,
             gap=spec.gap,
+            start=self._start(spec, rows, store),
             batch_size=self.batch_size,
-            seed=stream(spec.seed, "attack"),
+            seed=stream(spec.seed, f"attack/{spec.restart}" if spec.restart else "attack"),
         )
-        seconds = time.perf_counter() - started
         x_adv = crafted.x_adv.to(x)
         distance = check_legal(x, x_adv, threat)
         verdict = judge(target.model, x_adv, y, seed=spec.seed, batch_size=self.batch_size)
-        measured = {}
-        if spec.role == "clean":
-            measured = probe(
+        measured, facts, costs = crafted.path, {}, (crafted.forward_samples, crafted.backward_samples)
+        if spec.role == "clean" and crafted.options["radius"] > 0:
+            found = measure(
                 target,
                 x,
                 y,
-                step=float(crafted.options["step"]),
+                threat=Threat(spec.norm, crafted.options["radius"]),
                 directions=int(crafted.options["directions"]),
                 seed=spec.seed,
                 batch_size=self.batch_size,
             )
+            measured, facts = found.samples, found.cell | {"pixels": x[0].numel()}
+            costs = (round(facts["costs"]["forward"] * len(rows)), round(facts["costs"]["backward"] * len(rows)))
+        seconds = time.perf_counter() - started
         samples = [
             Sample(
                 cell=name,
-                sample=sample,
+                sample=self.ids[row],
                 label=int(y[i]),
                 prediction=int(verdict.prediction[i]),
                 correct=float(verdict.correct[i]),
@@ -184,25 +189,45 @@ class Bench:
                 distance=float(distance[i]),
                 margin=_finite(verdict.margin[i]),
                 loss=_finite(verdict.loss[i]),
-                **{key: _finite(values[i]) for key, values in measured.items()},
+                measures={key: _finite(values[i]) for key, values in measured.items()},
             )
-            for i, sample in enumerate(self.ids)
+            for i, row in enumerate(rows)
         ]
         accuracy, interval = metrics.accuracy(verdict.correct)
         cell = _cell(
             name,
             spec,
-            params=crafted.options,
+            params=crafted.options | ({"restart": spec.restart} if spec.restart else {}),
             n=len(samples),
             accuracy=accuracy,
             interval=interval,
-            forward_samples=crafted.forward_samples,
-            backward_samples=crafted.backward_samples,
+            forward_samples=costs[0],
+            backward_samples=costs[1],
             seconds=seconds,
             status="success",
             notes=list(crafted.notes),
+            rows=None if spec.rows is None else rows,
+            of=None if spec.rows is None else len(self.ids),
+            facts=facts,
         )
         return Outcome(cell, samples), x_adv.cpu().numpy()
+
+    def _start(self, spec: CellSpec, rows: Sequence[int], store: CellStore) -> Tensor | None:
+        """Per image, what came closest to breaking it among the cells that the spec names."""
+        if not spec.start:
+            return None
+        start, closest = self.x[rows].clone(), np.full(len(rows), np.inf)
+        for name in spec.start:
+            outcome = store.load(name)
+            if outcome is None:
+                raise ValueError(f"the cell {name} to start from is gone; run the same command again")
+            images, attacked = store.images(name), outcome.cell.rows
+            where = {row: i for i, row in enumerate(range(len(self.ids)) if attacked is None else attacked)}
+            for i, row in enumerate(rows):
+                margin = outcome.samples[where[row]].margin if row in where else None
+                if margin is not None and margin < closest[i]:
+                    start[i], closest[i] = torch.from_numpy(images[where[row]]), margin
+        return start.to(self.estimators[spec.source].device)
 
 
 def _finite(value: float) -> float | None:

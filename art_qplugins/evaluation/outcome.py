@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,18 @@ from numpy.typing import NDArray
 from art_qplugins import metrics
 from art_qplugins.evaluation.records import Cell, Robust, Sample
 
-__all__ = ["Outcome", "legal_at", "robust_at", "worst_case"]
+__all__ = ["Outcome", "legal_at", "robust_at", "worst_case", "worst_images"]
+
+
+class Images(Protocol):
+    """Where the images of finished cells are."""
+
+    def images(self, cell_id: str) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One finished or failed cell. The rows are in the same order of images in every cell of a model."""
+    """One finished or failed cell. Its columns are over all images, in the same order in every cell of a model."""
 
     cell: Cell
     samples: Sequence[Sample]
@@ -27,8 +33,14 @@ class Outcome:
         return self.cell.status == "success"
 
     def column(self, name: str) -> NDArray[Any]:
-        """One field of all rows; ``None`` becomes NaN."""
-        return np.array([getattr(row, name) for row in self.samples], dtype=float)
+        """One field or measure, (images,); NaN where it is ``None`` and on images that this cell did not attack."""
+        found = [row.measures.get(name) if name in row.measures else getattr(row, name, None) for row in self.samples]
+        values = np.array(found, dtype=float)
+        if self.cell.rows is None:
+            return values
+        result = np.full(self.cell.of or 0, np.nan)
+        result[self.cell.rows] = values
+        return result
 
 
 def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome]:
@@ -46,3 +58,17 @@ def robust_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> Robust:
     legal = legal_at(outcomes, norm, eps)
     accuracy, interval = metrics.accuracy(worst_case(legal))
     return Robust(norm=norm, eps=eps, accuracy=accuracy, interval=interval, attacks=[o.cell.id for o in legal])
+
+
+def worst_images(
+    outcomes: Sequence[Outcome], images: Images, x: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Per image, which of these cells was worst for it, and the image that it left; ``x`` where there is none."""
+    chosen = np.nanargmin([o.column("selection") for o in outcomes], axis=0)
+    result = x.copy()
+    for i in np.unique(chosen):
+        rows = outcomes[i].cell.rows
+        where = np.arange(len(x)) if rows is None else np.array(rows)
+        mine = chosen[where] == i
+        result[where[mine]] = images.images(outcomes[i].cell.id)[mine]
+    return chosen, result

@@ -39,8 +39,9 @@ class Sample(Record):
     distance: float  # from the clean image, in the cell's norm
     margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
-    gradient: float | None = None  # max |d loss / d x|; clean cells only, as is the next
-    fidelity: float | None = None  # correlation of what the gradient predicts with what small steps really do
+    # What else was measured of this image: in clean cells what evaluation/measure.py lists, in white-box cells the
+    # attack's path. None where it is not finite.
+    measures: dict[str, float | None] = {}
 
 
 class Cell(Record):
@@ -64,6 +65,9 @@ class Cell(Record):
     status: Literal["success", "error"]
     error: str | None = None
     notes: list[str] = []  # warnings that the attack's library gave
+    rows: list[int] | None = None  # positions of the images that were attacked, where not all; n counts these
+    of: int | None = None  # images in all, where rows is given
+    facts: dict[str, Any] = {}  # what was found of the model as a whole; clean cells only
 
     @property
     def label(self) -> str:
@@ -83,6 +87,10 @@ class Finding(Record):
     threshold: float
     evidence: str  # a sentence with the numbers in it
     mitigation: str
+    p_value: float | None = None  # symptoms: before Holm's correction, of "no more than the material share"
+    group: str | None = None  # symptoms that go together count once
+    shows_not: str = ""  # what it does not prove
+    source: str = ""
 
 
 class Claim(Record):
@@ -90,6 +98,9 @@ class Claim(Record):
 
     status: Literal["HOLDS", "OVERSTATED", "NONE"]
     attack: str | None = None  # attack id of the claim
+    cell: str | None = None  # id of its cell
+    overstated_by: float | None = None  # claimed minus corrected, paired where both were measured
+    overstated_interval: Interval | None = None
     norm: str | None = None
     eps: float | None = None
     accuracy: float | None = None  # as claimed
@@ -107,6 +118,28 @@ class Robust(Record):
     attacks: list[str]  # ids of the cells that count here (all with the same norm and at most this eps)
 
 
+class Step(Record):
+    """One step of the diagnosis: what was tried, what it cost, or why it was not."""
+
+    id: str
+    level: int  # 0 to 3: the rung of the ladder
+    title: str
+    status: Literal["run", "skipped", "failed"]
+    reason: str = ""  # why it was skipped
+    cells: list[str] = []
+    standing: int | None = None  # images that no attack had broken before it
+    forward: float = 0.0  # passes per image of the whole set
+    backward: float = 0.0  # gradient evaluations per image of the whole set
+
+
+class Layer(Record):
+    """The operation at which the gradient is lost."""
+
+    layer: str
+    op: str
+    share: float  # of the images whose gradient ends there
+
+
 class ModelResult(Record):
     name: str
     description: str
@@ -119,6 +152,9 @@ class ModelResult(Record):
     summary: str  # the verdict in a few plain sentences
     claim: Claim
     findings: list[Finding]
+    steps: list[Step] = []
+    layer: Layer | None = None
+    evidence: str | None = None  # file in the run's folder that holds the images that prove it
 
 
 class Environment(Record):

@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Results, Sample
-from art_qplugins.files import write_atomically
+from art_qplugins.files import short_name, write_atomically
 
 __all__ = ["CellStore", "Memory", "Store"]
 
@@ -81,6 +81,15 @@ class Store:
     def images(self, cell_id: str) -> NDArray[np.float32]:
         with np.load(self.folder / "cells" / f"{cell_id}.npz", allow_pickle=False) as archive:
             return np.asarray(archive["x_adv"])
+
+    def write_evidence(self, model: str, **arrays: NDArray[Any]) -> str:
+        """``evidence/MODEL.npz``; its path within the folder."""
+        path = self.folder / "evidence" / f"{short_name(model)}.npz"
+        path.parent.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomically(path, buffer.getvalue())
+        return str(path.relative_to(self.folder))
 
     def write_results(self, results: Results) -> None:
         content = results.model_dump_json(by_alias=True, indent=1)

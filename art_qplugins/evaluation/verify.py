@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.estimators.fidelity import fidelity, gradient, logit_margin, stream
+from art_qplugins.estimators.fidelity import logit_margin, stream
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
 from art_qplugins.threat import Threat
 
-__all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "probe", "stream"]
+__all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "stream"]
 
 #: How often a stochastic model is deployed afresh to score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
-#: Calls of a stochastic model that a probe averages over.
-_PROBE_CALLS = 8
 #: eps is compared in float64 after float32 arithmetic in the attack; relative to eps where that is above 1.
 _TOLERANCE = 1e-6
 
@@ -105,37 +100,3 @@ def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -
         rows = int(logits.isnan().any(-1).any(0).sum())
         raise ValueError(f"{type(module).__name__} gives NaN for {rows} of {len(x)} images")
     return logits
-
-
-def probe(
-    estimator: QuantizedClassifier,
-    x: Tensor,
-    y: Tensor,
-    *,
-    step: float,
-    directions: int,
-    seed: int,
-    batch_size: int = 250,
-) -> dict[str, NDArray[Any]]:
-    """What an attack starts from, measured at the clean images.
-
-    ``gradient`` is max |d CE / d x|, in float32 as an attack computes it. ``fidelity`` is that of the gradient of the
-    logit margin; see :func:`~art_qplugins.estimators.fidelity.fidelity`.
-
-    :param step: h, in units of pixels; 0 leaves fidelity out.
-    """
-    module = estimator.model
-    # An attack that averages over draws follows the slope of the mean, so that is what is measured.
-    calls = _PROBE_CALLS if is_stochastic(module) else 1
-    result: dict[str, list[Tensor]] = {"gradient": []} | ({"fidelity": []} if step > 0 else {})
-    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        slope = gradient(module, images, partial(_cross_entropy, labels), seed=seed)
-        result["gradient"].append(slope.abs().flatten(1).amax(1))
-        if step > 0:
-            found = fidelity(module, images, labels, step=step, directions=directions, seed=seed, calls=calls)
-            result["fidelity"].append(found)
-    return {name: torch.cat(parts).double().cpu().numpy() for name, parts in result.items()}
-
-
-def _cross_entropy(y: Tensor, logits: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits, y, reduction="none")

@@ -1,0 +1,253 @@
+"""Symptoms (class S): comparisons that healthy gradients pass. None proves anything; two of different groups make a
+suspicion. Those about the model are corrected for their number (Holm 1979); those about the claimed attack alone, group
+``claimed attack``, explain an overstated claim and say nothing about the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import binom
+
+from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.diagnostics.case import MATERIAL, Case, Indicator, Reading, beats, percent
+from art_qplugins.evaluation.outcome import Outcome
+
+__all__ = ["ATTACK_HEALTH", "SYMPTOMS"]
+
+ATTACK_HEALTH = "claimed attack"
+
+
+def _more(
+    what: str, weaker: Callable[[Case], Sequence[Outcome]], stronger: Callable[[Case], Sequence[Outcome]]
+) -> Callable[[Case, float], Reading]:
+    def read(case: Case, threshold: float) -> Reading:
+        before, after = weaker(case), stronger(case)
+        if not before or not after:
+            return Reading(None, None, f"Not run: there is nothing to compare for {what}.")
+        gap, _, broke = beats(case, before, after)
+        p = float(binom.sf(int(broke.sum()) - 1, case.n, threshold))
+        return Reading(
+            p < 0.05, gap, f"{what[0].upper()}{what[1:]} breaks {int(broke.sum())} of {case.n} images more.", p_value=p
+        )
+
+    return read
+
+
+def _pick(case: Case, keep: Callable[[Outcome], bool]) -> list[Outcome]:
+    return [o for o in case.as_is if keep(o)]
+
+
+def _one_step(case: Case) -> list[Outcome]:
+    return _pick(case, lambda o: ATTACKS[o.cell.attack].one_step and o.cell.eps == case.claimed.cell.eps)
+
+
+def _unbounded(case: Case, threshold: float) -> Reading:
+    found = [o for o in case.other if o.cell.role == "probe" and o.cell.eps > case.claimed.cell.eps]
+    if not found:
+        return Reading(None, None, "Not run: no attack with a budget that allows every image.")
+    left = found[0].column("correct")
+    left = left[~np.isnan(left)]
+    classes = max(2, int(max(row.label for row in case.clean.samples)) + 1)
+    standing, chance = int((left >= 0.5).sum()), 1 / classes
+    p = float(binom.sf(standing - 1, len(left), chance + threshold))
+    return Reading(
+        p < 0.05,
+        float(left.mean()),
+        f"With {found[0].cell.norm} eps = {found[0].cell.eps:.3g}, where every image can become grey, {standing} of "
+        f"{len(left)} images still stand (chance is {percent(chance)}).",
+        p_value=p,
+    )
+
+
+def _curve(case: Case, threshold: float) -> Reading:
+    same = case.claimed.cell
+    curve = [
+        o
+        for o in [*case.legal, *case.other]
+        if (o.cell.attack, o.cell.source, o.cell.norm) == (same.attack, same.source, same.norm)
+        and o.cell.rows is None
+        and o.cell.params == same.params
+        and o.cell.eps > 0
+    ]
+    if len({o.cell.eps for o in curve}) < 2:
+        return Reading(None, None, "Not run: the claimed attack was run at one eps.")
+    curve.sort(key=lambda o: o.cell.eps)
+    rise, p = 0.0, 1.0
+    for small, large in zip(curve, curve[1:], strict=False):
+        a, b = small.column("correct"), large.column("correct")
+        worse = int(((a < 0.5) & (b >= 0.5)).sum())
+        rise = max(rise, float(b.mean() - a.mean()))
+        p = min(p, float(binom.sf(worse - 1, len(a), threshold)))
+    return Reading(
+        p < 0.05, rise, f"From one eps to the next larger one, accuracy rises by at most {percent(rise)}.", p_value=p
+    )
+
+
+def _silent(case: Case, threshold: float) -> Reading:
+    best, left = case.claimed.column("path_best"), case.claimed.column("margin")
+    if case.facts.get("random"):
+        return Reading(False, None, "Does not apply: one draw of a random model says nothing of the next.")
+    if np.isnan(best).all():
+        return Reading(None, None, "Not measured: the claimed attack's path was not recorded.")
+    share = float(np.mean((best < 0) & (left >= 0)))
+    return Reading(
+        share > threshold,
+        share,
+        f"On {percent(share)} of the images the attack passed an adversarial image and returned another.",
+    )
+
+
+def _unfinished(case: Case, threshold: float) -> Reading:
+    progress, left = case.claimed.column("path_progress"), case.claimed.column("correct") >= 0.5
+    if np.isnan(progress).all() or not left.any():
+        return Reading(None, None, "Not measured: no path of an image that the claimed attack leaves.")
+    share = float(np.nanmean(progress[left] > 0.05))
+    return Reading(
+        share > threshold,
+        share,
+        f"On {percent(share)} of the images that it leaves, the claimed attack was still getting closer when it stopped.",
+    )
+
+
+def _transfer_failure(case: Case, threshold: float) -> Reading:
+    if case.claimed.cell.source == case.claimed.cell.model:
+        return Reading(False, None, "Does not apply: the claimed attack was crafted on the model itself.")
+    left = float(case.claimed.cell.accuracy or 0.0)
+    return Reading(left > threshold, left, f"Crafted on {case.claimed.cell.source}, {percent(left)} still stand.")
+
+
+def _surface(column: str, words: str, *, above: bool = True) -> Callable[[Case, float], Reading]:
+    def read(case: Case, threshold: float) -> Reading:
+        values = case.clean.column(column)[case.right]
+        if not len(values) or np.isnan(values).all():
+            return Reading(None, None, f"Not measured: {case.facts.get('skipped', {}).get(column, 'no ' + column)}.")
+        middle = float(np.nanmedian(values))
+        return Reading(middle > threshold if above else middle < threshold, middle, words.format(middle))
+
+    return read
+
+
+_CARLINI = "Carlini et al. 2019; Athalye et al. 2018"
+_PINTOR = "Pintor et al. 2022"
+
+
+def _symptom(id: str, title: str, group: str, read: Callable[[Case, float], Reading], **more: object) -> Indicator:
+    settings = {"threshold": MATERIAL, "cost": "20 B on the images that are left", "source": _CARLINI, **more}
+    settings.setdefault("formula", "exact binomial test of b/n against the threshold, b: newly broken images")
+    settings.setdefault("shows", "The attack, or the surface that it climbs, is not what it seems.")
+    settings.setdefault("shows_not", "That gradients are masked: weak attacks and curved models do it too.")
+    settings.setdefault("mitigation", "More steps, restarts, and other step sizes.")
+    return Indicator(id=id, title=title, class_="S", group=group, read=read, **settings)  # type: ignore[arg-type]
+
+
+SYMPTOMS: tuple[Indicator, ...] = (
+    _symptom(
+        "S1",
+        "One step breaks what many steps leave",
+        "direction",
+        _more("one step", lambda case: case.reference, _one_step),
+        cost="1 B",
+        mitigation="Find out why more steps do worse: step size, random start, or a surface trained against one of them.",
+    ),
+    _symptom(
+        "S2",
+        "A budget that allows every image is not enough",
+        "eps-curve",
+        _unbounded,
+        threshold=0.05,
+        formula="binomial test of what stands at eps = 0.5 against chance",
+        mitigation="The attack is broken on this model; use another loss or gradient.",
+    ),
+    _symptom("S3", "Accuracy rises with eps", "eps-curve", _curve, cost="0 where a recipe asks for several eps"),
+    _symptom(
+        "S5",
+        "More than twice the steps break more",
+        "step-count",
+        _more(
+            "an attack of 50 steps in place of 20",
+            lambda case: case.first,
+            lambda case: case.longer,
+        ),
+        cost="50 B on the images that are left",
+    ),
+    _symptom(
+        "S6",
+        "Another random start breaks more",
+        "restarts",
+        _more(
+            "the same attack from another start",
+            lambda case: case.first,
+            lambda case: case.restarted,
+        ),
+        source="Mosbach et al. 2018; " + _CARLINI,
+    ),
+    _symptom(
+        "S7",
+        "Aiming at each class breaks what aiming away leaves",
+        "direction",
+        _more(
+            "aiming at every other class",
+            lambda case: [*case.first, *case.longer, *case.restarted],
+            lambda case: case.targeted,
+        ),
+        cost="180 B on the images that are left",
+        mitigation="Report attacks that aim at each class (APGD-T, multi-targeted).",
+    ),
+    _symptom(
+        "I2",
+        "The margin is unstable around the image",
+        "surface",
+        _surface("instability", "Random steps of 4/255 change the logit margin by {:.2f} of itself (median)."),
+        threshold=0.5,
+        cost="20 F",
+        source=_PINTOR + ", I2, on the margin",
+        formula="median of mean |m(x) - m(x + d)| / |m(x)|",
+    ),
+    _symptom(
+        "L6",
+        "The gradients of the two largest logits are out of balance",
+        "surface",
+        _surface("imbalance", "The gradients of the two largest logits differ by a factor of {:.3g} in norm (median)."),
+        threshold=5.0,
+        cost="2 B",
+        source="Jiang et al. 2020, from memory",
+        formula="median of the larger of ||dz_y|| / ||dz_other|| and its inverse",
+        mitigation="Attack single logits in turn (MD attack), or aim at each class.",
+    ),
+    _symptom(
+        "I3",
+        "The claimed attack returns a worse image than it had",
+        ATTACK_HEALTH,
+        _silent,
+        threshold=0.01,
+        cost="0",
+        source=_PINTOR + ", I3",
+        formula="share of images with an adversarial iterate and a returned image that is none",
+        shows="The attack's implementation gives successes away.",
+        mitigation="Return the best iterate, not the last.",
+    ),
+    _symptom(
+        "I4",
+        "The claimed attack had not converged",
+        ATTACK_HEALTH,
+        _unfinished,
+        threshold=0.9,
+        cost="0",
+        source=_PINTOR + ", I4, on the margin, with a floor for flat paths",
+        formula="share of images left with a fall of more than 5 % of the path's range in its last 10 points",
+        shows="The claimed attack needed more steps or larger ones.",
+    ),
+    _symptom(
+        "I5",
+        "The claimed attack was crafted on another model and does not transfer",
+        ATTACK_HEALTH,
+        _transfer_failure,
+        threshold=0.5,
+        cost="0",
+        source=_PINTOR + ", I5",
+        formula="what is left of images crafted on another model",
+        mitigation="Attack the model itself.",
+    ),
+)

@@ -1,0 +1,125 @@
+"""Validity (class V): is there an evaluation at all? Where one of the fatal ones fires, no number counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scipy.stats import binom
+
+from art_qplugins.diagnostics.case import Case, Indicator, Reading, percent
+
+__all__ = ["FATAL", "VALIDITY"]
+
+#: Those that leave no number. The others are facts that a reader must know.
+FATAL = ("V1", "V4", "M9")
+
+
+def _fact(name: str, words: str, no: str) -> Callable[[Case, float], Reading]:
+    def read(case: Case, threshold: float) -> Reading:
+        if name not in case.facts or case.facts[name] is None:
+            why = case.facts.get("skipped", {}).get(name, f"the clean cell does not say {name}")
+            return Reading(None, None, f"Not measured: {why}.")
+        value = case.facts[name]
+        size = float(len(value)) if isinstance(value, (list, tuple, str)) else float(value)
+        shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{size:.3g}"
+        return Reading(size > threshold, size, words.format(shown) if size > threshold else no)
+
+    return read
+
+
+def _failed(case: Case, threshold: float) -> Reading:
+    n = len(case.failed)
+    if not n:
+        return Reading(False, 0.0, "Every cell of this model ran, and every adversarial image was legal.")
+    names = ", ".join(sorted({o.cell.label for o in case.failed}))
+    return Reading(True, float(n), f"{n} cells failed ({names}); what they would have found is unknown.")
+
+
+def _chance(case: Case, threshold: float) -> Reading:
+    classes = max(2, max(row.label for row in case.clean.samples) + 1)
+    right, n = int(case.right.sum()), case.n
+    p = float(binom.sf(right - 1, n, 1 / classes))
+    return Reading(
+        p > threshold,
+        right / n,
+        f"Without an attack {right} of {n} images are answered correctly; guessing gives {percent(1 / classes)}.",
+    )
+
+
+def _validity(
+    id: str, title: str, read: Callable[[Case, float], Reading], mitigation: str, **more: object
+) -> Indicator:
+    settings = {
+        "threshold": 0.0,
+        "cost": "at most 5 F",
+        "shows": "The evaluation, not the model, decides the number.",
+        "shows_not": "Anything about robustness.",
+        "source": "AutoAttack's flags, machine readable; Carlini et al. 2019",
+        "formula": title,
+        **more,
+    }
+    return Indicator(id=id, title=title, class_="V", read=read, mitigation=mitigation, **settings)  # type: ignore[arg-type]
+
+
+VALIDITY: tuple[Indicator, ...] = (
+    _validity(
+        "V0",
+        "Cells of this model failed",
+        _failed,
+        "Read the errors in the table of cells, mend their cause and run the same command again.",
+    ),
+    _validity(
+        "V1",
+        "The model is no better than guessing",
+        _chance,
+        "Check labels, pixel range (images are in [0, 1]), normalisation and weights.",
+        threshold=0.05,
+        formula="binomial test of clean accuracy against 1 / classes",
+    ),
+    _validity(
+        "V4",
+        "An image's answer depends on the others in its batch",
+        _fact(
+            "batch_dependent",
+            "Asked in another batch, the same image gets logits that differ by {} of their size.",
+            "An image gets the same logits in every batch.",
+        ),
+        "Use the model as it is deployed: batch norm with its running statistics (eval mode).",
+        threshold=0.01,
+        formula="largest relative difference of an image's logits between two batches",
+    ),
+    _validity(
+        "V5",
+        "Asking the model changes it",
+        _fact("stateful", "A forward pass in eval mode changes {}.", "A forward pass leaves every buffer as it was."),
+        "Keep what the model learns or counts out of its forward pass.",
+        formula="buffers and parameters before and after a forward pass",
+    ),
+    _validity(
+        "M9",
+        "The model returns probabilities",
+        _fact(
+            "probabilities", "Every row of its output is non-negative and sums to 1.", "Its output is no distribution."
+        ),
+        "Return logits; cross-entropy of a softmax has a tiny gradient.",
+        formula="all rows in [0, 1] and summing to 1, within 1e-5",
+    ),
+    _validity(
+        "M10",
+        "The model optimises while it answers",
+        _fact("dynamic", "It computes gradients during a forward pass.", "A forward pass computes no gradient."),
+        "Attack it adaptively: standard attacks do not see what it does at test time (Croce et al. 2022).",
+        formula="calls of autograd during a forward pass",
+    ),
+    _validity(
+        "V6",
+        "The model is random",
+        _fact(
+            "random",
+            "The same image gets other answers when it is asked again.",
+            "The same image gets the same answer.",
+        ),
+        "Score on fresh draws and attack the mean over draws; both were done here.",
+        formula="5 forward passes with other draws",
+    ),
+)

@@ -1,0 +1,42 @@
+"""The diagnosis of one model in a paragraph of plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from art_qplugins.diagnostics.case import Case
+from art_qplugins.evaluation.records import Claim, Finding, Layer, Verdict
+
+__all__ = ["summary"]
+
+_OPENING = {
+    "OVERSTATED": "The claimed number is too high.",
+    "HOLDS": "No attack that was run contradicts the claimed number.",
+}
+_ENDING = {
+    "SUSPECT": "There are signs that gradients mislead attacks, short of proof that they explain a gap.",
+    "NOT_REFUTED": "No check that ran found masked gradients; this is an upper bound, not a guarantee.",
+    "INCONCLUSIVE": "Some checks did not run or too few images were used, so silence proves nothing.",
+}
+
+
+def summary(verdict: Verdict, case: Case, claim: Claim, explaining: Sequence[Finding], layer: Layer | None) -> str:
+    """:param explaining: the mechanisms that explain the gap, where there are any."""
+    number = _number(case, claim)
+    if verdict == "MASKED":
+        why = ", and ".join(f"{f.title[0].lower()}{f.title[1:]}" for f in explaining)
+        where = f" It is lost at {layer.op} in {layer.layer}." if layer else ""
+        return f"The claimed number is an illusion. {number} The gradient hides the difference: {why}.{where}"
+    return f"{_OPENING[claim.status]} {number} {_ENDING[verdict]}"
+
+
+def _number(case: Case, claim: Claim) -> str:
+    assert claim.accuracy is not None and claim.corrected is not None and claim.interval is not None
+    low, high = (f"{100 * v:.1f}" for v in claim.interval)
+    left = case.claimed.cell.accuracy or 0.0
+    said = "" if claim.accuracy == left else f"Claimed are {100 * claim.accuracy:.1f} %. "
+    return (
+        f"{said}{case.claimed.cell.label} leaves {100 * left:.1f} % of {case.n} images standing at {claim.norm} eps = "
+        f"{claim.eps:.4g}; the worst case over all attacks that were run leaves {100 * claim.corrected:.1f} % "
+        f"[{low}, {high}]."
+    )
