@@ -300,10 +300,13 @@ def _is_random(module: nn.Module, x: Tensor, seed: int) -> bool:
         with torch.no_grad(), drawing(module, stream(seed, purpose), x.device):
             answers.append(module(x[:_TRIED]))
     tolerance = 1e-4 * float(answers[0].abs().amax()) if len(x) else 0.0
-    return not torch.allclose(*answers, rtol=0, atol=tolerance, equal_nan=True)
+    return not torch.allclose(answers[0], answers[1], rtol=0, atol=tolerance, equal_nan=True)
 
 
 # --- The attacks
+
+#: A context that gives a network.
+_View = Callable[[], AbstractContextManager[nn.Module]]
 
 
 def _apgd_margin(run: _Run, options: dict[str, Any]) -> None:
@@ -345,19 +348,24 @@ def _surrogates(run: _Run, options: dict[str, Any]) -> None:
         start = run.image
 
 
-def _kinds(run: _Run) -> dict[str, Callable[[], AbstractContextManager[nn.Module]]]:
+def _kinds(run: _Run) -> dict[str, _View]:
     """The surrogate gradients that this network can have; each a context that gives a view with the same answers."""
-    module, kinds = run.module, {"as-is": partial(nullcontext, run.module)}
+    module = run.module
+    kinds: dict[str, _View] = {"as-is": _always(module)}
     settings = [m.surrogate for m in module.modules() if isinstance(getattr(m, "surrogate", 0), Surrogate | None)]
     for kind in SURROGATES if settings else ():
         # None is straight-through, so where nothing else was chosen that is what "as-is" does.
         if kind != "straight-through" or any(settings):
             kinds[kind] = partial(_with_surrogate, module, kind)
-    kinds["revived"] = partial(nullcontext, Revived(module))
+    kinds["revived"] = _always(Revived(module))
     if named := suspects(module, run.x, seed=run.seed):
-        kinds["straight"] = partial(nullcontext, Revived(module, straight=named))
-    kinds["smoothed"] = partial(nullcontext, Smoothed(module, run.pixel_step(), seed=run.seed))
+        kinds["straight"] = _always(Revived(module, straight=named))
+    kinds["smoothed"] = _always(Smoothed(module, run.pixel_step(), seed=run.seed))
     return kinds
+
+
+def _always(network: nn.Module) -> _View:
+    return lambda: nullcontext(network)
 
 
 @contextlib.contextmanager
@@ -366,7 +374,7 @@ def _with_surrogate(module: nn.Module, kind: str) -> Iterator[nn.Module]:
         yield module
 
 
-def _by_fidelity(run: _Run, kinds: Mapping[str, Callable[[], AbstractContextManager[nn.Module]]]) -> list[str]:
+def _by_fidelity(run: _Run, kinds: Mapping[str, _View]) -> list[str]:
     x, y, scores = run.x[:_SAMPLE], run.y[:_SAMPLE], {}
     for kind, context in kinds.items():
         with context() as view:
@@ -405,9 +413,9 @@ def _joint(run: _Run, options: dict[str, Any]) -> None:
             raise InputError(f"{run.name}: weights has {weight!r}; give numbers from 0 to 1, e.g. [0.5]")
     for weight in options["weights"]:
         real = direct(run.module, run.y, loss)
-        parts = [(weight, nullcontext, real)]
-        parts += [(1 - weight, partial(shadow, run.module, run.x), direct(run.module, run.y, loss, deployed=False))]
-        run.ascend(mixed(parts), start)
+        behind = direct(run.module, run.y, loss, deployed=False)
+        both = mixed([(weight, nullcontext, real), (1 - weight, partial(shadow, run.module, run.x), behind)])
+        run.ascend(both, start)
         start = run.image
 
 
@@ -434,7 +442,7 @@ def _needed_draws(run: _Run) -> int:
             with drawing(run.module, stream(run.seed, f"{half}/{draws}"), x.device):
                 found = [evaluate(run.module, x, lambda z: -logit_margin(z, y))[2] for _ in range(draws)]
             halves.append(torch.stack(found).mean(0).flatten(1))
-        if float(nn.functional.cosine_similarity(*halves).quantile(0.5)) >= _AGREEMENT:
+        if float(nn.functional.cosine_similarity(halves[0], halves[1]).quantile(0.5)) >= _AGREEMENT:
             break
     return draws
 

@@ -125,11 +125,11 @@ def _forwards(chosen: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterato
             m.__dict__["forward"] = forward
         yield
     finally:
-        for m, forward in before.items():
-            if forward is None:
+        for m, own in before.items():
+            if own is None:
                 m.__dict__.pop("forward", None)
             else:
-                m.__dict__["forward"] = forward
+                m.__dict__["forward"] = own
 
 
 class _Continuous(TorchFunctionMode):
@@ -187,8 +187,10 @@ def shadow(module: nn.Module, x: Tensor) -> Iterator[None]:
     """
     chosen: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
     for m, _, low, high in quantized_activations(module):
-        exact_mean = isinstance(m, StochasticQuantizer) and m.alpha != 2
-        chosen[m] = partial(_mean, m) if exact_mean else partial(_clipped, low=low, high=high)
+        if isinstance(m, StochasticQuantizer) and m.alpha != 2:
+            chosen[m] = partial(_mean, m)
+        else:
+            chosen[m] = partial(_clipped, low=low, high=high)
     with _forwards(chosen), _Continuous() as mode:
         if not chosen:
             with evaluating(module), torch.no_grad():
