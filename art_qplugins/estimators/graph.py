@@ -173,6 +173,8 @@ def _is(node: Node, kinds: Sequence[str]) -> bool:
     name = node.name().rpartition("::")[2]
     if isinstance(node, BackwardCFunction):
         return name == "CheckpointFunctionBackward" and "CheckpointFunction" in kinds
+    if getattr(node, "_saved_rounding_mode", None) is not None:  # a division that floors or truncates
+        return kinds is _STEPS
     return any(kind in name for kind in kinds)
 
 
@@ -196,7 +198,8 @@ def _way(last: Node | None, entrance: Node) -> dict[Node, list[int]]:
                 stack += [(after, False) for after, _ in node.next_functions if after is not None]
     way: dict[Node, list[int]] = {}
     for node in order:
-        edges = [] if node is entrance else [i for i, (after, _) in enumerate(node.next_functions) if after in way]
+        ends = node is entrance or node.name() == "NotImplemented"  # whose backward pass raises
+        edges = [] if ends else [i for i, (after, _) in enumerate(node.next_functions) if after in way]
         if edges or node is entrance:
             way[node] = edges
     return dict(reversed(way.items()))

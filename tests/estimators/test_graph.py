@@ -81,6 +81,7 @@ KILLERS = {
     "round in place": (lambda x: (x * 4).round_() / 4, "RoundBackward0", 1.0),
     "sign": (lambda x: (x - 0.5).sign(), "SignBackward0", 1.0),
     "floor": (lambda x: (x * 4).floor(), "FloorBackward0", 4.0),
+    "floored division": (lambda x: torch.div(x, 0.25, rounding_mode="floor"), "DivBackward2", 1.0),
     "custom": (Zero.apply, "ZeroBackward", 1.0),
     "tanh": (lambda x: torch.tanh((x - 10) * 100), "TanhBackward0", 100.0),
     "sigmoid": (lambda x: torch.sigmoid((x - 10) * 100), "SigmoidBackward0", 100.0),
@@ -148,12 +149,13 @@ def test_an_image_whose_gradient_lives_is_left_alone():
     assert slope(Revived(model), x, y)[1].any() and not slope(model, x, y)[1].any()
 
 
-@pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda x: (x > 0.5).float()])
+@pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: x // 0.25])
 def test_where_the_graph_ends_is_told(cut):
     x, y = images()
     found = ledger(linear(Through(cut)), x, y)
     assert (found.reaches_pixels, found.ends_at, found.rows, found.zero) == (False, "before", [], 1.0)
     assert guilty(found) is None
+    assert suspects(linear(Through(cut)), x) == ()
     whole = Through(lambda x: linear()(x.detach()))
     assert ledger(whole, x, y).ends_at == "Through"
     assert torch.equal(Revived(whole.eval())(x.requires_grad_()).isnan().any(), torch.tensor(False))
