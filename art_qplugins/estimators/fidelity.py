@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.guard import evaluating, isolated
+from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.quantizers.surrogate import SURROGATES, surrogate
 
@@ -42,7 +42,8 @@ def gradient(
     :param calls: of a stochastic module, averaged.
     """
     point = x.detach().clone().requires_grad_()
-    with evaluating(module), torch.enable_grad():
+    # Around the backward pass too: what is checkpointed runs again there, and has to find everything as it was.
+    with isolated(module, stream(seed, "probe")), torch.enable_grad():
         total = _score_at(module, point, score, seed, calls).sum()
         found = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
     return torch.zeros_like(x) if found is None else found
@@ -80,8 +81,10 @@ def sign_moves(x: Tensor, step: float, directions: int, seed: int) -> Tensor:
 @torch.no_grad()
 def margins(module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, *, seed: int = 0, calls: int = 1) -> Tensor:
     """Logit margins at the images and after each of the moves, with the same draws: (1 + len(moves), N)."""
-    with evaluating(module):
-        found = [_score_at(module, x + h, lambda z: logit_margin(z, y), seed, calls) for h in (0, *moves)]
+    found = []
+    for h in (0, *moves):
+        with isolated(module, stream(seed, "probe")):
+            found.append(_score_at(module, x + h, lambda z: logit_margin(z, y), seed, calls))
     return torch.stack(found)
 
 
@@ -121,8 +124,8 @@ def best_surrogate(
 
 
 def _score_at(module: nn.Module, x: Tensor, score: Callable[[Tensor], Tensor], seed: int, calls: int) -> Tensor:
-    drawn = stream(seed, "probe")  # the same draws at every point, also of who draws from the global generators
-    with isolated(module, drawn), draws_from(module, drawn):
+    """Within ``isolated`` with the same seed, for the same draws at every point, also from the global generators."""
+    with draws_from(module, stream(seed, "probe")):
         return torch.stack([score(module(x)) for _ in range(calls)]).mean(0)
 
 

@@ -198,11 +198,11 @@ def _way(last: Node | None, entrance: Node) -> dict[Node, list[int]]:
                 stack += [(after, False) for after, _ in node.next_functions if after is not None]
     way: dict[Node, list[int]] = {}
     for node in order:
-        ends = node is entrance or node.name() == "NotImplemented"  # whose backward pass raises
+        ends = node is entrance or node.name().endswith("NotImplemented")  # whose backward pass raises
         edges = [] if ends else [i for i, (after, _) in enumerate(node.next_functions) if after in way]
         if edges or node is entrance:
             way[node] = edges
-    return dict(reversed(way.items()))
+    return dict(reversed(way.items())) if last in way else {}
 
 
 def _straight_edge(node: Node, edges: list[int]) -> int | None:
