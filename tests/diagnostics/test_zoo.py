@@ -1,52 +1,167 @@
-"""A small part of ``benchmarks/masking``: rows whose verdict is not near to any threshold."""
+"""A small part of ``benchmarks/masking``: rows whose verdict is not near to any threshold, on digits."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks" / "masking"
 
 
+@pytest.fixture(scope="module")
+def zoo():
+    return _module("zoo")
+
+
+@pytest.fixture(scope="module")
+def measure():
+    return _module("measure")
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return _module("networks")
+
+
 def _module(name):
-    spec = importlib.util.spec_from_file_location(name, _FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where a dataclass looks for its annotations, and measure.py for the zoo
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(_FOLDER))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(_FOLDER))
 
 
-zoo, measure = _module("zoo"), _module("measure")
-rows = {row.name: row for row in zoo.ROWS}
+@pytest.fixture(scope="module")
+def site(networks, tmp_path_factory):
+    """One folder of weights for all rows, so that each network is trained once."""
+    return networks.Site("digits", 0, cache=tmp_path_factory.mktemp("weights"))
 
 
-def test_the_table_is_sound():
+def test_the_table_is_sound(zoo, measure):
+    rows = {row.name: row for row in zoo.ROWS}
     assert len(rows) == len(zoo.ROWS)
-    known = {i.id for i in measure.INDICATORS}
+    tables = _module("tables")
     for row in zoo.ROWS:
-        assert row.expected <= set(measure.VERDICTS) and row.expected and row.why
-        assert row.must_fire <= known
+        assert row.expected <= set(tables.VERDICTS) and row.expected and row.why
         assert row.kind != "honest" or (row.expected == {"NOT_REFUTED"} and not row.must_fire)
+        assert row.kind not in ("weak", "honest") or "MASKED" not in row.expected
+        assert (row.mechanism == row.kind) == (row.kind != "masked")  # every planted failure has one
 
 
-@pytest.mark.parametrize("name", ["plain-4bit", "plain-x1e4", "rounded", "sign", "detached"])
-def test_the_diagnosis_of_a_row_is_the_truth(name):
-    row = rows[name]
-    record = measure.measure(row, 0)
+def test_a_family_is_in_one_half_and_both_halves_have_every_kind(zoo):
+    halves = {}
+    for row in zoo.ROWS:
+        assert halves.setdefault(row.family, row.half) == row.half
+    for kind in ("masked", "weak", "invalid", "honest"):
+        share = [row.half for row in zoo.ROWS if row.kind == kind]
+        assert {"A", "B"} == set(share)
+        assert kind not in ("masked", "honest") or 0.4 <= share.count("A") / len(share) <= 0.6
+
+
+@pytest.mark.parametrize("name", ["4bit", "x1e4", "rounded", "sign", "detached", "three-steps"])
+def test_the_diagnosis_of_a_row_is_the_truth(name, zoo, measure, site):
+    row = measure.row_named(name)
+    record = measure.measure(measure.Job(name, site))
     assert record["verdict"] in row.expected, record["summary"]
-    assert row.must_fire <= set(record["fired"])
+    assert record["claim"] == {"masked": "OVERSTATED", "weak": "OVERSTATED"}.get(row.kind, record["claim"]) or (
+        record["verdict"] == "INVALID"
+    )
 
 
-def test_the_tables_are_made_from_records_and_name_a_wrong_verdict():
-    right = {
-        "row": "a", "seed": 0, "kind": "masked", "expected": ["MASKED"], "verdict": "MASKED", "claim": "OVERSTATED",
-        "clean": 1.0, "claimed": 0.9, "corrected": 0.2, "reference": 0.1, "must_fire": ["GAP"], "fired": ["GAP"],
-        "not_run": [], "forward": 1.0, "backward": 2.0, "seconds": 3.0,
+@pytest.mark.parametrize(
+    "name", ["x1e4", "tanh-pgd", "gradient-killer", "rounded", "compressed", "sign", "last-iterate"]
+)
+def test_a_plant_takes(name, measure, site):
+    """The number claimed is far above what cheap attacks leave through the honest twin."""
+    record = measure.check(measure.Job(name, site, n=60))
+    assert record["clean"] > 0.9
+    assert record["claimed"] - record["strongest"] > 0.05
+
+
+@pytest.mark.parametrize("name", ["x1e4", "rounded", "compressed", "sign", "gradient-killer"])
+def test_a_twin_is_the_same_function_with_a_gradient(name, zoo, measure, site):
+    built = measure.row_named(name).build(site)
+    x, y = site.test(20)
+    assert built.twin is not None
+    assert torch.equal(built.model(x).argmax(1), built.twin(x).argmax(1))
+    leaf = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(built.twin(leaf), y), leaf)
+    assert gradient.abs().amax() > 0
+
+
+def test_a_cached_network_is_the_one_that_was_trained(networks, tmp_path):
+    site = networks.Site("digits", 3, cache=tmp_path)
+    recipe = networks.Recipe(epochs=1)
+    x, _ = site.test(20)
+    first = networks.trained(site, recipe)(x)
+    files = sorted(tmp_path.iterdir())
+    networks.trained.cache_clear()
+    stamp = files[-1].stat().st_mtime_ns
+    assert torch.equal(networks.trained(site, recipe)(x), first)
+    assert files == sorted(tmp_path.iterdir()) and files[-1].stat().st_mtime_ns == stamp  # nothing was trained again
+    networks.trained.cache_clear()
+    other = networks.trained(networks.Site("digits", 4, cache=tmp_path), recipe)(x)
+    assert not torch.equal(other, first) and len(list(tmp_path.iterdir())) == 2 * len(files)
+
+
+def test_compression_is_nothing_at_a_tiny_step_and_the_mean_at_a_huge_one(zoo):
+    plants = _module("plants")
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(plants.Compressed(nn.Identity(), 1e-6)(x), x, atol=1e-5)
+    flat = torch.full((1, 1, 8, 8), 0.25)  # a block's first coefficient is 4 times its mean
+    assert torch.allclose(plants.Compressed(nn.Identity(), 0.5)(flat), flat)
+    assert plants.Compressed(nn.Identity(), 3.0)(flat).abs().max() == 0
+
+
+# --- Tables
+
+
+def _record(**more):
+    return {
+        "row": "a", "dataset": "digits", "seed": 0, "half": "B", "kind": "masked", "family": "f", "mechanism": "scale",
+        "expected": ["MASKED"], "verdict": "MASKED", "claim": "OVERSTATED", "clean": 1.0, "claimed": 0.9,
+        "corrected": 0.2, "reference": 0.1, "must_fire": ["M4"], "fired": ["M4"], "not_run": [], "values": {"M4": 40.0},
+        "forward": 1.0, "backward": 2.0, "levels": {"1": {"forward": 1.0, "backward": 2.0}}, "seconds": 3.0,
+        "autoattack_backward": 8.0, **more,
     }  # fmt: skip
-    wrong = {**right, "seed": 1, "verdict": "SUSPECT", "fired": []}
-    text = measure.report([right, wrong])
-    assert "1 of 2, 50.0 %" in text and "**SUSPECT**" in text and "mean 10.0" in text
-    assert measure.took(right) and not measure.took({**right, "claimed": 0.14})
+
+
+def test_the_tables_are_made_from_records(zoo, measure):
+    tables = _module("tables")
+    honest = {"kind": "honest", "mechanism": "honest", "expected": ["NOT_REFUTED"], "must_fire": [], "claimed": 0.11}
+    records = [
+        _record(),
+        _record(seed=1, verdict="SUSPECT", fired=[], values={"M4": 5.0}),
+        _record(seed=2, claimed=0.11, verdict="NOT_REFUTED", claim="HOLDS"),  # a plant that did not take
+        _record(row="b", **honest, verdict="NOT_REFUTED", claim="HOLDS", fired=[], values={"M4": 4.0}),
+    ]
+    text = tables.report(records, "v", 200)
+    assert "| recall of MASKED, where it is the only right verdict | – | 1 of 2, 50.0 % " in text
+    assert "| false MASKED, of honest models | – | 0 of 1, 0.0 % " in text
+    assert "**SUSPECT**" in text and "**NOT_REFUTED***" in text
+    assert "| masked | 2 | 10.0 | 10.0 | 10.0 | 10.0 | 0 of 2 |" in text  # corrected against reference
+    assert "| M4 | scale | 2 | 1 | 1.000 | 100 at 5 |" in text
+    assert "| masked | 2 (2) | 1 (1) | 3.0 (3.0) | 0.25 (0.25) | 2 (2) |" in text
+    assert tables.took(records[0]) and not tables.took(records[2])
+
+
+def test_records_are_resumed_by_version_and_an_error_stops_nothing(measure, networks, tmp_path):
+    path = tmp_path / "out.jsonl"
+    assert measure.read(path, "v") == {}
+    path.write_text('{"row": "a", "dataset": "digits", "seed": 0, "version": "v", "x": 1}\n')
+    assert measure.read(path, "v")["a", "digits", 0]["x"] == 1
+    assert measure.read(path, "w") == {} and len(measure.read(path, None)) == 1
+
+    def work(job):
+        if job.row == "bad":
+            raise RuntimeError("no")
+        return {"row": job.row}
+
+    jobs = [measure.Job(name, networks.Site("digits", 0)) for name in ("bad", "good")]
+    found = list(measure.run_all(work, jobs, 1))
+    assert "RuntimeError: no" in found[0][2] and found[1][1] == {"row": "good"}
