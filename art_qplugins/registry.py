@@ -34,6 +34,8 @@ class Entry:
                 raise InputError(f"{self.name}: unknown option {name!r}{did_you_mean(name, self.options)}")
             default = self.options[name]
             wanted = (int, float) if isinstance(default, float) or default is None else type(default)
+            if value is None and default is None:
+                continue
             if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
                 raise InputError(f"{self.name}: option {name} is {value!r}; its default is {default!r}")
         return {**self.options, **options}

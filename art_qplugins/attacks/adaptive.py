@@ -315,14 +315,18 @@ def _apgd_margin(run: _Run, options: dict[str, Any]) -> None:
 
 def _multi_targeted(run: _Run, options: dict[str, Any]) -> None:
     """Each of the nearest classes is the target once, of the images that still stand (Gowal et al. 2019)."""
-    wanted = _whole(run, "targets", options["targets"])
+    _aim(run, run.module, _whole(run, "targets", options["targets"]))
+
+
+def _aim(run: _Run, view: nn.Module, targets: int) -> None:
+    """One pass towards each of the ``targets`` nearest classes along the gradient of ``view``."""
     logits = run.logits(run.image)
     if not run.random:
         run.note(run.everything(), run.image, logit_margin(logits, run.y))
     order = logits.scatter(1, run.y[:, None], -torch.inf).argsort(1, descending=True)
-    for index in range(min(wanted, logits.shape[1] - 1)):
+    for index in range(min(targets, logits.shape[1] - 1)):
         loss = targeted_loss(run.y, order[:, index])
-        run.ascend(direct(run.module, run.y, loss), run.starts(f"target {index}"))
+        run.ascend(direct(view, run.y, loss), run.starts(f"target {index}"))
 
 
 def _rescaled(run: _Run, options: dict[str, Any]) -> None:
@@ -335,17 +339,23 @@ def _rescaled(run: _Run, options: dict[str, Any]) -> None:
 
 
 def _surrogates(run: _Run, options: dict[str, Any]) -> None:
-    """One pass for each way back through the quantizers, on what still stands, from the best point so far."""
+    """One pass for each way back through the quantizers, on what still stands, from the best point so far.
+
+    Then one towards each of the ``targets`` nearest classes by the most faithful of them.
+    """
     offered, wanted = _kinds(run), options["kinds"]
     for kind in wanted:
         if kind not in offered:
             known = f"{did_you_mean(str(kind), offered)}; here apply {', '.join(offered)}"
             raise InputError(f"{run.name}: kinds has {kind!r}, which does not apply{known}")
-    start = run.starts("surrogates")
-    for kind in wanted or _by_fidelity(run, offered):
+    start, order, targets = run.starts("surrogates"), wanted or _by_fidelity(run, offered), options["targets"]
+    for kind in order:
         with offered[kind]() as view:
             run.ascend(direct(view, run.y, margin_loss(run.y)), start)
         start = run.image
+    if targets:
+        with offered[order[0]]() as view:
+            _aim(run, view, _whole(run, "targets", targets))
 
 
 def _kinds(run: _Run) -> dict[str, _View]:

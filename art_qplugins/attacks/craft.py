@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ class Crafted:
     notes: tuple[str, ...]  # warnings that the library logged
     options: dict[str, Any]  # as resolved, with a temperature where one was asked for
     path: dict[str, NDArray[np.float64]]  # of a white-box attack: what it visited, (N,) by name
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class _Counter:

@@ -128,7 +128,7 @@ ATTACKS: Registry[Attack] = Registry(
             "artq:surrogates",
             "surrogates",
             "Auto-PGD by each surrogate gradient that applies (or those of kinds), the most faithful first",
-            {"max_iter": 20, "kinds": []},
+            {"max_iter": 20, "kinds": [], "targets": 0},
         ),
         _attack(
             "artq:shadow",

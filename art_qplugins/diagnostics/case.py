@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -46,13 +46,15 @@ class Case:
 
     :param legal: finished cells whose images count at the claim's budget.
     :param other: finished cells beyond that budget or at another.
+    :param tests: cells that put the claimed attack to a test.
     """
 
     clean: Outcome
     claimed: Outcome
     legal: Sequence[Outcome]
     other: Sequence[Outcome] = ()
-    failed: Sequence[Outcome] = field(default_factory=tuple)
+    failed: Sequence[Outcome] = ()
+    tests: Sequence[Outcome] = ()
 
     @property
     def n(self) -> int:
@@ -123,7 +125,7 @@ class Case:
 
     @cached_property
     def black_box(self) -> list[Outcome]:
-        return self.where(lambda o: _own(o) and not _white(o))
+        return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "black-box")
 
     @cached_property
     def transferred(self) -> list[Outcome]:
@@ -141,9 +143,16 @@ class Case:
 def case_of(outcomes: Sequence[Outcome], claimed: Outcome) -> Case:
     """The records of one model, sorted by what counts at the claim's budget."""
     clean = next(o for o in outcomes if o.cell.role == "clean")
+    tests = [o for o in outcomes if _is_test(o)]
+    outcomes = [o for o in outcomes if not _is_test(o)]
     legal = legal_at(outcomes, claimed.cell.norm, claimed.cell.eps)
     other = [o for o in outcomes if o.ok and not any(o is chosen for chosen in legal)]
-    return Case(clean, claimed, legal, other, [o for o in outcomes if not o.ok])
+    return Case(clean, claimed, legal, other, [o for o in outcomes if not o.ok], tests)
+
+
+def _is_test(o: Outcome) -> bool:
+    """A test of an attack: it crafts no image of the model, and one that failed leaves no number unknown."""
+    return "check" in o.cell.params
 
 
 _TARGETED = ("artq:multi-targeted", "autoattack:apgd-t", "autoattack:fab-t", "autoattack:standard")

@@ -29,6 +29,11 @@ __all__ = ["LADDER", "Rung", "Situation", "clean_cell", "climb"]
 _GAPS = (5.0, 1.0)
 #: Images of the test with an unlimited budget, and of that for a first look by attacks that are costly.
 _FEW = 50
+#: Images around which the claimed attack is tested.
+_TESTED = 32
+
+#: Cosine of two single gradients above which more draws than the split-half cosine asks for change little.
+_COHERENT = 0.8
 
 Run = Callable[[CellSpec], Outcome]
 
@@ -168,7 +173,9 @@ def _quantized(attack: str) -> Callable[[Situation], list[CellSpec] | str]:
 def _averaging(now: Situation) -> list[CellSpec] | str:
     if not now.case.facts.get("random"):
         return "the model is not random"
-    return _attack("artq:eot", "as-is")(now)
+    coherence = now.case.clean.column("coherence")
+    noisy = bool(np.isnan(coherence).all() or np.nanmedian(coherence) < _COHERENT)
+    return _attack("artq:eot", "as-is", eot_iter=8 if noisy else None)(now)
 
 
 def _transfer(now: Situation) -> list[CellSpec] | str:
@@ -179,10 +186,22 @@ def _transfer(now: Situation) -> list[CellSpec] | str:
     return [now.cell("art:pgd", rows, source) for source in sources] if len(rows) else "no image is left to attack"
 
 
+def _repaired(now: Situation) -> list[CellSpec] | str:
+    planned = _surrogates(now)
+    return planned if isinstance(planned, str) else _attack("artq:surrogates", "all", max_iter=30, targets=9)(now)
+
+
 def _rescaled(now: Situation) -> list[CellSpec] | str:
     if now.case.gap <= LARGE_GAP:
         return f"the two largest logits are {now.case.gap:.3g} apart: nothing to undo"
     return _attack("artq:rescaled", "all")(now)
+
+
+def _binarization(now: Situation) -> list[CellSpec] | str:
+    if now.claim.attack.startswith("autoattack:"):
+        return "AutoAttack's losses need more than two classes"
+    rows = np.flatnonzero(now.case.right)[:_TESTED]
+    return [now.cell(now.claim.attack, rows, options=now.claim.options, check="binarization")]
 
 
 LADDER: tuple[Rung, ...] = (
@@ -226,6 +245,14 @@ LADDER: tuple[Rung, ...] = (
         title="5000 queries",
         plan=_attack("autoattack:square", "all", n_queries=5000),
         cost=0,
+    ),
+    Rung(id="binarization", level=3, title="adversarial images put in by hand", plan=_binarization, cost=20),
+    Rung(
+        id="closing-repaired",
+        level=3,
+        title="aiming at every other class by the most faithful surrogate",
+        plan=_repaired,
+        cost=400,
     ),
     Rung(
         id="closing",

@@ -5,6 +5,7 @@ suspicion. Those about the model are corrected for their number (Holm 1979); tho
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -75,7 +76,7 @@ def _curve(case: Case, threshold: float) -> Reading:
         return Reading(None, None, "Not run: the claimed attack was run at one eps.")
     curve.sort(key=lambda o: o.cell.eps)
     rise, p = 0.0, 1.0
-    for small, large in zip(curve, curve[1:], strict=False):
+    for small, large in itertools.pairwise(curve):
         a, b = small.column("correct"), large.column("correct")
         worse = int(((a < 0.5) & (b >= 0.5)).sum())
         rise = max(rise, float(b.mean() - a.mean()))
@@ -108,6 +109,20 @@ def _unfinished(case: Case, threshold: float) -> Reading:
         share > threshold,
         share,
         f"On {percent(share)} of the images that it leaves, the claimed attack was still getting closer when it stopped.",
+    )
+
+
+def _planted(case: Case, threshold: float) -> Reading:
+    found = [o for o in case.tests if o.ok and o.cell.facts.get("used")]
+    if not found:
+        failed = [(o.cell.error or "").strip().splitlines()[-1] for o in case.tests if not o.ok]
+        return Reading(None, None, f"Not run: {failed[0] if failed else 'the diagnosis did not go that far'}.")
+    facts = found[0].cell.facts
+    return Reading(
+        facts["success"] < threshold,
+        facts["success"],
+        f"Of adversarial images put in by hand around {facts['used']} images, the claimed attack finds "
+        f"{percent(facts['success'])}; as many random points find {percent(facts['random'])}.",
     )
 
 
@@ -238,6 +253,19 @@ SYMPTOMS: tuple[Indicator, ...] = (
         source=_PINTOR + ", I4, on the margin, with a floor for flat paths",
         formula="share of images left with a fall of more than 5 % of the path's range in its last 10 points",
         shows="The claimed attack needed more steps or larger ones.",
+    ),
+    _symptom(
+        "B1",
+        "The claimed attack misses adversarial images put in by hand",
+        ATTACK_HEALTH,
+        _planted,
+        threshold=0.8,
+        cost="the claimed attack and 100 F, on 32 images",
+        source="Zimmermann et al. 2022, with the range of the model's own logits",
+        formula="share of binary networks around images on which the attack succeeds",
+        shows="The attack does not work on this network.",
+        shows_not="Robustness, where it passes.",
+        mitigation="Use an attack that passes it before any number is believed.",
     ),
     _symptom(
         "I5",

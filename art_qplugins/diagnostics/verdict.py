@@ -77,8 +77,8 @@ def assess(
         if not measurable:
             reasons.append(f"{claimed.cell.attack} failed: {_errors([claimed])}")
             findings = {k: f for k, f in findings.items() if f.class_ == "V" or k == "M1"}
-        said = _nothing("; ".join(reasons)) | {"findings": list(findings.values()), "robust": about["robust"]}
-        return ModelResult(**{**said, **{k: v for k, v in about.items() if k != "robust"}})  # type: ignore[arg-type]
+        said = {**_nothing("; ".join(reasons)), **about, "findings": list(findings.values()), "robust": []}
+        return ModelResult(**said)  # type: ignore[arg-type]
     robust = robust_at(outcomes, claimed.cell.norm, claimed.cell.eps)
     claim = _claim(case, robust, claimed_accuracy, bool(readings["GAP"].fired))
     explaining = explanations(readings)
@@ -158,7 +158,8 @@ def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robu
 def _unsettled(readings: Mapping[str, Reading]) -> list[Indicator]:
     """Mechanisms that fired and for which no control experiment was made. One that was made and found nothing settles."""
     others = [m for m in MECHANISMS if m.id not in _NUMERIC]
-    return [m for m in others if readings[m.id].fired and all(readings[p].fired is None for p in m.proof)]
+    controls = {m.id: [p for p in m.proof if p != "PGD"] for m in others}
+    return [m for m in others if readings[m.id].fired and all(readings[p].fired is None for p in controls[m.id])]
 
 
 def _claim(case: Case, robust: Robust, claimed_accuracy: float | None, gap: bool) -> Claim:

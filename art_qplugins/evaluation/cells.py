@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from art_qplugins._version import __version__
 from art_qplugins.attacks.registry import ATTACKS
@@ -39,6 +39,7 @@ class CellSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
     gap: float | None = None  # show the attack logits divided so that the median gap of the top two is this
     rows: tuple[int, ...] | None = None  # positions of the images to attack; None for all
+    check: Literal["binarization"] | None = None  # put the attack to this test in place of the model
     start: tuple[str, ...] = ()  # ids of finished cells: start, per image, from the one that came closest
 
 

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins import metrics
-from art_qplugins.attacks.craft import craft
+from art_qplugins.attacks.craft import Crafted, craft
+from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.binarization import binarization_test
 from art_qplugins.evaluation.cells import CellSpec, cell_id
 from art_qplugins.evaluation.measure import measure
 from art_qplugins.evaluation.outcome import Outcome
@@ -149,22 +151,11 @@ class Bench:
         rows = list(range(len(self.ids))) if spec.rows is None else list(spec.rows)
         x, y = self.x[rows].to(target.device), self.y[rows].to(target.device)
         started = time.perf_counter()
-        crafted = craft(
-            source,
-            spec.attack,
-            x.to(source.device),
-            y.to(source.device),
-            threat=threat,
-            options=spec.options,
-            gap=spec.gap,
-            start=self._start(spec, rows, store),
-            batch_size=self.batch_size,
-            seed=stream(spec.seed, f"attack/{spec.restart}" if spec.restart else "attack"),
-        )
+        crafted = (self._test if spec.check else self._craft)(spec, source, x, y, rows, store)
         x_adv = crafted.x_adv.to(x)
         distance = check_legal(x, x_adv, threat)
         verdict = judge(target.model, x_adv, y, seed=spec.seed, batch_size=self.batch_size)
-        measured, facts, costs = crafted.path, {}, (crafted.forward_samples, crafted.backward_samples)
+        measured, facts, costs = crafted.path, crafted.facts, (crafted.forward_samples, crafted.backward_samples)
         if spec.role == "clean" and crafted.options["radius"] > 0:
             found = measure(
                 target,
@@ -212,6 +203,42 @@ class Bench:
         )
         return Outcome(cell, samples), x_adv.cpu().numpy()
 
+    def _craft(
+        self, spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor, rows: Sequence[int], store: CellStore
+    ) -> Crafted:
+        return craft(
+            source,
+            spec.attack,
+            x.to(source.device),
+            y.to(source.device),
+            threat=Threat(spec.norm, spec.eps),
+            options=spec.options,
+            gap=spec.gap,
+            start=self._start(spec, rows, store),
+            batch_size=self.batch_size,
+            seed=stream(spec.seed, f"attack/{spec.restart}" if spec.restart else "attack"),
+        )
+
+    def _test(
+        self, spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor, rows: Sequence[int], store: CellStore
+    ) -> Crafted:
+        """The attack against binary networks around the images; the images themselves stay as they are."""
+        threat, spent = Threat(spec.norm, spec.eps), [0, 0]
+
+        def attack(binary: QuantizedClassifier, image: Tensor, label: Tensor) -> Tensor:
+            made = craft(
+                binary, spec.attack, image, label, threat=threat, options=spec.options, seed=stream(spec.seed, "attack")
+            )
+            spent[0] += made.forward_samples
+            spent[1] += made.backward_samples
+            return made.x_adv
+
+        found = binarization_test(source, attack, x, y, threat=threat, seed=spec.seed)
+        options = {**ATTACKS[spec.attack].resolve(spec.options), "check": spec.check}
+        facts = {"success": found.success, "random": found.random, "used": found.used}
+        path = {"binarization": found.each}
+        return Crafted(x.clone(), spent[0] + 100 * found.used, spent[1], (), options, path, facts)
+
     def _start(self, spec: CellSpec, rows: Sequence[int], store: CellStore) -> Tensor | None:
         """Per image, what came closest to breaking it among the cells that the spec names."""
         if not spec.start:
@@ -255,7 +282,7 @@ def _failed(name: str, spec: CellSpec) -> Cell:
     return _cell(
         name,
         spec,
-        params=dict(spec.options),
+        params={**spec.options, **({"check": spec.check} if spec.check else {})},
         n=0,
         accuracy=None,
         interval=None,

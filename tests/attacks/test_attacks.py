@@ -29,17 +29,21 @@ def cheap(name):
     return {option: CHEAP[option] for option in ATTACKS[name].options if option in CHEAP}
 
 
-def network(stochastic=False):
+#: Attacks that need something to undo.
+QUANTIZED = ("artq:shadow", "artq:bits", "artq:joint")
+
+
+def network(stochastic=False, quantized=False):
     torch.manual_seed(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
     if stochastic:
         return StochasticEnsemble(quantize(net, activation_bits=3, clip=2.0, alpha=2.0), 2).eval()
-    return net.eval()
+    return quantize(net, activation_bits=3, clip=2.0).eval() if quantized else net.eval()
 
 
 def subject(name):
     """A small model of the kind that the attack is for, images, and the labels that the model itself gives them."""
-    model = network(ATTACKS[name].models == "stochastic")
+    model = network(ATTACKS[name].models == "stochastic", name in QUANTIZED)
     x = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         y = model(x).argmax(1)
@@ -128,7 +132,8 @@ def everything(model):
 )
 def test_nothing_global_is_left_changed(name, fails):
     estimator, x, y = subject(name)
-    calls = 0 if ATTACKS[name].one_step else 3
+    # Our own loop stops with success, which here comes early.
+    calls = 0 if ATTACKS[name].one_step or name.startswith("artq:") else 3
     model = Fuse(estimator.model, calls).eval() if fails else estimator.model
     dropout = next(m for m in model.modules() if isinstance(m, nn.Dropout))
     dropout.train()  # Monte-Carlo dropout: train mode inside an eval root
@@ -291,7 +296,7 @@ def test_apgd_on_cross_entropy_is_exact_where_there_are_two_classes(norm):
 
 # The suites are made of the parts that are here.
 @pytest.mark.parametrize(
-    ("name", "norm"), [c for c in CASES if c[1] in ("Linf", "L2") and ATTACKS[c[0]].models == "any"]
+    ("name", "norm"), [c for c in CASES if c[1] in ("Linf", "L2") and ATTACKS[c[0]].models == "any" and c[0] not in QUANTIZED]
 )
 def test_no_attack_gets_below_the_worst_case(name, norm):
     estimator, x, y = linear(10, seed=1)

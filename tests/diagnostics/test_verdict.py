@@ -11,6 +11,7 @@ from torch import nn
 import art_qplugins
 from art_qplugins import InputError, QuantizedClassifier, Threat, diagnose
 from art_qplugins.diagnostics import INDICATORS, assess
+from art_qplugins.diagnostics.verdict import holm
 from art_qplugins.evaluation.outcome import Outcome, worst_case
 from art_qplugins.evaluation.records import Cell, Sample
 
@@ -33,7 +34,8 @@ def cell(attack, correct, *, role="probe", eps=0.1, source="m", params=None, n=N
             correct=correct[i],
             selection=selection[i],
             distance=eps,
-            **{k: float(v[i]) for k, v in columns.items()},
+            **{k: float(v[i]) for k, v in columns.items() if k in ("margin", "loss")},
+            measures={k: float(v[i]) for k, v in columns.items() if k not in ("margin", "loss")},
         )
         for i in range(n)
     ]
@@ -69,26 +71,55 @@ def first(share, n=N):
     return (np.arange(n) < share * n).astype(float)
 
 
-HONEST = {"gradient": 0.1, "fidelity": 0.9, "margin": 5.0, "loss": 0.01}
+HONEST = {
+    **{"gradient": 0.1, "gradient_start": 0.1, "gradient_ratio": 0.5, "gradient_l2": 0.3},
+    **{"fidelity": 0.9, "fidelity_eps": 0.9, "alignment": 0.9, "margin": 9.0, "loss": 0.01},
+}
+PGD = {"max_iter": 20, "rel_eps_step": None}
 
 
-def judged(*, claimed=0.5, found=0.5, scaled=None, clean=None, extra=(), n=N, drop=(), **more):
-    """The verdict on a model whose claim leaves the first ``claimed`` of the images, and the strongest probe ``found``."""
-    scaled = claimed if scaled is None else scaled
+def judged(
+    *,
+    claimed=0.5,
+    found=0.5,
+    scaled=None,
+    repaired=None,
+    search=None,
+    clean=None,
+    facts=None,
+    extra=(),
+    n=N,
+    drop=(),
+    **more,
+):
+    """The verdict on a model whose claim leaves the first ``claimed`` of the images.
+
+    ``found`` is what another loss leaves, ``scaled`` the claimed attack on divided logits, ``repaired`` one along
+    surrogate gradients, ``search`` one without gradients; each as much as the claim where not given.
+    """
     cells = {
         "clean": cell("artq:clean", 1.0, role="clean", eps=0.0, n=n, **{**HONEST, **(clean or {})}),
-        "claim": cell("art:pgd", first(claimed, n), role="attack", n=n),
-        "scaled": cell("art:pgd", first(scaled, n), params={"temperature": 3.0}, n=n),
-        "margin": cell("artq:pgd-margin", first(found, n), n=n),
-        "square": cell("autoattack:square", first(claimed, n), n=n),
+        "claim": cell("art:pgd", first(claimed, n), role="attack", n=n, params=PGD),
+        "scaled": cell(
+            "art:pgd", first(claimed if scaled is None else scaled, n), params={**PGD, "temperature": 3.0}, n=n
+        ),
+        "margin": cell("artq:apgd-margin", first(found, n), n=n, params={"max_iter": 20}),
+        "square": cell("autoattack:square", first(claimed if search is None else search, n), n=n),
+        "repaired": cell("artq:surrogates", first(claimed if repaired is None else repaired, n), n=n),
         "fgsm": cell("art:fgsm", first(min(1.0, claimed + 0.1), n), n=n),
     }
+    if facts:
+        known = cells["clean"]
+        cells["clean"] = Outcome(known.cell.model_copy(update={"facts": facts}), known.samples)
     kept = [c for name, c in cells.items() if name not in drop]
     return assess("m", [*kept, *extra], claimed=cells["claim"], **more)
 
 
 def fired(result):
     return {f.id for f in result.findings if f.fired}
+
+
+UNFAITHFUL = {"fidelity": 0.2, "fidelity_eps": 0.2}
 
 
 def test_the_records_of_an_honest_model_are_not_refuted():
@@ -101,56 +132,77 @@ def test_the_records_of_an_honest_model_are_not_refuted():
 
 def test_a_gap_without_a_mechanism_is_an_overstated_claim_and_no_masking():
     result = judged(claimed=0.5, found=0.3)
-    assert (result.verdict, result.claim.status, fired(result)) == ("NOT_REFUTED", "OVERSTATED", {"GAP"})
+    assert (result.verdict, result.claim.status, fired(result)) == ("NOT_REFUTED", "OVERSTATED", {"GAP", "PGD"})
     assert (result.claim.accuracy, result.claim.corrected) == (0.5, 0.3)
+    assert result.claim.overstated_by == pytest.approx(0.2)
+    low, high = result.claim.overstated_interval
+    assert 0.13 < low < 0.2 < high < 0.27
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "finding"),
+    ("mechanism", "findings"), [({"gradient": 0.0}, {"M2"}), ({"loss": 0.0}, {"M3"}), ({"margin": 20.0}, {"M4"})]
+)
+def test_a_mechanism_of_numbers_is_a_suspicion_without_a_gap(mechanism, findings):
+    """Other attacks on the same loss will be fooled, even if this one was not."""
+    result = judged(clean=mechanism)
+    assert (result.verdict, result.claim.status, fired(result)) == ("SUSPECT", "HOLDS", findings)
+
+
+def test_an_unfaithful_gradient_is_settled_by_its_control_experiments():
+    assert judged(clean=UNFAITHFUL).verdict == "NOT_REFUTED"
+    without = judged(clean=UNFAITHFUL, drop=["repaired", "square"])
+    assert fired(without) == {"M7"} and without.verdict in ("SUSPECT", "INCONCLUSIVE")
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "proof"),
     [
-        ({"gradient": 0.0}, "M2"),
-        ({"loss": 0.0}, "M3"),
-        ({"margin": 20.0}, "M4"),
-        ({"fidelity": 0.2}, "M7"),
+        ({"gradient": 0.0}, {"repaired": 0.3}),
+        ({"gradient": 0.0}, {"search": 0.3}),
+        ({"gradient": 0.0}, {"scaled": 0.3}),
+        (UNFAITHFUL, {"repaired": 0.3}),
+        (UNFAITHFUL, {"search": 0.3}),
+        (UNFAITHFUL, {"found": 0.3}),
+        ({"loss": 0.0}, {"scaled": 0.3}),
+        ({"margin": 20.0}, {"scaled": 0.3}),
     ],
 )
-def test_a_mechanism_without_a_gap_is_a_suspicion(mechanism, finding):
-    result = judged(clean=mechanism)
-    assert (result.verdict, result.claim.status, fired(result)) == ("SUSPECT", "HOLDS", {finding})
-
-
-@pytest.mark.parametrize("mechanism", [{"gradient": 0.0}, {"fidelity": 0.2}])
-def test_a_gap_and_a_mechanism_on_the_images_that_broke_is_masking(mechanism):
-    result = judged(claimed=0.5, found=0.3, clean=mechanism)
-    assert (result.verdict, result.claim.status) == ("MASKED", "OVERSTATED")
-    assert result.claim.corrected == 0.3
+def test_a_mechanism_and_its_control_experiment_are_masking(mechanism, proof):
+    result = judged(clean=mechanism, **proof)
+    assert (result.verdict, result.claim.status, result.claim.corrected) == ("MASKED", "OVERSTATED", 0.3)
     assert "illusion" in result.summary
 
 
-@pytest.mark.parametrize("mechanism", [{"gradient": 0.0}, {"fidelity": 0.2}])
+@pytest.mark.parametrize(
+    ("mechanism", "proof"),
+    [
+        ({"loss": 0.0}, {"found": 0.3}),
+        ({"margin": 20.0}, {"search": 0.3}),
+        ({"gradient": 0.0}, {"found": 0.3}),
+    ],
+)
+def test_the_control_experiment_of_something_else_explains_nothing(mechanism, proof):
+    result = judged(clean=mechanism, **proof)
+    assert (result.verdict, result.claim.status) == ("SUSPECT", "OVERSTATED")
+
+
+@pytest.mark.parametrize("mechanism", [{"gradient": 0.0}, UNFAITHFUL])
 def test_a_mechanism_on_other_images_than_those_that_broke_explains_nothing(mechanism):
     """Images 60 to 99 newly broke; the mechanism is at work on 100 to 199."""
-    (column, value), good = next(iter(mechanism.items())), HONEST[next(iter(mechanism))]
-    elsewhere = np.where(np.arange(N) >= 100, value, good)
-    result = judged(claimed=0.5, found=0.3, clean={column: elsewhere})
-    assert result.verdict != "MASKED"
-    broken = np.where((np.arange(N) >= 60) & (np.arange(N) < 161), value, good)
-    assert judged(claimed=0.5, found=0.3, clean={column: broken}).verdict == "MASKED"
+
+    def at_work(where):
+        return {column: np.where(where, value, HONEST[column]) for column, value in mechanism.items()}
+
+    elsewhere = judged(claimed=0.5, repaired=0.3, clean=at_work(np.arange(N) >= 99))
+    assert elsewhere.verdict == "SUSPECT"
+    there = judged(claimed=0.5, repaired=0.3, clean=at_work((np.arange(N) >= 60) & (np.arange(N) < 161)))
+    assert there.verdict == "MASKED"
 
 
-@pytest.mark.parametrize("mechanism", [{"loss": 0.0}, {"margin": 20.0}, {"loss": 0.0, "margin": 20.0}])
-def test_a_mechanism_of_scale_needs_that_undoing_the_scale_closes_the_gap(mechanism):
-    without = judged(claimed=0.5, found=0.3, clean=mechanism)
-    assert without.verdict == "SUSPECT"
-    proven = judged(claimed=0.5, found=0.3, scaled=0.3, clean=mechanism)
-    assert proven.verdict == "MASKED"
-    assert {"INV-T", "GAP"} <= fired(proven)
-
-
-def test_a_number_that_depends_on_the_scale_is_a_suspicion_by_itself():
+def test_a_number_that_depends_on_the_scale_of_sensible_logits_is_a_weak_attack():
     result = judged(claimed=0.5, found=0.5, scaled=0.3)
     assert "INV-T" in fired(result)
-    assert (result.verdict, result.claim.status, result.claim.corrected) == ("SUSPECT", "OVERSTATED", 0.3)
+    assert (result.verdict, result.claim.status, result.claim.corrected) == ("NOT_REFUTED", "OVERSTATED", 0.3)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +210,19 @@ def test_a_number_that_depends_on_the_scale_is_a_suspicion_by_itself():
     [
         (cell("autoattack:square", first(0.3)), "P1"),
         (cell("art:pgd", first(0.3), source="other"), "P2"),
+        (cell("artq:surrogates", first(0.3)), "BPDA"),
+        (cell("artq:eot", first(0.3)), "EOT"),
     ],
 )
-def test_a_weaker_attacker_who_finds_more_is_a_suspicion(extra, finding):
+def test_who_finds_more_without_the_models_own_gradient_is_a_suspicion(extra, finding):
     result = judged(claimed=0.5, extra=[extra])
     assert {finding, "GAP"} <= fired(result)
     assert result.verdict == "SUSPECT"
+
+
+def test_what_the_models_own_gradient_finds_too_accuses_nobody():
+    result = judged(claimed=0.5, found=0.3, search=0.3, repaired=0.3)
+    assert (result.verdict, fired(result)) == ("NOT_REFUTED", {"GAP", "PGD"})
 
 
 def test_one_step_that_beats_many_is_a_symptom_and_no_verdict():
@@ -171,6 +230,55 @@ def test_one_step_that_beats_many_is_a_symptom_and_no_verdict():
     assert {"S1", "GAP"} <= fired(result) and result.verdict == "NOT_REFUTED"
     weaker_eps = judged(claimed=0.5, extra=[cell("torchattacks:fgsm", first(0.3), eps=0.05)])
     assert "S1" not in fired(weaker_eps)
+
+
+def test_two_symptoms_of_one_group_count_once_and_of_two_groups_are_a_suspicion():
+    long = cell("artq:apgd-margin", first(0.2), params={"max_iter": 50})
+    direction = [
+        cell("torchattacks:fgsm", first(0.4)),
+        cell("artq:multi-targeted", first(0.1), params={"max_iter": 20}),
+    ]
+    one_group = judged(extra=direction)
+    assert {"S1", "S7"} <= fired(one_group) and one_group.verdict == "NOT_REFUTED"
+    two = judged(extra=[direction[0], long])
+    assert {"S1", "S5"} <= fired(two) and two.verdict == "SUSPECT"
+
+
+def test_symptoms_are_corrected_for_their_number():
+    assert holm({"a": 0.03, "b": 0.04, "c": None}) == {"a": False, "b": False}
+    assert holm({"a": 0.01, "b": 0.04}) == {"a": True, "b": True}
+    assert holm({"a": 0.001, "b": 0.03, "c": 0.04}) == {"a": True, "b": False, "c": False}
+
+
+def test_a_claim_of_one_step_on_a_surface_that_turns_is_masking():
+    def one_step(alignment):
+        clean = cell("artq:clean", 1.0, role="clean", eps=0.0, **{**HONEST, "alignment": alignment})
+        claim = cell("art:fgsm", first(0.8), role="attack")
+        many = cell("art:pgd", first(0.2), params=PGD)
+        return assess("m", [clean, claim, many, cell("autoattack:square", first(0.8))], claimed=claim)
+
+    assert (one_step(0.1).verdict, one_step(0.95).claim.status) == ("MASKED", "OVERSTATED")
+    assert one_step(0.95).verdict != "MASKED"
+
+
+def test_a_random_model_whose_single_gradients_disagree_is_masked_where_their_mean_gets_further():
+    for coherence, verdict in ((0.1, "MASKED"), (0.95, "SUSPECT")):
+        result = judged(clean={"coherence": coherence}, facts={"random": True}, extra=[cell("artq:eot", first(0.3))])
+        assert (result.verdict, result.stochastic) == (verdict, True)
+
+
+@pytest.mark.parametrize(("facts", "finding"), [({"probabilities": True}, "M9"), ({"batch_dependent": 0.4}, "V4")])
+def test_an_evaluation_that_cannot_count_has_no_number(facts, finding):
+    result = judged(facts=facts)
+    assert (result.verdict, result.claim.status, result.robust) == ("INVALID", "NONE", [])
+    assert finding in fired(result)
+
+
+def test_a_model_that_guesses_is_no_model():
+    clean = cell("artq:clean", first(0.3), role="clean", eps=0.0, **HONEST)
+    rows = [row.model_copy(update={"label": i % 3}) for i, row in enumerate(clean.samples)]
+    result = judged(claimed=0.1, drop=["clean"], extra=[Outcome(clean.cell, rows)])
+    assert result.verdict == "INVALID" and "guessing" in result.summary
 
 
 def test_a_gap_that_chance_explains_is_none():
@@ -187,14 +295,15 @@ def test_where_the_claimed_or_the_clean_cell_failed_there_is_no_number(which):
     )
     claim = failed("art:pgd", "attack") if which == "claim" else cell("art:pgd", 0.5, role="attack")
     result = assess("m", [clean, claim, cell("autoattack:square", 0.4)], claimed=claim)
-    assert (result.verdict, result.claim.status, result.robust, result.findings) == ("INVALID", "NONE", [], [])
+    assert (result.verdict, result.claim.status, result.robust) == ("INVALID", "NONE", [])
+    assert {f.class_ for f in result.findings} <= {"V", "M"}
     assert "Boom: it failed" in result.summary
 
 
 def test_a_failed_probe_makes_silence_inconclusive():
     result = judged(extra=[failed("artq:pgd-margin")])
-    assert (result.verdict, fired(result)) == ("INCONCLUSIVE", {"V1"})
-    assert judged(claimed=0.5, found=0.3, clean={"gradient": 0.0}, extra=[failed("art:fgsm")]).verdict == "MASKED"
+    assert (result.verdict, fired(result)) == ("INCONCLUSIVE", {"V0"})
+    assert judged(repaired=0.3, clean={"gradient": 0.0}, extra=[failed("art:fgsm")]).verdict == "MASKED"
 
 
 @pytest.mark.parametrize("missing", ["scaled", "square"])
@@ -207,7 +316,8 @@ def test_a_check_that_did_not_run_makes_silence_inconclusive(missing):
 @pytest.mark.parametrize("column", ["gradient", "loss"])
 def test_a_probe_without_its_measurement_makes_silence_inconclusive(column):
     clean = cell("artq:clean", 1.0, role="clean", eps=0.0, **HONEST)
-    blind = Outcome(clean.cell, [s.model_copy(update={column: None}) for s in clean.samples])
+    rows = [s.model_copy(update={"measures": {**s.measures, column: None}}) for s in clean.samples]
+    blind = Outcome(clean.cell, [s.model_copy(update={"loss": None}) if column == "loss" else s for s in rows])
     result = judged(drop=["clean"], extra=[blind])
     assert result.verdict == "INCONCLUSIVE"
 
@@ -338,7 +448,7 @@ def honest(fp32, images):
 def test_a_plain_network_is_not_accused(honest):
     assert honest.verdict == "NOT_REFUTED"
     assert not [f.id for f in honest.findings if f.fired and f.class_ in "MV"]
-    assert honest.corrected_accuracy <= honest.claimed_accuracy < honest.corrected_accuracy + 0.1
+    assert honest.corrected_accuracy <= honest.claimed_accuracy < honest.corrected_accuracy + 0.12
 
 
 def test_mu_law_masks_and_its_corrected_number_is_that_of_the_network_it_hides(mu_law, images, honest):
@@ -358,24 +468,25 @@ def test_logits_times_ten_thousand_mask_and_hide_nothing_from_the_diagnosis(fp32
 
 
 @pytest.mark.parametrize("model", [GradientKiller, Rounding])
-def test_a_blocked_gradient_is_found_out_by_search_without_gradients(model, fp32, images):
+def test_a_blocked_gradient_is_found_out_and_repaired(model, fp32, images):
     found = diagnose(classifier(model(fp32, None)), *images, Threat("Linf", 0.15))
     assert found.verdict == "MASKED"
-    assert {"P1", "M2", "M7"} <= {f.id for f in found.findings if f.fired}
-    assert found.claimed_accuracy > 0.95 and found.corrected_accuracy < 0.6
+    assert {"BPDA", "M2", "M6", "M7"} <= {f.id for f in found.findings if f.fired}
+    assert found.claimed_accuracy > 0.95 and found.corrected_accuracy < 0.2
+    assert found.run.models[0].layer.op in ("_KilledBackward", "RoundBackward0")
 
 
 def test_a_model_that_detaches_its_input_has_no_number(fp32, images):
     found = diagnose(classifier(Detached(fp32, None)), *images, Threat("Linf", 0.15))
     assert (found.verdict, found.claimed_accuracy) == ("INVALID", None)
-    assert "detach()" in found.summary
+    assert "M1" in {f.id for f in found.findings if f.fired}
     assert found.run.models[0].clean_accuracy > 0.95
 
 
 def test_a_stochastic_network_that_is_attacked_through_its_average_is_not_accused(stochastic, images):
     x, y = images
     found = diagnose(classifier(stochastic), x[:100], y[:100], Threat("Linf", 0.15))
-    assert (found.verdict, found.claim.status) == ("NOT_REFUTED", "HOLDS")
+    assert found.verdict == "NOT_REFUTED"
     assert not {"M2", "M3", "M4", "INV-T"} & {f.id for f in found.findings if f.fired}
 
 
