@@ -149,24 +149,29 @@ def run_recipe(
         models=[],
         cells=[],
     )
-    with _threads(recipe.threads):
-        modules = build_models(
-            recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
-        )
-        estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
-        bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size)
-        work = Work(bench, store, progress)
-        store.write_results(draft)
-        try:
+    if not store.has_results:
+        store.write_results(draft)  # finished records stay until this run has something to say
+    work = None
+    try:
+        with _threads(recipe.threads):
+            modules = build_models(
+                recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
+            )
+            estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
+            work = Work(Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size), store, progress)
+            store.write_results(draft)
             work.run(cells)
             others = [m.name for m in recipe.models if not m.stochastic]
             wanted = recipe.diagnose or claims_only
             models = [work.diagnose(s, others, level=level, budget=budget, climb=wanted) for s in subjects]
-        except BaseException as error:
-            status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
+    except BaseException as error:
+        status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
+        if work is not None:
             store.write_samples(work.outcomes)
-            store.write_results(draft.model_copy(update={"status": status, "cells": work.cells}))
-            raise
+        if work is not None or not isinstance(error, InputError):
+            found = [] if work is None else work.cells
+            store.write_results(draft.model_copy(update={"status": status, "cells": found}))
+        raise
     status = "success" if all(o.ok for o in work.outcomes) else "error"
     results = draft.model_copy(update={"status": status, "models": models, "cells": work.cells})
     store.write_samples(work.outcomes)

@@ -269,6 +269,7 @@ def _cell(name: str, spec: CellSpec, **result: object) -> Cell:
             "model": spec.model,
             "source": spec.source,
             "attack": spec.attack,
+            "knowledge": ATTACKS[spec.attack].knowledge,
             "role": spec.role,
             "norm": spec.norm,
             "eps": spec.eps,

@@ -51,6 +51,7 @@ class Cell(Record):
     model: str
     source: str
     attack: str
+    knowledge: Literal["white-box", "black-box"] = "white-box"
     role: Role  # "probe": added by the diagnostics, not asked for by the recipe
     params: dict[str, Any]
     norm: str

@@ -91,6 +91,10 @@ class Store:
         write_atomically(path, buffer.getvalue())
         return str(path.relative_to(self.folder))
 
+    @property
+    def has_results(self) -> bool:
+        return (self.folder / "results.json").exists()
+
     def write_results(self, results: Results) -> None:
         content = results.model_dump_json(by_alias=True, indent=1)
         write_atomically(self.folder / "results.json", content.encode())

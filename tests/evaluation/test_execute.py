@@ -89,8 +89,9 @@ def test_the_clean_cell_alone_measures_gradient_and_fidelity():
     here = bench()
     clean, _ = here.run(CLEAN, Memory())
     attacked, _ = here.run(SPEC, Memory())
-    assert all(row.gradient > 0 and row.fidelity is not None for row in clean.samples)
-    assert all(row.gradient is None and row.fidelity is None for row in attacked.samples)
+    assert all(row.measures["gradient"] > 0 and row.measures["fidelity"] is not None for row in clean.samples)
+    assert all("gradient" not in row.measures for row in attacked.samples)
+    assert clean.cell.facts["reaches_pixels"] and not attacked.cell.facts
     assert clean.cell.accuracy == 1.0
 
 
@@ -148,7 +149,7 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
 def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkeypatch):
     model = ensemble()
     here = bench(a=model)
-    phases = {"craft": set(), "judge": set(), "probe": set()}
+    phases = {"craft": set(), "judge": set(), "measure": set()}
     phase = None
 
     def during(name):
@@ -172,7 +173,7 @@ def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkey
     assert outcome.ok, outcome.cell.error
     seen = {name: {seed for seed, _ in keys} for name, keys in phases.items()}
     assert seen["judge"] == {stream(0, "judge"), stream(0, "select")}
-    assert not seen["judge"] & (seen["craft"] | seen["probe"])
+    assert not seen["judge"] & (seen["craft"] | seen["measure"])
     assert seen["craft"] == (set() if attack == "artq:clean" else {stream(0, "attack")})
     if seen["craft"]:
         assert len(phases["craft"]) > 1  # fresh draws at every call

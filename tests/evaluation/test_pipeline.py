@@ -170,23 +170,13 @@ def test_transferred_images_are_those_of_the_sources_own_cell(finished):
     np.testing.assert_array_equal(images("fp32", "mu"), images("fp32", "fp32"))
 
 
-def test_what_is_asked_for_is_an_attack_and_only_what_is_not_is_a_probe():
+def test_what_is_asked_for_is_planned():
     subjects, cells = plan(parse_recipe(RECIPE))
     assert [s.name for s in subjects] == ["fp32", "mu"]
     roles = [c.role for c in cells]
     assert roles[:2] == ["clean", "clean"]
     assert roles.count("clean") + roles.count("attack") == ASKED_FOR
-    probes = [(c.model, c.attack, c.source, c.gap) for c in cells if c.role == "probe"]
-    # The recipe has fgsm, pgd and pgd from fp32 at the claim's eps already.
-    assert sorted(probes, key=str) == sorted(
-        [
-            *((m, "art:pgd", m, gap) for m in ("fp32", "mu") for gap in (1.0, 5.0)),
-            *((m, "artq:pgd-margin", m, None) for m in ("fp32", "mu")),
-            *((m, "autoattack:square", m, None) for m in ("fp32", "mu")),
-            ("fp32", "art:pgd", "mu", None),
-        ],
-        key=str,
-    )
+    assert "probe" not in roles  # what a diagnosis adds depends on what these find
     assert distinct(cells) == cells
 
 
