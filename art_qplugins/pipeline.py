@@ -283,6 +283,8 @@ class Work:
             x_adv=x_adv[broken],
             y=self.bench.y.numpy()[broken],
             ids=np.array(self.bench.ids)[broken],
+            norm=np.array(claimed.cell.norm),
+            eps=np.array(claimed.cell.eps),
             cells=np.array([legal[r].cell.id for r in rows])[broken],
         )
 
