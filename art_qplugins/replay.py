@@ -1,0 +1,198 @@
+"""Evidence, asked again: do these images still break this module?
+
+Reads ``evidence/MODEL.npz`` of a diagnosis and nothing else of its run: neither its records nor its attacks. Whoever holds
+the network can check the proof without trusting who found it.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.verify import DEPLOYMENTS, IllegalImage, check_legal, judge
+from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.threat import Threat
+
+__all__ = ["Evidence", "Replay", "read_evidence", "replay"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What an evidence file says: adversarial images, the clean ones they were made of, and within which budget."""
+
+    x: Tensor  # (N, C, H, W) float32 in [0, 1]
+    x_adv: Tensor  # like x
+    y: Tensor  # (N,) int64
+    ids: list[str]
+    threat: Threat | None  # None where the file states no budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What the module answers to the images of an evidence file.
+
+    ``wrong``: per image, the share of deployments that answer wrongly; 0 or 1 unless ``stochastic``. ``before``: the
+    same for the clean image. ``distance``: from the clean image, recomputed; ``None`` where no budget is stated.
+    """
+
+    wrong: NDArray[np.float64]
+    before: NDArray[np.float64]
+    ids: list[str]
+    threat: Threat | None
+    distance: NDArray[np.float64] | None
+    illegal: str | None  # which rule an image breaks
+    stochastic: bool
+
+    @property
+    def n(self) -> int:
+        return len(self.wrong)
+
+    @property
+    def broken(self) -> int:
+        """Images that are answered wrongly, by most deployments where the module is random."""
+        return int((self.wrong > 0.5).sum())
+
+    @property
+    def legal(self) -> bool:
+        """Pixels in [0, 1] and, where a budget is stated, every image within it."""
+        return self.illegal is None
+
+    @property
+    def share(self) -> float:
+        """Wrong answers among all that were given: over images, and over deployments where the module is random."""
+        return float(self.wrong.mean())
+
+    @property
+    def holds(self) -> bool:
+        """Every image is legal and breaks the module."""
+        return self.legal and self.broken == self.n
+
+    def __str__(self) -> str:
+        before = int((self.before > 0.5).sum())
+        lines = [f"{self.broken} of {self.n} images are answered wrongly; unchanged, {before} of them were"]
+        if self.stochastic:
+            lines.append(f"over {DEPLOYMENTS} draws {100 * self.share:.1f} % of the answers are wrong")
+        if self.illegal is not None:
+            lines.append(f"NOT LEGAL: {self.illegal}")
+        elif self.threat is None or self.distance is None:
+            lines.append("pixels are in [0, 1]; the file states no budget, so distances were not checked")
+        else:
+            most = float(self.distance.max())
+            lines.append(f"legal: at most {most:.6g} away in {self.threat.norm}, eps = {self.threat.eps:.6g}")
+        return "\n".join(lines)
+
+
+def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: int = 250) -> Replay:
+    """Ask ``module`` the images of an evidence file, after their distances were measured again.
+
+    :param path: an ``.npz`` as a diagnosis writes it: ``x``, ``x_adv``, ``y``, and if known ``ids``, ``norm``, ``eps``.
+    :param module: (N, C, H, W) float32 in [0, 1] in, logits out. Asked in eval mode; afterwards as it was before.
+    :param seed: of the draws that a random module is scored on; 20 of them, as in a diagnosis.
+    :raises InputError: where the file cannot be read, or the module cannot be asked its images.
+    """
+    evidence = read_evidence(path)
+    illegal, distance = None, None
+    try:
+        # Without a budget every distance is allowed, and shape, finiteness and pixel range are still checked.
+        measured = check_legal(evidence.x, evidence.x_adv, evidence.threat or Threat("L0", evidence.x[0].numel()))
+        distance = None if evidence.threat is None else measured.numpy()
+    except IllegalImage as error:
+        illegal = str(error)
+    wrong, before = (
+        _wrong(path, module, images, evidence.y, seed, batch_size) for images in (evidence.x_adv, evidence.x)
+    )
+    return Replay(
+        wrong=wrong,
+        before=before,
+        ids=evidence.ids,
+        threat=evidence.threat,
+        distance=distance,
+        illegal=illegal,
+        stochastic=is_stochastic(module) or not np.isin(np.concatenate([wrong, before]), (0.0, 1.0)).all(),
+    )
+
+
+def _wrong(
+    path: str | Path, module: nn.Module, x: Tensor, y: Tensor, seed: int, batch_size: int
+) -> NDArray[np.float64]:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    try:
+        # An image out of bounds is reported as such; what a network says of NaN is no answer to anything.
+        asked = judge(module, x.nan_to_num().to(device), y.to(device), seed=seed, batch_size=batch_size)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"{path}: {type(module).__name__} cannot be asked its images {tuple(x.shape[1:])}, labels up to "
+            f"{int(y.max())} ({said}); give the network that was diagnosed"
+        ) from None
+    return 1.0 - asked.correct
+
+
+def read_evidence(path: str | Path) -> Evidence:
+    """Read and check an evidence file. Nothing in it is ever unpickled.
+
+    :raises InputError: in one line, where it is missing, damaged, or does not hold what evidence must.
+    """
+    arrays = _arrays(Path(path))
+    missing = [name for name in ("x", "x_adv", "y") if name not in arrays]
+    if missing:
+        raise InputError(f"{path}: has no {', '.join(missing)}; give the evidence/MODEL.npz of a diagnosis")
+    x, x_adv, y = arrays["x"], arrays["x_adv"], arrays["y"]
+    if x.ndim != 4 or not all(np.issubdtype(images.dtype, np.floating) for images in (x, x_adv)):
+        raise InputError(f"{path}: x is {x.shape} {x.dtype}; images are (N, C, H, W) floats in [0, 1]")
+    if x_adv.shape != x.shape or y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
+        raise InputError(
+            f"{path}: x {x.shape}, x_adv {x_adv.shape} and y {y.shape} {y.dtype} do not belong together; "
+            "run artq diagnose again to rewrite it"
+        )
+    if not len(x) or not x[0].size:
+        raise InputError(f"{path}: holds no images, so there is nothing to replay: no attack broke the model")
+    if y.min() < 0:
+        raise InputError(f"{path}: label {int(y.min())} is negative; run artq diagnose again to rewrite it")
+    ids = arrays.get("ids", np.arange(len(x)))
+    if ids.shape != y.shape:
+        raise InputError(f"{path}: {ids.size} ids for {len(x)} images; run artq diagnose again to rewrite it")
+    return Evidence(
+        x=torch.from_numpy(x.astype(np.float32)),
+        x_adv=torch.from_numpy(x_adv.astype(np.float32)),
+        y=torch.from_numpy(y.astype(np.int64)),
+        ids=[str(name) for name in ids],
+        threat=_threat(path, arrays),
+    )
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        # Opened here, since np.load leaves the file open where it is no zip after all.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise InputError(f"{path}: a single array; give the evidence/MODEL.npz of a diagnosis")
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
+    except OSError as error:
+        why = error.strerror or "damaged"
+        raise InputError(f"{path}: cannot be read ({why}); give the evidence/MODEL.npz of a diagnosis") from None
+    except InputError:
+        raise
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"{path}: no evidence file ({said}); give the evidence/MODEL.npz of a diagnosis") from None
+
+
+def _threat(path: str | Path, arrays: dict[str, NDArray[Any]]) -> Threat | None:
+    if "norm" not in arrays or "eps" not in arrays:
+        return None
+    try:
+        return Threat(str(arrays["norm"].item()), float(arrays["eps"].item()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}; run artq diagnose again to rewrite it") from None

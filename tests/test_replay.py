@@ -1,0 +1,239 @@
+"""Replaying evidence, on linear models for which the nearest adversarial point is known in closed form."""
+
+from __future__ import annotations
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_qplugins.cli import main
+from art_qplugins.errors import InputError
+from art_qplugins.replay import replay
+from art_qplugins.threat import Threat
+
+N, EPS = 12, 0.1
+
+
+class Linear(nn.Module):
+    """z = (sum of the pixels - 2, 0) on (1, 2, 2) images: class 0 above a mean of 0.5, else class 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        score = x.flatten(1) @ self.weight - 2
+        return torch.stack([score, torch.zeros_like(score)], dim=1)
+
+
+class Coin(Linear):
+    """The same, but one pixel less counts in about half of the draws, taken from the global generator."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        logits[:, 0] += 10.0 * (torch.rand(1).item() - 0.5)
+        return logits
+
+
+def make():
+    return Linear()
+
+
+def make_robust():
+    module = Linear()
+    nn.init.constant_(module.weight, 10.0)
+    return module
+
+
+def evidence(path: Path, **changes) -> Path:
+    """Images at mean 0.55 (class 0), and the same with eps off every pixel: mean 0.45, class 1."""
+    x = np.full((N, 1, 2, 2), 0.55, dtype=np.float32)
+    arrays = {
+        "x": x,
+        "x_adv": x - np.float32(EPS),
+        "y": np.zeros(N, dtype=np.int64),
+        "ids": np.array([f"toy-{i}" for i in range(N)]),
+        "cells": np.array(["a"] * N),
+        "norm": np.array("Linf"),
+        "eps": np.array(EPS),
+    }
+    arrays = {name: value for name, value in {**arrays, **changes}.items() if value is not None}
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def test_images_across_the_boundary_break_it(tmp_path):
+    found = replay(evidence(tmp_path / "e.npz"), Linear())
+    assert (found.n, found.broken, found.legal, found.holds, found.stochastic) == (N, N, True, True, False)
+    assert found.threat == Threat("Linf", EPS) and found.ids[3] == "toy-3"
+    np.testing.assert_allclose(found.distance, EPS, atol=1e-6)
+    assert found.before.sum() == 0 and found.share == 1.0
+    assert str(found).startswith("12 of 12 images are answered wrongly; unchanged, 0 of them were")
+
+
+def test_images_on_this_side_do_not(tmp_path):
+    x_adv = np.full((N, 1, 2, 2), 0.45, dtype=np.float32)
+    x_adv[:5] = 0.51
+    found = replay(evidence(tmp_path / "e.npz", x_adv=x_adv), Linear())
+    assert (found.broken, found.legal, found.holds) == (N - 5, True, False)
+    assert found.wrong.tolist() == [0.0] * 5 + [1.0] * (N - 5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "legal"),
+    [("Linf", 0.099, False), ("Linf", 0.1, True), ("L2", 0.2, True), ("L2", 0.19, False), ("L1", 0.39, False)],
+)
+def test_distances_are_measured_again(norm, eps, legal, tmp_path):
+    found = replay(evidence(tmp_path / "e.npz", norm=np.array(norm), eps=np.array(eps)), Linear())
+    assert found.legal is legal and found.holds is legal and found.broken == N
+    assert ("NOT LEGAL: image" in str(found)) is not legal
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.5, np.nan])
+def test_pixels_out_of_bounds_are_not_legal_without_a_budget_either(value, tmp_path):
+    x_adv = np.full((N, 1, 2, 2), 0.45, dtype=np.float32)
+    x_adv[2, 0, 1, 1] = value
+    path = evidence(tmp_path / "e.npz", x_adv=x_adv, norm=None, eps=None)
+    found = replay(path, Linear())
+    assert not found.legal and not found.holds
+
+
+def test_without_a_budget_it_says_what_was_not_checked(tmp_path):
+    found = replay(evidence(tmp_path / "e.npz", norm=None, eps=None), Linear())
+    assert found.holds and found.threat is None and found.distance is None
+    assert "states no budget" in str(found)
+
+
+def test_a_random_model_is_asked_twenty_times(tmp_path):
+    """At mean 0.45 the score is -0.2 plus uniform noise in [-5, 5]: wrong in 52 % of the draws."""
+    found = replay(evidence(tmp_path / "e.npz"), Coin())
+    assert found.stochastic and 0.2 < found.share < 0.8
+    np.testing.assert_allclose(found.wrong * 20, np.round(found.wrong * 20), atol=1e-9)
+    assert f"over 20 draws {100 * found.share:.1f} % of the answers are wrong" in str(found)
+
+
+def test_everything_is_as_it_was(tmp_path):
+    module = Coin().train()
+    other = nn.Sequential(module, nn.Linear(3, 2)).train()
+    path = evidence(tmp_path / "e.npz")
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    replay(path, module)
+    with pytest.raises(InputError):
+        replay(path, other)
+    assert module.training and module.weight.requires_grad and module.weight.grad is None
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_adv": None}, "has no x_adv"),
+        ({"x": None, "y": None}, "has no x, y"),
+        ({"x_adv": np.zeros((N, 1, 2, 3), np.float32)}, "do not belong together"),
+        ({"y": np.zeros(N - 1, np.int64)}, "do not belong together"),
+        ({"y": np.full(N, -1)}, "label -1 is negative"),
+        ({"y": np.full(N, 7)}, "Linear cannot be asked"),
+        ({"x": np.zeros(N, np.float32)}, r"images are \(N, C, H, W\)"),
+        ({"ids": np.array(["one"])}, "1 ids for 12 images"),
+        ({"norm": np.array("Loo")}, "unknown norm 'Loo'"),
+        ({"eps": np.array([0.1, 0.2])}, "e.npz: "),
+        ({"ids": np.array([{}] * N, dtype=object)}, "no evidence file"),  # would have to be unpickled
+        (
+            {"x": np.zeros((0, 1, 2, 2), np.float32), "x_adv": np.zeros((0, 1, 2, 2), np.float32)}
+            | {"y": np.zeros(0, int)},
+            "no attack broke the model",
+        ),
+    ],
+)
+def test_what_is_no_evidence_is_said_in_one_line(changes, message, tmp_path):
+    with pytest.raises(InputError, match=message) as caught:
+        replay(evidence(tmp_path / "e.npz", **changes), Linear())
+    assert "\n" not in str(caught.value) and "e.npz" in str(caught.value)
+
+
+def npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 not a zip", b"\x80\x04}.", npy()])
+def test_files_that_cannot_be_read(content, tmp_path, capsys):
+    path = tmp_path / "e.npz"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["replay", str(path), "--model", "test_replay:make"])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert err.startswith(f"artq: {path}: ") and err.count("\n") == 1
+
+
+def test_a_damaged_member_is_one_line(tmp_path):
+    path = evidence(tmp_path / "e.npz")
+    content = bytearray(path.read_bytes())
+    for at in range(60, 120):
+        content[at] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"e\.npz"):
+        replay(path, Linear())
+
+
+# --- artq replay
+
+
+@pytest.fixture
+def artq(capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent)
+
+    def call(*arguments):
+        try:
+            main([str(a) for a in arguments])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_status_0_where_all_break_and_1_where_one_does_not(artq, tmp_path):
+    path = evidence(tmp_path / "e.npz")
+    status, out, err = artq("replay", path, "--model", "test_replay:make")
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "12 of 12 images are answered wrongly; unchanged, 0 of them were",
+        "legal: at most 0.1 away in Linf, eps = 0.1",
+    ]
+    status, out, err = artq("replay", path, "--model", "test_replay:make_robust")
+    assert (status, err) == (1, "") and out.startswith("0 of 12 images are answered wrongly")
+
+
+def test_weights_of_a_checkpoint_are_used(artq, tmp_path):
+    from art_qplugins.checkpoint import save_checkpoint
+
+    path = evidence(tmp_path / "e.npz")
+    save_checkpoint(tmp_path / "w.safetensors", make_robust(), {})
+    status, out, _ = artq("replay", path, "--model", "test_replay:make", "--checkpoint", tmp_path / "w.safetensors")
+    assert status == 1 and out.startswith("0 of 12")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "test_replay:mak"], "did you mean 'make'?"),
+        (["--model", "test_replay"], "MODULE:FACTORY"),
+        (["--model", "test_replay:make", "--checkpoint", "no.safetensors"], "no.safetensors"),
+        ([], "--model"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, artq, tmp_path):
+    status, out, err = artq("replay", evidence(tmp_path / "e.npz"), *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("artq: ") and err.count("\n") == 1 and message in err
