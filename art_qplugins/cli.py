@@ -1,7 +1,7 @@
 """The ``artq`` command. Thin: it parses, shows, and picks the exit status; heavy imports wait until a command needs them.
 
-Exit status: 0 done, 1 a cell failed, 2 bad input (one line on stderr), 3 ``artq diagnose`` found MASKED or
-INVALID, 130 interrupted.
+Exit status: 0 done, 1 a cell failed or ``artq replay`` found an image that does not break the model, 2 bad input (one line
+on stderr), 3 ``artq diagnose`` found MASKED or INVALID, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -99,6 +99,18 @@ def run(
 @_DOWNLOAD
 @_SET
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images.  [default: the recipe's, or 200]")
+@click.option(
+    "--level",
+    type=click.IntRange(0, 3),
+    help="How far to go: 0 measures, 1 tries cheap attacks, 2 all controls, 3 everything.  [default: 2, and 3 where "
+    "something was found]",
+)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0),
+    metavar="B",
+    help="Gradient evaluations per image to spend.  [default: any]",
+)
 def diagnose(
     recipe: Path | None,
     model: str | None,
@@ -107,6 +119,8 @@ def diagnose(
     download: bool,
     changes: tuple[str, ...],
     limit: int | None,
+    level: int | None,
+    budget: float | None,
     **about_model: Any,
 ) -> None:
     """Put robustness claims to the test: those of a recipe, or of any torch module.
@@ -117,7 +131,7 @@ def diagnose(
     if (recipe is None) == (model is None):
         raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
     from art_qplugins import terminal
-    from art_qplugins.report import write_report
+    from art_qplugins.report import read_run, write_report
 
     with terminal.LiveProgress() as progress:
         if recipe is not None:
@@ -126,21 +140,50 @@ def diagnose(
 
             settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
             folder = out or Path("results") / f"{settings.name}-diagnosis"
-            where: dict[str, Any] = {"data_root": data_root, "download": download}
+            where: dict[str, Any] = {"data_root": data_root, "download": download, "level": level, "budget": budget}
             results = run_recipe(settings, given, folder, **where, progress=progress, claims_only=True)
         else:
             assert model is not None
             from art_qplugins.foreign import diagnose_module
 
             folder = out or Path("results") / model.replace(":", ".")
-            where = {"data_root": data_root, "download": download}
+            where = {"data_root": data_root, "download": download, "level": level, "budget": budget}
             results = diagnose_module(model, limit=limit or 200, out=folder, progress=progress, **where, **about_model)
-    terminal.show_results(results, progress, write_report(folder)[-1])
+    report = write_report(folder)[-1]
+    written = read_run(folder)
     for result in results.models:
-        click.echo(f"\n{result.name}: {result.summary}")
+        terminal.show_diagnosis(result, written)
+    terminal.show_results(results, progress, report)
     if any(m.verdict in ("MASKED", "INVALID") for m in results.models):
         sys.exit(3)
     if results.status != "success":
+        sys.exit(1)
+
+
+@artq.command()
+@click.argument("evidence", type=click.Path(path_type=Path))
+@click.option("--model", required=True, metavar="MODULE:FACTORY", help="A function that gives the torch module.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Its weights, a .safetensors file.")
+def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
+    """Ask a model again the images that a diagnosis kept as EVIDENCE.
+
+    Measures every distance anew and needs no attack. Exit status 0 where every image is legal and answered wrongly, else 1.
+    Example: artq replay results/net/evidence/net.npz --model mypackage.models:make_net --checkpoint weights.safetensors
+    """
+    from art_qplugins.replay import read_evidence
+    from art_qplugins.replay import replay as ask
+
+    read_evidence(evidence)  # a bad file is told before a network is built
+    from art_qplugins import terminal
+    from art_qplugins.checkpoint import load_checkpoint
+    from art_qplugins.foreign import make_module
+
+    module = make_module(model)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, module)
+    found = ask(evidence, module)
+    terminal.show_replay(found)
+    if not found.holds:
         sys.exit(1)
 
 

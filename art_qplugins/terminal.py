@@ -6,18 +6,33 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import shlex
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from art_qplugins.evaluation.records import Interval, Results
+from art_qplugins.evaluation.records import Finding, Interval, ModelResult, Results
 from art_qplugins.registry import Entry
+from art_qplugins.report import Run, ladder, words
 
-__all__ = ["LiveProgress", "show_health", "show_plan", "show_registries", "show_results"]
+if TYPE_CHECKING:
+    from art_qplugins.replay import Replay
+
+__all__ = [
+    "LiveProgress",
+    "show_diagnosis",
+    "show_health",
+    "show_plan",
+    "show_registries",
+    "show_replay",
+    "show_results",
+]
 
 _STYLES = {"MASKED": "bold red", "INVALID": "bold red", "SUSPECT": "yellow", "NOT_REFUTED": "green"}
 
@@ -60,8 +75,11 @@ class LiveProgress:
             self.console.print(f"trained {model}: {epochs} epochs, loss {loss:.4f}")
 
     def cells(self, total: int) -> None:
+        """May be called again: what a diagnosis needs is known as it goes."""
         self._total = total
-        self._tasks["cells"] = self._bars.add_task("attack", total=total)
+        if "cells" not in self._tasks:
+            self._tasks["cells"] = self._bars.add_task("attack", total=total)
+        self._bars.update(self._tasks["cells"], total=total)
 
     def cell(self, outcome: Any, reused: bool) -> None:
         cell = outcome.cell
@@ -71,6 +89,8 @@ class LiveProgress:
             source = "" if cell.source == cell.model else f" from {cell.source}"
             budget = "" if cell.eps == 0 else f" {cell.norm} {cell.eps:.3g}"
             left = "FAILED" if cell.accuracy is None else f"{100 * cell.accuracy:5.1f} %"
+            if cell.rows is not None:
+                left += f" of {cell.n}"
             done = self.reused + self.computed
             self.console.print(f"{done:3}/{self._total} {cell.model}: {cell.label}{source}{budget} -> {left}")
 
@@ -117,6 +137,82 @@ def show_results(results: Results, progress: LiveProgress, report: Path) -> None
     failed = sum(c.status == "error" for c in results.cells)
     console.print(f"\n{progress.computed} cells computed, {progress.reused} reused, {failed} failed.")
     console.print(f"report: {report}", soft_wrap=True)
+
+
+def show_diagnosis(model: ModelResult, run: Run) -> None:
+    """One model's diagnosis: the verdict, the claim, why, what was tried and at what cost, and where the proof is."""
+    console = _console()
+    console.print(f"\n[bold]{escape(model.name)}[/]: [{_STYLES.get(model.verdict, 'default')}]{model.verdict}[/]")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(model):
+        facts.add_row(name, escape(_spaced(value)))
+    console.print(facts)
+    rungs = ladder.rungs(model, run)
+    if rungs:
+        console.print()
+        for line in _ladder(rungs, console.width):
+            console.print(line, markup=False, soft_wrap=True)
+    if model.evidence is not None:
+        path = str(run.folder / model.evidence)
+        console.print(f"\nevidence: {path}", soft_wrap=True, markup=False)
+        console.print(
+            f"ask again: artq replay {shlex.quote(path)} --model MODULE:FACTORY", soft_wrap=True, markup=False
+        )
+
+
+def _facts(model: ModelResult) -> Iterable[tuple[str, str]]:
+    claim = model.claim
+    yield "verdict", model.summary or words.VERDICTS[model.verdict].short
+    if claim.accuracy is not None:
+        at = f"{claim.attack}, {words.budget(claim.norm, claim.eps)}, {words.counted(model)}"
+        yield "claim", f"{words.percent(claim.accuracy)} ({at}): {claim.status}"
+    if claim.corrected is not None and model.verdict != "INVALID":
+        over = words.overstated(claim)
+        yield "at most", f"{words.accuracy(claim.corrected, claim.interval)}{f', {over}' if over else ''}"
+    if model.layer is not None:
+        yield "lost at", words.layer(model.layer)
+    for outcome, word in words.OUTCOMES.items():
+        some = [f for f in words.ordered(model.findings) if f.fired is outcome]
+        if not some:
+            continue
+        if outcome:
+            # One a line: these are what a reader has to know by name.
+            told = [f"{f.id} {f.title}{' (of that attack, not of the model)' if _of_attack(f) else ''}" for f in some]
+            yield word, "\n".join(told)
+        else:
+            yield word, f"{len(some)}: {' '.join(f.id for f in some)}"
+
+
+def _of_attack(finding: Finding) -> bool:
+    return words.subject(finding) == words.ABOUT_THE_ATTACK
+
+
+def _ladder(rungs: Sequence[ladder.Rung], width: int) -> Iterable[str]:
+    """The steps as columns; a step without an answer says why across all of them."""
+    wide = max(len("step"), *(len(rung.id) for rung in rungs))
+    yield f"level  {'step':{wide}}  standing  broke  grad/img  fwd/img"
+    for rung in rungs:
+        start = f"{rung.level:<5}  {rung.id:{wide}}  "
+        if rung.status != "run":
+            margins = {"initial_indent": start, "subsequent_indent": " " * len(start)}
+            yield from textwrap.wrap(_spaced(rung.told), max(width, 2 * len(start)), **margins)
+            continue
+        counts = ["-" if value is None else str(value) for value in (rung.standing, rung.broke)]
+        passes = [words.count(value) for value in (rung.backward, rung.forward)]
+        at = f"  at {_spaced(rung.at)}" if rung.at else ""
+        yield f"{start}{counts[0]:>8}  {counts[1]:>5}  {passes[0]:>8}  {passes[1]:>7}{at}"
+
+
+def show_replay(replay: Replay) -> None:
+    """What a module answers to the images of an evidence file."""
+    _console().print(str(replay), markup=False, soft_wrap=True)
+
+
+def _spaced(text: str) -> str:
+    """With plain spaces, which every terminal breaks lines at."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _bound(accuracy: float | None, interval: Interval | None) -> str:

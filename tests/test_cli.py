@@ -112,7 +112,7 @@ def test_every_command_has_help_that_fits(artq):
     status, out, err = artq("--help")
     assert (status, err) == (0, "")
     commands = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
-    assert {"run", "train", "report", "ls", "doctor"} <= set(commands)
+    assert {"run", "diagnose", "replay", "train", "report", "ls", "doctor"} <= set(commands)
     for command in commands:
         status, out, err = artq(command, "--help")
         assert (status, err) == (0, "") and out.startswith("Usage: artq") and narrow(out)
@@ -192,6 +192,123 @@ def test_a_run_and_the_same_again(artq):
     assert Path("out/report.html").read_text()[:200] == page[:200]
 
 
+def diagnosis(**changes):
+    """A model's record, and a folder of a run without samples."""
+    from art_qplugins.evaluation.records import Claim, Finding, Layer, ModelResult, Step
+
+    def check(id, fired, **more):
+        about = {
+            "title": f"Title of {id}",
+            "class": "S",
+            "value": 1.0,
+            "threshold": 0.0,
+            "evidence": "",
+            "mitigation": "",
+        }
+        return Finding(id=id, fired=fired, **about, **more)
+
+    values = {
+        "name": "net [bold]",
+        "description": "",
+        "stochastic": False,
+        "clean_accuracy": 0.97,
+        "clean_interval": (0.9, 0.99),
+        "n": 200,
+        "robust": [],
+        "verdict": "MASKED",
+        "summary": "The claimed number is an illusion. " * 5,
+        "claim": Claim(
+            status="OVERSTATED",
+            attack="art:pgd",
+            norm="Linf",
+            eps=8 / 255,
+            accuracy=0.95,
+            corrected=0.05,
+            interval=(0.027, 0.09),
+            overstated_by=0.9,
+            overstated_interval=(0.85, 0.94),
+        ),
+        "findings": [
+            check("M4", True),
+            check("I4", True, group="claimed attack"),
+            *(check(f"S{i}", False) for i in range(40)),
+            check("EOT", None),
+        ],
+        "steps": [
+            Step(id="margin", level=1, title="", status="run", standing=190, forward=21.04, backward=20.0),
+            Step(id="scale", level=1, title="", status="skipped", reason="there is nothing to undo here " * 5),
+            Step(id="search", level=2, title="", status="failed", reason="RuntimeError: [gone]", standing=3),
+        ],
+        "layer": Layer(layer="net.[3]", op="Mul", share=0.97),
+        "evidence": "evidence/net.npz",
+    }
+    return ModelResult(**{**values, **changes})
+
+
+def shown(model, capsys):
+    from art_qplugins.evaluation.records import Environment, Results
+    from art_qplugins.report import Run
+    from art_qplugins.terminal import show_diagnosis
+
+    environment = Environment(packages={}, python="", platform="", device="", git=None)
+    results = Results(status="success", created="", spec={}, data={}, environment=environment, models=[model], cells=[])
+    show_diagnosis(model, Run(folder=Path("my run"), results=results, samples={}))
+    return capsys.readouterr().out
+
+
+def test_a_diagnosis_is_told_at_80_columns(capsys):
+    out = shown(diagnosis(), capsys)
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert all(len(line) <= 80 for line in lines if not line.startswith(("evidence:", "ask again:")))
+    assert "\x1b" not in out and "\N{NO-BREAK SPACE}" not in out
+    words = " ".join(out.split())
+    for part in (
+        "net [bold]: MASKED",
+        "claim 95 % (art:pgd, Linf, eps 8/255, n = 200): OVERSTATED",
+        "at most 5 % [2.7, 9], overstated by 90 points [85, 94]",
+        "lost at Mul in net.[3], on 97 % of the images",
+        "M4 Title of M4 I4 Title of I4 (of that attack, not of the model)",
+        "not found 40: S0 S1",
+        "not run 1: EOT",
+        "not run: there is nothing to undo here there is",
+        "FAILED: RuntimeError: [gone]",
+    ):
+        assert part in words, part
+    step = next(line for line in lines if line.startswith("1      margin"))
+    assert step.split() == ["1", "margin", "190", "0", "20", "21"]
+    assert "evidence: my run/evidence/net.npz" in lines
+    assert "ask again: artq replay 'my run/evidence/net.npz' --model MODULE:FACTORY" in lines
+
+
+def test_a_diagnosis_that_has_little_is_told_too(capsys):
+    from art_qplugins.evaluation.records import Claim
+
+    bare = {"findings": [], "steps": [], "layer": None, "evidence": None, "summary": "", "verdict": "INVALID"}
+    out = shown(diagnosis(claim=Claim(status="NONE"), **bare), capsys)
+    assert "INVALID" in out and "no robustness number of this" in out
+    assert "None" not in out and "evidence" not in out and "level" not in out
+
+
+def test_diagnose_and_replay(artq):
+    """What a diagnosis keeps as evidence breaks the model that it was kept of."""
+    Path("mine.py").write_text(
+        "from torch import nn\nimport torch\n"
+        "def make():\n"
+        "    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    status, out, err = artq(
+        *("diagnose", "--model", "mine:make", "--eps", "0.1", "--limit", 10, "--level", 1, "--out", "out")
+    )
+    assert status in (0, 3) and err == "", err
+    model = json.loads(Path("out/results.json").read_text())["models"][0]
+    assert f"mine:make: {model['verdict']}" in out and "level  step" in out
+    evidence = Path("out") / model["evidence"]
+    assert f"evidence: {evidence}" in out
+    status, out, err = artq("replay", evidence, "--model", "mine:make")
+    assert (status, err) == (0, "") and "images are answered wrongly" in out
+
+
 def test_train_stops_at_the_checkpoints(artq):
     status, out, _ = artq("train", "small.toml", "--out", "out")
     assert status == 0 and "trained fp32" in out
@@ -202,18 +319,16 @@ def test_train_stops_at_the_checkpoints(artq):
 
 
 def test_a_failed_cell_makes_the_exit_status_1(artq, monkeypatch):
-    from art_qplugins.attacks import own
+    from art_qplugins.attacks import adaptive
 
-    run = own.run
+    def broken(*args, **settings):
+        raise RuntimeError("no such luck")
 
-    def broken(estimator, attack, *args, **settings):
-        if attack.name == "artq:pgd-margin":
-            raise RuntimeError("no such luck")
-        return run(estimator, attack, *args, **settings)
-
-    monkeypatch.setattr(own, "run", broken)
+    monkeypatch.setattr(adaptive, "run", broken)
     status, out, err = artq("run", "small.toml", "--out", "out")
-    assert status == 1 and "1 failed" in out and "FAILED" in out and "Traceback" not in out + err
+    failed = [c for c in json.loads(Path("out/results.json").read_text())["cells"] if c["status"] == "error"]
+    assert failed and {c["attack"].split(":")[0] for c in failed} == {"artq"}
+    assert status == 1 and f"{len(failed)} failed" in out and "FAILED" in out and "Traceback" not in out + err
     assert Path("out/report.html").exists()
 
 
@@ -252,6 +367,8 @@ def test_a_run_that_is_cut_short_says_how_to_go_on(raised, status, message, artq
         (["rum", "small.toml"], "rum"),
         (["ls", "attack"], "attacks"),
         (["report", "nowhere"], "nowhere"),
+        (["replay", "no.npz", "--model", "mine:make"], "no.npz"),
+        (["diagnose"], "give a RECIPE or --model"),
         (["train", "smal.toml"], "did you mean 'small.toml'?"),
         (["--log-level", "loud", "doctor"], "loud"),
     ],

@@ -22,12 +22,15 @@ from art_qplugins.evaluation.records import (
     Claim,
     Environment,
     Finding,
+    Layer,
     ModelResult,
     Results,
     Robust,
     Sample,
+    Step,
 )
 from art_qplugins.report import read_run, select, words, write_report
+from art_qplugins.report.gallery import data_uri
 
 N = 200
 EPS = (0.05, 0.1, 0.15, 0.2)
@@ -112,6 +115,31 @@ def findings(verdict: str) -> list[Finding]:
             else "PGD on z/T breaks 1 of 35 images more than PGD on z, lower bound 0.1 %.",
         ),
         finding("M7", "M", "Finite differences agree", verdict == "SUSPECT", "Correlation 0.81 over 20 directions."),
+        finding(
+            "I4", "S", "The attack had not converged", masked, "Its loss still rose at its end on 31 % of images."
+        ).model_copy(update={"group": "claimed attack", "p_value": 0.0021, "shows_not": "Anything of <the> model."}),
+    ]
+
+
+def steps(cells: list[Cell]) -> list[Step]:
+    """A ladder whose margin step attacked 190 of 200 images and broke 180 of them."""
+    margin, free = cells
+    nothing = {"status": "skipped", "reason": "no image is left to attack"}
+    cost = {"forward": 19.0, "backward": 19.0}
+    return [
+        Step(
+            id="margin",
+            level=1,
+            title="20 steps on the <margin>",
+            status="run",
+            cells=[margin.id],
+            standing=190,
+            **cost,
+        ),
+        Step(id="unbounded", level=2, title="every image", status="run", cells=[free.id], standing=50, **cost),
+        Step(id="restart", level=2, title="another random start", **nothing),
+        Step(id="search", level=2, title="search", status="failed", reason="RuntimeError: <gone>", standing=10),
+        Step(id="rescaled", level=3, title="logits rescaled", **nothing),
     ]
 
 
@@ -125,7 +153,7 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
 
     def score(cell: Cell, margins: np.ndarray, images: np.ndarray | None) -> None:
         cells.append(cell)
-        for row in range(N):
+        for row in cell.rows if cell.rows is not None else range(N):
             right = bool(margins[row] > 0)
             guess = int(label[row]) if right else int((label[row] + 5) % 10)
             values = {"label": int(label[row]), "prediction": guess, "correct": float(right), "selection": float(right)}
@@ -140,13 +168,15 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
 
     for original, (verdict, clean_share, weak, strong, scale) in MODELS.items():
         name = (rename or {}).get(original, original)
-        score(make_cell(name, "clean", 0.0, clean_share, role="clean", params={}), margins(clean_share, scale), clean)
+        score(
+            make_cell(name, "artq:clean", 0.0, clean_share, role="clean", params={}), margins(clean_share, scale), clean
+        )
         for eps, by_claim, by_best in zip(EPS, weak, strong, strict=True):
             noise = np.sign(rng.normal(size=clean.shape)) * eps
             at = [
                 make_cell(name, "art:fgsm", eps, min(clean_share, by_claim + 0.02), params={}),
                 make_cell(name, "art:pgd", eps, by_claim, params={"max_iter": 20, "loss": "cross_entropy"}),
-                make_cell(name, "torchattacks:square", eps, min(clean_share, by_best + 0.2)),
+                make_cell(name, "autoattack:square", eps, min(clean_share, by_best + 0.2)),
                 make_cell(
                     name,
                     "art:pgd",
@@ -163,6 +193,19 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
                 keep = eps == CLAIM_EPS and cell.accuracy is not None
                 score(cell, margins(cell.accuracy or 0.0, scale), np.clip(clean + noise, 0, 1) if keep else None)
         claimed, corrected = weak[2], strong[2]
+        claim_cell = next(
+            c for c in cells if (c.model, c.attack, c.eps, c.role) == (name, "art:pgd", CLAIM_EPS, "attack")
+        )
+        ladder_cells = []
+        if original == "mu-law-3bit":  # the claimed attack leaves the last 190 rows; 10 of them stand to the end
+            some = {"role": "probe", "of": N, "params": {"loss": "margin"}, "interval": (0.03, 0.09)}
+            rows = list(range(10, N))
+            margin = make_cell(name, "artq:apgd-margin", CLAIM_EPS, 10 / 190, rows=rows, **some)
+            free = make_cell(name, "artq:apgd-margin", 0.5, 0.0, rows=rows[:50], **some)
+            ladder_cells = [margin.model_copy(update={"n": 190}), free.model_copy(update={"n": 50})]
+            noise = np.sign(rng.normal(size=clean.shape)) * CLAIM_EPS
+            score(ladder_cells[0], margins(10 / N, scale), np.clip(clean + noise, 0, 1)[rows])
+            score(ladder_cells[1], margins(0.0, scale), None)
         robust = [
             Robust(norm="Linf", eps=eps, accuracy=value, interval=wilson(value), attacks=[])
             for eps, value in zip(EPS, strong, strict=True)
@@ -186,8 +229,14 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
                     accuracy=claimed,
                     corrected=corrected,
                     interval=wilson(corrected),
+                    cell=claim_cell.id,
+                    overstated_by=claimed - corrected,
+                    overstated_interval=(claimed - corrected - 0.05, claimed - corrected + 0.04),
                 ),
                 findings=findings(verdict),
+                steps=steps(ladder_cells) if ladder_cells else [],
+                layer=Layer(layer="head.<scale>", op="Mul", share=0.97) if ladder_cells else None,
+                evidence="evidence/mu law.npz" if ladder_cells else None,
             )
         )
     trace = (
@@ -312,7 +361,7 @@ def test_markdown_has_each_number_with_n_and_interval(folder: Path) -> None:
     assert summary["Linf, eps 0.05"].startswith("≤ 74 %")
     assert (summary["claim"], summary["verdict"]) == ("overstated", "MASKED")
     assert "FAILED: Traceback" in text and "out of &lt;memory&gt;" in text
-    assert "1 of 81 cells failed" in text
+    assert "1 of 83 cells failed" in text
 
 
 def test_page_answers_first(html: str) -> None:
@@ -321,7 +370,7 @@ def test_page_answers_first(html: str) -> None:
         "One of 4 models shows robustness that is an illusion: mu-law-3bit claimed 95 %, really at most 5 % [2.7, 9]."
     )
     assert answer in text
-    for part in ("MASKED", "SUSPECT", "NOT REFUTED", "INCONCLUSIVE", "INVALID", "1 of 81 cells failed", "n = 200"):
+    for part in ("MASKED", "SUSPECT", "NOT REFUTED", "INCONCLUSIVE", "INVALID", "1 of 83 cells failed", "n = 200"):
         assert part in text
     assert "RuntimeError: out of <memory> on 'cuda:0'" in text
     for summary in SUMMARIES.values():
@@ -331,7 +380,7 @@ def test_page_answers_first(html: str) -> None:
 def test_page_needs_nothing_from_elsewhere(html: str) -> None:
     page = Page(html)
     assert not {"script", "iframe", "object", "embed", "form", "base"} & set(page.tags)
-    assert [link for link in page.links if not link.startswith(("#", "data:"))] == []
+    assert [link for link in page.links if not link.startswith(("#", "data:"))] == ["evidence/mu%20law.npz"]
     assert not re.search(r"url\(\s*['\"]?(?!#)|@import", html)
     assert "default-src 'none'" in html
 
@@ -348,8 +397,163 @@ def test_page_is_well_formed(html: str) -> None:
 def test_skipped_checks_are_shown_like_the_others(html: str) -> None:
     section = html.split('id="model-3"')[1].split("</section>")[0]
     outcomes = re.findall(r'class="outcome o-[a-z-]+">([^<]+)<', section)
-    assert outcomes == ["Found", "Found", "Not found", "Not found", "Not run"]
+    assert outcomes == ["Found", "Found", "Found", "Not found", "Not found", "Not run"]
     assert section.index("Same model, scaled logits") < section.index("Margins past float32"), "proof comes first"
+
+
+def rows_of(section: str) -> list[str]:
+    """The words of each table row of a section, cells parted by bars."""
+    found = []
+    for row in re.findall(r"<tr[^>]*>(.*?)</tr>", section, re.DOTALL):
+        cells = re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        found.append(" | ".join(plain(Page(cell).text) for cell in cells))
+    return found
+
+
+@pytest.fixture(scope="module")
+def masked(html: str) -> str:
+    return html.split('id="model-3"')[1].split("</section>")[0]
+
+
+def test_verdict_and_claim_stand_apart(masked: str) -> None:
+    text = plain(Page(masked).text)
+    before = text.split("What was checked")[0]
+    for part in (
+        "MASKED Verdict: does it hide its gradients?",
+        words.VERDICTS["MASKED"].short,
+        "Gradient lost at Mul in head.<scale>, on 97 % of the images.",
+        "OVERSTATED Claim: does the number stand?",
+        "95 % claimed → at most 5 % [2.7, 9] Overstated by 90 points [85, 94].",
+        "evidence/mu law.npz",
+        SUMMARIES["mu-law-3bit"],
+    ):
+        assert part in before, part
+    assert text.count("artq replay evidence/mu law.npz --model MODULE:FACTORY") == 1
+
+
+def test_what_was_checked_shows_all_three_outcomes_alike(masked: str) -> None:
+    strip = rows_of(masked.split("What was checked")[1].split("</table>")[0])
+    assert strip[0].split(" | ") == ["", "Proof", "Mechanism", "Symptom", "Claimed attack", "Validity"]
+    shown = {row.split(":")[0]: row.split(" | ") for row in strip[1:]}
+    assert shown["Found"][0] == "Found: 3" and "✕ INV-T Same model" in shown["Found"][1]
+    assert "✕ I4 The attack had not converged" in shown["Found"][4], "of the attack, not a symptom of the model"
+    assert shown["Found"][3] == "none" and "– S2" in shown["Not run"][3] and "✓ V1" in shown["Not found"][5]
+    # The same mark-up for all outcomes: nothing makes one of them smaller or fainter than another.
+    entries = re.findall(r"<li>(<a href=.*?)<span class=.o-([a-z-]+)", masked)
+    assert {kind for _, kind in entries} == {"found", "not-found", "not-run"}
+    assert len({re.sub(r'"[^"]*"', "", start) for start, _ in entries}) == 1
+
+
+def test_the_ladder_says_what_broke_what_it_cost_and_why_not(masked: str) -> None:
+    text = masked.split("What was tried")[1].split("</table>")[0]
+    levels = rows_of(text)[1:]
+    assert levels[0] == "0 the claim | ● claim 4/194 | ○ measures | none | 40 | 40"
+    assert levels[1] == "1 cheap attacks | ● margin 180/190 | none | none | 19 | 19"
+    assert levels[2] == "2 controls | ● unbounded 50/50 (Linf, eps 0.5) | none | – restart – search (failed) | 19 | 19"
+    assert levels[3] == "3 everything | none | none | – rescaled | – | –"
+    steps = rows_of(masked.split("The ladder, step by step")[1].split("</table>")[0])
+    assert "1 | margin | 20 steps on the <margin> | 190 | broke 180 of 190 | 19 | 19" in steps
+    assert any("| – | not run: no image is left to attack |" in step for step in steps)
+    assert any("FAILED: RuntimeError: <gone>" in step for step in steps)
+
+
+def test_a_finding_has_everything_that_a_reader_needs(masked: str) -> None:
+    rows = rows_of(masked.split('id="model-3-findings"')[1].split("</table>")[0])
+    row = next(row for row in rows if " I4 " in f" {row} ")
+    assert row.startswith(
+        "Found | I4 The attack had not converged symptom of the claimed attack, not of the model | 0 (p ="
+    )
+    assert row.split(" | ")[3] == "0.05" and "Anything of <the> model." in row
+    assert "Attack the margin loss" in row
+
+
+def test_every_check_leads_to_its_row(masked: str) -> None:
+    links = re.findall(r'href="#(model-3-\d+)"', masked)
+    assert len(links) == len(set(links)) == 6
+    assert all(f'<tr id="{link}">' in masked for link in links)
+
+
+def test_everything_but_the_answer_is_folded(html: str, masked: str) -> None:
+    assert "<details open" not in masked and masked.count("<details") == 4
+    answer = Page(masked.split("<details")[0]).text
+    assert "What it does not show" not in answer and "data:image" not in masked.split("<details")[0]
+
+
+def test_a_single_model_is_the_page(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    write_results(tmp_path, results.model_copy(update={"models": results.models[2:3]}))
+    page = Page(write_report(tmp_path)[-1].read_text(encoding="utf-8"))
+    assert '<ul class="cards"' not in page.text and page.tags.count("h1") == 1
+    assert page.ids[0] == "model-1" and page.tags.count("svg") == 3
+
+
+def test_partial_cells_are_never_shown_as_whole_ones(folder: Path, html: str) -> None:
+    results = read_run(folder).results
+    model = next(m for m in results.models if m.name == "mu-law-3bit")
+    assert all(cell.rows is None for cell in select.attacks(model, results))
+    assert len(select.at_budget(model, results)) == len(select.attacks(model, results)) + 1
+    assert "apgd-margin" not in (folder / "figures" / "attacks-mu-law-3bit.svg").read_text(encoding="utf-8")
+    markdown = plain((folder / "results.md").read_text(encoding="utf-8"))
+    for text in (plain(Page(html).text), markdown):
+        assert "190 of 200 standing images" in text and "5.3 % [3, 9] of those" in text
+    for row in csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))):
+        assert (row["of"] == "200") == (row["attack"] == "artq:apgd-margin")
+
+
+def test_gallery_comes_from_the_cell_that_goes_furthest_beyond_the_claim(tmp_path: Path) -> None:
+    """A cell on the standing images has rows of its own, and it counts how many it broke, not which share of them."""
+    results = build_run(tmp_path)
+    cells = [cell for cell in results.cells if cell.role != "probe" or cell.rows is not None]
+    write_results(tmp_path, results.model_copy(update={"cells": cells}))
+    page = write_report(tmp_path)[-1].read_text(encoding="utf-8")
+    gallery = page.split('id="model-3"')[1].split("Adversarial images")[1].split("</details>")[0]
+    text = plain(Page(gallery).text)
+    assert "artq:apgd-margin within Linf, eps 0.15, which attacked 190 of 200 standing images." in text
+    assert text.count("→") == 6 and "All of these withstood the claimed attack" in text
+    # Row 10 is the first that this cell attacked: its clean image stands beside its own adversarial one.
+    noisy = np.load(next((tmp_path / "cells").glob("mu-law-3bit.artq-apgd-margin.Linf-0.15*")))["x_adv"][0]
+    shown = re.findall(r'src="(data:[^"]+)"', gallery)
+    clean = np.load(next((tmp_path / "cells").glob("mu-law-3bit.artq-clean*")))["x_adv"][10]
+    assert shown[:2] == [data_uri(clean), data_uri(noisy)]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["javascript:alert(1)", "/etc/passwd", "evidence/../../x.npz", "https://a.b/x", "evidence", "..\\evidence\\x"],
+)
+def test_evidence_elsewhere_is_no_link(path: str, tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    models = [model.model_copy(update={"evidence": path}) for model in results.models]
+    write_results(tmp_path, results.model_copy(update={"models": models}))
+    page = Page(write_report(tmp_path)[-1].read_text(encoding="utf-8"))
+    assert not [link for link in page.links if not link.startswith(("#", "data:"))]
+    assert path in page.text
+
+
+def test_tables_carry_the_diagnosis(folder: Path) -> None:
+    rows = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text(encoding="utf-8"))))
+    mine = [row for row in rows if row["model"] == "mu-law-3bit"]
+    assert {row["verdict"] for row in mine} == {"MASKED"} and {row["claim_status"] for row in mine} == {"OVERSTATED"}
+    assert {float(row["overstated_by"]) for row in mine} == {0.95 - 0.05}
+    assert {(row["guilty_layer"], row["guilty_op"]) for row in mine} == {("head.<scale>", "Mul")}
+    places = {row["step"]: row["level"] for row in mine if row["level"]}
+    assert places == {"measures": "0", "claim": "0", "margin": "1", "unbounded": "2"}
+    text = plain((folder / "results.md").read_text(encoding="utf-8"))
+    assert "overstated by 90 points [85, 94]" in text and "Mul in head.&lt;scale&gt;, on 97 % of the images" in text
+    assert "| 1 cheap attacks | 19 | 19 |" in text and "| 3 everything | not run | not run |" in text
+    assert "broke 180 of 190" in text and "not run: no image is left to attack" in text
+
+
+def test_a_finished_run_with_a_failed_cell_says_what_failed() -> None:
+    cell = make_cell("net", "art:pgd", 0.1, None, error="Traceback\nRuntimeError: out of memory")
+    results = Results.model_construct(status="error", cells=[cell], models=["finished"])
+    (note,) = words.troubles(results)
+    assert plain(note) == (
+        "1 of 1 cells failed and count in no number: net, art:pgd at Linf, eps 0.1: RuntimeError: out of memory."
+    )
+    for changes in ({"status": "cancelled"}, {"models": []}):
+        notes = words.troubles(results.model_copy(update=changes))
+        assert len(notes) == 2 and "not complete" in notes[0]
 
 
 def test_gallery_shows_what_the_claimed_attack_left(html: str) -> None:
@@ -416,8 +620,14 @@ def test_an_invalid_model_gets_no_headline_number(tmp_path: Path) -> None:
     models = [model.model_copy(update={"verdict": "INVALID"}) for model in results.models[:1]]
     write_results(tmp_path, results.model_copy(update={"models": models}))
     page = write_report(tmp_path)[-1].read_text(encoding="utf-8")
-    assert re.findall(r'<p class="figure-number">(.*?)</p>', page) == ["– <small>no number counts</small>"]
-    assert "The model could not be evaluated: fp32." in Page(page).text
+    text = plain(Page(page).text)
+    assert "17.5 % claimed. No number of this model counts." in text and "○ HOLDS" not in text
+    claim = results.models[0].claim
+    models = [model.model_copy(update={"verdict": "INVALID", "claim": claim}) for model in results.models[:2]]
+    write_results(tmp_path, results.model_copy(update={"models": models}))
+    page = write_report(tmp_path)[-1].read_text(encoding="utf-8")
+    assert re.findall(r'<p class="figure-number">(.*?)</p>', page) == ["– <small>no number counts</small>"] * 2
+    assert "2 of 2 models could not be evaluated: fp32, dq-2bit." in Page(page).text
 
 
 def test_all_cells_failed(tmp_path: Path) -> None:
@@ -426,7 +636,7 @@ def test_all_cells_failed(tmp_path: Path) -> None:
     cells = [cell.model_copy(update=failed) for cell in results.cells]
     write_results(tmp_path, results.model_copy(update={"cells": cells}))
     text = Page(write_report(tmp_path)[-1].read_text(encoding="utf-8")).text
-    assert "81 of 81 cells failed" in text and "no message was recorded" in text
+    assert "83 of 83 cells failed" in text and "no message was recorded" in text
 
 
 @pytest.mark.parametrize(
@@ -490,11 +700,11 @@ def test_kinds_and_labels_tell_cells_apart() -> None:
         make_cell("a", "art:pgd", 0.1, 0.5, params={"loss": "ce", "max_iter": 20}),
         make_cell("a", "art:pgd", 0.1, 0.4, params={"loss": "margin", "max_iter": 20}, role="probe"),
         make_cell("a", "art:pgd", 0.1, 0.6, source="b"),
-        make_cell("a", "torchattacks:square", 0.1, 0.6),
+        make_cell("a", "autoattack:square", 0.1, 0.6),
     ]
     cells = [cell.model_copy(update={"id": str(row)}) for row, cell in enumerate(cells)]
     assert [select.kind(cell) for cell in cells] == ["white-box", "adaptive", "transfer", "black-box"]
-    expected = ["art:pgd (loss=ce)", "art:pgd (loss=margin)", "art:pgd from b", "torchattacks:square"]
+    expected = ["art:pgd (loss=ce)", "art:pgd (loss=margin)", "art:pgd from b", "autoattack:square"]
     assert list(select.labels(cells).values()) == expected
 
 

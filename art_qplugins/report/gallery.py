@@ -43,16 +43,9 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
     rows = {sample.sample: row for row, sample in enumerate(run.samples[clean_cell.id]) if sample.correct >= 0.5}
     claimed = select.claimed(model, run.results)
     stood = {sample.sample for sample in run.samples.get(claimed.id, []) if sample.correct >= 0.5} if claimed else set()
-    for cell in select.attacks(model, run.results):
+    for cell, broken in _strongest(select.at_budget(model, run.results), run, set(rows), stood):
         images = run.images(cell.id)
         if images is None or images.shape[1:] != clean_images.shape[1:]:
-            continue
-        broken = [
-            (row, sample)
-            for row, sample in enumerate(run.samples[cell.id])
-            if sample.correct < 0.5 and sample.prediction != sample.label and sample.sample in rows
-        ]
-        if not broken:
             continue
         chosen = _choose(broken, stood)
         pairs = [
@@ -67,6 +60,25 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
         ]
         return Gallery(cell=cell, beyond_claim=all(sample.sample in stood for _, sample in chosen), pairs=pairs)
     return None
+
+
+def _strongest(
+    cells: list[Cell], run: Run, right: set[str], stood: set[str]
+) -> list[tuple[Cell, list[tuple[int, Sample]]]]:
+    """Cells with the rows that they broke, those first that broke most of what the claimed attack had left standing.
+
+    Counted and not averaged, since some cells attacked fewer images than others.
+    """
+    found = []
+    for cell in cells:
+        broken = [
+            (row, sample)
+            for row, sample in enumerate(run.samples.get(cell.id, []))
+            if sample.correct < 0.5 and sample.prediction != sample.label and sample.sample in right
+        ]
+        if broken:
+            found.append((sum(sample.sample in stood for _, sample in broken), len(broken), cell, broken))
+    return [(cell, broken) for *_, cell, broken in sorted(found, key=lambda item: (-item[0], -item[1], item[2].id))]
 
 
 def _choose(broken: list[tuple[int, Sample]], stood: set[str]) -> list[tuple[int, Sample]]:

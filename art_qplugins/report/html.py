@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import PurePosixPath
+from urllib.parse import quote
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from art_qplugins.evaluation.records import Cell, Finding, ModelResult, Robust
-from art_qplugins.report import select, tables, words
+from art_qplugins.report import ladder, select, tables, words
 from art_qplugins.report.files import Run
 from art_qplugins.report.gallery import Gallery, gallery
 from art_qplugins.report.plots import Drawing, Figures
@@ -28,7 +30,10 @@ class _Section:
     robust: Robust | None  # at that budget
     meaning: words.Meaning
     findings: list[Finding]
+    checks: list[tuple[str, dict[str, list[tuple[int, Finding]]]]]  # by subject, then by outcome, with their row
     counts: dict[str, int]  # findings by outcome
+    levels: list[ladder.Level]
+    evidence: str | None  # address of the evidence file, beside the report
     bars: Drawing | None
     margins: Drawing | None
     gallery: Gallery | None
@@ -51,7 +56,6 @@ def page(run: Run, figures: Figures) -> str:
         kind=select.kind,
         groups=_groups(results.cells, lambda cell: cell.model),
         names=_names(results.cells),
-        error_line=_error_line,
         failed=[cell for cell in results.cells if cell.status == "error"],
         words=words,
     )
@@ -60,14 +64,18 @@ def page(run: Run, figures: Figures) -> str:
 def _section(index: int, model: ModelResult, run: Run, figures: Figures) -> _Section:
     at = select.budget(model, run.results)
     outcomes = [words.OUTCOMES[finding.fired] for finding in model.findings]
+    findings = words.ordered(model.findings)
     return _Section(
         anchor=f"model-{index + 1}",
         model=model,
         at=at,
         robust=None if at is None else tables.robust_at(model, *at),
         meaning=words.VERDICTS[model.verdict],
-        findings=words.ordered(model.findings),
+        findings=findings,
+        checks=_checks(findings),
         counts={outcome: outcomes.count(outcome) for outcome in words.OUTCOMES.values()},
+        levels=ladder.levels(model, run),
+        evidence=_address(model.evidence),
         bars=figures.bars[index],
         margins=figures.margins[index],
         gallery=gallery(model, run),
@@ -90,10 +98,24 @@ def _names(cells: list[Cell]) -> dict[str, str]:
     return names
 
 
-def _error_line(cell: Cell) -> str:
-    """What went wrong: the last line of a traceback."""
-    lines = (cell.error or "").strip().splitlines()
-    return lines[-1] if lines else "no message was recorded"
+def _checks(findings: list[Finding]) -> list[tuple[str, dict[str, list[tuple[int, Finding]]]]]:
+    """Subjects that have a check, each with its checks by outcome and their rows in the table of findings."""
+    table = []
+    for subject in words.SUBJECTS:
+        rows = [(row, finding) for row, finding in enumerate(findings, 1) if words.subject(finding) == subject]
+        if rows:
+            outcomes = words.OUTCOMES.items()
+            table.append((subject, {word: [r for r in rows if r[1].fired is fired] for fired, word in outcomes}))
+    return table
+
+
+def _address(path: str | None) -> str | None:
+    """A link to a file within the run's folder; ``None`` for anything that could lead elsewhere."""
+    if path is None:
+        return None
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    inside = parts[:1] == ("evidence",) and len(parts) > 1 and ".." not in parts
+    return quote("/".join(parts)) if inside else None
 
 
 def _json(value: object) -> str:

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from typing import Literal
 
+from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.evaluation.records import Cell, ModelResult, Results, Sample
 from art_qplugins.report.files import Run
 
@@ -18,7 +19,7 @@ def kind(cell: Cell) -> Kind:
     """How an attack got at the model. "adaptive": added by the diagnostics to fit this model."""
     if cell.source != cell.model:
         return "transfer"
-    if "square" in cell.attack:
+    if cell.attack in ATTACKS and ATTACKS[cell.attack].knowledge == "black-box":
         return "black-box"
     return "adaptive" if cell.role == "probe" else "white-box"
 
@@ -35,7 +36,15 @@ def budget(model: ModelResult, results: Results) -> tuple[str, float] | None:
 
 
 def attacks(model: ModelResult, results: Results) -> list[Cell]:
-    """The cells that were scored at the model's budget, strongest first."""
+    """The cells that attacked every image at the model's budget, strongest first.
+
+    Those that attacked only the images still standing are not among them: their accuracies speak of other images.
+    """
+    return [cell for cell in at_budget(model, results) if cell.rows is None]
+
+
+def at_budget(model: ModelResult, results: Results) -> list[Cell]:
+    """All cells that were scored at the model's budget, also on some images only; lowest accuracy first."""
     at = budget(model, results)
     cells = [
         cell
@@ -57,7 +66,7 @@ def claimed(model: ModelResult, results: Results) -> Cell | None:
 
 
 def is_claimed(model: ModelResult, cell: Cell) -> bool:
-    return model.claim.attack == cell.attack and cell.role == "attack" and cell.source == cell.model == model.name
+    return model.claim.cell == cell.id
 
 
 def clean(model: ModelResult, results: Results) -> Cell | None:

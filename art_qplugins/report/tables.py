@@ -9,12 +9,17 @@ import re
 from collections.abc import Iterable, Sequence
 
 from art_qplugins.evaluation.records import Cell, ModelResult, Results, Robust
-from art_qplugins.report import select, words
+from art_qplugins.report import ladder, select, words
 from art_qplugins.report.files import Run
 
 CSV_COLUMNS = (
     *("id", "model", "source", "attack", "role", "norm", "eps", "seed", "n", "accuracy", "lower", "upper"),
     *("forward_samples", "backward_samples", "seconds", "status", "error", "notes", "params"),
+    "of",  # images in all, where only n of them were attacked
+    *("level", "step"),  # of the diagnosis that ran the cell; empty where it was the recipe's
+    # Of the model, the same in all of its rows:
+    *("verdict", "claim_status", "claimed", "corrected", "overstated_by", "overstated_lower", "overstated_upper"),
+    *("guilty_layer", "guilty_op"),
 )
 
 READING = (
@@ -24,12 +29,45 @@ READING = (
 
 
 def csv_text(run: Run) -> str:
-    """One row per cell; accuracies and intervals are fractions as recorded."""
+    """One row per cell; accuracies and intervals are fractions as recorded.
+
+    ``accuracy`` is over the ``n`` images that the cell attacked: filter on an empty ``of`` before averaging. Passes summed
+    over ``level`` are what the levels of a diagnosis cost.
+    """
+    models = {model.name: _csv_model(model) for model in run.results.models}
+    places = {name: place for model in run.results.models for name, place in _places(model, run.results).items()}
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_csv_row(cell) for cell in run.results.cells)
+    writer.writerows(
+        _csv_row(cell) | models.get(cell.model, {}) | places.get(cell.id, {}) for cell in run.results.cells
+    )
     return out.getvalue()
+
+
+def _csv_model(model: ModelResult) -> dict[str, object]:
+    low, high = model.claim.overstated_interval or (None, None)
+    return {
+        "verdict": model.verdict,
+        "claim_status": model.claim.status,
+        "claimed": model.claim.accuracy,
+        "corrected": model.claim.corrected,
+        "overstated_by": model.claim.overstated_by,
+        "overstated_lower": low,
+        "overstated_upper": high,
+        "guilty_layer": model.layer.layer if model.layer else None,
+        "guilty_op": model.layer.op if model.layer else None,
+    }
+
+
+def _places(model: ModelResult, results: Results) -> dict[str, dict[str, object]]:
+    """Level and step by cell id."""
+    clean = select.clean(model, results)
+    places = {name: {"level": step.level, "step": step.id} for step in model.steps for name in step.cells}
+    if clean is not None and model.claim.cell is not None:
+        places[clean.id] = {"level": 0, "step": "measures"}
+        places[model.claim.cell] = {"level": 0, "step": "claim"}
+    return places
 
 
 def _csv_row(cell: Cell) -> dict[str, object]:
@@ -59,7 +97,7 @@ def markdown(run: Run) -> str:
         READING,
         "## Summary",
         _summary(results),
-        *(part for model in results.models for part in _model(model)),
+        *(part for model in results.models for part in _model(model, run)),
         "## Cells",
         _cells(results),
         "## Data",
@@ -80,34 +118,66 @@ def _summary(results: Results) -> str:
             words.percent(model.claim.accuracy),
             words.at_most(model.claim.corrected, model.claim.interval),
             words.CLAIMS[model.claim.status],
+            words.overstated(model.claim) or words.NONE,
             words.verdict(model.verdict),
+            words.layer(model.layer) or words.NONE,
         ]
         for model in results.models
     ]
-    return _table([*head, "claimed", "corrected", "claim", "verdict"], rows)
+    return _table([*head, "claimed", "corrected", "claim", "by how much", "verdict", "gradient lost at"], rows)
 
 
 def _bound(robust: Robust | None) -> str:
     return words.NONE if robust is None else words.at_most(robust.accuracy, robust.interval)
 
 
-def _model(model: ModelResult) -> list[str]:
+def _model(model: ModelResult, run: Run) -> list[str]:
     parts = [f"## {_text(model.name)}", _text(model.description), f"**{words.verdict(model.verdict)}.** "]
     parts[-1] += _text(words.VERDICTS[model.verdict].short)
     parts.append(_text(model.summary))
+    if model.evidence:
+        parts.append(f"Evidence: {_text(model.evidence)}")
+    if model.steps:
+        parts += _ladder(model, run)
     rows = [
         [
             words.OUTCOMES[finding.fired],
             f"{finding.id} {finding.title}",
-            words.CLASSES[finding.class_],
+            words.class_of(finding),
             finding.evidence,
+            finding.shows_not,
             finding.mitigation if finding.fired else "",
         ]
         for finding in words.ordered(model.findings)
     ]
     if rows:
-        parts.append(_table(["outcome", "check", "class", "evidence", "what to do"], rows))
+        parts.append(_table(["outcome", "check", "class", "evidence", "what it does not show", "what to do"], rows))
     return [part for part in parts if part]
+
+
+def _ladder(model: ModelResult, run: Run) -> list[str]:
+    """The steps, and what each level cost an image."""
+    steps = [
+        [rung.level, rung.id, rung.title, _or_none(rung.standing), rung.told, *_passes(rung)]
+        for rung in ladder.rungs(model, run)
+    ]
+    costs = [
+        [f"{level.level} {level.title}", *(_passes(level) if level.ran else ("not run", "not run"))]
+        for level in ladder.levels(model, run)
+    ]
+    passes = ("gradients an image", "forward passes an image")
+    return [
+        _table(["level", "step", "what it tries", "images standing", "what came of it", *passes], steps),
+        _table(["level", *passes], costs),
+    ]
+
+
+def _passes(spent: ladder.Rung | ladder.Level) -> tuple[str, str]:
+    return words.count(spent.backward), words.count(spent.forward)
+
+
+def _or_none(value: int | None) -> object:
+    return words.NONE if value is None else value
 
 
 def _cells(results: Results) -> str:
@@ -118,8 +188,8 @@ def _cells(results: Results) -> str:
             cell.source,
             "clean" if cell.role == "clean" else select.kind(cell),
             words.budget(cell.norm, cell.eps),
-            cell.n,
-            words.accuracy(cell.accuracy, cell.interval),
+            words.images(cell),
+            words.left(cell),
             cell.backward_samples,
             words.duration(cell.seconds),
             "; ".join(["ok", *cell.notes]) if cell.status == "success" else f"FAILED: {cell.error}",

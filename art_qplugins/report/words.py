@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from art_qplugins.evaluation.records import Claim, Finding, Interval, ModelResult, Results, Verdict
+from art_qplugins.evaluation.records import Cell, Claim, Finding, Interval, Layer, ModelResult, Results, Verdict
 
 NONE = "–"
 
@@ -45,6 +45,29 @@ def eps(value: float) -> str:
 
 def budget(norm: str | None, value: float | None) -> str:
     return NONE if norm is None or value is None else f"{norm}, eps\N{NO-BREAK SPACE}{eps(value)}"
+
+
+def points(value: float) -> str:
+    """A difference of two accuracies: ``0.9`` as ``90 points``."""
+    return f"{_number(value)}\N{NO-BREAK SPACE}points"
+
+
+def count(value: float) -> str:
+    """Passes per image: ``20``, ``1.5``, ``0.04``."""
+    if value and value < 0.1:
+        return f"{value:.1g}"
+    return f"{value:,.1f}".removesuffix(".0") if value < 100 else f"{value:,.0f}"
+
+
+def images(cell: Cell) -> str:
+    """How many images a cell attacked: ``200``, or ``45 of 200 standing images``."""
+    return f"{cell.n}" if cell.rows is None else f"{cell.n} of {cell.of or NONE} standing images"
+
+
+def left(cell: Cell) -> str:
+    """A cell's accuracy, which speaks of the images that it attacked and of no others."""
+    shown = accuracy(cell.accuracy, cell.interval)
+    return shown if cell.rows is None or cell.accuracy is None else f"{shown} of those"
 
 
 def duration(seconds: float) -> str:
@@ -91,10 +114,31 @@ VERDICTS: dict[Verdict, Meaning] = {
 
 CLAIMS = {"HOLDS": "holds so far", "OVERSTATED": "overstated", "NONE": "none made"}
 
+CLAIM_BADGES = {"HOLDS": "○ HOLDS", "OVERSTATED": "✕ OVERSTATED", "NONE": "NO CLAIM"}
+
 CLASSES = {"P": "proof", "M": "mechanism", "S": "symptom", "V": "validity"}
+
+#: Symptoms of this group speak of the attack that the claim rests on, and not of the model.
+ABOUT_THE_ATTACK = "claimed attack"
+
+#: What the checks are about, in the order in which they are shown.
+SUBJECTS = ("proof", "mechanism", "symptom", ABOUT_THE_ATTACK, "validity")
 
 # A finding that did not run says as much about a result as one that fired, so that all three have a name of their own.
 OUTCOMES = {True: "found", False: "not found", None: "not run"}
+SIGNS = {True: "✕", False: "✓", None: "–"}
+
+
+def subject(finding: Finding) -> str:
+    """What a check is about, one of ``SUBJECTS``."""
+    about_attack = finding.class_ == "S" and finding.group == ABOUT_THE_ATTACK
+    return ABOUT_THE_ATTACK if about_attack else CLASSES[finding.class_]
+
+
+def class_of(finding: Finding) -> str:
+    """The same for a table that has no heading for it."""
+    about = subject(finding)
+    return "symptom of the claimed attack, not of the model" if about == ABOUT_THE_ATTACK else about
 
 
 def verdict(name: Verdict) -> str:
@@ -109,6 +153,27 @@ def claim(record: Claim) -> str:
     if record.corrected is None:
         return f"claimed {percent(record.accuracy)}"
     return f"claimed {percent(record.accuracy)}, {really} {accuracy(record.corrected, record.interval)}"
+
+
+def overstated(record: Claim) -> str:
+    """``overstated by 90 points [85, 94]``; nothing where the difference is not known."""
+    if record.status == "NONE" or record.overstated_by is None:
+        return ""
+    word = "overstated by" if record.status == "OVERSTATED" else "above it by"
+    return f"{word} {points(record.overstated_by)} {interval(record.overstated_interval)}".rstrip()
+
+
+def layer(record: Layer | None) -> str:
+    """``Mul in net.3, on 97 % of the images``."""
+    return "" if record is None else f"{record.op} in {record.layer}, on {percent(record.share)} of the images"
+
+
+def reading(finding: Finding) -> str:
+    """The measured value, with its p-value where it is a test."""
+    value = NONE if finding.value is None else f"{finding.value:.3g}"
+    return (
+        value if finding.p_value is None else f"{value} (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{finding.p_value:.2g})"
+    )
 
 
 def ordered(findings: list[Finding]) -> list[Finding]:
@@ -155,12 +220,28 @@ def troubles(results: Results) -> list[str]:
     """What a reader must know before any number: an unfinished run, failed cells."""
     failed = [cell for cell in results.cells if cell.status == "error"]
     notes = []
-    if results.status != "success":
+    # A run that went to its end with a failed cell has the status "error" too, and then it has models.
+    if results.status in ("started", "cancelled") or (results.status == "error" and not (results.models and failed)):
         notes.append(f"The run is not complete (status: {results.status}); what follows is what there was by then.")
     if failed:
-        count = f"{len(failed)} of {len(results.cells)} cells"
-        notes.append(f"{count} failed; they count in no number and are listed with their error.")
+        which = "; ".join(f"{_where(cell)}: {error_line(cell)}" for cell in failed[:_NAMED])
+        more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        notes.append(f"{len(failed)} of {len(results.cells)} cells failed and count in no number: {which}{more}.")
     return notes
+
+
+#: Failed cells that are named before all numbers; the table of cells has them all.
+_NAMED = 3
+
+
+def _where(cell: Cell) -> str:
+    return f"{cell.model}, {cell.label}{'' if cell.role == 'clean' else f' at {budget(cell.norm, cell.eps)}'}"
+
+
+def error_line(cell: Cell) -> str:
+    """What went wrong: the last line of a traceback."""
+    lines = (cell.error or "").strip().splitlines()
+    return lines[-1] if lines else "no message was recorded"
 
 
 def clean(model: ModelResult) -> str:
