@@ -106,7 +106,8 @@ def distinct(cells: Iterable[CellSpec]) -> list[CellSpec]:
     seen: dict[Any, CellSpec] = {}
     for c in cells:
         options = tuple(sorted(ATTACKS[c.attack].resolve(c.options).items()))
-        seen.setdefault((c.model, c.source, c.attack, c.norm, c.eps, c.seed, options, c.gap, c.rows, c.start), c)
+        key = (c.model, c.source, c.attack, c.norm, c.eps, c.seed, c.restart, options, c.gap, c.rows, c.check, c.start)
+        seen.setdefault(key, c)
     return list(seen.values())
 
 

@@ -19,7 +19,7 @@ ROOT = PACKAGE.parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["foreign"],
+    ["foreign", "replay"],
     ["api", "terminal"],
     ["pipeline"],
     ["report", "diagnostics"],

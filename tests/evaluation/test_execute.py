@@ -51,7 +51,7 @@ def bench(x=X, ids=IDS, batch_size=4, **models):
 
 SPEC = CellSpec(model="a", source="a", attack="art:fgsm", norm="Linf", eps=0.1, seed=0)
 CLEAN = CellSpec(
-    model="a", source="a", attack="artq:clean", norm="Linf", eps=0.0, seed=0, role="clean", options={"step": 0.01}
+    model="a", source="a", attack="artq:clean", norm="Linf", eps=0.0, seed=0, role="clean", options={"radius": 0.01}
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,7 @@ import torch
 
 from art_qplugins.attacks import art, torchattacks
 from art_qplugins.errors import InputError
+from art_qplugins.evaluation.cells import CellSpec
 from art_qplugins.evaluation.recipe import parse_recipe
 from art_qplugins.evaluation.records import Results, Sample
 from art_qplugins.evaluation.subjects import build_models
@@ -92,11 +94,14 @@ def test_the_files_hold_what_the_call_returns(finished):
     read_back, samples = read(folder)
     assert read_back == results
     assert results.status == "success", [c.error for c in results.cells if c.error]
-    assert len(samples) == len(results.cells) * N
-    assert [s.cell for s in samples[::N]] == [c.id for c in results.cells]
+    assert [s.cell for s in samples] == [c.id for c in results.cells for _ in range(c.n)]
+    assert all(c.n == (N if c.rows is None else len(c.rows)) for c in results.cells)
+    assert {c.role for c in results.cells if c.rows is not None} == {"probe"}
     assert len({c.id for c in results.cells}) == len(results.cells) == len(watch.computed)
     assert watch.trained == {"fp32"}
     assert sorted(p.stem for p in (folder / "cells").glob("*.npz")) == sorted(c.id for c in results.cells)
+    assert [m.evidence for m in results.models] == ["evidence/fp32.npz", "evidence/mu.npz"]
+    assert all((folder / m.evidence).exists() for m in results.models)
 
 
 def test_json_is_as_the_schema_says(finished):
@@ -113,45 +118,79 @@ def test_json_is_as_the_schema_says(finished):
     assert (content["data"]["n"], content["data"]["of"], content["data"]["shape"]) == (N, 599, [1, 8, 8])
 
 
+def rows_of(cell):
+    """Positions of the images that a cell attacked."""
+    return list(range(N)) if cell.rows is None else cell.rows
+
+
 def test_numbers_add_up_from_the_rows(finished):
     folder, results, _ = finished
     _, samples = read(folder)
-    correct = {}
-    for row in samples:
-        correct.setdefault(row.cell, []).append(row.correct)
+    correct = {cell.id: np.full(N, np.nan) for cell in results.cells}
     for cell in results.cells:
-        assert cell.n == N and cell.accuracy == pytest.approx(np.mean(correct[cell.id]))
+        correct[cell.id][rows_of(cell)] = [row.correct for row in samples if row.cell == cell.id]
+        assert cell.accuracy == pytest.approx(np.nanmean(correct[cell.id]))
         assert cell.interval[0] <= cell.accuracy <= cell.interval[1]
     for model in results.models:
-        mine = [c for c in results.cells if c.model == model.name]
+        mine = [c for c in results.cells if c.model == model.name and "check" not in c.params]
         assert [r.eps for r in model.robust] == [0.05, 0.15]
         for robust in model.robust:
             legal = [c for c in mine if c.eps <= robust.eps]  # a smaller budget's images are legal too
-            assert sorted(robust.attacks) == sorted(c.id for c in legal)
-            assert robust.accuracy == pytest.approx(np.min([correct[c.id] for c in legal], 0).mean())
+            tests = {c.id for c in results.cells if c.model == model.name and "check" in c.params}
+            assert sorted(set(robust.attacks) - tests) == sorted(c.id for c in legal)
+            assert robust.accuracy == pytest.approx(np.nanmin([correct[c.id] for c in legal], 0).mean())
         assert model.robust[1].accuracy <= model.robust[0].accuracy <= model.clean_accuracy
-        assert model.claim.accuracy == next(
-            c.accuracy
+        claimed = next(
+            c
             for c in mine
             if c.attack == "art:pgd" and c.eps == 0.15 and c.source == c.model and "temperature" not in c.params
         )
+        assert (model.claim.accuracy, model.claim.cell) == (claimed.accuracy, claimed.id)
         assert model.claim.corrected == model.robust[1].accuracy
+
+
+def test_the_steps_of_a_diagnosis_name_its_cells_and_nothing_else(finished):
+    _, results, _ = finished
+    for model in results.models:
+        mine = {c.id for c in results.cells if c.model == model.name and c.role == "probe"}
+        named = [cell for step in model.steps for cell in step.cells]
+        assert mine <= set(named) <= {c.id for c in results.cells if c.model == model.name}
+        assert len(named) == len(set(named))
+        assert all(step.cells if step.status == "run" else step.reason for step in model.steps)
 
 
 def test_every_image_is_legal_and_every_row_is_in_the_order_of_the_data(finished, digits):
     folder, results, _ = finished
     _, samples = read(folder)
     test = digits[1].take(N, seed=0)
-    for i, cell in enumerate(results.cells):
-        rows = samples[i * N : (i + 1) * N]
-        assert [r.sample for r in rows] == list(test.ids)
-        assert [r.label for r in rows] == test.y().tolist()
+    for cell in results.cells:
+        where = rows_of(cell)
+        rows = [row for row in samples if row.cell == cell.id]
+        assert [r.sample for r in rows] == [test.ids[i] for i in where]
+        assert [r.label for r in rows] == test.y()[where].tolist()
         with np.load(folder / "cells" / f"{cell.id}.npz") as archive:
             x_adv = archive["x_adv"]
         assert x_adv.min() >= 0 and x_adv.max() <= 1
-        moved = np.abs(x_adv.astype(float) - test.x().numpy()).reshape(N, -1).max(1)
+        moved = np.abs(x_adv.astype(float) - test.x().numpy()[where]).reshape(len(where), -1).max(1)
         assert moved.max() <= cell.eps + 1e-6
         np.testing.assert_allclose([r.distance for r in rows], moved, atol=1e-12)
+
+
+def test_evidence_is_every_image_that_breaks_the_model_and_nothing_else(finished, digits):
+    folder, results, _ = finished
+    test = digits[1].take(N, seed=0)
+    for model in results.models:
+        with np.load(folder / model.evidence) as archive:
+            held = dict(archive)
+        where = [list(test.ids).index(i) for i in held["ids"]]
+        assert len(where) == N - round(N * model.claim.corrected)
+        np.testing.assert_array_equal(held["x"], test.x().numpy()[where])
+        np.testing.assert_array_equal(held["y"], test.y().numpy()[where])
+        assert np.abs(held["x_adv"] - held["x"]).max() <= 0.15 + 1e-6
+        by_id = {c.id: c for c in results.cells}
+        for image, cell, row in zip(held["x_adv"], held["cells"], where, strict=True):
+            with np.load(folder / "cells" / f"{cell}.npz") as archive:
+                np.testing.assert_array_equal(image, archive["x_adv"][rows_of(by_id[str(cell)]).index(row)])
 
 
 def test_transferred_images_are_those_of_the_sources_own_cell(finished):
@@ -186,6 +225,17 @@ def test_a_default_written_out_is_the_same_cell():
     assert len(plan(parse_recipe(recipe))[1]) == len(plan(parse_recipe(RECIPE))[1])
     recipe["attacks"][-1]["options"] = {"max_iter": 21}
     assert len(plan(parse_recipe(recipe))[1]) == len(plan(parse_recipe(RECIPE))[1]) + 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"restart": 1}, {"check": "binarization"}, {"rows": (0, 2)}, {"gap": 5.0}, {"start": ("a",)}, {"seed": 1}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_changes_the_answer_makes_another_cell(change):
+    cell = CellSpec(model="m", source="m", attack="art:pgd", norm="Linf", eps=0.1, seed=0)
+    other = dataclasses.replace(cell, **change)
+    assert distinct([cell, other, dataclasses.replace(other, role="probe")]) == [cell, other]
 
 
 def test_without_a_claim_or_with_diagnose_off_nothing_is_added():
@@ -271,12 +321,12 @@ def test_a_failed_cell_is_a_row_and_no_number_counts_it(monkeypatch, tmp_path):
         assert cell.params == {"max_iter": 4}
     for model in results.models:
         assert not {c.id for c in failed} & {i for r in model.robust for i in r.attacks}
-        (validity,) = [f for f in model.findings if f.class_ == "V"]
+        (validity,) = [f for f in model.findings if f.id == "V0"]
         assert validity.fired and "torchattacks:mifgsm" in validity.evidence
         assert model.verdict != "NOT_REFUTED"
     read_back, samples = read(tmp_path)
     assert read_back == results
-    assert len(samples) == (len(results.cells) - 2) * N
+    assert len(samples) == sum(c.n for c in results.cells)
 
     results, watch = run(tmp_path)  # mended: only what failed is tried again
     assert [c.attack for c in watch.computed] == ["torchattacks:mifgsm"] * 2
