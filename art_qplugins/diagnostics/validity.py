@@ -11,7 +11,7 @@ from art_qplugins.diagnostics.case import Case, Indicator, Reading, percent
 __all__ = ["FATAL", "VALIDITY"]
 
 #: Those that leave no number. The others are facts that a reader must know.
-FATAL = ("V1", "V4", "M9")
+FATAL = ("V1", "V2", "V4", "M9")
 
 
 def _fact(name: str, words: str, no: str) -> Callable[[Case, float], Reading]:
@@ -75,6 +75,13 @@ VALIDITY: tuple[Indicator, ...] = (
         "Check labels, pixel range (images are in [0, 1]), normalisation and weights.",
         threshold=0.05,
         formula="binomial test of clean accuracy against 1 / classes",
+    ),
+    _validity(
+        "V2",
+        "The budget allows every image",
+        _budget,
+        "Give eps in units of pixels in [0, 1]: 8/255 and not 8.",
+        formula="eps against the largest distance of two images",
     ),
     _validity(
         "V4",
