@@ -25,7 +25,11 @@ Outcome = Literal["broke images", "broke none", "not run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One step as it is shown. ``standing`` images were attacked, ``broke`` of them are answered wrongly after it."""
+    """One step as it is shown.
+
+    ``standing`` images were attacked. ``broke`` of them are answered wrongly after it, by most draws where the model is
+    random, and were not after the claimed attack.
+    """
 
     id: str
     level: int
@@ -138,11 +142,16 @@ def _rung(step: Step, model: ModelResult, run: Run) -> Rung:
         status=step.status,
         reason=step.reason,
         standing=step.standing,
-        broke=len(_broken(cells, run)) if step.status == "run" else None,
+        broke=len(_broken(cells, run) - _lost(model, run)) if step.status == "run" else None,
         at=_elsewhere(cells, model),
         forward=step.forward,
         backward=step.backward,
     )
+
+
+def _lost(model: ModelResult, run: Run) -> set[str]:
+    """What the claimed attack had broken. A step attacks none of it, but where a random model still answers some draws."""
+    return _broken([cell for cell in run.results.cells if cell.id == model.claim.cell], run)
 
 
 def _right(cell: Cell, run: Run) -> set[str]:
