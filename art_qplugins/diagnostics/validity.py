@@ -46,6 +46,18 @@ def _chance(case: Case, threshold: float) -> Reading:
     )
 
 
+def _budget(case: Case, threshold: float) -> Reading:
+    claim, pixels = case.claimed.cell, case.facts.get("pixels")
+    widest = {"Linf": 1.0, "L2": float(pixels or 0) ** 0.5, "L1": float(pixels or 0)}.get(claim.norm, 0.0)
+    if not widest:
+        return Reading(None, None, f"Not measured: how far apart two images can be in {claim.norm} is not known.")
+    return Reading(
+        claim.eps >= widest,
+        claim.eps,
+        f"Pixels are in [0, 1], so two images are at most {widest:.3g} apart in {claim.norm}; eps is {claim.eps:.4g}.",
+    )
+
+
 def _validity(
     id: str, title: str, read: Callable[[Case, float], Reading], mitigation: str, **more: object
 ) -> Indicator:
