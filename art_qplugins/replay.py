@@ -25,6 +25,10 @@ from art_qplugins.threat import Threat
 __all__ = ["Evidence", "Replay", "read_evidence", "replay"]
 
 
+#: Share of wrong draws from which a random module's image still counts: 5 of 20.
+_NOT_REFUTED = 0.25
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
     """What an evidence file says: adversarial images, the clean ones they were made of, and within which budget."""
@@ -73,14 +77,21 @@ class Replay:
 
     @property
     def holds(self) -> bool:
-        """Every image is legal and breaks the module."""
-        return self.legal and self.broken == self.n
+        """Every image is legal and breaks the module.
+
+        A random module's images are asked afresh, so that one which breaks it half of the time falls on either side: it
+        is refuted where fewer than a quarter of the draws are wrong, which a fair coin does in 0.6 % of the cases.
+        """
+        return self.legal and bool((self.wrong >= _NOT_REFUTED).all() if self.stochastic else self.broken == self.n)
 
     def __str__(self) -> str:
         before = int((self.before > 0.5).sum())
         lines = [f"{self.broken} of {self.n} images are answered wrongly; unchanged, {before} of them were"]
         if self.stochastic:
-            lines.append(f"over {DEPLOYMENTS} draws {100 * self.share:.1f} % of the answers are wrong")
+            few = int((self.wrong < _NOT_REFUTED).sum())
+            lines.append(
+                f"over {DEPLOYMENTS} draws {100 * self.share:.1f} % of the answers are wrong; {few} images withstand most"
+            )
         if self.illegal is not None:
             lines.append(f"NOT LEGAL: {self.illegal}")
         elif self.threat is None or self.distance is None:

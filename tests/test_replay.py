@@ -32,11 +32,20 @@ class Linear(nn.Module):
 
 
 class Coin(Linear):
-    """The same, but one pixel less counts in about half of the draws, taken from the global generator."""
+    """The same with noise in [-5, 5] on the score, drawn from the global generator."""
 
     def forward(self, x):
         logits = super().forward(x)
         logits[:, 0] += 10.0 * (torch.rand(1).item() - 0.5)
+        return logits
+
+
+class Narrow(Linear):
+    """Noise in [-1, 1] on the score."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        logits[:, 0] += 2.0 * (torch.rand(1).item() - 0.5)
         return logits
 
 
@@ -115,6 +124,17 @@ def test_a_random_model_is_asked_twenty_times(tmp_path):
     assert found.stochastic and 0.2 < found.share < 0.8
     np.testing.assert_allclose(found.wrong * 20, np.round(found.wrong * 20), atol=1e-9)
     assert f"over 20 draws {100 * found.share:.1f} % of the answers are wrong" in str(found)
+
+
+def test_a_coin_flip_does_not_refute_a_random_model_but_a_clear_answer_does(tmp_path):
+    found = replay(evidence(tmp_path / "e.npz"), Coin())
+    assert found.holds and "; 0 images withstand most" in str(found)
+    # A mean of 1 is a score of 2, which this noise never turns; one of 0.45 is a score of -0.2, wrong in 60 % of the draws.
+    x = np.full((N, 1, 2, 2), 1.0, dtype=np.float32)
+    x[: N // 2] = 0.45
+    found = replay(evidence(tmp_path / "e.npz", x=x, x_adv=x), Narrow())
+    assert found.stochastic and found.legal and not found.holds
+    assert found.wrong[N // 2 :].max() == 0 and f"; {N // 2} images withstand most" in str(found)
 
 
 def test_everything_is_as_it_was(tmp_path):
