@@ -167,7 +167,8 @@ def diagnose(
 def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
     """Ask a model again the images that a diagnosis kept as EVIDENCE.
 
-    Measures every distance anew and needs no attack. Exit status 0 where every image is legal and answered wrongly, else 1.
+    Measures every distance anew and needs no attack. Exit status 0 where every image is legal and answered wrongly (by a
+    random model: in a quarter of 20 fresh draws or more), else 1.
     Example: artq replay results/net/evidence/net.npz --model mypackage.models:make_net --checkpoint weights.safetensors
     """
     from art_qplugins.replay import read_evidence
