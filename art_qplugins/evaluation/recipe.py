@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.data import DATASETS
 from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.evaluation.sweep import expand_sweep, put
 from art_qplugins.models import MODELS
 
 if sys.version_info >= (3, 11):
@@ -38,14 +48,26 @@ def _number(value: Any) -> Any:
     return value
 
 
-Eps = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Bits = Annotated[int, Field(ge=1, le=16)]
 # Names end up in file names and in ids.
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 
+#: Options of attacks that count something: none of it is no attack.
+_COUNTS = ("max_iter", "n_queries", "eot_iter", "nb_restarts")
+
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts with truth values; a recipe that does is mistaken."""
+        several = value if isinstance(value, list) else [value]
+        if any(isinstance(v, bool) for v in several) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("true and false belong where something is switched on or off; give a value")
+        return value
 
 
 class Data(Settings):
@@ -101,6 +123,7 @@ class ModelSettings(Settings):
     """One model. ``base`` starts from the trained weights of an earlier model (with epochs = 0: post-training)."""
 
     name: Name
+    role: Literal["subject", "substitute"] = "subject"  # a substitute is a source of attacks; nobody attacks it
     architecture: Choice = Choice(name="convnet")
     base: str | None = None
     quantize: Quantization | None = None
@@ -109,6 +132,8 @@ class ModelSettings(Settings):
     draws: Annotated[int, Field(ge=1)] = 8  # members of the ensemble, where activations are stochastic
     checkpoint: str | None = None  # weights to take in place of training
     claim: ClaimSettings | None = None  # in place of the recipe's
+    seed: int | None = None  # of the training and of a random model's first draws; None takes the recipe's
+    replicate_of: str | None = None  # models with the same name here differ by their seeds alone
 
     @property
     def stochastic(self) -> bool:
@@ -123,9 +148,35 @@ class AttackSettings(Settings):
     source: str | None = None
     models: list[str] | None = None
     eps: list[Eps] | None = None
+    suite: str | None = None  # the suite that it came from
+
+
+class TransferSettings(Settings):
+    """One attack crafted on each of ``models`` (or on all) and put to every other one, and to the one itself."""
+
+    attack: str
+    options: dict[str, Any] = {}
+    models: list[str] | None = None
+    eps: list[Eps] | None = None
+
+
+class Budget(Settings):
+    """What the attacks on one model may cost, per image of the whole set, in passes through its network.
+
+    A cell that may exceed what is left is skipped; claims are exempt, since without them there is nothing to test.
+
+    :param gradients: backward passes. :param queries: forward passes, those of gradients included.
+    """
+
+    gradients: Annotated[float, Field(ge=0)] | None = None
+    queries: Annotated[float, Field(ge=0)] | None = None
 
 
 class Recipe(Settings):
+    """``strategy``: "matrix" runs every attack on every image, for tables; "cascade" runs cheap attacks first and goes on
+    with the images that still stand, for the worst case. ``grid``: judge the images also as rounded to this many levels.
+    """
+
     name: Name
     title: str = ""
     seed: int = 0
@@ -135,6 +186,10 @@ class Recipe(Settings):
     threat: ThreatSettings
     claim: ClaimSettings | None = None
     diagnose: bool = True
+    strategy: Literal["matrix", "cascade"] = "matrix"
+    budget: Budget = Budget()
+    grid: Annotated[int, Field(ge=2, le=65536)] | None = None
+    transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     attacks: Annotated[list[AttackSettings], Field(min_length=1)]
 
@@ -154,31 +209,62 @@ class Recipe(Settings):
                     DEFENCES[defence.name].resolve(defence.options)
             if model.base is not None and model.base not in names[:i]:
                 raise InputError(f"{where}.base: no model {model.base!r} above it{did_you_mean(model.base, names[:i])}")
+        if not self.subjects:
+            raise InputError("models: all are substitutes, so there is nothing to attack; leave out one's role")
+        for attack in self.attacks:
+            self._check_attack(attack, names)
+        for model in self.subjects:
             claim = model.claim or self.claim
             if claim is not None:
                 self._check_claim(model, claim)
-        for attack in self.attacks:
-            self._check_attack(attack, names)
+        if self.transfer is not None:
+            self._check_transfer(self.transfer, names)
         return self
 
     def _check_attack(self, attack: AttackSettings, names: Sequence[str]) -> None:
         where = f"attacks.{attack.id}"
-        with _at(where):
-            entry = ATTACKS[attack.id]
-            entry.resolve(attack.options)
-        if self.threat.norm not in entry.norms:
-            raise InputError(f"{where}: it has no norm {self.threat.norm}; it has {', '.join(entry.norms)}")
+        self._check_options(where, attack.id, attack.options)
         for name in [*(attack.models or []), *([attack.source] if attack.source else [])]:
             if name not in names:
                 raise InputError(f"{where}: unknown model {name!r}{did_you_mean(name, names)}")
-        for model in self.attacked(attack):
-            if entry.models == ("deterministic" if model.stochastic else "stochastic"):
-                kind = "stochastic" if model.stochastic else "deterministic"
-                other = "autoattack:rand" if model.stochastic else "autoattack:standard"
-                raise InputError(
-                    f"{where}: {model.name!r} is {kind} and this attack is for {entry.models} models; "
-                    f"set models = [...] and use {other!r} for {model.name!r}"
-                )
+        by_name = {m.name: m for m in self.models}
+        for name in attack.models or []:
+            if by_name[name].role == "substitute":
+                raise InputError(f"{where}: {name!r} is a substitute, which nobody attacks; give it as source")
+        crafted_on = [by_name[attack.source]] if attack.source else self.attacked(attack)
+        for model in crafted_on:
+            self._check_kind(where, attack.id, model)
+
+    def _check_options(self, where: str, attack: str, options: Mapping[str, Any]) -> None:
+        with _at(where):
+            entry = ATTACKS[attack]
+            resolved = entry.resolve(options)
+        for name in _COUNTS:
+            if resolved.get(name) is not None and resolved[name] < 1:
+                raise InputError(f"{where}.options.{name}: it is {resolved[name]!r}; give 1 or more")
+        if self.threat.norm not in entry.norms:
+            raise InputError(f"{where}: it has no norm {self.threat.norm}; it has {', '.join(entry.norms)}")
+
+    def _check_kind(self, where: str, attack: str, model: ModelSettings) -> None:
+        entry = ATTACKS[attack]
+        if entry.models == ("deterministic" if model.stochastic else "stochastic"):
+            kind = "stochastic" if model.stochastic else "deterministic"
+            other = "autoattack:rand" if model.stochastic else "autoattack:standard"
+            raise InputError(
+                f"{where}: {model.name!r} is {kind} and this attack is for {entry.models} models; "
+                f"set models = [...] and use {other!r} for {model.name!r}"
+            )
+
+    def _check_transfer(self, transfer: TransferSettings, names: Sequence[str]) -> None:
+        self._check_options("transfer", transfer.attack, transfer.options)
+        for name in transfer.models or []:
+            if name not in names:
+                raise InputError(f"transfer.models: unknown model {name!r}{did_you_mean(name, names)}")
+        pairs = self.transfers()
+        if all(source is target for source, target in pairs):
+            raise InputError("transfer.models: name two models or more, one of them no substitute")
+        for source, _ in pairs:
+            self._check_kind("transfer", transfer.attack, source)
 
     def _check_claim(self, model: ModelSettings, claim: ClaimSettings) -> None:
         white_box = [a for a in self.attacks if a.source is None and model in self.attacked(a)]
@@ -195,10 +281,22 @@ class Recipe(Settings):
     def attacked(self, attack: AttackSettings) -> list[ModelSettings]:
         """The models that an attack is run on; never the one that it is crafted on, if that is another."""
         return [
-            m for m in self.models if (attack.models is None or m.name in attack.models) and m.name != attack.source
+            m for m in self.subjects if (attack.models is None or m.name in attack.models) and m.name != attack.source
         ]
 
-    def budgets(self, attack: AttackSettings) -> list[float]:
+    @property
+    def subjects(self) -> list[ModelSettings]:
+        """The models under test: all but the substitutes."""
+        return [m for m in self.models if m.role == "subject"]
+
+    def transfers(self) -> list[tuple[ModelSettings, ModelSettings]]:
+        """(source, target) of the transfer matrix, its diagonal included; empty where none is asked for."""
+        if self.transfer is None:
+            return []
+        chosen = [m for m in self.models if self.transfer.models is None or m.name in self.transfer.models]
+        return [(source, target) for source in chosen for target in chosen if target.role == "subject"]
+
+    def budgets(self, attack: AttackSettings | TransferSettings) -> list[float]:
         return attack.eps if attack.eps is not None else self.threat.eps
 
 
@@ -236,8 +334,9 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, dict[s
 
 
 def parse_recipe(given: dict[str, Any], *, where: str = "recipe") -> Recipe:
-    """A checked recipe from tables."""
+    """A checked recipe from tables, with its sweep and its suites written out as models and attacks."""
     try:
+        given = _expand_suites(expand_sweep(given))
         return Recipe.model_validate(given)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -291,22 +390,45 @@ def _apply(given: dict[str, Any], change: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *parents, last = path.split(".")
-    table: Any = given
-    for part in parents:
-        if isinstance(table, list):
-            named = {str(i): t for i, t in enumerate(table)}
-            for i, t in enumerate(table):
-                named.setdefault(
-                    str(t.get("name", t.get("id", i))) if isinstance(t, dict) else str(i), t
-                )  # the first of several with one id
-            if part not in named:
-                raise InputError(f"--set {path}: there is no {part!r}{did_you_mean(part, named)}")
-            table = named[part]
-        else:
-            table = table.setdefault(part, {})
-        if not isinstance(table, (dict, list)):
-            raise InputError(f"--set {path}: {part!r} is a value, not a table")
-    if isinstance(table, list):
-        raise InputError(f"--set {path}: name one of the list and a key of it, e.g. {path}.KEY=value")
-    table[last] = value
+    put(given, path.split("."), value, where=f"--set {path}")
+
+
+def _expand_suites(given: dict[str, Any]) -> dict[str, Any]:
+    """``suite = NAME`` written out as the attacks that it means for each model; the same attack on several is one."""
+    attacks = given.get("attacks")
+    if not isinstance(attacks, list) or not any(
+        isinstance(a, dict) and "suite" in a and "id" not in a for a in attacks
+    ):
+        return given
+    return given | {"attacks": [one for a in attacks for one in _members(given, a)]}
+
+
+def _members(given: Mapping[str, Any], attack: Any) -> list[Any]:
+    if not isinstance(attack, dict) or "suite" not in attack or "id" in attack:
+        return [attack]
+    from art_qplugins.attacks.suites import expand
+
+    name, where = attack["suite"], f"attacks.{attack['suite']}"
+    if unknown := attack.keys() - {"suite", "models", "eps"}:
+        raise InputError(f"{where}: a suite has its own {min(unknown)}; give models and eps, or its attacks one by one")
+    threat = given.get("threat")
+    norm = threat.get("norm", "Linf") if isinstance(threat, dict) else "Linf"
+    tables = [m for m in given.get("models", []) if isinstance(m, dict) and m.get("role") != "substitute"]
+    wanted = attack.get("models") or [m.get("name") for m in tables]
+    found: dict[str, dict[str, Any]] = {}
+    for model in tables:
+        if model.get("name") not in wanted:
+            continue
+        quantize = model.get("quantize") if isinstance(model.get("quantize"), dict) else {}
+        with _at(where):
+            stochastic, quantized = quantize.get("alpha") is not None, quantize.get("activation_bits") is not None
+            members = expand(name, norm, stochastic=stochastic, quantized=quantized)
+        for member, options in members:
+            same = found.setdefault(repr((member, sorted(options.items()))), {"id": member, "models": []})
+            same |= {"suite": name, "options": dict(options)} | ({"eps": attack["eps"]} if "eps" in attack else {})
+            same["models"].append(model["name"])
+    if missing := [m for m in wanted if m not in [t.get("name") for t in tables]]:
+        raise InputError(
+            f"{where}: unknown model {missing[0]!r}{did_you_mean(str(missing[0]), [str(t.get('name')) for t in tables])}"
+        )
+    return list(found.values())

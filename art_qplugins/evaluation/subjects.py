@@ -27,6 +27,9 @@ from art_qplugins.quantizers.stochastic import stochastic_layers
 
 __all__ = ["build_models", "describe", "estimator_for"]
 
+#: What a model's training does not depend on, or (base, seed) not by this word.
+_NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of"}
+
 TrainingProgress = Callable[[str, int, int, float], None]  # model, epochs done, epochs, loss
 
 
@@ -45,7 +48,7 @@ def build_models(
     """
     models: dict[str, nn.Module] = {}
     for settings in recipe.models:
-        module = _blank(settings, data, recipe.seed)
+        module = _blank(settings, data, _seed(recipe, settings))
         if settings.checkpoint is not None:
             _check_stored(settings, load_checkpoint(Path(settings.checkpoint), module))
         else:
@@ -121,7 +124,7 @@ def _train(
     device: torch.device,
     progress: TrainingProgress | None,
 ) -> nn.Module:
-    module = _blank(settings, data, recipe.seed)
+    module = _blank(settings, data, _seed(recipe, settings))
     if settings.base is not None:
         _start_from(module, settings, models[settings.base])
     if (q := settings.quantize) is not None and (q.weight_bits is not None or q.mu is not None):
@@ -133,10 +136,14 @@ def _train(
             data,
             [DEFENCES[d.name].load()(**DEFENCES[d.name].resolve(d.options)) for d in settings.defences],
             **settings.train.model_dump(),
-            seed=recipe.seed,
+            seed=_seed(recipe, settings),
             progress=None if progress is None else lambda *done: progress(settings.name, *done),
         )
     return bake(module)
+
+
+def _seed(recipe: Recipe, settings: ModelSettings) -> int:
+    return recipe.seed if settings.seed is None else settings.seed
 
 
 def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> None:
@@ -176,9 +183,9 @@ def _weight_maps(quantize: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:
-    shaping = settings.model_dump(mode="json", exclude={"name", "draws", "claim", "checkpoint", "base"})
+    shaping = settings.model_dump(mode="json", exclude=_NOT_TRAINING)
     base = None if settings.base is None else fingerprint(models[settings.base])
-    content = [shaping, base, data.sha256, recipe.seed, __version__, torch.__version__]
+    content = [shaping, base, data.sha256, _seed(recipe, settings), __version__, torch.__version__]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -99,6 +99,15 @@ BAD = [
     # numbers
     ([("threat", "eps", [0.1, -0.1])], "threat.eps"),
     ([("threat", "eps", [])], "threat.eps"),
+    ([("threat", "eps", [0.1, 0])], "threat.eps.1: input should be greater than 0 (it is 0)"),
+    ([("threat", "eps", [True])], "threat.eps: true and false belong where something is switched on or off"),
+    ([("seed", True)], "seed: true and false belong"),
+    ([("data", "limit", True)], "data.limit: true and false belong"),
+    ([("models", 0, "train", "epochs", True)], "models.fp32.train.epochs: true and false belong"),
+    ([("models", 1, "quantize", "activation_bits", True)], "models.dq.quantize.activation_bits: true and false belong"),
+    ([("attacks", 1, "options", "max_iter", True)], "attacks.art:pgd: art:pgd: option max_iter is True"),
+    ([("attacks", 1, "options", "max_iter", 0)], "attacks.art:pgd.options.max_iter: it is 0; give 1 or more"),
+    ([("attacks", 4, "options", {"eot_iter": 0})], "attacks.autoattack:rand.options.eot_iter: it is 0; give 1 or more"),
     ([("threat", "eps", [float("inf")])], "threat.eps"),
     ([("threat", "eps", [float("nan")])], "threat.eps"),
     ([("threat", "eps", ["8/0"])], """'8/0' is not a number; write e.g. 0.1 or "8/255\""""),
@@ -130,6 +139,27 @@ BAD = [
     ([("attacks", 3, "models", None)], "use 'autoattack:rand' for 'sq'"),
     ([("attacks", 4, "models", ["fp32"])], "'fp32' is deterministic and this attack is for stochastic models"),
     ([("threat", "norm", "L1")], "attacks.art:fgsm: it has no norm L1; it has Linf, L2"),
+    # how the budget is spent
+    ([("strategy", "casacde")], "strategy: input should be 'matrix' or 'cascade' (it is 'casacde')"),
+    ([("budget", {"gradient": 5})], "budget.gradient: unknown key; did you mean 'gradients'?"),
+    ([("budget", {"queries": -1})], "budget.queries: input should be greater than or equal to 0 (it is -1)"),
+    ([("grid", 1)], "grid: input should be greater than or equal to 2 (it is 1)"),
+    ([("transfer", {"attack": "art:pdg"})], "transfer: unknown attack 'art:pdg'; did you mean 'art:pgd'?"),
+    (
+        [("transfer", {"attack": "art:pgd", "models": ["dp", "mu"]})],
+        "transfer.models: unknown model 'dp'; did you mean",
+    ),
+    ([("transfer", {"attack": "art:pgd", "models": ["dq"]})], "transfer.models: name two models or more"),
+    ([("transfer", {"attack": "art:pgd", "options": {"max_iter": 0}})], "transfer.options.max_iter: it is 0"),
+    (
+        [("transfer", {"attack": "autoattack:standard"})],
+        "transfer: 'sq' is stochastic and this attack is for deterministic",
+    ),
+    ([("models", 1, "role", "substitut")], "models.dq.role: input should be 'subject' or 'substitute'"),
+    (
+        [("models", 0, "role", "substitute")],
+        "attacks.autoattack:standard: 'fp32' is a substitute, which nobody attacks",
+    ),
     # what is missing
     ([("name", None)], "name: field required"),
     ([("name", "")], "name"),
@@ -155,9 +185,28 @@ def test_the_good_recipe_is_good_and_resolves_its_defaults():
 
 
 def test_eps_may_be_written_as_papers_do():
-    recipe = parse_recipe(changed(("threat", "eps", ["8/255", "0.1", 0]), ("claim", "eps", "8/255")))
-    assert recipe.threat.eps == [8 / 255, 0.1, 0.0]
+    recipe = parse_recipe(changed(("threat", "eps", ["8/255", "0.1", 1]), ("claim", "eps", "8/255")))
+    assert recipe.threat.eps == [8 / 255, 0.1, 1.0]
     assert recipe.claim.eps == 8 / 255
+
+
+def test_an_attack_is_for_the_kind_of_model_that_it_is_crafted_on():
+    """A deterministic model's images may be put to a random one."""
+    recipe = parse_recipe(changed(("attacks", 3, {"id": "autoattack:standard", "source": "fp32"})))
+    assert [m.name for m in recipe.attacked(recipe.attacks[3])] == ["dq", "mu", "sq"]
+    message = refusal(changed(("attacks", 3, {"id": "autoattack:standard", "source": "sq", "models": ["fp32"]})))
+    assert "'sq' is stochastic and this attack is for deterministic models" in message
+
+
+def test_a_substitute_is_a_source_and_no_target():
+    given = changed(("models", 0, "role", "substitute"), ("attacks", 3, "models", ["mu"]))
+    recipe = parse_recipe(given | {"transfer": {"attack": "art:pgd", "models": ["fp32", "dq", "mu"]}})
+    assert [m.name for m in recipe.subjects] == ["dq", "mu", "sq"]
+    assert all("fp32" not in [m.name for m in recipe.attacked(a)] for a in recipe.attacks)
+    pairs = [(source.name, target.name) for source, target in recipe.transfers()]
+    assert pairs == [(s, t) for s in ("fp32", "dq", "mu") for t in ("dq", "mu")]
+    alone = changed(*[("models", i, "role", "substitute") for i in range(4)])
+    assert "models: all are substitutes" in refusal(alone)
 
 
 def test_a_recipe_is_frozen():

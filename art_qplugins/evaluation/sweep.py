@@ -1,0 +1,243 @@
+"""Sweeps: one recipe's tables in, those with every variant written out as a model of its own out. Plain data only.
+
+    [sweep]
+    "models.dq.quantize.activation_bits" = [2, 3, 4, 8]
+    seed = [0, 1, 2]
+
+gives ``dq-activation_bits=2-seed=0`` and so on. A model that starts from a swept one is swept with it, and every name
+that refers to a swept model comes to refer to its variants.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from art_qplugins.errors import InputError, did_you_mean
+
+__all__ = ["MAX_MODELS", "expand_sweep", "put"]
+
+#: More models than this in one recipe are more likely a slip than a plan.
+MAX_MODELS = 200
+
+Tables = dict[str, Any]
+#: The value of every axis that a variant was made with, by the axis's path.
+Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Variant:
+    table: Tables
+    point: Point
+
+
+def expand_sweep(given: Tables) -> Tables:
+    """``given`` with its ``[sweep]`` carried out; ``given`` itself where it has none.
+
+    ``threat.eps`` (or ``eps``) sets the budgets; ``seed`` trains every model once for each seed, as replicates of one
+    another; any other path begins with ``models.NAME`` and makes variants of that model.
+
+    :raises InputError: in one line, for a path that leads nowhere, values that are no list, or too many models.
+    """
+    if "sweep" not in given:
+        return given
+    axes = dict(_flat(given["sweep"]))
+    result = copy.deepcopy({k: v for k, v in given.items() if k != "sweep"})
+    for path, values in axes.items():
+        _check_values(path, values)
+    for path in [p for p in axes if p in ("eps", "threat.eps")]:
+        put(result, ["threat", "eps"], axes.pop(path), where=f"sweep.{path}")
+    models = result.get("models")
+    if not isinstance(models, list) or not all(isinstance(m, dict) and isinstance(m.get("name"), str) for m in models):
+        return result  # the recipe's own checks say what is wrong
+    _check_paths(axes, [m["name"] for m in models])
+    variants = _variants(models, axes)
+    result["models"] = [v.table for each in variants.values() for v in each]
+    _resolve(result, variants)
+    return result
+
+
+def put(tables: Tables, path: Sequence[str], value: Any, *, where: str) -> None:
+    """Set ``tables[a][b]... = value``. A list of named tables is entered by name or position; missing tables are made.
+
+    :raises InputError: one line that begins with ``where``.
+    """
+    *parents, last = path
+    table: Any = tables
+    for part in parents:
+        if isinstance(table, list):
+            named = {str(i): t for i, t in enumerate(table)}
+            for i, t in enumerate(table):
+                name = str(t.get("name", t.get("id", i))) if isinstance(t, dict) else str(i)
+                named.setdefault(name, t)  # the first of several with one id
+            if part not in named:
+                raise InputError(f"{where}: there is no {part!r}{did_you_mean(part, named)}")
+            table = named[part]
+        else:
+            table = table.setdefault(part, {})
+        if not isinstance(table, (dict, list)):
+            raise InputError(f"{where}: {part!r} is a value, not a table")
+    if isinstance(table, list):
+        raise InputError(f"{where}: name one of the list and a key of it, e.g. {'.'.join(path)}.KEY=value")
+    table[last] = value
+
+
+def _flat(sweep: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """TOML reads a dotted key that is not quoted as tables within tables."""
+    if not isinstance(sweep, Mapping):
+        raise InputError(
+            f"sweep{prefix and '.' + prefix}: it is {sweep!r}; give a list of values, e.g. seed = [0, 1, 2]"
+        )
+    for key, value in sweep.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            yield from _flat(value, path)
+        else:
+            yield path, value
+
+
+def _check_values(path: str, values: Any) -> None:
+    if not isinstance(values, list) or not values:
+        raise InputError(f"sweep.{path}: it is {values!r}; give a list of values, e.g. [2, 3, 4]")
+    for value in values:
+        if isinstance(value, (dict, list)):
+            raise InputError(f"sweep.{path}: {value!r} is no single value; sweep one setting at a time")
+        if path == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InputError(f"sweep.seed: {value!r} is no whole number")
+    if len({repr(v) for v in values}) < len(values):
+        twice = next(v for i, v in enumerate(values) if v in values[:i])
+        raise InputError(f"sweep.{path}: {twice!r} is there twice; take one away")
+
+
+def _check_paths(axes: Mapping[str, Any], names: Sequence[str]) -> None:
+    for path in axes:
+        parts = path.split(".")
+        if path == "seed":
+            continue
+        if parts[0] != "models" or len(parts) < 3:
+            raise InputError(
+                f"sweep.{path}: sweep seed, threat.eps or a setting of a model, "
+                f'e.g. "models.{names[0]}.quantize.activation_bits"'
+            )
+        if parts[1] not in names:
+            raise InputError(f"sweep.{path}: there is no model {parts[1]!r}{did_you_mean(parts[1], names)}")
+
+
+def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> dict[str, list[_Variant]]:
+    """The variants of every model, by the name that it had. A base comes before what starts from it."""
+    result: dict[str, list[_Variant]] = {}
+    swept: dict[str, list[str]] = {}
+    total = 0
+    for model in models:
+        name, base = model["name"], model.get("base")
+        inherited = [a for a in swept.get(base, []) if a != "seed"]
+        own = [path for path in axes if path.split(".")[:2] == ["models", name]]
+        paths = [*inherited, *own]
+        if "seed" in axes and _seeded(model, swept):
+            paths.append("seed")
+        count = 1
+        for path in paths:
+            count *= len(axes[path])
+        total += count
+        if total > MAX_MODELS:
+            raise InputError(f"sweep: it makes more than {MAX_MODELS} models ({count} of {name!r}); sweep fewer values")
+        swept[name] = paths
+        points = [dict(zip(paths, values, strict=True)) for values in itertools.product(*(axes[p] for p in paths))]
+        result[name] = [_Variant(_table(model, point, result.get(base)), point) for point in points]
+    return result
+
+
+def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
+    """Whether another seed makes another model: not where the weights are given, or are those of one that is as it was."""
+    if model.get("checkpoint") is not None:
+        return False
+    base, train = model.get("base"), model.get("train")
+    untrained = isinstance(train, dict) and train.get("epochs") == 0
+    return not (untrained and base is not None and "seed" not in swept.get(base, ["seed"]))
+
+
+def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tables:
+    table = copy.deepcopy(model)
+    for path, value in point.items():
+        key = path.split(".")
+        if path == "seed":
+            table["seed"] = value
+            table["replicate_of"] = _named(model["name"], {k: v for k, v in point.items() if k != "seed"})
+        elif key[1] == model["name"]:
+            put({"models": [table]}, key, value, where=f"sweep.{path}")
+    if bases is not None:
+        table["base"] = next(b.table["name"] for b in bases if _agree(b.point, point))
+    table["name"] = _named(model["name"], point)
+    return table
+
+
+def _named(name: str, point: Point) -> str:
+    """``dq-activation_bits=2-seed=0``: the last word of each path, and more of it where that is not enough."""
+    for path, value in point.items():
+        words = path.split(".")
+        short = next(
+            ".".join(words[-n:])
+            for n in range(1, len(words) + 1)
+            if sum(p.split(".")[-n:] == words[-n:] for p in point) == 1
+        )
+        name += f"-{short}={value:g}" if isinstance(value, float) else f"-{short}={value}"
+    return name
+
+
+def _agree(one: Point, other: Point) -> bool:
+    return all(other[path] == value for path, value in one.items() if path in other)
+
+
+def _resolve(tables: Tables, variants: Mapping[str, Sequence[_Variant]]) -> None:
+    """Names of swept models in attacks and in the transfer matrix become those of their variants."""
+
+    def names(given: Sequence[Any]) -> list[Any]:
+        return [
+            n for name in given for n in ([v.table["name"] for v in variants[name]] if name in variants else [name])
+        ]
+
+    transfer = tables.get("transfer")
+    if isinstance(transfer, dict) and isinstance(transfer.get("models"), list):
+        transfer["models"] = names(transfer["models"])
+    attacks = tables.get("attacks")
+    if not isinstance(attacks, list):
+        return
+    result: list[Any] = []
+    for attack in attacks:
+        if not isinstance(attack, dict):
+            result.append(attack)
+            continue
+        attack = dict(attack)
+        source = attack.get("source")
+        if source in variants and len(variants[source]) > 1:
+            result += list(_by_source(attack, variants))
+            continue
+        if source in variants:
+            attack["source"] = variants[source][0].table["name"]
+        if isinstance(attack.get("models"), list):
+            attack["models"] = names(attack["models"])
+        result.append(attack)
+    tables["attacks"] = result
+
+
+def _by_source(attack: Tables, variants: Mapping[str, Sequence[_Variant]]) -> Iterator[Tables]:
+    """One attack for each variant of the source, on the models that agree with it where both were swept."""
+    source = attack["source"]
+    wanted = attack["models"] if isinstance(attack.get("models"), list) else list(variants)
+    for made in variants[source]:
+        targets = [
+            v.table["name"]
+            for name, each in variants.items()
+            for v in each
+            if name != source
+            and v.table.get("role") != "substitute"
+            and (name in wanted or v.table["name"] in wanted)
+            and _agree(made.point, v.point)
+        ]
+        unknown = [
+            w for w in wanted if w not in variants and all(w != v.table["name"] for e in variants.values() for v in e)
+        ]
+        yield attack | {"source": made.table["name"], "models": [*targets, *unknown]}
