@@ -74,7 +74,7 @@ class Case:
     def gap(self) -> float:
         """Median distance between the logit of the answer and the next, over right images."""
         margin = self.clean.column("margin")[self.right]
-        return float(np.nanmedian(margin)) if len(margin) else 0.0
+        return 0.0 if np.isnan(margin).all() else float(np.nanmedian(margin))
 
     @cached_property
     def as_is(self) -> list[Outcome]:

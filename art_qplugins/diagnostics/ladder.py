@@ -68,7 +68,8 @@ class Situation:
     def cell(self, attack: str, rows: NDArray[np.int64], source: str | None = None, **more: object) -> CellSpec:
         claim = self.claim
         settings = {"norm": claim.norm, "eps": claim.eps, "seed": claim.seed, **more}
-        everything = len(rows) == self.case.n
+        # A larger budget is never on all images: it is no cell of this evaluation, and counts in none of its numbers.
+        everything = len(rows) == self.case.n and settings["eps"] == claim.eps
         return CellSpec(
             model=claim.model,
             source=source or claim.model,
@@ -98,12 +99,16 @@ class Rung:
     cost: float = 20.0
 
 
+def _unable(now: Situation, attack: str) -> str | None:
+    return None if now.claim.norm in ATTACKS[attack].norms else f"{attack} has no norm {now.claim.norm}"
+
+
 def _attack(attack: str, against: str, **options: object) -> Callable[[Situation], list[CellSpec] | str]:
     """One attack on the images that are left by the claimed attack, by gradients as they are, or by everything."""
 
     def plan(now: Situation) -> list[CellSpec] | str:
-        if now.claim.norm not in ATTACKS[attack].norms:
-            return f"{attack} has no norm {now.claim.norm}"
+        if reason := _unable(now, attack):
+            return reason
         rows = now.left_by({"claim": [now.case.claimed], "as-is": now.case.as_is, "all": now.case.legal}[against])
         if not len(rows):
             return "no image is left to attack"
@@ -131,14 +136,16 @@ def _scale(now: Situation) -> list[CellSpec] | str:
     return [now.cell(now.claim.attack, rows, options=now.claim.options, gap=gap) for gap in gaps]
 
 
-def _restart(now: Situation) -> list[CellSpec] | str:
-    rows = now.left_by(now.case.first)
-    return [now.cell("artq:apgd-margin", rows, restart=1)] if len(rows) else "no image is left to attack"
+def _again(**change: object) -> Callable[[Situation], list[CellSpec] | str]:
+    """The steps on the margin once more, with this changed."""
 
+    def plan(now: Situation) -> list[CellSpec] | str:
+        if reason := _unable(now, "artq:apgd-margin"):
+            return reason
+        rows = now.left_by(now.case.first)
+        return [now.cell("artq:apgd-margin", rows, **change)] if len(rows) else "no image is left to attack"
 
-def _doubling(now: Situation) -> list[CellSpec] | str:
-    rows = now.left_by(now.case.first)
-    return [now.cell("artq:apgd-margin", rows, options={"max_iter": 50})] if len(rows) else "no image is left to attack"
+    return plan
 
 
 def _unbounded(now: Situation) -> list[CellSpec] | str:
@@ -183,6 +190,8 @@ def _transfer(now: Situation) -> list[CellSpec] | str:
     rows = now.left_by(now.case.as_is)
     if not sources:
         return "there is no other deterministic model in this run"
+    if reason := _unable(now, "art:pgd"):
+        return reason
     return [now.cell("art:pgd", rows, source) for source in sources] if len(rows) else "no image is left to attack"
 
 
@@ -201,6 +210,8 @@ def _binarization(now: Situation) -> list[CellSpec] | str:
     if now.claim.attack.startswith("autoattack:"):
         return "AutoAttack's losses need more than two classes"
     rows = np.flatnonzero(now.case.right)[:_TESTED]
+    if not len(rows):
+        return "no image is answered correctly"
     return [now.cell(now.claim.attack, rows, options=now.claim.options, check="binarization")]
 
 
@@ -209,8 +220,8 @@ LADDER: tuple[Rung, ...] = (
     Rung(id="cross-entropy", level=1, title="PGD on cross-entropy", plan=_cross_entropy),
     Rung(id="margin", level=1, title="20 steps on the margin", plan=_attack("artq:apgd-margin", "claim")),
     Rung(id="scale", level=1, title="the claimed attack on divided logits", plan=_scale),
-    Rung(id="doubling", level=2, title="50 steps in place of 20", plan=_doubling, cost=50),
-    Rung(id="restart", level=2, title="another random start", plan=_restart),
+    Rung(id="doubling", level=2, title="50 steps in place of 20", plan=_again(options={"max_iter": 50}), cost=50),
+    Rung(id="restart", level=2, title="another random start", plan=_again(restart=1)),
     Rung(id="unbounded", level=2, title="a budget that allows every image", plan=_unbounded, cost=10),
     Rung(
         id="targeted",

@@ -1,4 +1,4 @@
-"""Runs one cell: craft on the source, check that the images are legal, ask the target."""
+"""Runs shards of cells: craft on the source, check that the images are legal, ask the target."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,22 @@ from torch import Tensor, nn
 from art_qplugins import metrics
 from art_qplugins.attacks.craft import Crafted, craft
 from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.attacks.views import median_gap
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.binarization import binarization_test
 from art_qplugins.evaluation.cells import CellSpec, cell_id
+from art_qplugins.evaluation.executor import Done, Serial, Shard, run_cells
 from art_qplugins.evaluation.measure import measure
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
 from art_qplugins.evaluation.store import CellStore
 from art_qplugins.evaluation.verify import check_legal, judge, stream
+from art_qplugins.guard import isolated
+from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
 
-__all__ = ["Bench", "fingerprint"]
+__all__ = ["Bench", "failed", "fingerprint"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +103,9 @@ def _check_inside(name: str, estimator: QuantizedClassifier) -> None:
 class Bench:
     """The models and the images of a run: what every cell needs.
 
-    :param x: (N, C, H, W) float32 in [0, 1]; ``y`` (N,) int64; ``ids`` names every image; ``data_hash`` their content.
+    :param x: (N, C, H, W) float32 in [0, 1]; ``y`` (N,) int64; ``ids`` names every image.
+    :param batch_size: images that go through a network at a time; fewer where the memory does not suffice.
+    :param shard: images that are crafted and judged in one piece, with seeds of their own; ``None`` for ``batch_size``.
     """
 
     estimators: Mapping[str, QuantizedClassifier]
@@ -107,6 +113,7 @@ class Bench:
     y: Tensor
     ids: Sequence[str]
     batch_size: int = 250
+    shard: int | None = None
 
     def __post_init__(self) -> None:
         for name, estimator in self.estimators.items():
@@ -127,34 +134,58 @@ class Bench:
             spec,
             target=prints[spec.model],
             source=self._seen[spec.source],  # type: ignore[attr-defined]
-            data=self._data,  # type: ignore[attr-defined]
+            data=f"{self._data} in shards of {self.shard or self.batch_size}",  # type: ignore[attr-defined]
             batch_size=self.batch_size,
         )
 
-    def run(self, spec: CellSpec, store: CellStore) -> tuple[Outcome, bool]:
-        """The outcome of one cell, and whether it was there already. A failed cell is an outcome too, and not stored."""
+    def shards(self, spec: CellSpec) -> list[Shard]:
+        """The pieces that a cell is worked on in. The test by binarization, of a few images, is one."""
+        rows = tuple(range(len(self.ids))) if spec.rows is None else spec.rows
+        size = len(rows) if spec.check else self.shard or self.batch_size
+        pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
         name = self.id_of(spec)
-        if (found := store.load(name)) is not None:
-            cell = found.cell.model_copy(update={"role": spec.role, "model": spec.model, "source": spec.source})
-            return Outcome(cell, found.samples), True
-        try:
-            outcome, x_adv = self._run(name, spec, store)
-        except Exception:
-            logger.debug("cell %s failed", name, exc_info=True)
-            return Outcome(_failed(name, spec), []), False
-        store.save(outcome, x_adv)
-        return outcome, False
+        return [Shard(cell=name, spec=spec, number=i, of=len(pieces), rows=piece) for i, piece in enumerate(pieces)]
 
-    def _run(self, name: str, spec: CellSpec, store: CellStore) -> tuple[Outcome, NDArray[np.float32]]:
+    def run(self, spec: CellSpec, store: CellStore) -> tuple[Outcome, bool]:
+        """The outcome of one cell, and whether it was there already: :func:`run_cells` in this process."""
+        _, outcome, reused = next(run_cells(self, [spec], store, Serial(self)))
+        return outcome, reused
+
+    def part(self, shard: Shard) -> Done:
+        """Craft and judge the images of a shard. What fails is an outcome too."""
+        try:
+            return shard, *self._within_memory(shard)
+        except Exception:
+            logger.debug("%s failed", shard.id, exc_info=True)
+            return shard, failed(shard, traceback.format_exc()), None
+
+    def _within_memory(self, shard: Shard) -> tuple[Outcome, NDArray[np.float32]]:
+        """With half the batch size, and half of that, as long as the memory does not suffice."""
+        batch_size, notes = min(self.batch_size, len(shard.rows)), []
+        while True:
+            try:
+                outcome, x_adv = self._part(shard, batch_size)
+            except (RuntimeError, MemoryError) as error:
+                if batch_size == 1 or not _out_of_memory(error):
+                    raise
+            else:
+                cell = outcome.cell.model_copy(update={"notes": [*notes, *outcome.cell.notes]})
+                return replace(outcome, cell=cell), x_adv
+            notes.append(f"out of memory with batches of {batch_size} images; went on with {batch_size // 2}")
+            batch_size //= 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # here, since the exception held what the attack had allocated
+
+    def _part(self, shard: Shard, batch_size: int) -> tuple[Outcome, NDArray[np.float32]]:
+        spec, rows = shard.spec, shard.rows
         source, target = self.estimators[spec.source], self.estimators[spec.model]
-        threat = Threat(spec.norm, spec.eps)
-        rows = list(range(len(self.ids))) if spec.rows is None else list(spec.rows)
-        x, y = self.x[rows].to(target.device), self.y[rows].to(target.device)
+        threat, seed = Threat(spec.norm, spec.eps), _seed(shard)
+        x, y = self.x[list(rows)].to(target.device), self.y[list(rows)].to(target.device)
         started = time.perf_counter()
-        crafted = (self._test if spec.check else self._craft)(spec, source, x, y, rows, store)
+        crafted = self._test(spec, source, x, y) if spec.check else self._craft(shard, source, x, y, batch_size)
         x_adv = crafted.x_adv.to(x)
         distance = check_legal(x, x_adv, threat)
-        verdict = judge(target.model, x_adv, y, seed=spec.seed, batch_size=self.batch_size)
+        verdict = judge(target.model, x_adv, y, seed=seed, batch_size=batch_size)
         measured, facts, costs = crafted.path, crafted.facts, (crafted.forward_samples, crafted.backward_samples)
         if spec.role == "clean" and crafted.options["radius"] > 0:
             found = measure(
@@ -163,15 +194,15 @@ class Bench:
                 y,
                 threat=Threat(spec.norm, crafted.options["radius"]),
                 directions=int(crafted.options["directions"]),
-                seed=spec.seed,
-                batch_size=self.batch_size,
+                seed=seed,
+                batch_size=batch_size,
             )
             measured, facts = found.samples, found.cell | {"pixels": x[0].numel()}
             costs = (round(facts["costs"]["forward"] * len(rows)), round(facts["costs"]["backward"] * len(rows)))
         seconds = time.perf_counter() - started
         samples = [
             Sample(
-                cell=name,
+                cell=shard.cell,
                 sample=self.ids[row],
                 label=int(y[i]),
                 prediction=int(verdict.prediction[i]),
@@ -185,8 +216,9 @@ class Bench:
             for i, row in enumerate(rows)
         ]
         accuracy, interval = metrics.accuracy(verdict.correct)
+        whole = spec.rows is None and shard.of == 1
         cell = _cell(
-            name,
+            shard.id,
             spec,
             params=crafted.options | ({"restart": spec.restart} if spec.restart else {}),
             n=len(samples),
@@ -197,15 +229,15 @@ class Bench:
             seconds=seconds,
             status="success",
             notes=list(crafted.notes),
-            rows=None if spec.rows is None else rows,
-            of=None if spec.rows is None else len(self.ids),
+            rows=None if whole else list(rows),
+            of=None if whole else len(self.ids),
             facts=facts,
         )
         return Outcome(cell, samples), x_adv.cpu().numpy()
 
-    def _craft(
-        self, spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor, rows: Sequence[int], store: CellStore
-    ) -> Crafted:
+    def _craft(self, shard: Shard, source: QuantizedClassifier, x: Tensor, y: Tensor, batch_size: int) -> Crafted:
+        spec = shard.spec
+        what = f"attack/{spec.restart}" if spec.restart else "attack"
         return craft(
             source,
             spec.attack,
@@ -213,15 +245,23 @@ class Bench:
             y.to(source.device),
             threat=Threat(spec.norm, spec.eps),
             options=spec.options,
-            gap=spec.gap,
-            start=self._start(spec, rows, store),
-            batch_size=self.batch_size,
-            seed=stream(spec.seed, f"attack/{spec.restart}" if spec.restart else "attack"),
+            gap=spec.gap if shard.number == 0 else None,
+            temperature=self._temperature(spec, source, stream(spec.seed, what)) if shard.number else None,
+            start=None if shard.start is None else torch.from_numpy(shard.start).to(source.device),
+            batch_size=batch_size,
+            seed=stream(_seed(shard), what),
         )
 
-    def _test(
-        self, spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor, rows: Sequence[int], store: CellStore
-    ) -> Crafted:
+    def _temperature(self, spec: CellSpec, source: QuantizedClassifier, seed: int) -> float | None:
+        """The one that the first shard's images ask for: it is one attack, so all of its shards see the same network."""
+        if spec.gap is None:
+            return None
+        rows = list(self.shards(spec)[0].rows)
+        with isolated(source.model, seed), draws_from(source.model, seed):
+            found = median_gap(source.model, self.x[rows].to(source.device), seed=seed, batch_size=self.batch_size)
+        return found / spec.gap
+
+    def _test(self, spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor) -> Crafted:
         """The attack against binary networks around the images; the images themselves stay as they are."""
         threat, spent = Threat(spec.norm, spec.eps), [0, 0]
 
@@ -235,26 +275,34 @@ class Bench:
 
         found = binarization_test(source, attack, x, y, threat=threat, seed=spec.seed)
         options = {**ATTACKS[spec.attack].resolve(spec.options), "check": spec.check}
-        facts = {"success": found.success, "random": found.random, "used": found.used}
+        facts = {"success": _finite(found.success), "random": _finite(found.random), "used": found.used}
         path = {"binarization": found.each}
         return Crafted(x.clone(), spent[0] + 100 * found.used, spent[1], (), options, path, facts)
 
-    def _start(self, spec: CellSpec, rows: Sequence[int], store: CellStore) -> Tensor | None:
-        """Per image, what came closest to breaking it among the cells that the spec names."""
-        if not spec.start:
-            return None
-        start, closest = self.x[rows].clone(), np.full(len(rows), np.inf)
+    def start(self, spec: CellSpec, rows: Sequence[int], store: CellStore) -> NDArray[np.float32]:
+        """Per image, what came closest to breaking it among the cells that the spec names, (len(rows), C, H, W)."""
+        start, closest = self.x[list(rows)].cpu().numpy(), np.full(len(rows), np.inf)
         for name in spec.start:
             outcome = store.load(name)
             if outcome is None:
-                raise ValueError(f"the cell {name} to start from is gone; run the same command again")
+                raise InputError(f"cell {name}: its files were damaged or removed; run the same command again")
             images, attacked = store.images(name), outcome.cell.rows
             where = {row: i for i, row in enumerate(range(len(self.ids)) if attacked is None else attacked)}
             for i, row in enumerate(rows):
                 margin = outcome.samples[where[row]].margin if row in where else None
                 if margin is not None and margin < closest[i]:
-                    start[i], closest[i] = torch.from_numpy(images[where[row]]), margin
-        return start.to(self.estimators[spec.source].device)
+                    start[i], closest[i] = images[where[row]], margin
+        return start
+
+
+def _seed(shard: Shard) -> int:
+    """The first shard's is the cell's own, so that a cell of one shard is what it would be without any."""
+    return stream(shard.spec.seed, f"shard/{shard.number}") if shard.number else shard.spec.seed
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has a class for accelerators alone; on the CPU it is a ``RuntimeError`` of the allocator."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _finite(value: float) -> float | None:
@@ -279,9 +327,11 @@ def _cell(name: str, spec: CellSpec, **result: object) -> Cell:
     )
 
 
-def _failed(name: str, spec: CellSpec) -> Cell:
-    return _cell(
-        name,
+def failed(shard: Shard, error: str) -> Outcome:
+    """The row of a cell that this shard of it could not be had of."""
+    spec = shard.spec
+    cell = _cell(
+        shard.cell,
         spec,
         params={**spec.options, **({"check": spec.check} if spec.check else {})},
         n=0,
@@ -291,5 +341,6 @@ def _failed(name: str, spec: CellSpec) -> Cell:
         backward_samples=0,
         seconds=0.0,
         status="error",
-        error=traceback.format_exc(),
+        error=error,
     )
+    return Outcome(cell, [])

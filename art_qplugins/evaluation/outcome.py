@@ -44,8 +44,15 @@ class Outcome:
 
 
 def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome]:
-    """The finished cells whose images are legal at this budget: an image within a smaller eps is within a larger one."""
-    return [o for o in outcomes if o.ok and (o.cell.eps == 0 or (o.cell.norm == norm and o.cell.eps <= eps))]
+    """The finished cells whose images are legal at this budget: an image within a smaller eps is within a larger one.
+
+    A test of an attack is none of them: it leaves the images as they are.
+    """
+    return [
+        o
+        for o in outcomes
+        if o.ok and "check" not in o.cell.params and (o.cell.eps == 0 or (o.cell.norm == norm and o.cell.eps <= eps))
+    ]
 
 
 def worst_case(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
