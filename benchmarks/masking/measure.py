@@ -74,17 +74,21 @@ def row_named(name: str) -> Row:
 
 
 def measure(job: Job) -> Record:
+    return diagnosed(row_named(job.row), job.site, n=job.n, reference=job.reference)
+
+
+def diagnosed(row: Row, site: Site, *, n: int = _IMAGES, reference: bool = False) -> Record:
     """Diagnose one row. The same images for every row of a data set; the seed makes the network and the attacks."""
-    row, seed = row_named(job.row), job.site.seed
-    x, y = job.site.test(job.n)
+    seed = site.seed
+    x, y = site.test(n)
     started = time.perf_counter()
-    built = row.build(job.site)
+    built = row.build(site)
     trained = time.perf_counter()
-    threat, estimator = row.threat(job.site.dataset), classifier(built.model, job.site)
+    threat, estimator = row.threat(site.dataset), classifier(built.model, site)
     claimed = None if row.claim is None else row.claim(built.model, x, y, threat, seed)
     record = {
         "row": row.name,
-        "dataset": job.site.dataset,
+        "dataset": site.dataset,
         "seed": seed,
         "half": row.half,
         "kind": row.kind,
@@ -106,17 +110,17 @@ def measure(job: Job) -> Record:
         )
     except InputError as refusal:  # refusing to give a number, by one line that says why, is a verdict too
         return record | _refused(str(refusal), time.perf_counter() - trained)
-    record |= _told(run, job.n) | {"seconds": time.perf_counter() - trained}
-    if job.reference and row.kind != "invalid":
+    record |= _told(run, n) | {"seconds": time.perf_counter() - trained}
+    if reference and row.kind != "invalid":
         legal = legal_at([o for o in run.outcomes if o.ok], row.norm, threat.eps)
         scores = [(o.column("correct"), o.column("selection")) for o in legal]
         started = time.perf_counter()
-        found, crafted = _reference(built, job.site, x, y, threat)
+        found, crafted = _reference(built, site, x, y, threat)
         record |= {
             "reference": _worst([*scores, found]),
             "autoattack": float(found[0].mean()),
-            "autoattack_forward": crafted.forward_samples / job.n,
-            "autoattack_backward": crafted.backward_samples / job.n,
+            "autoattack_forward": crafted.forward_samples / n,
+            "autoattack_backward": crafted.backward_samples / n,
             "autoattack_seconds": time.perf_counter() - started,
         }
     return record
@@ -222,12 +226,12 @@ def check(job: Job) -> Record:
 # --- Many runs
 
 
-def version() -> str:
-    """Hash of what changes an answer: the zoo, this file, the package and torch."""
+def version(*more: Path) -> str:
+    """Hash of what changes an answer: the zoo, this file and ``more``, the package and torch."""
     here, package = Path(__file__).parent, Path(art_qplugins.__file__).parent
     digest = hashlib.sha256(torch.__version__.encode())
-    files = [here / name for name in ("networks.py", "plants.py", "zoo.py", "measure.py")]
-    untouched = ("report", "data", "cli.py", "terminal.py")
+    files = [*(here / name for name in ("networks.py", "plants.py", "zoo.py", "measure.py")), *more]
+    untouched = ("report", "data", "cli.py", "terminal.py", "replay.py")
     files += [f for f in sorted(package.rglob("*.py")) if f.relative_to(package).parts[0] not in untouched]
     for file in files:
         digest.update(file.read_bytes())
