@@ -67,8 +67,8 @@ def _tiny(case: Case) -> NDArray[np.bool_]:
 
 def _band(case: Case, threshold: float) -> Reading:
     margin = case.clean.column("margin")
-    if not case.right.any():
-        return Reading(None, None, "Not measured: no image is answered correctly.")
+    if not case.right.any() or np.isnan(margin[case.right]).all():
+        return Reading(None, None, f"Not measured: {_why(case, 'margin')}.")
     middle = float(np.nanmedian(margin[case.right]))
     return Reading(
         middle > threshold,

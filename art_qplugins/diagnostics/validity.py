@@ -32,7 +32,9 @@ def _failed(case: Case, threshold: float) -> Reading:
     if not n:
         return Reading(False, 0.0, "Every cell of this model ran, and every adversarial image was legal.")
     names = ", ".join(sorted({o.cell.label for o in case.failed}))
-    return Reading(True, float(n), f"{n} cells failed ({names}); what they would have found is unknown.")
+    return Reading(
+        True, float(n), f"{n} {'cell' if n == 1 else 'cells'} failed ({names}); what they would have found is unknown."
+    )
 
 
 def _chance(case: Case, threshold: float) -> Reading:

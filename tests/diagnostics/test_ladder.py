@@ -152,7 +152,7 @@ FIRST = ["claim", "one-step", "cross-entropy", "margin"]
 AS_IS = [*FIRST, "doubling", "restart", "targeted"]
 #: The attacks whose images a step leaves alone, since its comparison cannot change there.
 COMPARED = {
-    **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "unbounded"], ["claim"]),
+    **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "unbounded"], ("claim",)),
     **dict.fromkeys(["doubling", "restart"], FIRST),
     **dict.fromkeys(["targeted", "surrogates", "shadow", "averaging", "transfer", "search"], AS_IS),
 }

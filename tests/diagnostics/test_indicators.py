@@ -1,0 +1,317 @@
+"""Every indicator: what it must always keep to, and planted failures that it must find beside their healthy twins.
+
+Those that decide the verdict together are planted in ``test_verdict.py``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.diagnostics import INDICATORS
+from art_qplugins.diagnostics.case import case_of
+from art_qplugins.diagnostics.verdict import read_all
+from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.records import Cell, Finding, Sample
+
+N = 100
+BY_ID = {i.id: i for i in INDICATORS}
+PGD = {"max_iter": 20, "rel_eps_step": None, "num_random_init": 1}
+HEALTHY = {
+    **{"gradient": 0.1, "gradient_start": 0.1, "gradient_ratio": 0.5, "gradient_l2": 0.3, "gradient_float64": 0.1},
+    **{"fidelity": 0.9, "fidelity_eps": 0.9, "linearity": 0.1, "instability": 0.1, "alignment": 0.9, "growth": 1.0},
+    **{"imbalance": 1.5, "coherence": 0.9, "flips": 0.0},
+}
+FACTS = {
+    **{"reaches_pixels": True, "ends_at": None, "guilty": None, "ledger": [], "suspects": [], "quantizers": 0},
+    **{"probabilities": False, "dynamic": False, "stateful": [], "batch_dependent": 0.0, "random": False},
+    **{"training": [], "pixels": 64, "skipped": {}},
+}
+
+
+def first(share, n=N):
+    """The images left standing: the first ``share`` of them."""
+    return np.arange(n) < share * n
+
+
+def cell(
+    attack, correct, *, role="probe", eps=0.1, source="m", params=None, rows=None, n=N, facts=None, margin=1.0, **of
+):
+    """A made-up cell. ``correct`` and the measures ``of`` its images are one for all images, or one for each row."""
+    where = range(n) if rows is None else rows
+    shape = (len(where),)
+    correct = np.broadcast_to(np.asarray(correct, dtype=float), shape)
+    columns = {k: np.broadcast_to(np.asarray(v, dtype=float), shape) for k, v in {"margin": margin, **of}.items()}
+    name = f"{attack}-{eps}-{source}-{params}"
+
+    def told(key, i):
+        value = float(columns[key][i])
+        return value if math.isfinite(value) else None
+
+    samples = [
+        Sample(
+            cell=name,
+            sample=str(row),
+            label=row % 10,
+            prediction=0,
+            correct=correct[i],
+            selection=correct[i],
+            distance=eps,
+            margin=told("margin", i),
+            loss=told("loss", i) if "loss" in of else 0.1,
+            measures={k: told(k, i) for k in columns if k not in ("margin", "loss")},
+        )
+        for i, row in enumerate(where)
+    ]
+    record = Cell(
+        id=name,
+        model="m",
+        source=source,
+        attack=attack,
+        knowledge=ATTACKS[attack].knowledge,
+        role=role,
+        params={**ATTACKS[attack].resolve({}), **(params or {})},
+        norm="Linf",
+        eps=eps,
+        seed=0,
+        n=len(samples),
+        accuracy=float(correct.mean()),
+        interval=(0.0, 1.0),
+        forward_samples=0,
+        backward_samples=0,
+        seconds=0.0,
+        status="success",
+        rows=None if rows is None else list(rows),
+        of=None if rows is None else n,
+        facts=facts or {},
+    )
+    return Outcome(record, samples)
+
+
+def clean(correct=1.0, *, n=N, facts=None, **columns):
+    columns = {**HEALTHY, "margin": 3.0, **columns}
+    return cell("artq:clean", correct, role="clean", eps=0.0, n=n, facts={**FACTS, **(facts or {})}, **columns)
+
+
+def claim(left=0.5, *, n=N, **more):
+    more = {"path_best": 1.0, "path_progress": 0.0, **more}
+    return cell("art:pgd", first(left, n) if np.isscalar(left) else left, role="attack", n=n, **more)
+
+
+def failed():
+    done = cell("art:fgsm", 1.0)
+    error = {"status": "error", "error": "Boom: it failed", "accuracy": None, "interval": None, "n": 0}
+    return Outcome(done.cell.model_copy(update=error), [])
+
+
+# --- Contract
+
+
+def test_ids_titles_and_formulas_tell_indicators_apart():
+    assert len(BY_ID) == len(INDICATORS) == len({i.title for i in INDICATORS})
+    assert {i.class_ for i in INDICATORS} == set("PMSV")
+
+
+@pytest.mark.parametrize("indicator", INDICATORS, ids=lambda i: i.id)
+def test_every_indicator_says_what_a_reader_has_to_know(indicator):
+    for text in ("id", "title", "formula", "cost", "shows", "shows_not", "source", "mitigation"):
+        assert getattr(indicator, text).strip(), text
+    assert indicator.shows.endswith(".") and indicator.shows_not.endswith(".") and indicator.mitigation.endswith(".")
+    assert math.isfinite(indicator.threshold)
+    assert {BY_ID[proof].class_ for proof in indicator.proof} <= {"P"}
+    assert bool(indicator.proof) is (indicator.class_ == "M")  # each mechanism has its control experiment
+    assert bool(indicator.group) is (indicator.class_ == "S")
+
+
+def blank(outcome):
+    """The same cell, of whose images nothing is known but the answers."""
+    samples = [s.model_copy(update={"margin": None, "loss": None, "measures": {}}) for s in outcome.samples]
+    return Outcome(outcome.cell.model_copy(update={"facts": {}}), samples)
+
+
+#: Along the model's gradient, along others, along means, without any; of one step, of several libraries.
+KINDS = (
+    *("art:fgsm", "art:mifgsm", "torchattacks:pgd", "autoattack:standard", "artq:multi-targeted", "artq:rescaled"),
+    *("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint", "artq:eot", "torchattacks:eotpgd"),
+    *("autoattack:square", "art:square"),
+)
+
+
+def partly():
+    """Attacks of every kind, each on some of the images only."""
+    cells = [cell(a, 0.0, rows=[i, i + 3, i + 50]) for i, a in enumerate(KINDS)]
+    more = [
+        cell("art:pgd", 0.0, rows=[7], params={"temperature": 9.0}),
+        cell("art:pgd", 0.0, rows=[60], source="other"),
+        cell("artq:apgd-margin", 0.0, rows=[61], params={"max_iter": 50}),
+        cell("artq:apgd-margin", [0.0, 1.0], rows=[62, 2], params={"restart": 1}),
+        cell("artq:apgd-margin", 1.0, rows=[2, 3], eps=0.5),
+        cell("art:pgd", 0.0, role="attack", eps=0.05),
+        cell("art:pgd", 1.0, rows=[2, 3], params={"check": "binarization"}, facts={"used": 0, "success": None}),
+        failed(),
+    ]
+    return [clean(), claim(), *cells, *more]
+
+
+CASES = {
+    "healthy": lambda: [clean(), claim()],
+    "nothing measured": lambda: [blank(clean()), blank(claim())],
+    "nothing finite": lambda: [
+        clean(**dict.fromkeys([*HEALTHY, "margin", "loss"], np.nan)),
+        claim(margin=np.inf, path_best=np.nan, path_progress=np.nan),
+    ],
+    "all wrong": lambda: [clean(0.0), claim(0.0)],
+    "all wrong, nothing measured": lambda: [blank(clean(0.0)), blank(claim(0.0))],
+    "one image": lambda: [clean(n=1), claim(1.0, n=1)],
+    "one wrong image": lambda: [clean(0.0, n=1), claim(0.0, n=1)],
+    "partly attacked": partly,
+    "partly attacked, nothing measured": lambda: [blank(o) if o.ok else o for o in partly()],
+    "shares of draws": lambda: [clean(0.97), claim(np.linspace(0, 0.9, N)), cell("artq:eot", np.linspace(0, 0.5, N))],
+    "zeros": lambda: [clean(**dict.fromkeys([*HEALTHY, "margin", "loss"], 0.0)), claim(margin=0.0)],
+    "facts that could not be found": lambda: [
+        clean(facts={**dict.fromkeys(FACTS), "skipped": {"batch_dependent": "RuntimeError: Boom"}}),
+        claim(),
+    ],
+}
+
+
+@pytest.mark.parametrize("which", CASES)
+def test_no_record_is_so_odd_that_an_indicator_raises(which):
+    outcomes = CASES[which]()
+    case = case_of(outcomes, outcomes[1])
+    for indicator in INDICATORS:
+        finding, reading = indicator(case)
+        said = f"{indicator.id} on {which}: {reading}"
+        assert finding.fired in (True, False, None), said
+        assert finding.value is None or math.isfinite(finding.value), said
+        assert finding.p_value is None or 0 <= finding.p_value <= 1, said
+        assert not finding.evidence[0].islower() and finding.evidence.endswith(".") and "nan" not in finding.evidence, (
+            said
+        )
+        assert finding.fired is not None or finding.evidence.startswith("Not "), said
+        for images in (reading.present, reading.broke):
+            assert images is None or (images.shape == (case.n,) and images.dtype == bool), said
+        assert Finding.model_validate_json(finding.model_dump_json(by_alias=True)) == finding
+
+
+@pytest.mark.parametrize("which", ["nothing measured", "nothing finite"])
+def test_what_was_not_measured_is_not_said_to_be_healthy(which):
+    outcomes = CASES[which]()
+    findings, _ = read_all(case_of(outcomes, outcomes[1]))
+    assert {
+        i for i in ("M2", "M3", "M5", "M7", "M8", "L2", "L6", "I2", "I3", "I4") if findings[i].fired is not None
+    } <= ({"M3"} if which == "nothing measured" else set())
+
+
+def test_a_healthy_model_fires_nothing():
+    outcomes = CASES["healthy"]()
+    findings, _ = read_all(case_of(outcomes, outcomes[1]))
+    assert not [i for i, f in findings.items() if f.fired]
+
+
+# --- Planted failures, each with its healthy twin
+
+AGAIN = {"max_iter": 20}
+
+
+def unlimited(left):
+    return cell("artq:apgd-margin", left, eps=0.5, rows=range(50))
+
+
+PLANTED = {
+    "S1": ([claim(), cell("art:fgsm", first(0.3))], [claim(), cell("art:fgsm", first(0.6))]),
+    "S2": ([claim(), unlimited(1.0)], [claim(), unlimited(0.0)]),
+    "S3": (
+        [claim(0.5), cell("art:pgd", first(0.3), role="attack", eps=0.05)],
+        [claim(0.5), cell("art:pgd", first(0.8), role="attack", eps=0.05)],
+    ),
+    "S5": (
+        [claim(), cell("artq:apgd-margin", first(0.3), params={"max_iter": 50})],
+        [claim(), cell("artq:apgd-margin", first(0.49), params={"max_iter": 50})],
+    ),
+    "S6": (
+        [claim(), cell("artq:apgd-margin", first(0.3), params={"restart": 1})],
+        [claim(), cell("artq:apgd-margin", first(0.3)), cell("artq:apgd-margin", first(0.3), params={"restart": 1})],
+    ),
+    "S7": (
+        [claim(), cell("artq:multi-targeted", first(0.3))],
+        [claim(), cell("artq:apgd-margin", first(0.3)), cell("artq:multi-targeted", first(0.3))],
+    ),
+    "I2": ([clean(instability=0.8), claim()], [clean(instability=0.2), claim()]),
+    "L6": ([clean(imbalance=20.0), claim()], [clean(imbalance=2.0), claim()]),
+    "I3": (
+        [claim(path_best=np.where(np.arange(N) < 5, -1.0, 1.0))],
+        # Adversarial iterates, and what came back is adversarial too.
+        [claim(path_best=np.where(np.arange(N) < 5, -1.0, 1.0), margin=np.where(np.arange(N) < 5, -1.0, 1.0))],
+    ),
+    "I4": (
+        [claim(path_progress=np.where(first(0.5), 0.5, 0.0))],
+        [claim(path_progress=np.where(first(0.5), 0.0, 0.5))],  # only those that it breaks anyway
+    ),
+    "B1": (
+        [
+            claim(),
+            cell(
+                "art:pgd", 1.0, rows=range(32), params={"check": "b"}, facts={"used": 32, "success": 0.3, "random": 0}
+            ),
+        ],
+        [
+            claim(),
+            cell(
+                "art:pgd", 1.0, rows=range(32), params={"check": "b"}, facts={"used": 32, "success": 1.0, "random": 0}
+            ),
+        ],
+    ),
+    "I5": ([claim(0.9, source="other")], [claim(0.2, source="other")]),
+    "M5": ([clean(gradient_ratio=1e-9), claim()], [clean(gradient_ratio=1e-3), claim()]),
+    "M6": (
+        [clean(facts={"guilty": {"layer": "act", "op": "RoundBackward0", "share": 1.0}}), claim()],
+        [clean(facts={"guilty": {"layer": "act", "op": "ReluBackward0", "share": 0.5}}), claim()],
+    ),
+    "M7": ([clean(fidelity=0.1, fidelity_eps=0.1), claim()], [clean(fidelity=0.1, fidelity_eps=0.9), claim()]),
+    "L2": ([clean(alignment=0.1), claim()], [clean(alignment=0.9), claim()]),
+    "M8": ([clean(coherence=0.1), claim()], [clean(coherence=0.9), claim()]),
+    "M1": ([clean(facts={"reaches_pixels": False, "ends_at": "detach"}), claim()], [claim()]),
+    "V0": ([claim(), failed()], [claim()]),
+    "V1": ([clean(first(0.12)), claim(0.1)], [clean(first(0.4)), claim(0.1)]),
+    "V4": ([clean(facts={"batch_dependent": 0.4}), claim()], [clean(facts={"batch_dependent": 1e-6}), claim()]),
+    "V5": ([clean(facts={"stateful": ["norm.running_mean"]}), claim()], [clean(facts={"stateful": []}), claim()]),
+    "M9": ([clean(facts={"probabilities": True}), claim()], [claim()]),
+    "M10": ([clean(facts={"dynamic": True}), claim()], [claim()]),
+    "V6": ([clean(facts={"random": True}), claim()], [claim()]),
+}
+
+
+def found(name, outcomes):
+    known = outcomes if outcomes[0].cell.role == "clean" else [clean(), *outcomes]
+    return read_all(case_of(known, known[1]))[0][name]
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_failure_is_found_and_its_healthy_twin_is_not_accused(name):
+    planted, healthy = PLANTED[name]
+    yes, no = found(name, planted), found(name, healthy)
+    assert (yes.fired, no.fired) == (True, False), (yes.evidence, no.evidence)
+    if yes.p_value is not None:
+        assert yes.p_value < 0.05 <= no.p_value
+    assert yes.evidence != no.evidence
+
+
+def test_the_images_that_a_mechanism_is_at_work_on_are_named():
+    odd = np.arange(N) < 40
+    outcomes = [clean(gradient_ratio=np.where(odd, 1e-9, 0.5)), claim()]
+    _, readings = read_all(case_of(outcomes, outcomes[1]))
+    np.testing.assert_array_equal(readings["M5"].present, odd)
+    assert readings["M5"].value == pytest.approx(0.4)
+
+
+def test_an_attack_health_is_not_judged_from_what_a_random_model_passed_on_its_way():
+    outcomes = [clean(facts={"random": True}), claim(path_best=-1.0)]
+    assert found("I3", outcomes).fired is False
+
+
+def test_a_claim_that_was_crafted_on_the_model_itself_is_no_failed_transfer():
+    assert found("I5", [claim(1.0)]).fired is False
