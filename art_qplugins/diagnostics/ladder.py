@@ -32,6 +32,8 @@ _FEW = 50
 #: Images around which the claimed attack is tested.
 _TESTED = 32
 
+#: Fidelity, and cosine of two gradients in the ball, above which no surrogate can be expected to do better.
+_FAITHFUL, _ALIGNED = 0.8, 0.7
 #: Cosine of two single gradients above which more draws than the split-half cosine asks for change little.
 _COHERENT = 0.8
 
@@ -160,12 +162,18 @@ def _unbounded(now: Situation) -> list[CellSpec] | str:
 
 
 def _surrogates(now: Situation) -> list[CellSpec] | str:
-    facts, clean = now.case.facts, now.case.clean
-    fidelity = np.nanmedian(clean.column("fidelity")) if not np.isnan(clean.column("fidelity")).all() else np.nan
-    odd = facts.get("quantizers") or facts.get("guilty") or facts.get("suspects") or fidelity < 0.8
-    if not odd and facts.get("reaches_pixels", True):
+    facts = now.case.facts
+    odd = facts.get("quantizers") or facts.get("guilty") or facts.get("suspects")
+    faithful = _median(now, "fidelity") >= _FAITHFUL and _median(now, "alignment") >= _ALIGNED
+    if not odd and faithful and facts.get("reaches_pixels", True):
         return "there is no quantizer and no operation with a gradient of its own, and the gradient is faithful"
     return _attack("artq:surrogates", "as-is")(now)
+
+
+def _median(now: Situation, column: str) -> float:
+    """Over all images; infinite where it was not measured."""
+    values = now.case.clean.column(column)
+    return float(np.nanmedian(values)) if not np.isnan(values).all() else np.inf
 
 
 def _quantized(attack: str) -> Callable[[Situation], list[CellSpec] | str]:
