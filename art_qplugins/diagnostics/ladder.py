@@ -33,7 +33,7 @@ _FEW = 50
 _TESTED = 32
 
 #: Fidelity, and cosine of two gradients in the ball, above which no surrogate can be expected to do better.
-_FAITHFUL, _ALIGNED = 0.8, 0.7
+_FAITHFUL, _ALIGNED = 0.8, 0.75
 #: Cosine of two single gradients above which more draws than the split-half cosine asks for change little.
 _COHERENT = 0.8
 

@@ -65,7 +65,9 @@ def _beyond(what: str, pick: Callable[[Case], Sequence[Outcome]]) -> Callable[[C
     def read(case: Case, threshold: float) -> Reading:
         found = pick(case)
         if not found and not (case.left(case.as_is) > 0).any():
-            return Reading(False, 0.0, "Attacks along the model's own gradient break every image: nothing is left to find.")
+            return Reading(
+                False, 0.0, "Attacks along the model's own gradient break every image: nothing is left to find."
+            )
         if not found:
             return Reading(None, None, f"Not run: there is no {what} at this budget.")
         gap, bound, broke = beats(case, case.as_is, found)

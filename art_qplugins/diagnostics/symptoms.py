@@ -18,6 +18,9 @@ from art_qplugins.evaluation.outcome import Outcome
 __all__ = ["ATTACK_HEALTH", "SYMPTOMS"]
 
 ATTACK_HEALTH = "claimed attack"
+#: Share of its whole fall that a path makes at its end, where it was stopped too early. The paper's 5 % are met by every
+#: sound attack of 20 steps.
+_FALL = 0.25
 
 
 def _more(
@@ -104,7 +107,7 @@ def _unfinished(case: Case, threshold: float) -> Reading:
     progress, left = case.claimed.column("path_progress"), case.claimed.column("correct") >= 0.5
     if np.isnan(progress).all() or not left.any():
         return Reading(None, None, "Not measured: no path of an image that the claimed attack leaves.")
-    share = float(np.nanmean(progress[left] > 0.05))
+    share = float(np.nanmean(progress[left] > _FALL))
     return Reading(
         share > threshold,
         share,
@@ -131,6 +134,17 @@ def _transfer_failure(case: Case, threshold: float) -> Reading:
         return Reading(False, None, "Does not apply: the claimed attack was crafted on the model itself.")
     left = float(case.claimed.cell.accuracy or 0.0)
     return Reading(left > threshold, left, f"Crafted on {case.claimed.cell.source}, {percent(left)} still stand.")
+
+
+def _fooled(case: Case, threshold: float) -> Reading:
+    if not case.reference:
+        return Reading(None, None, "Not run: there is no PGD of 20 steps on cross-entropy at this budget.")
+    gap, bound, _ = beats(case, [case.claimed, *case.reference], case.legal)
+    if case.gap < 1:
+        return Reading(False, gap, "Does not apply: with logits this small, cross-entropy is a blunt loss.")
+    return Reading(
+        bound > threshold, gap, f"Beyond an ordinary attack, others break at least {percent(bound)} of all images."
+    )
 
 
 def _surface(column: str, words: str, *, above: bool = True) -> Callable[[Case, float], Reading]:
@@ -211,6 +225,17 @@ SYMPTOMS: tuple[Indicator, ...] = (
         mitigation="Report attacks that aim at each class (APGD-T, multi-targeted).",
     ),
     _symptom(
+        "S9",
+        "An ordinary attack is fooled on many images",
+        "ordinary attack",
+        _fooled,
+        threshold=0.15,
+        cost="0 beyond the attacks themselves",
+        formula="lower 95 % bound of what all attacks break beyond the claimed one and 20 steps of PGD; logits not tiny",
+        source="here; honest models of the zoo stay below 12 % of the images",
+        shows="Cross-entropy leads an attack astray on this model.",
+    ),
+    _symptom(
         "I2",
         "The margin is unstable around the image",
         "surface",
@@ -251,7 +276,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         threshold=0.9,
         cost="0",
         source=_PINTOR + ", I4, on the margin, with a floor for flat paths",
-        formula="share of images left with a fall of more than 5 % of the path's range in its last 10 points",
+        formula="share of images left with a fall of more than a quarter of the path's range in its last 10 points, or its last half",
         shows="The claimed attack needed more steps or larger ones.",
     ),
     _symptom(

@@ -147,7 +147,7 @@ def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robu
     if explaining:
         return "MASKED"
     groups = {s.group for s in SYMPTOMS if s.id in fired} - {ATTACK_HEALTH}
-    if fired & {*_OF_THE_MODEL, *_NUMERIC, "M1", "M10"} or len(groups) >= 2 or _unsettled(readings):
+    if fired & {*_OF_THE_MODEL, *_NUMERIC, "M1", "M10", "S9"} or len(groups) >= 2 or _unsettled(readings):
         return "SUSPECT"
     skipped = any(readings[name].fired is None for name in _REQUIRED)
     if "V0" in fired or skipped or (robust.interval[1] - robust.interval[0]) / 2 > _TOO_WIDE:
