@@ -229,7 +229,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         "An ordinary attack is fooled on many images",
         "ordinary attack",
         _fooled,
-        threshold=0.15,
+        threshold=0.20,
         cost="0 beyond the attacks themselves",
         formula="lower 95 % bound of what all attacks break beyond the claimed one and 20 steps of PGD; logits not tiny",
         source="here; honest models of the zoo stay below 12 % of the images",
