@@ -13,10 +13,11 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from art_qplugins import diagnostics
 from art_qplugins.attacks.registry import ATTACKS
@@ -24,10 +25,11 @@ from art_qplugins.data import Dataset, load
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.cells import CellSpec
 from art_qplugins.evaluation.execute import Bench
+from art_qplugins.evaluation.executor import Executor, Serial, run_cells
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case, worst_images
 from art_qplugins.evaluation.recipe import AttackSettings, ModelSettings, Recipe
 from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Step
-from art_qplugins.evaluation.store import CellStore, Store
+from art_qplugins.evaluation.store import CellStore, Finished, Store
 from art_qplugins.evaluation.subjects import build_models, describe, estimator_for
 
 __all__ = ["Progress", "Subject", "Work", "distinct", "environment", "plan", "run_recipe", "train_recipe"]
@@ -122,6 +124,9 @@ def run_recipe(
     claims_only: bool = False,
     level: int | None = None,
     budget: float | None = None,
+    executor: Literal["serial", "ray"] = "serial",
+    workers: int | None = None,
+    address: str | None = None,
 ) -> Results:
     """Train what has no checkpoint, attack, verify, diagnose, and write the records into ``out``.
 
@@ -130,8 +135,13 @@ def run_recipe(
     :param claims_only: put the claims to the test and run no other attack of the recipe.
     :param level: how far the diagnosis goes, 0 to 3; by default as far as what it finds asks for.
     :param budget: gradient evaluations per image that it may spend.
+    :param executor: where cells are computed: in this process, or by ``workers`` processes of a Ray cluster, the one at
+        ``address`` or one that is started here. The records are the same.
     :return: the records, as in ``results.json``; ``status`` is ``"error"`` where a cell failed.
+    :raises InputError: also where ``out`` holds another recipe's results or another run is writing there.
     """
+    if executor == "serial" and (workers is not None or address is not None):
+        raise InputError("workers and an address are for the executor 'ray'; add --executor ray")
     progress = progress or Progress()
     train_data = load(recipe.data.name, "train", root=data_root, download=download)
     test_data = load(recipe.data.name, "test", root=data_root, download=download)
@@ -140,44 +150,74 @@ def run_recipe(
     if claims_only and not any(subject.claim for subject in subjects):
         raise InputError(f"recipe {recipe.name!r} claims nothing; add [claim] with an attack and an eps")
     store = Store(out)
-    device = _device()
-    draft = Results(
-        status="started",
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        spec={"given": dict(given), "resolved": recipe.model_dump(mode="json")},
-        data=_data_record(test, test_data),
-        environment=environment(device, recipe.threads),
-        models=[],
-        cells=[],
-    )
-    if not store.has_results:
-        store.write_results(draft)  # finished records stay until this run has something to say
-    work = None
-    try:
-        with _threads(recipe.threads):
-            modules = build_models(
-                recipe, train_data, store.folder / "checkpoints", device=device, progress=progress.training
-            )
+    with store.alone(recipe.name), _threads(recipe.threads):
+        device = _device()
+        draft = Results(
+            status="started",
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            spec={"given": dict(given), "resolved": recipe.model_dump(mode="json")},
+            data=_data_record(test, test_data),
+            environment=environment(device, recipe.threads),
+            models=[],
+            cells=[],
+        )
+        if not store.has_results:
+            store.write_results(draft)  # finished records stay until this run has something to say
+        work = None
+        try:
+            checkpoints = store.folder / "checkpoints"
+            modules = build_models(recipe, train_data, checkpoints, device=device, progress=progress.training)
             estimators = {m.name: estimator_for(m, modules[m.name], train_data) for m in recipe.models}
-            work = Work(Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size), store, progress)
-            store.write_results(draft)
-            work.run(cells)
-            others = [m.name for m in recipe.models if not m.stochastic]
-            wanted = recipe.diagnose or claims_only
-            models = [work.diagnose(s, others, level=level, budget=budget, climb=wanted) for s in subjects]
-    except BaseException as error:
-        status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
-        if work is not None:
+            bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size, recipe.shard)
+            data = test_data.sha256, data_root
+            with _executor(executor, recipe, modules, checkpoints, data, workers, address) as chosen:
+                work = Work(bench, store, progress, chosen)
+                store.write_results(draft)
+                work.run(cells)
+                others = [m.name for m in recipe.models if not m.stochastic]
+                wanted = recipe.diagnose or claims_only
+                models = [work.diagnose(s, others, level=level, budget=budget, climb=wanted) for s in subjects]
+        except BaseException as error:
+            if work is not None or not isinstance(error, InputError):
+                _record_end(error, work, draft, store)
+            raise
+        status = "success" if all(o.ok for o in work.outcomes) else "error"
+        results = draft.model_copy(update={"status": status, "models": models, "cells": work.cells})
+        store.write_samples(work.outcomes)
+        store.write_results(results)
+        return results
+
+
+@contextlib.contextmanager
+def _executor(
+    kind: str,
+    recipe: Recipe,
+    modules: Mapping[str, nn.Module],
+    checkpoints: Path,
+    data: tuple[str, str | None],
+    workers: int | None,
+    address: str | None,
+) -> Iterator[Executor | None]:
+    """:param data: SHA-256 of the test split, and the folder that it came from."""
+    if kind == "serial":
+        yield None
+        return
+    from art_qplugins.evaluation.cluster import Job, RayExecutor
+
+    job = Job.of(recipe, modules, checkpoints, *data)
+    with RayExecutor(job, workers=workers, address=address, threads=recipe.threads) as ray:
+        yield ray
+
+
+def _record_end(error: BaseException, work: Work | None, draft: Results, store: Store) -> None:
+    """What a run that ends early has. A disk that takes no records either does not hide why it ended."""
+    status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
+    found = [] if work is None else work.cells
+    if work is not None:
+        with contextlib.suppress(OSError, InputError):
             store.write_samples(work.outcomes)
-        if work is not None or not isinstance(error, InputError):
-            found = [] if work is None else work.cells
-            store.write_results(draft.model_copy(update={"status": status, "cells": found}))
-        raise
-    status = "success" if all(o.ok for o in work.outcomes) else "error"
-    results = draft.model_copy(update={"status": status, "models": models, "cells": work.cells})
-    store.write_samples(work.outcomes)
-    store.write_results(results)
-    return results
+    with contextlib.suppress(OSError):
+        store.write_results(draft.model_copy(update={"status": status, "cells": found}))
 
 
 def train_recipe(
@@ -202,35 +242,37 @@ class Work:
     bench: Bench
     store: CellStore
     progress: Progress
-    outcomes: list[Outcome] = field(default_factory=list)
+    executor: Executor | None = None  # None: in this process
     total: int = 0
+    _order: dict[str, Cell | None] = field(default_factory=dict)  # by id, as asked for; None until it is done
 
     @property
     def cells(self) -> list[Cell]:
-        return [o.cell for o in self.outcomes]
+        """What is done, in the order in which it was asked for, whoever was ready first."""
+        return [cell for cell in self._order.values() if cell is not None]
 
-    def run(self, specs: Sequence[CellSpec]) -> None:
-        self.total += len(specs)
+    @property
+    def outcomes(self) -> Finished:
+        """The same with the images' records, which stay in the store until they are asked for."""
+        return Finished(self.cells, self.store)
+
+    def run(self, specs: Iterable[CellSpec]) -> None:
+        """A cell that this run has already is not run again, whoever asks for it."""
+        new = {self.bench.id_of(spec): spec for spec in specs}
+        new = {name: spec for name, spec in new.items() if self._order.get(name) is None}
+        self._order |= dict.fromkeys(new)
+        self.total += len(new)
         self.progress.cells(self.total)
-        for spec in specs:
-            self._one(spec)
-
-    def _one(self, spec: CellSpec) -> Outcome:
-        """A cell that this run has already is not run again, whoever asked for it."""
-        name = self.bench.id_of(spec)
-        for known in self.outcomes:
-            if known.cell.id == name:
-                self.total -= 1
-                return known
-        outcome, reused = self.bench.run(spec, self.store)
-        self.outcomes.append(outcome)
-        self.progress.cell(outcome, reused)
-        return outcome
+        executor = self.executor or Serial(self.bench)
+        for _, outcome, reused in run_cells(self.bench, new.values(), self.store, executor):
+            self._order[outcome.cell.id] = outcome.cell
+            self.progress.cell(outcome, reused)
 
     def _probe(self, spec: CellSpec) -> Outcome:
-        self.total += 1
-        self.progress.cells(self.total)
-        return self._one(spec)
+        self.run([spec])
+        cell = self._order[self.bench.id_of(spec)]
+        assert cell is not None
+        return Finished([cell], self.store)[0]
 
     def diagnose(
         self,

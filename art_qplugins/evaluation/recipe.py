@@ -181,6 +181,7 @@ class Recipe(Settings):
     title: str = ""
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 250  # images in one batch of an attack
+    shard: Annotated[int, Field(ge=1)] | None = None  # images that are worked on in one piece; None for batch_size
     threads: Annotated[int, Field(ge=1)] | None = None  # of torch on the CPU; None leaves torch's choice
     data: Data
     threat: ThreatSettings

@@ -1,12 +1,18 @@
-"""A run's folder. Every file is written whole or not at all, so that a kill or a full disk loses nothing finished."""
+"""A run's folder. Every file is written whole or not at all, so that a kill or a full disk loses nothing finished.
+
+What is read back is checked: a cell whose file is cut, changed or gone counts as not computed.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,18 +20,19 @@ from pydantic import ValidationError
 
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.outcome import Outcome
-from art_qplugins.evaluation.records import Cell, Results, Sample
-from art_qplugins.files import short_name, write_atomically
+from art_qplugins.evaluation.records import SCHEMA_VERSION, Cell, Results, Sample
+from art_qplugins.files import locked, short_name, sweep, write_atomically
 
-__all__ = ["CellStore", "Memory", "Store"]
+__all__ = ["CellStore", "Finished", "Memory", "Store"]
 
 
 class CellStore(Protocol):
-    """Where finished cells are kept."""
+    """Where finished cells, and finished shards of unfinished ones, are kept."""
 
     def load(self, cell_id: str) -> Outcome | None: ...
     def save(self, outcome: Outcome, x_adv: NDArray[np.float32]) -> None: ...
     def images(self, cell_id: str) -> NDArray[np.float32]: ...
+    def drop(self, cell_id: str) -> None: ...
 
 
 class Memory:
@@ -43,52 +50,112 @@ class Memory:
     def images(self, cell_id: str) -> NDArray[np.float32]:
         return self._kept[cell_id][1]
 
+    def drop(self, cell_id: str) -> None:
+        self._kept.pop(cell_id, None)
+
 
 class Store:
-    """``cells/ID.json`` (the records) and ``cells/ID.npz`` (the adversarial images) of every finished cell."""
+    """``cells/ID.json`` (the records) and ``cells/ID.npz`` (the adversarial images) of every finished cell.
+
+    :raises InputError: where the folder cannot be made or written into.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._intact: set[str] = set()  # cells whose images have been compared with their hash
         try:
             (folder / "cells").mkdir(parents=True, exist_ok=True)
             (folder / "checkpoints").mkdir(exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder / "cells"):
+                pass
         except OSError as error:
             raise InputError(
                 f"{folder}: cannot write there ({error.strerror}); choose another folder with --out"
             ) from None
 
+    @contextlib.contextmanager
+    def alone(self, recipe: str) -> Iterator[None]:
+        """Write here for the recipe of this name, and be the only process that does.
+
+        What a killed process left half-written is removed first.
+
+        :raises InputError: where another run is at work here, or the folder holds another recipe's or schema's results.
+        """
+        with locked(self.folder / ".lock") as mine:
+            if not mine:
+                raise InputError(
+                    f"{self.folder}: another run is writing there; wait until it ends or choose another folder with --out"
+                )
+            self._check_same_recipe(recipe)
+            for folder in (self.folder, *(self.folder / name for name in ("cells", "checkpoints", "evidence"))):
+                sweep(folder)
+            yield
+
+    def _check_same_recipe(self, recipe: str) -> None:
+        """Other values of the same recipe are other cells and get on with these; another recipe's would be mixed in."""
+        path = self.folder / "results.json"
+        try:
+            found = json.loads(path.read_bytes())
+            version, name = found["schema_version"], found["spec"]["resolved"].get("name")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return  # none, or damaged: it will be written anew
+        if version != SCHEMA_VERSION:
+            raise InputError(
+                f"{path}: its schema is {version!r} and this version writes {SCHEMA_VERSION}; "
+                "choose another folder with --out, or delete this one"
+            )
+        if name != recipe:
+            whose = "no recipe" if name is None else f"recipe {name!r}"
+            raise InputError(
+                f"{self.folder}: holds results of {whose}, and this is {recipe!r}; choose another folder with --out"
+            )
+
     def load(self, cell_id: str) -> Outcome | None:
         """The finished cell, or ``None`` where it has to be computed (also where a file of it is damaged or gone)."""
-        stem = self.folder / "cells" / cell_id
-        if not stem.with_name(f"{cell_id}.npz").exists():
-            return None
+        path, images = self._path(cell_id, "json"), self._path(cell_id, "npz")
         try:
-            content = json.loads(stem.with_name(f"{cell_id}.json").read_bytes())
-            return Outcome(Cell(**content["cell"]), [Sample(**row) for row in content["samples"]])
+            content = json.loads(path.read_bytes())
+            if content["sha256"] != _digest(content):
+                return None
+            if cell_id not in self._intact and hashlib.sha256(images.read_bytes()).hexdigest() != content["images"]:
+                return None
+            if not images.exists():
+                return None
+            outcome = Outcome(Cell(**content["cell"]), [Sample(**row) for row in content["samples"]])
         except (OSError, ValueError, KeyError, TypeError, ValidationError):
             return None
+        self._intact.add(cell_id)
+        return outcome
 
     def save(self, outcome: Outcome, x_adv: NDArray[np.float32]) -> None:
         """The records are written last: where they are, the images are too."""
-        stem = self.folder / "cells" / outcome.cell.id
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, x_adv=x_adv)
-        write_atomically(stem.with_name(stem.name + ".npz"), buffer.getvalue())
+        name, images = outcome.cell.id, _packed(x_adv=x_adv)
+        self._intact.discard(name)
+        write_atomically(self._path(name, "npz"), images)
         rows = [row.model_dump(mode="json") for row in outcome.samples]
-        content = {"cell": outcome.cell.model_dump(mode="json"), "samples": rows}
-        write_atomically(stem.with_name(stem.name + ".json"), json.dumps(content).encode())
+        content: dict[str, Any] = {"cell": outcome.cell.model_dump(mode="json"), "samples": rows}
+        content["images"] = hashlib.sha256(images).hexdigest()
+        content["sha256"] = _digest(content)
+        write_atomically(self._path(name, "json"), json.dumps(content).encode())
+        self._intact.add(name)
 
     def images(self, cell_id: str) -> NDArray[np.float32]:
-        with np.load(self.folder / "cells" / f"{cell_id}.npz", allow_pickle=False) as archive:
+        with np.load(self._path(cell_id, "npz"), allow_pickle=False) as archive:
             return np.asarray(archive["x_adv"])
+
+    def drop(self, cell_id: str) -> None:
+        """The records go first, so that a cell that loads has its images."""
+        self._path(cell_id, "json").unlink(missing_ok=True)
+        self._path(cell_id, "npz").unlink(missing_ok=True)
+        self._intact.discard(cell_id)
+
+    def _path(self, cell_id: str, kind: str) -> Path:
+        return self.folder / "cells" / f"{cell_id}.{kind}"
 
     def write_evidence(self, model: str, **arrays: NDArray[Any]) -> str:
         """``evidence/MODEL.npz``; its path within the folder."""
         path = self.folder / "evidence" / f"{short_name(model)}.npz"
-        path.parent.mkdir(exist_ok=True)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, _packed(**arrays))
         return str(path.relative_to(self.folder))
 
     @property
@@ -100,5 +167,66 @@ class Store:
         write_atomically(self.folder / "results.json", content.encode())
 
     def write_samples(self, outcomes: Iterable[Outcome]) -> None:
-        rows = (row.model_dump_json() for outcome in outcomes for row in outcome.samples)
-        write_atomically(self.folder / "samples.jsonl", "".join(row + "\n" for row in rows).encode())
+        """One cell after the other, so that one cell's rows are in memory at a time."""
+        rows = (f"{row.model_dump_json()}\n".encode() for outcome in outcomes for row in outcome.samples)
+        write_atomically(self.folder / "samples.jsonl", rows)
+
+
+class Finished(Sequence[Outcome]):
+    """The cells of a run, in order, whose samples are read from the store when they are asked for, and not kept here."""
+
+    def __init__(self, cells: Sequence[Cell], store: CellStore) -> None:
+        self._cells, self._store = cells, store
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    @overload
+    def __getitem__(self, index: int) -> Outcome: ...
+    @overload
+    def __getitem__(self, index: slice) -> Finished: ...
+    def __getitem__(self, index: int | slice) -> Outcome | Finished:
+        if isinstance(index, slice):
+            return Finished(self._cells[index], self._store)
+        cell = self._cells[index]
+        return Outcome(cell, _Stored(cell.id, cell.n, self._store) if cell.status == "success" else [])
+
+
+class _Stored(Sequence[Sample]):
+    """The samples of a finished cell, read once, when one of them is first asked for."""
+
+    def __init__(self, cell_id: str, n: int, store: CellStore) -> None:
+        self._id, self._n, self._store = cell_id, n, store
+        self._rows: Sequence[Sample] | None = None
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        return self._load()[index]
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._load())
+
+    def _load(self) -> Sequence[Sample]:
+        if self._rows is None:
+            found = self._store.load(self._id)
+            if found is None:
+                raise InputError(f"cell {self._id}: its files were damaged or removed; run the same command again")
+            self._rows = found.samples
+        return self._rows
+
+
+def _packed(**arrays: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """Of a cell's file, the hash itself aside. JSON gives floats back as they were."""
+    return hashlib.sha256(json.dumps({k: v for k, v in content.items() if k != "sha256"}).encode()).hexdigest()

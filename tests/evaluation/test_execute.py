@@ -46,7 +46,7 @@ IDS = [f"i{i}" for i in range(7)]
 def bench(x=X, ids=IDS, batch_size=4, **models):
     models = models or {"a": network(), "b": network(1)}
     y = next(iter(models.values()))(X).argmax(1)
-    return Bench({name: classifier(m) for name, m in models.items()}, x, y, ids, batch_size)
+    return Bench({name: classifier(m) for name, m in models.items()}, x, y, ids, batch_size, shard=len(X))
 
 
 SPEC = CellSpec(model="a", source="a", attack="art:fgsm", norm="Linf", eps=0.1, seed=0)
