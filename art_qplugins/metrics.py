@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["accuracy", "difference_interval", "gap_lower_bound", "wilson_interval", "worst_case"]
+__all__ = ["accuracy", "difference_interval", "finite", "gap_lower_bound", "wilson_interval", "worst_case"]
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,6 +29,11 @@ def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
     """Mean of per-image correctness in [0, 1], and its 95 % Wilson interval."""
     values = np.asarray(correct, dtype=float)
     return float(values.mean()), wilson_interval(float(values.sum()), len(values))
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity and no NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:

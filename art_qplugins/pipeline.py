@@ -10,6 +10,7 @@ import datetime
 import importlib.metadata
 import platform
 import subprocess
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +24,15 @@ from art_qplugins import diagnostics
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.data import Dataset, load
 from art_qplugins.errors import InputError
+from art_qplugins.evaluation.cascade import Left, narrowed, ordered
 from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.evaluation.cost import Cost, exceeds
 from art_qplugins.evaluation.execute import Bench
 from art_qplugins.evaluation.executor import Executor, Serial, run_cells
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case, worst_images
-from art_qplugins.evaluation.recipe import AttackSettings, ModelSettings, Recipe
-from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Step
+from art_qplugins.evaluation.recipe import AttackSettings, Budget, ModelSettings, Recipe
+from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Spent, Step
+from art_qplugins.evaluation.sharing import SharedImages, judged_on_grid, skipped
 from art_qplugins.evaluation.store import CellStore, Finished, Store
 from art_qplugins.evaluation.subjects import build_models, describe, estimator_for
 
@@ -63,7 +67,7 @@ def plan(recipe: Recipe, *, claims_only: bool = False) -> tuple[list[Subject], l
     :param claims_only: leave out the recipe's attacks, but for the claims.
     """
     subjects, cells = [], []
-    for model in recipe.models:
+    for model in recipe.subjects:
         claim = _claim_cell(recipe, model)
         clean = diagnostics.clean_cell(
             model.name, norm=recipe.threat.norm, seed=recipe.seed, eps=claim.eps if claim else None
@@ -76,6 +80,11 @@ def plan(recipe: Recipe, *, claims_only: bool = False) -> tuple[list[Subject], l
         for attack in recipe.attacks:
             for model in recipe.attacked(attack):
                 cells += [_cell(recipe, attack, model, eps) for eps in recipe.budgets(attack)]
+        if recipe.transfer is not None:
+            same = AttackSettings(id=recipe.transfer.attack, options=recipe.transfer.options)
+            for source, target in recipe.transfers():
+                crafted = same.model_copy(update={"source": source.name})
+                cells += [_cell(recipe, crafted, target, eps) for eps in recipe.budgets(recipe.transfer)]
     return subjects, distinct(cells)
 
 
@@ -171,9 +180,10 @@ def run_recipe(
             bench = Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size, recipe.shard)
             data = test_data.sha256, data_root
             with _executor(executor, recipe, modules, checkpoints, data, workers, address) as chosen:
-                work = Work(bench, store, progress, chosen)
+                work = Work(bench, store, progress, chosen, grid=recipe.grid)
                 store.write_results(draft)
-                work.run(cells)
+                claims = [s.claim for s in subjects if s.claim is not None]
+                work.run_attacks(cells, claims=claims, strategy=recipe.strategy, budget=recipe.budget)
                 others = [m.name for m in recipe.models if not m.stochastic]
                 wanted = recipe.diagnose or claims_only
                 models = [work.diagnose(s, others, level=level, budget=budget, climb=wanted) for s in subjects]
@@ -243,18 +253,72 @@ class Work:
     store: CellStore
     progress: Progress
     executor: Executor | None = None  # None: in this process
+    grid: int | None = None  # judge every cell also on this many levels of a pixel
     total: int = 0
     _order: dict[str, Cell | None] = field(default_factory=dict)  # by id, as asked for; None until it is done
+    _skipped: dict[str, Cell] = field(default_factory=dict)  # by id, what a budget did not allow
+    _left: dict[str, list[Left]] = field(default_factory=lambda: defaultdict(list))  # by model, for cascades
+    _shared: SharedImages = field(default_factory=SharedImages)
 
     @property
-    def cells(self) -> list[Cell]:
+    def done(self) -> list[Cell]:
         """What is done, in the order in which it was asked for, whoever was ready first."""
         return [cell for cell in self._order.values() if cell is not None]
 
     @property
+    def cells(self) -> list[Cell]:
+        """What is done, and then what was skipped."""
+        return [*self.done, *(cell for name, cell in self._skipped.items() if self._order.get(name) is None)]
+
+    @property
     def outcomes(self) -> Finished:
         """The same with the images' records, which stay in the store until they are asked for."""
-        return Finished(self.cells, self.store)
+        return Finished(self.done, self.store)
+
+    def run_attacks(
+        self,
+        specs: Sequence[CellSpec],
+        *,
+        claims: Sequence[CellSpec] = (),
+        strategy: Literal["matrix", "cascade"] = "matrix",
+        budget: Budget = Budget(),
+    ) -> None:
+        """The cells of a recipe, in one of two ways: all of them, or each on the images that those before it have left.
+
+        :param claims: those of ``specs`` that attack every image and keep to no budget.
+        """
+        limited = budget != Budget()
+        if strategy == "matrix" and not limited:
+            self.run(specs)
+            return
+        for group in ordered(specs) if strategy == "cascade" else [[spec] for spec in specs]:
+            wanted = narrowed(group, self._left, claims) if strategy == "cascade" else group
+            free = [spec for spec in wanted if spec.role == "clean" or spec in claims]
+            self.run([spec for spec in wanted if spec in free or not self._skip(spec, budget)])
+
+    def _skip(self, spec: CellSpec, budget: Budget) -> bool:
+        """Whether a cell may exceed the budget; it is put down as skipped then."""
+        name, n = self.bench.id_of(spec), len(self.bench.ids)
+        module = self.bench.estimators[spec.source].model
+        reason = None
+        if not self._shared.holds(self.bench, spec, self.store):
+            reason = exceeds(
+                spec,
+                n if spec.rows is None else len(spec.rows),
+                n,
+                passes=module.passes(True) if hasattr(module, "passes") else 1,
+                spent=self.spent(spec.model),
+                **budget.model_dump(),
+            )
+        if reason is not None:
+            self._skipped[name] = skipped(name, spec, reason)
+        return reason is not None
+
+    def spent(self, model: str) -> Cost:
+        """What the attacks on a model took so far, per image of the whole set."""
+        mine = [cell for cell in self.done if cell.model == model and cell.role != "clean"]
+        n = len(self.bench.ids)
+        return Cost(sum(c.backward_samples for c in mine) / n, sum(c.forward_samples for c in mine) / n)
 
     def run(self, specs: Iterable[CellSpec]) -> None:
         """A cell that this run has already is not run again, whoever asks for it."""
@@ -263,10 +327,27 @@ class Work:
         self._order |= dict.fromkeys(new)
         self.total += len(new)
         self.progress.cells(self.total)
+        crafted, waiting = self._shared.split(new)
+        self._run(crafted)
+        missing = {}
+        for name, spec in waiting.items():
+            if (outcome := self._shared.judged(self.bench, spec, self.store)) is None:
+                missing[name] = spec  # finished in an earlier run, or its images could not be had
+            else:
+                self._finish(spec, outcome, reused=False)
+        self._run(missing)
+
+    def _run(self, specs: Mapping[str, CellSpec]) -> None:
         executor = self.executor or Serial(self.bench)
-        for _, outcome, reused in run_cells(self.bench, new.values(), self.store, executor):
-            self._order[outcome.cell.id] = outcome.cell
-            self.progress.cell(outcome, reused)
+        for spec, outcome, reused in run_cells(self.bench, specs.values(), self.store, executor):
+            self._finish(spec, outcome, reused=reused)
+
+    def _finish(self, spec: CellSpec, outcome: Outcome, *, reused: bool) -> None:
+        outcome = judged_on_grid(self.bench, spec, outcome, self.store, self.grid)
+        self._order[outcome.cell.id] = outcome.cell
+        self._left[spec.model].append(Left.by(outcome))
+        self._shared.add(spec, outcome)
+        self.progress.cell(outcome, reused)
 
     def _probe(self, spec: CellSpec) -> Outcome:
         self.run([spec])
@@ -307,6 +388,8 @@ class Work:
             stochastic=subject.stochastic,
             steps=steps,
         )
+        spent = self.spent(subject.name)
+        result = result.model_copy(update={"spent": Spent(gradients=spent.gradients, queries=spent.queries)})
         if claimed is None or not claimed.ok or not isinstance(self.store, Store):
             return result
         return result.model_copy(update={"evidence": self._keep_evidence(subject.name, mine, claimed)})

@@ -423,7 +423,7 @@ def _members(given: Mapping[str, Any], attack: Any) -> list[Any]:
         quantize = model.get("quantize") if isinstance(model.get("quantize"), dict) else {}
         with _at(where):
             stochastic, quantized = quantize.get("alpha") is not None, quantize.get("activation_bits") is not None
-            members = expand(name, norm, stochastic=stochastic, quantized=quantized)
+            members, _ = expand(name, norm, stochastic=stochastic, quantized=quantized)
         for member, options in members:
             same = found.setdefault(repr((member, sorted(options.items()))), {"id": member, "models": []})
             same |= {"suite": name, "options": dict(options)} | ({"eps": attack["eps"]} if "eps" in attack else {})

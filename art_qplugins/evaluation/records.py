@@ -63,9 +63,13 @@ class Cell(Record):
     forward_samples: int
     backward_samples: int
     seconds: float
-    status: Literal["success", "error"]
+    status: Literal["success", "error", "skipped"]  # skipped: not run, for the reason in notes; it has no samples
     error: str | None = None
-    notes: list[str] = []  # warnings that the attack's library gave
+    notes: list[str] = []  # warnings that the attack's library gave, or why the cell was skipped
+    crafted_in: str | None = None  # id of the cell of this run that the images were crafted for, at its cost
+    grid: int | None = None  # levels that pixels were rounded to for these two; per image: measures["grid_correct"]
+    grid_accuracy: float | None = None
+    grid_interval: Interval | None = None
     rows: list[int] | None = None  # positions of the images that were attacked, where not all; n counts these
     of: int | None = None  # images in all, where rows is given
     facts: dict[str, Any] = {}  # what was found of the model as a whole; clean cells only
@@ -141,6 +145,13 @@ class Layer(Record):
     share: float  # of the images whose gradient ends there
 
 
+class Spent(Record):
+    """What the cells of a model took, per image of the whole set, in passes through the network."""
+
+    gradients: float  # backward passes
+    queries: float  # forward passes, those of gradients included
+
+
 class ModelResult(Record):
     name: str
     description: str
@@ -155,6 +166,7 @@ class ModelResult(Record):
     findings: list[Finding]
     steps: list[Step] = []
     layer: Layer | None = None
+    spent: Spent | None = None  # on everything, the diagnosis included
     evidence: str | None = None  # file in the run's folder that holds the images that prove it
 
 

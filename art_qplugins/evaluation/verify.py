@@ -14,7 +14,7 @@ from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
 from art_qplugins.threat import Threat
 
-__all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "stream"]
+__all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "on_grid", "stream"]
 
 #: How often a stochastic model is deployed afresh to score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
@@ -61,6 +61,33 @@ def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
             f"image {worst} is {float(distance[worst]):.6g} away in {threat.norm}, more than eps = {threat.eps:g}"
         )
     return distance
+
+
+def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
+    """``x_adv`` as an image file holds it, pixels in {0, 1/(levels - 1), ..., 1}, and still legal.
+
+    Every changed pixel goes to the nearest level. Where that leaves the ball it goes to the next one towards ``x``: the
+    pixel alone in Linf, all pixels of the image in the other norms, none of whose parts then is further away than
+    before. A pixel with no level between the two stays as in ``x``, and so does one that was not changed.
+
+    :param x: (N, C, H, W) in [0, 1], which need not be on the grid itself.
+    :param x_adv: legal images for ``threat``.
+    :return: (N, C, H, W) float32.
+    """
+    scale = levels - 1
+    clean, moved = x.double(), x_adv.double()
+    nearest = (moved * scale).round() / scale
+    # Steps of a level are compared with room for rounding in float32: a pixel that is on its level stays there.
+    inward = torch.where(moved > clean, (moved * scale + 1e-4).floor(), (moved * scale - 1e-4).ceil()) / scale
+    between = (inward - clean) * (moved - clean) > 0
+    inward = torch.where(between, inward, clean)
+    limit = threat.eps + _TOLERANCE * max(1.0, threat.eps) / 2
+    if threat.norm == "Linf":
+        outside = (nearest - clean).abs() > limit
+    else:
+        outside = (distances(x, torch.where(moved == clean, clean, nearest), threat.norm) > limit)[:, None, None, None]
+    rounded = torch.where(outside, inward, nearest)
+    return torch.where(moved == clean, clean, rounded).to(x)
 
 
 def judge(module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int = 250) -> Judgement:

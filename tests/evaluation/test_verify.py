@@ -10,7 +10,7 @@ from torch import nn
 from art_qplugins import Threat
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.measure import measure
-from art_qplugins.evaluation.verify import DEPLOYMENTS, IllegalImage, check_legal, judge, stream
+from art_qplugins.evaluation.verify import DEPLOYMENTS, IllegalImage, check_legal, judge, on_grid, stream
 from art_qplugins.quantizers import StochasticQuantizer
 
 
@@ -279,3 +279,54 @@ def test_rounding_is_relative_to_a_large_budget():
     check_legal(x, x_adv, Threat("L2", 20.0))
     with pytest.raises(IllegalImage, match="more than eps"):
         check_legal(x, x + 20 * (1 + 2e-6) / (3 * 64 * 64) ** 0.5, Threat("L2", 20.0))
+
+
+# --- The pixel grid
+
+
+def _moved(norm, eps, generator, *, grid_images):
+    """Clean images and images at up to ``eps`` from them, in float32 as attacks leave them."""
+    x = torch.rand((16, 3, 5, 5), generator=generator)
+    if grid_images:
+        x = (x * 255).round() / 255
+    delta = torch.randn(x.shape, generator=generator)
+    if norm == "Linf":
+        delta = delta.sign() * eps * torch.where(torch.rand(x.shape, generator=generator) < 0.5, 1.0, 0.37)
+    else:
+        order = {"L2": 2, "L1": 1}[norm]
+        delta *= eps / torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)[:, None, None, None]
+    return x, (x + delta).clamp(0, 1)
+
+
+@pytest.mark.parametrize("grid_images", [True, False])
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 8 / 255), ("Linf", 0.003), ("Linf", 0.3), ("L2", 0.5), ("L1", 4.0)])
+def test_rounded_images_are_legal_and_on_the_grid(norm, eps, grid_images):
+    x, x_adv = _moved(norm, eps, torch.Generator().manual_seed(0), grid_images=grid_images)
+    threat = Threat(norm, eps)
+    rounded = on_grid(x, x_adv, threat, 256)
+    check_legal(x, rounded, threat)
+    steps = rounded.double() * 255
+    off = (steps - steps.round()).abs() > 1e-4
+    assert (rounded[off] == x[off]).all()  # only what the data set itself has off the grid
+    assert not (off.any() and grid_images)
+    assert (rounded - x_adv).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_rounding_goes_to_the_nearest_level_unless_that_leaves_the_ball():
+    x = torch.full((1, 1, 1, 4), 100 / 255)
+    x_adv = x + torch.tensor([0.6, 1.6, -1.6, 0.0]) / 255
+    assert (on_grid(x, x_adv, Threat("Linf", 2 / 255), 256) * 255).flatten().round().tolist() == [101, 102, 98, 100]
+    assert (on_grid(x, x_adv, Threat("Linf", 1.7 / 255), 256) * 255).flatten().round().tolist() == [101, 101, 99, 100]
+
+
+def test_an_image_on_the_grid_stays_as_it_is():
+    x = torch.arange(256).view(1, 1, 16, 16) / 255
+    x_adv = x.flip(-1)
+    for norm, eps in (("Linf", 1.0), ("L2", 16.0), ("L1", 256.0), ("L0", 256.0)):
+        assert torch.equal((on_grid(x, x_adv, Threat(norm, eps), 256) * 255).round(), (x_adv * 255).round())
+
+
+def test_in_l0_no_further_pixel_is_changed_by_rounding():
+    x, x_adv = torch.rand(2, 1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    x_adv[..., 1:, :] = x[..., 1:, :]
+    check_legal(x, on_grid(x, x_adv, Threat("L0", 6), 256), Threat("L0", 6))
