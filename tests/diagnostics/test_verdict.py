@@ -233,15 +233,20 @@ def test_one_step_that_beats_many_is_a_symptom_and_no_verdict():
 
 
 def test_two_symptoms_of_one_group_count_once_and_of_two_groups_are_a_suspicion():
-    long = cell("artq:apgd-margin", first(0.2), params={"max_iter": 50})
+    long = cell("artq:apgd-margin", first(0.32), params={"max_iter": 50})
     direction = [
         cell("torchattacks:fgsm", first(0.4)),
-        cell("artq:multi-targeted", first(0.1), params={"max_iter": 20}),
+        cell("artq:multi-targeted", first(0.32), params={"max_iter": 20}),
     ]
     one_group = judged(extra=direction)
     assert {"S1", "S7"} <= fired(one_group) and one_group.verdict == "NOT_REFUTED"
     two = judged(extra=[direction[0], long])
     assert {"S1", "S5"} <= fired(two) and two.verdict == "SUSPECT"
+
+
+def test_an_ordinary_attack_that_is_fooled_on_many_images_is_a_suspicion():
+    assert judged(claimed=0.8, found=0.4).verdict == "SUSPECT"
+    assert judged(claimed=0.8, found=0.4, clean={"margin": 0.5}).verdict == "NOT_REFUTED"  # cross-entropy is blunt there
 
 
 def test_symptoms_are_corrected_for_their_number():
