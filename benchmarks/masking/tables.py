@@ -25,9 +25,10 @@ TOOK = 0.02
 #: Indicators with a value to choose a threshold on: what they are about, and whether large (1) or small (-1) is bad.
 _ROC = {
     "M4": (("scale",), 1),
-    "M5": (("scale",), -1),
+    "M5": (("scale",), 1),
     "L2": (("rugged",), -1),
     "M7": (("no-gradient", "bad-gradient"), -1),
+    "M8": (("random",), -1),
 }
 
 
@@ -172,7 +173,7 @@ def _indicators(records: Sequence[Record]) -> list[str]:
     names = [*dict.fromkeys([*(i.id for i in INDICATORS), *(name for r in counted for name in r["values"])])]
 
     def line(name: str) -> Sequence[object]:
-        must = [r for r in counted if name in r["must_fire"]]
+        must = [r for r in counted if name in r["must_fire"] and name in r["values"] and name not in r["not_run"]]
         fired = [r for r in counted if name in r["fired"]]
         ran = [r for r in counted if r["kind"] == "honest" and name in r["values"] and name not in r["not_run"]]
         return (
@@ -186,7 +187,7 @@ def _indicators(records: Sequence[Record]) -> list[str]:
     return [
         "## Indicators",
         "",
-        "Recall: of the runs whose plant has to set it off. Precision: the share of its firings that were not on honest "
+        "Recall: of the runs whose plant has to set it off, where it was run. Precision: the share of its firings that were not on honest "
         "models. Both halves.",
         "",
         *table(["indicator", "recall", "precision", "fired on honest", "not run"], map(line, names)),

@@ -68,14 +68,12 @@ def test_the_diagnosis_of_a_row_is_the_truth(name, zoo, measure, site):
     row = measure.row_named(name)
     record = measure.measure(measure.Job(name, site))
     assert record["verdict"] in row.expected, record["summary"]
-    assert record["claim"] == {"masked": "OVERSTATED", "weak": "OVERSTATED"}.get(row.kind, record["claim"]) or (
-        record["verdict"] == "INVALID"
-    )
+    assert row.must_fire <= {*record["fired"], *record["not_run"]}  # and for the right reason
+    if row.kind in ("masked", "weak") and record["verdict"] != "INVALID":
+        assert record["claim"] == "OVERSTATED"
 
 
-@pytest.mark.parametrize(
-    "name", ["x1e4", "tanh-pgd", "gradient-killer", "rounded", "compressed", "sign", "last-iterate"]
-)
+@pytest.mark.parametrize("name", ["tanh-pgd", "compressed", "sign-steep", "last-iterate"])
 def test_a_plant_takes(name, measure, site):
     """The number claimed is far above what cheap attacks leave through the honest twin."""
     record = measure.check(measure.Job(name, site, n=60))
