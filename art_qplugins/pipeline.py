@@ -29,9 +29,9 @@ from art_qplugins.evaluation.cells import CellSpec
 from art_qplugins.evaluation.cost import Cost, exceeds
 from art_qplugins.evaluation.execute import Bench
 from art_qplugins.evaluation.executor import Executor, Serial, run_cells
-from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case, worst_images
+from art_qplugins.evaluation.outcome import Outcome, legal_at, robust_at, worst_case, worst_images
 from art_qplugins.evaluation.recipe import AttackSettings, Budget, ModelSettings, Recipe
-from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Spent, Step
+from art_qplugins.evaluation.records import Cell, Environment, ModelResult, Results, Robust, Spent, Step
 from art_qplugins.evaluation.sharing import SharedImages, judged_on_grid, skipped
 from art_qplugins.evaluation.store import CellStore, Finished, Store
 from art_qplugins.evaluation.subjects import build_models, describe, estimator_for
@@ -258,6 +258,7 @@ class Work:
     _order: dict[str, Cell | None] = field(default_factory=dict)  # by id, as asked for; None until it is done
     _skipped: dict[str, Cell] = field(default_factory=dict)  # by id, what a budget did not allow
     _left: dict[str, list[Left]] = field(default_factory=lambda: defaultdict(list))  # by model, for cascades
+    _asked: set[tuple[str, str, float]] = field(default_factory=set)  # (model, norm, eps) that a cascade went through
     _shared: SharedImages = field(default_factory=SharedImages)
 
     @property
@@ -291,10 +292,15 @@ class Work:
         if strategy == "matrix" and not limited:
             self.run(specs)
             return
+        if limited:  # first what is run in any case, so that the rest knows what is left
+            self.run([spec for spec in specs if spec.role == "clean" or spec in claims])
         for group in ordered(specs) if strategy == "cascade" else [[spec] for spec in specs]:
             wanted = narrowed(group, self._left, claims) if strategy == "cascade" else group
             free = [spec for spec in wanted if spec.role == "clean" or spec in claims]
-            self.run([spec for spec in wanted if spec in free or not self._skip(spec, budget)])
+            chosen = [spec for spec in wanted if spec in free or not self._skip(spec, budget)]
+            self.run(chosen)
+            gone = [(s.model, s.norm, s.eps) for s in wanted if s not in chosen or self._cell_of(s).status != "success"]
+            self._asked |= {key for s in group if s.role != "clean" if (key := (s.model, s.norm, s.eps)) not in gone}
 
     def _skip(self, spec: CellSpec, budget: Budget) -> bool:
         """Whether a cell may exceed the budget; it is put down as skipped then."""
@@ -351,9 +357,13 @@ class Work:
 
     def _probe(self, spec: CellSpec) -> Outcome:
         self.run([spec])
+        return Finished([self._cell_of(spec)], self.store)[0]
+
+    def _cell_of(self, spec: CellSpec) -> Cell:
+        """Of a spec that was run."""
         cell = self._order[self.bench.id_of(spec)]
         assert cell is not None
-        return Finished([cell], self.store)[0]
+        return cell
 
     def diagnose(
         self,
@@ -389,10 +399,24 @@ class Work:
             steps=steps,
         )
         spent = self.spent(subject.name)
-        result = result.model_copy(update={"spent": Spent(gradients=spent.gradients, queries=spent.queries)})
+        result = result.model_copy(
+            update={
+                "spent": Spent(gradients=spent.gradients, queries=spent.queries),
+                "robust": self._with_asked(subject.name, result.robust, mine),
+            }
+        )
         if claimed is None or not claimed.ok or not isinstance(self.store, Store):
             return result
         return result.model_copy(update={"evidence": self._keep_evidence(subject.name, mine, claimed)})
+
+    def _with_asked(self, model: str, robust: Sequence[Robust], outcomes: Sequence[Outcome]) -> list[Robust]:
+        """With every budget that a cascade went through, though no cell at it may have been on every image."""
+        if not robust and any(not o.ok for o in outcomes):  # nothing can be said of this model
+            return list(robust)
+        there = {(r.norm, r.eps) for r in robust}
+        asked = {(norm, eps) for name, norm, eps in self._asked if name == model} - there
+        found = [*robust, *(robust_at(outcomes, norm, eps) for norm, eps in asked)]
+        return sorted(found, key=lambda r: (r.norm, r.eps))
 
     def _of(self, subject: Subject) -> list[Outcome]:
         return [o for o in self.outcomes if o.cell.model == subject.name]

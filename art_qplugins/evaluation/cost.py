@@ -85,7 +85,7 @@ def exceeds(
         cost = each * passes * images / of
         if limit is not None and before + cost > limit:
             return (
-                f"skipped: it may take {cost:.0f} {name} an image, and {max(0.0, limit - before):.0f} "
+                f"it may take {cost:.0f} {name} an image, and {max(0.0, limit - before):.0f} "
                 f"of {limit:g} are left of the budget"
             )
     return None

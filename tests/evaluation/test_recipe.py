@@ -138,7 +138,7 @@ BAD = [
     ([("attacks", 3, "models", None)], "'sq' is stochastic and this attack is for deterministic models"),
     ([("attacks", 3, "models", None)], "use 'autoattack:rand' for 'sq'"),
     ([("attacks", 4, "models", ["fp32"])], "'fp32' is deterministic and this attack is for stochastic models"),
-    ([("threat", "norm", "L1")], "attacks.art:fgsm: it has no norm L1; it has Linf, L2"),
+    ([("threat", "norm", "L0")], "attacks.art:fgsm: it has no norm L0; it has Linf, L2"),
     # how the budget is spent
     ([("strategy", "casacde")], "strategy: input should be 'matrix' or 'cascade' (it is 'casacde')"),
     ([("budget", {"gradient": 5})], "budget.gradient: unknown key; did you mean 'gradients'?"),

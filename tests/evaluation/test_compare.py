@@ -1,0 +1,214 @@
+"""Paired tests against SciPy, by simulation, and on records made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.compare import clustered_bootstrap, compare, holm, mcnemar, paired_test, pairs
+from art_qplugins.evaluation.records import Cell, Claim, Environment, ModelResult, Results, Sample
+
+# --- Arrays
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0, 0), (1, 0), (5, 5), (10, 2), (0, 8), (40, 60)])
+def test_mcnemar_is_the_binomial_test_on_what_differs(only_first, only_second):
+    first = [1] * 7 + [0] * 3 + [1] * only_first + [0] * only_second
+    second = [1] * 7 + [0] * 3 + [0] * only_first + [1] * only_second
+    found = mcnemar(first, second)
+    expected = binomtest(only_first, only_first + only_second).pvalue if only_first + only_second else 1.0
+    assert found == (pytest.approx(expected), only_first, only_second)
+    assert paired_test(first, second) == found.p_value
+    assert mcnemar(second, first).p_value == pytest.approx(found.p_value)
+
+
+def test_what_is_not_paired_is_refused():
+    with pytest.raises(ValueError, match="same images"):
+        mcnemar([1, 0], [1])
+    with pytest.raises(ValueError, match="right or wrong"):
+        mcnemar([0.5, 1], [0, 1])
+
+
+def test_flipping_signs_agrees_with_mcnemar_where_both_apply():
+    rng = np.random.default_rng(0)
+    first, second = (rng.random((2, 200)) < [[0.8], [0.7]]).astype(float)
+    halved = paired_test(first / 2, second / 2)  # the same question, no longer 0 or 1
+    assert halved == pytest.approx(mcnemar(first, second).p_value, abs=0.02)
+
+
+def test_replicates_are_no_further_images():
+    """100 images seen by 20 seeds that agree: as if by one. Counted as 2000 images, nothing would look like much."""
+    rng = np.random.default_rng(1)
+    first, second = (rng.random((2, 100)) < [[0.6], [0.5]]).astype(float)
+    once, often = clustered_bootstrap(first, second), clustered_bootstrap(np.tile(first, (20, 1)), second[None])
+    assert once == pytest.approx(often)
+    naive = clustered_bootstrap(np.tile(first, 20), np.tile(second, 20))
+    assert naive[1] - naive[0] < 0.4 * (once[1] - once[0])
+    assert paired_test(np.tile(first, (20, 1)), second) == paired_test(first, second)
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    inside = []
+    for _ in range(200):
+        image = rng.random(80)  # how hard an image is, for every seed and both models
+        first = rng.random((3, 80)) < np.clip(image + 0.1, 0, 1)
+        second = rng.random((3, 80)) < image
+        truth = float((np.clip(image + 0.1, 0, 1) - image).mean())
+        low, high = clustered_bootstrap(first, second, resamples=400)
+        inside.append(low <= truth <= high)
+    assert 0.88 <= np.mean(inside) <= 1
+
+
+def test_no_difference_is_found_about_one_time_in_twenty():
+    rng = np.random.default_rng(3)
+    p = [paired_test(*rng.random((2, 60)).round(1), flips=199) for _ in range(300)]
+    assert 0.01 < np.mean(np.array(p) <= 0.05) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("p", "expected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02, 0.02, 0.02], [0.06, 0.06, 0.06]),
+    ],
+)
+def test_holm(p, expected):
+    np.testing.assert_allclose(holm(p), expected)
+
+
+# --- Records
+
+
+@dataclass(frozen=True)
+class Run:
+    results: Results
+    samples: dict[str, list[Sample]]
+
+
+def run(models, *, ids=None, sha="abc", replicate_of=None):
+    """models: name -> {eps: correct}; eps 0 is the clean cell; a tuple (rows, correct) attacks some images."""
+    n = len(next(iter(models.values()))[0])
+    ids = ids or [f"i{i}" for i in range(n)]
+    cells, samples, results = [], {}, []
+    for name, by_eps in models.items():
+        for eps, given in by_eps.items():
+            rows, correct = given if isinstance(given, tuple) else (None, given)
+            about = {"accuracy": float(np.mean(correct)), "interval": (0, 1), "status": "success", "params": {}}
+            about |= {"forward_samples": 0, "backward_samples": 0, "seconds": 0, "n": len(correct), "seed": 0}
+            about |= {"rows": rows, "of": None if rows is None else n}
+            role = "attack" if eps else "clean"
+            cell = Cell(
+                id=f"{name}-{eps}", model=name, source=name, attack="a", role=role, norm="Linf", eps=eps, **about
+            )
+            cells.append(cell)
+            samples[cell.id] = [
+                Sample(
+                    cell=cell.id,
+                    sample=ids[row],
+                    label=0,
+                    prediction=0,
+                    correct=c,
+                    selection=c,
+                    distance=0,
+                    margin=None,
+                    loss=None,
+                )
+                for row, c in zip(rows or range(n), correct, strict=True)
+            ]
+        results.append(
+            ModelResult(
+                name=name,
+                description="",
+                stochastic=False,
+                clean_accuracy=0,
+                clean_interval=(0, 1),
+                n=n,
+                robust=[],
+                verdict="INCONCLUSIVE",
+                summary="",
+                claim=Claim(status="NONE"),
+                findings=[],
+            )
+        )
+    spec = {"resolved": {"models": [{"name": m, "replicate_of": (replicate_of or {}).get(m)} for m in models]}}
+    environment = Environment(packages={}, python="", platform="", device="", git=None)
+    data = {"name": "d", "sha256": sha}
+    return Run(
+        Results(
+            status="success",
+            created="",
+            spec=spec,
+            data=data,
+            environment=environment,
+            models=results,
+            cells=cells,
+        ),
+        samples,
+    )
+
+
+CLEAN = [1] * 20
+
+
+def test_all_pairs_of_a_run_with_the_worst_case_and_holm():
+    strong, weak = [1] * 16 + [0] * 4, [1] * 4 + [0] * 16
+    made = run({"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.1: ([0, 1, 2, *range(5, 20)], [1] * 3 + [0] * 15)}})
+    rows = {r.metric: r for r in pairs(made)}
+    assert rows["clean_accuracy"].difference == 0 and rows["clean_accuracy"].p_value == 1
+    robust = rows["robust_accuracy"]
+    # images 3 and 4 were not attacked on b: its clean answer stands for them
+    assert (robust.first_accuracy, robust.second_accuracy) == (0.8, 0.25)
+    assert robust.p_value == pytest.approx(binomtest(0, 11).pvalue)
+    assert robust.p_holm == pytest.approx(2 * robust.p_value)
+    assert robust.difference == pytest.approx(-0.55)
+    assert robust.interval[0] < robust.difference < robust.interval[1] < 0
+    assert [r.eps for r in pairs(run({"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.2: weak}}))] == [None]
+
+
+def test_replicates_are_one_model():
+    models = {f"a-seed={s}": {0: CLEAN, 0.1: [1] * (10 + s) + [0] * (10 - s)} for s in (0, 4)}
+    made = run(models | {"b": {0: CLEAN, 0.1: CLEAN}}, replicate_of=dict.fromkeys(models, "a"))
+    robust = next(r for r in pairs(made) if r.metric == "robust_accuracy")
+    assert (robust.first, robust.second, robust.replicates) == ("a", "b", (2, 1))
+    assert robust.first_accuracy == pytest.approx(0.6)
+    assert robust.n == 20
+
+
+def test_two_runs_are_paired_by_the_names_of_images():
+    """The second run has them in another order."""
+    ids = [f"i{i}" for i in range(20)]
+    first = [1] * 10 + [0] * 10
+    a = run({"m": {0: CLEAN, 0.1: first}, "gone": {0: CLEAN}}, ids=ids)
+    b = run({"m": {0: CLEAN, 0.1: first[::-1]}, "new": {0: CLEAN}}, ids=ids[::-1])
+    found = compare(a, b)
+    assert all(row.difference == 0 and row.p_value == 1 for row in found.rows)
+    assert (found.only_first, found.only_second) == (["gone"], ["new"])
+    worse = compare(a, run({"m": {0: CLEAN, 0.1: [0] * 20}}, ids=ids)).rows[1]
+    assert (worse.difference, worse.p_value) == (-0.5, pytest.approx(binomtest(0, 10).pvalue))
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"ids": [f"j{i}" for i in range(20)]}, "20 and 20, 0 of them in both"),
+        ({"sha": "xyz"}, "their content is abc and xyz"),
+    ],
+)
+def test_other_images_are_refused(other, expected):
+    a = run({"m": {0: CLEAN}})
+    with pytest.raises(InputError, match="not on the same images") as caught:
+        compare(a, run({"m": {0: CLEAN}}, **other))
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_runs_without_a_common_model_are_refused():
+    with pytest.raises(InputError, match="no model in common: m1 and m2; did you mean 'm2'"):
+        compare(run({"m1": {0: CLEAN}}), run({"m2": {0: CLEAN}}))
