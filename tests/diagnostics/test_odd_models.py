@@ -1,0 +1,275 @@
+"""Models that are not as a diagnosis expects: an answer in words, never a traceback and never a silent number."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from art_qplugins import QuantizedClassifier, Threat, diagnose
+from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.quantizers import quantize
+
+N = 24
+THREAT = Threat("Linf", 0.1)
+
+
+class Odd(nn.Module):
+    """A network that works, with something wrong around it."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+
+class Raises(Odd):
+    def forward(self, x):
+        raise RuntimeError("no such luck")
+
+
+class RaisesUnderAttack(Odd):
+    """It answers, and cannot be asked for a gradient."""
+
+    def forward(self, x):
+        if x.requires_grad:
+            raise RuntimeError("only for inference")
+        return self.network(x)
+
+
+class Numpy(Odd):
+    def forward(self, x):
+        return self.network(torch.from_numpy(x.detach().numpy().copy()))
+
+
+class Nan(Odd):
+    def forward(self, x):
+        return self.network(x) * torch.nan
+
+
+class NanOffTheData(Odd):
+    """Digits have 16 levels of grey; what lies between them is no number."""
+
+    def forward(self, x):
+        known = ((x * 16 - (x * 16).round()).abs() < 1e-3).all(-1).all(-1).all(-1)
+        return torch.where(known[:, None], self.network(x), torch.nan)
+
+
+class Infinite(Odd):
+    def forward(self, x):
+        return torch.where(self.network(x) > 0, torch.inf, -torch.inf)
+
+
+class Probabilities(Odd):
+    def forward(self, x):
+        return self.network(x).softmax(1)
+
+
+class Labels(Odd):
+    """It says what it sees, and not how sure it is."""
+
+    def forward(self, x):
+        return nn.functional.one_hot(self.network(x).argmax(1), 10).float()
+
+
+class NoGrad(Odd):
+    def forward(self, x):
+        with torch.no_grad():
+            return self.network(x)
+
+
+class Constant(Odd):
+    def forward(self, x):
+        return torch.zeros(len(x), 10) + 0.0 * x.sum()
+
+
+class Flat(Odd):
+    def forward(self, x):
+        return self.network(x).argmax(1)
+
+
+class OfTheBatch(Odd):
+    """Batch norm that no ``eval()`` reaches."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.norm = nn.BatchNorm2d(1, affine=False, track_running_stats=False)
+
+    def forward(self, x):
+        return self.network(self.norm(x) * 0.3 + 0.3)
+
+
+class Dynamic(Odd):
+    """It cleans its input by the gradient of its own answer."""
+
+    def forward(self, x):
+        with torch.enable_grad():
+            image = x.detach().requires_grad_()
+            sure = self.network(image).logsumexp(1).sum()
+            slope = torch.autograd.grad(sure, image)[0]
+        return self.network(x + 0.001 * slope.sign())
+
+
+class Counting(Odd):
+    def __init__(self, network):
+        super().__init__(network)
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, x):
+        self.asked += 1
+        return self.network(x)
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    test = digits[1].take(N, seed=0)
+    return test.x(), test.y()
+
+
+@pytest.fixture(scope="module")
+def binary(digits):
+    """Five and above, or below."""
+    test = digits[1].take(N, seed=0)
+    return test.x(), (test.y() >= 5).long()
+
+
+def classifier(model, classes=10):
+    return QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), classes, device_type="cpu")
+
+
+def state_of(module):
+    return {
+        "modes": [part.training for part in module.modules()],
+        "grads": [p.requires_grad for p in module.parameters()],
+        "hooks": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()],
+        # What a module counts of its own calls is its own doing.
+        "values": {name: value.clone() for name, value in module.state_dict().items() if name != "asked"},
+    }
+
+
+def same(before, after):
+    kept = all(before[key] == after[key] for key in ("modes", "grads", "hooks"))
+    return kept and all(torch.equal(v, after["values"][name]) for name, v in before["values"].items())
+
+
+def asked(model, images, **settings):
+    """The diagnosis, after a look that the module and the global generator are as they were."""
+    estimator = classifier(model, settings.pop("classes", 10))
+    before, random = state_of(model), torch.get_rng_state()
+    found = diagnose(estimator, *images, THREAT, **settings)
+    assert same(before, state_of(model)) and torch.equal(random, torch.get_rng_state())
+    assert "Traceback" not in found.summary and found.summary.endswith(".")
+    return found
+
+
+def fired(found):
+    return {f.id for f in found.findings if f.fired}
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Raises, "no such luck"),
+        (RaisesUnderAttack, "only for inference"),
+        (Nan, "NaN"),
+        (NanOffTheData, "NaN"),
+        (Probabilities, "returns probabilities"),
+        (Labels, "probabilities"),
+        (OfTheBatch, "depends on the others in its batch"),
+        (Constant, "no better than guessing"),
+        (Numpy, "art:pgd failed"),
+        (NoGrad, "art:pgd failed"),
+        (Flat, "could not even be asked"),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_has_no_number_and_says_why(make, says, fp32, images):
+    found = asked(make(copy.deepcopy(fp32)), images)
+    assert (found.verdict, found.claimed_accuracy, found.corrected_accuracy) == ("INVALID", None, None)
+    assert says in found.summary
+    assert found.run.models[0].robust == []
+    assert torch.isfinite(torch.from_numpy(found.x_adv)).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "finding", "verdicts"),
+    [
+        (Dynamic, "M10", {"SUSPECT", "MASKED"}),
+        (Counting, "V5", {"NOT_REFUTED", "INCONCLUSIVE", "SUSPECT"}),
+        (NoGrad, "M1", {"INVALID"}),
+        (Numpy, "M1", {"INVALID"}),
+    ],
+)
+def test_what_is_odd_about_a_model_is_a_finding(make, finding, verdicts, fp32, images):
+    found = asked(make(copy.deepcopy(fp32)), images, level=1)
+    assert finding in fired(found) and found.verdict in verdicts
+
+
+def test_logits_without_bounds_are_no_silent_number(fp32, images):
+    found = asked(Infinite(copy.deepcopy(fp32)), images)
+    assert found.verdict in ("INVALID", "INCONCLUSIVE", "SUSPECT", "MASKED")
+
+
+def test_a_claim_without_gradients_is_no_way_around_a_model_that_has_none(fp32, images):
+    """Square needs none, so there is a number; that no gradient reaches the pixels is said beside it."""
+    found = asked(NoGrad(copy.deepcopy(fp32)), images, claimed=("autoattack:square", {"n_queries": 50}), level=1)
+    assert "M1" in fired(found) and found.verdict in ("SUSPECT", "MASKED")
+    assert found.claimed_accuracy is not None
+
+
+def test_a_model_in_train_mode_is_asked_as_it_is_deployed(fp32, images):
+    """With dropout and batch norm that a train mode would show: the same numbers, and the mode is as it was."""
+    network = nn.Sequential(nn.BatchNorm2d(1), nn.Dropout(0.5), copy.deepcopy(fp32)).eval()
+    deployed = asked(network, images, level=1)
+    trained = asked(copy.deepcopy(network).train(), images, level=1)
+    assert (trained.verdict, trained.claim) == (deployed.verdict, deployed.claim)
+    assert not {"V4", "V6"} & fired(trained)
+
+
+def two_classes(images, scale=1.0):
+    """A linear network fitted by hand: the difference of the two means."""
+    x, y = images
+    between = (x[y == 1].mean(0) - x[y == 0].mean(0)).flatten()
+    layer = nn.Linear(64, 2)
+    middle = float(between @ (x[y == 1].mean(0) + x[y == 0].mean(0)).flatten()) / 2
+    layer.load_state_dict(
+        {"weight": torch.stack([-between, between]) * scale, "bias": torch.tensor([middle, -middle]) * scale}
+    )
+    return nn.Sequential(nn.Flatten(), layer).eval()
+
+
+def behind(images, **quantized):
+    """The same behind a quantized layer that leaves the answers nearly as they are."""
+    head = two_classes(images, 100.0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), *head[1:])
+    network[1].load_state_dict({"weight": torch.eye(64), "bias": torch.zeros(64)})
+    return quantize(network, activation_bits=4, clip=1.0, **quantized).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "ran"),
+    [
+        (
+            lambda images: two_classes(images, 100.0),
+            {"scale", "rescaled", "targeted", "closing", "binarization", "search"},
+        ),
+        (lambda images: behind(images), {"surrogates", "shadow", "bits", "joint", "closing-repaired"}),
+        (
+            lambda images: StochasticEnsemble(behind(images, alpha=2.0), 2).eval(),
+            {"averaging", "surrogates", "closing"},
+        ),
+    ],
+    ids=["plain", "quantized", "random"],
+)
+def test_two_classes_fail_at_no_step_of_the_ladder(make, ran, binary):
+    x, y = binary
+    found = diagnose(classifier(make(binary), 2), x[:12], y[:12], Threat("Linf", 0.02), level=3)
+    steps = found.run.models[0].steps
+    assert not [s for s in steps if s.status == "failed"], steps
+    assert ran <= {s.id for s in steps if s.status == "run"}
+    assert "V0" not in fired(found) and found.claimed_accuracy is not None
+
+
+def test_one_image_is_too_few_to_conclude_anything(fp32, images):
+    found = asked(copy.deepcopy(fp32), (images[0][:1], images[1][:1]))
+    assert found.verdict in ("INVALID", "INCONCLUSIVE")
