@@ -5,7 +5,7 @@
 Half of the kills come after a random time, half in the middle of a random write: when half of a file is on the disk,
 before the file gets its name, or right after. Now and then a run is killed that goes on after a kill. What has to be equal:
 ``results.json`` and the records of every cell (times aside), ``samples.jsonl``, images, evidence and checkpoints byte by
-byte, and the names of all files.
+byte, and the names of all files. Which commit the package is at is left out, since somebody may work on it meanwhile.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def content(folder: Path) -> dict[str, Any]:
             continue
         if name == "results.json":
             found[name] = json.loads(path.read_bytes())
-            del found[name]["created"]
+            del found[name]["created"], found[name]["environment"]["git"]
             for cell in found[name]["cells"]:
                 del cell["seconds"]
         elif name.startswith("cells/") and path.suffix == ".json":
@@ -151,7 +151,9 @@ def difference(wanted: dict[str, Any], found: dict[str, Any]) -> str:
         if name not in wanted:
             return f"{name} is left over"
         if wanted[name] != found[name]:
-            return f"{name} differs"
+            both = isinstance(wanted[name], dict)
+            keys = [key for key in wanted[name] if wanted[name][key] != found[name].get(key)] if both else []
+            return f"{name} differs" + (f" in {', '.join(keys)}" if keys else "")
     return ""
 
 
