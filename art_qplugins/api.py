@@ -129,6 +129,8 @@ def evaluate(
     wanted = [(a, {}) if isinstance(a, str) else (a[0], dict(a[1])) for a in attacks]
     if not threats or not wanted:
         raise InputError("evaluate: give at least one threat and one attack")
+    if len(norms := sorted({t.norm for t in threats})) > 1:
+        raise InputError(f"evaluate: the threats have the norms {' and '.join(norms)}; call it once for each norm")
     for attack, options in wanted:
         ATTACKS[attack].resolve(options)
     if claimed_accuracy is not None and not 0 <= claimed_accuracy <= 1:

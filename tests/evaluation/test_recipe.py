@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 
 import pytest
+import torch
 
+from art_qplugins.api import evaluate
 from art_qplugins.errors import InputError
+from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.recipe import load_recipe, parse_recipe
+from art_qplugins.threat import Threat
 
 GOOD = {
     "name": "small",
@@ -220,6 +224,35 @@ def test_data_by_path_are_looked_at_when_they_are_loaded(name):
     assert parse_recipe(changed(("data", "name", name))).data.name == name
 
 
+# --- Suites
+
+
+def test_a_suite_is_the_attacks_that_apply_to_each_model():
+    recipe = parse_recipe(
+        changed(("attacks", 0, {"suite": "quick"}), ("attacks", 3, {"suite": "standard", "eps": [0.1]}))
+    )
+    by_id = {a.id: a for a in recipe.attacks if a.suite}
+    assert {a.suite for a in by_id.values()} == {"quick", "standard"}
+    assert by_id["art:fgsm"].models == ["fp32", "dq", "mu", "sq"]
+    assert by_id["artq:eot"].models == ["sq"]
+    assert by_id["autoattack:square"].options == {"n_queries": 500}
+    assert (by_id["autoattack:standard"].models, by_id["autoattack:standard"].eps) == (["fp32", "dq", "mu"], [0.1])
+    assert [a.id for a in recipe.attacks if not a.suite] == ["art:pgd", "art:pgd", "autoattack:rand"]
+
+
+@pytest.mark.parametrize(
+    ("attack", "expected"),
+    [
+        ({"suite": "quik"}, "attacks.quik: unknown suite 'quik'; did you mean 'quick'?"),
+        ({"suite": "quick", "options": {}}, "attacks.quick: a suite has its own options"),
+        ({"suite": "quick", "models": ["dp"]}, "attacks.quick: unknown model 'dp'; did you mean 'dq'?"),
+        ({"suite": "standard", "eps": [0]}, "eps.0: input should be greater than 0 (it is 0)"),
+    ],
+)
+def test_a_wrong_suite_is_one_line(attack, expected):
+    assert expected in refusal(changed(("attacks", 0, attack)))
+
+
 # --- Files and --set
 
 TOML = """
@@ -327,3 +360,13 @@ def test_what_is_no_recipe_is_one_line(path, content, expected):
 def test_a_folder_is_no_recipe(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         load_recipe(tmp_path)
+
+
+# --- From Python
+
+
+def test_threats_of_several_norms_are_refused(fp32, digits):
+    estimator = QuantizedClassifier(fp32, torch.nn.CrossEntropyLoss(), (1, 8, 8), 10)
+    few = digits[1].take(4, seed=0)
+    with pytest.raises(InputError, match="the threats have the norms L2 and Linf; call it once for each norm"):
+        evaluate(estimator, few, [Threat("Linf", 0.1), Threat("L2", 0.1)])
