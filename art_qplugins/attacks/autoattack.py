@@ -1,6 +1,6 @@
 """Runs the published AutoAttack (Croce & Hein 2020), unmodified, from ``pyautoattack`` or an installed ``autoattack``.
 
-``standard`` and ``rand`` are the published suites; a part alone keeps the parameters that it has in ``standard``. The
+``standard``, ``plus`` and ``rand`` are the published suites; a part alone has the parameters of ``standard``. The
 images come back and are judged elsewhere: AutoAttack's own verdict takes one draw of a random model.
 """
 
@@ -17,9 +17,9 @@ from art_qplugins.threat import Threat
 
 __all__ = ["run"]
 
-_SUITES = ("standard", "rand")
+_SUITES = ("standard", "plus", "rand")
 #: DLR divides by the distance of the first logit to the third, its targeted form to the mean of third and fourth.
-_LEAST_CLASSES = {"standard": 4, "apgd-t": 4, "rand": 3}
+_LEAST_CLASSES = {"standard": 4, "plus": 4, "apgd-t": 4, "apgd-dlr": 3, "rand": 3}
 
 
 def run(
@@ -33,6 +33,7 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
+    attack.require()
     if estimator.nb_classes < (least := _LEAST_CLASSES.get(attack.upstream, 2)):
         raise InputError(
             f"{attack.name}: its DLR loss needs {least} classes and the model has {estimator.nb_classes}; "
@@ -61,8 +62,6 @@ def _make(model: nn.Module, threat: Threat, version: str, device: str, seed: int
         return "pyautoattack", AutoAttack(model, **settings)
     except ImportError:
         pass
-    try:
-        from autoattack import AutoAttack
-    except ImportError:
-        raise InputError("AutoAttack is not installed; type: pip install pyautoattack") from None
+    from autoattack import AutoAttack
+
     return "autoattack", AutoAttack(model, verbose=False, **settings)

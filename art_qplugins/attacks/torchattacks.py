@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from art_qplugins.attacks.art import eps_step
+from art_qplugins.attacks.budget import translated, within
 from art_qplugins.attacks.registry import Attack
+from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.threat import Threat
 
 __all__ = ["run"]
+
+_NAMES = {"max_iter": "steps", "rel_eps_step": "alpha"}
+#: What they are written for: JSMA aims at the label plus one, modulo ten; the others smooth with three kernels.
+_TEN_CLASSES = ("JSMA",)
+_THREE_CHANNELS = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 
 
 def run(
@@ -26,11 +33,31 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
+    attack.require()
     import torchattacks
 
-    settings: dict[str, Any] = {"eps": threat.eps, **options}
-    if "max_iter" in settings:
-        settings["steps"] = settings.pop("max_iter")
-        settings["alpha"] = eps_step(threat, settings.pop("rel_eps_step"), settings["steps"])
-    crafted = getattr(torchattacks, attack.upstream)(estimator.model, **settings)
-    return torch.cat([crafted(*part) for part in zip(x.split(batch_size), y.split(batch_size), strict=True)])
+    name = attack.upstream_for(threat.norm)
+    if name in _TEN_CLASSES and estimator.nb_classes != 10:
+        raise InputError(
+            f"{attack.name} is written for 10 classes and the model has {estimator.nb_classes}; use art:jsma"
+        )
+    if name in _THREE_CHANNELS and x.shape[1] != 3:
+        raise InputError(
+            f"{attack.name} is written for 3 channels and the images have {x.shape[1]}; use torchattacks:difgsm"
+        )
+    cls = getattr(torchattacks, name)
+    accepted = inspect.signature(cls).parameters
+    given = {
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "max_epsilon": threat.eps,
+        "pixels": int(threat.eps),
+        "gamma": threat.eps / x[0].numel(),
+        "n_classes": estimator.nb_classes,
+        "seed": seed,
+    }
+    settings = {option: value for option, value in given.items() if option in accepted}
+    crafted = cls(estimator.model, **settings, **translated(attack, options, threat, _NAMES))
+    crafted.set_device(x.device)  # it takes that of the first parameter, and there may be none
+    x_adv = torch.cat([crafted(*part) for part in zip(x.split(batch_size), y.split(batch_size), strict=True)])
+    return within(x, x_adv, threat) if attack.minimum_norm else x_adv
