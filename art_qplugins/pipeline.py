@@ -11,7 +11,7 @@ import importlib.metadata
 import platform
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -305,14 +305,14 @@ class Work:
     def _skip(self, spec: CellSpec, budget: Budget) -> bool:
         """Whether a cell may exceed the budget; it is put down as skipped then."""
         name, n = self.bench.id_of(spec), len(self.bench.ids)
-        module = self.bench.estimators[spec.source].model
-        reason = None
+        module, reason = self.bench.estimators[spec.source].model, None
+        passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)  # a random model's draws
         if not self._shared.holds(self.bench, spec, self.store):
             reason = exceeds(
                 spec,
                 n if spec.rows is None else len(spec.rows),
                 n,
-                passes=module.passes(True) if hasattr(module, "passes") else 1,
+                passes=passes(True),
                 spent=self.spent(spec.model),
                 **budget.model_dump(),
             )

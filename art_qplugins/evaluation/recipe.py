@@ -420,7 +420,7 @@ def _members(given: Mapping[str, Any], attack: Any) -> list[Any]:
     for model in tables:
         if model.get("name") not in wanted:
             continue
-        quantize = model.get("quantize") if isinstance(model.get("quantize"), dict) else {}
+        quantize = given_maps if isinstance(given_maps := model.get("quantize"), dict) else {}
         with _at(where):
             stochastic, quantized = quantize.get("alpha") is not None, quantize.get("activation_bits") is not None
             members, _ = expand(name, norm, stochastic=stochastic, quantized=quantized)

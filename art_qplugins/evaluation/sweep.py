@@ -132,7 +132,7 @@ def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> di
     swept: dict[str, list[str]] = {}
     total = 0
     for model in models:
-        name, base = model["name"], model.get("base")
+        name, base = model["name"], str(model.get("base"))
         inherited = [a for a in swept.get(base, []) if a != "seed"]
         own = [path for path in axes if path.split(".")[:2] == ["models", name]]
         paths = [*inherited, *own]
@@ -156,7 +156,7 @@ def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
         return False
     base, train = model.get("base"), model.get("train")
     untrained = isinstance(train, dict) and train.get("epochs") == 0
-    return not (untrained and base is not None and "seed" not in swept.get(base, ["seed"]))
+    return not (untrained and base is not None and "seed" not in swept.get(str(base), ["seed"]))
 
 
 def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tables:
@@ -196,7 +196,11 @@ def _resolve(tables: Tables, variants: Mapping[str, Sequence[_Variant]]) -> None
 
     def names(given: Sequence[Any]) -> list[Any]:
         return [
-            n for name in given for n in ([v.table["name"] for v in variants[name]] if name in variants else [name])
+            n
+            for name in given
+            for n in (
+                [v.table["name"] for v in variants[name]] if isinstance(name, str) and name in variants else [name]
+            )
         ]
 
     transfer = tables.get("transfer")
@@ -211,7 +215,7 @@ def _resolve(tables: Tables, variants: Mapping[str, Sequence[_Variant]]) -> None
             result.append(attack)
             continue
         attack = dict(attack)
-        source = attack.get("source")
+        source = str(attack.get("source"))
         if source in variants and len(variants[source]) > 1:
             result += list(_by_source(attack, variants))
             continue
