@@ -34,6 +34,22 @@ _SET = click.option("--set", "changes", multiple=True, metavar="A.B=VALUE", help
 _OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: results/NAME]")
 _ROOT = click.option("--data-root", help="Where data sets are.  [default: $ARTQ_DATA, else the platform's cache]")
 _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch a data set that is not there.")
+_EXECUTOR = click.option(
+    "--executor",
+    type=click.Choice(["serial", "ray"]),
+    default="serial",
+    show_default=True,
+    help="Where a recipe's cells are computed: here, or on a Ray cluster.",
+)
+_WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes of --executor ray.  [default: one for every GPU, else for every core]",
+)
+_ADDRESS = click.option(
+    "--address", help="Of a running Ray cluster, or auto.  [default: start one on this machine]", metavar="ADDR"
+)
 
 
 @artq.command()
@@ -46,6 +62,9 @@ _DOWNLOAD = click.option("--download", is_flag=True, help="Fetch a data set that
     "--limit", type=click.IntRange(min=1), metavar="N", help="Attack N images; the same as --set data.limit=N."
 )
 @click.option("--dry-run", is_flag=True, help="Check the recipe, list what would run, and write nothing.")
+@_EXECUTOR
+@_WORKERS
+@_ADDRESS
 def run(
     recipe: Path,
     out: Path | None,
@@ -54,6 +73,7 @@ def run(
     changes: tuple[str, ...],
     limit: int | None,
     dry_run: bool,
+    **executor: Any,
 ) -> None:
     """Train what has no checkpoint, attack, verify, diagnose, report.
 
@@ -74,7 +94,9 @@ def run(
 
     folder = out or Path("results") / settings.name
     with terminal.LiveProgress() as progress:
-        results = run_recipe(settings, given, folder, data_root=data_root, download=download, progress=progress)
+        results = run_recipe(
+            settings, given, folder, data_root=data_root, download=download, progress=progress, **executor
+        )
     report = write_report(folder)[-1]
     terminal.show_results(results, progress, report)
     if results.status != "success":
@@ -111,6 +133,9 @@ def run(
     metavar="B",
     help="Gradient evaluations per image to spend.  [default: any]",
 )
+@_EXECUTOR
+@_WORKERS
+@_ADDRESS
 def diagnose(
     recipe: Path | None,
     model: str | None,
@@ -121,6 +146,9 @@ def diagnose(
     limit: int | None,
     level: int | None,
     budget: float | None,
+    executor: str,
+    workers: int | None,
+    address: str | None,
     **about_model: Any,
 ) -> None:
     """Put robustness claims to the test: those of a recipe, or of any torch module.
@@ -130,6 +158,8 @@ def diagnose(
     """
     if (recipe is None) == (model is None):
         raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
+    if model is not None and (executor != "serial" or workers is not None or address is not None):
+        raise InputError("--executor ray: a cluster builds its models from a recipe; leave it out, or write a recipe")
     from art_qplugins import terminal
     from art_qplugins.report import read_run, write_report
 
@@ -141,6 +171,7 @@ def diagnose(
             settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
             folder = out or Path("results") / f"{settings.name}-diagnosis"
             where: dict[str, Any] = {"data_root": data_root, "download": download, "level": level, "budget": budget}
+            where |= {"executor": executor, "workers": workers, "address": address}
             results = run_recipe(settings, given, folder, **where, progress=progress, claims_only=True)
         else:
             assert model is not None
