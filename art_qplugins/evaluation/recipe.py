@@ -409,12 +409,18 @@ def _members(given: Mapping[str, Any], attack: Any) -> list[Any]:
         return [attack]
     from art_qplugins.attacks.suites import expand
 
-    name, where = attack["suite"], f"attacks.{attack['suite']}"
+    name, where = str(attack["suite"]), f"attacks.{attack['suite']}"
     if unknown := attack.keys() - {"suite", "models", "eps"}:
         raise InputError(f"{where}: a suite has its own {min(unknown)}; give models and eps, or its attacks one by one")
     threat = given.get("threat")
     norm = threat.get("norm", "Linf") if isinstance(threat, dict) else "Linf"
-    tables = [m for m in given.get("models", []) if isinstance(m, dict) and m.get("role") != "substitute"]
+    models = given.get("models")
+    named = (
+        [m for m in models if isinstance(m, dict) and isinstance(m.get("name"), str)]
+        if isinstance(models, list)
+        else []
+    )
+    tables = [m for m in named if m.get("role") != "substitute"]
     wanted = attack.get("models") or [m.get("name") for m in tables]
     found: dict[str, dict[str, Any]] = {}
     for model in tables:

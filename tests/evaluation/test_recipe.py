@@ -240,6 +240,16 @@ def test_a_suite_is_the_attacks_that_apply_to_each_model():
     assert [a.id for a in recipe.attacks if not a.suite] == ["art:pgd", "art:pgd", "autoattack:rand"]
 
 
+def test_a_suite_beside_a_wrong_table_is_one_line_too():
+    attack = ("attacks", 0, {"suite": "quick"})
+    assert "models" in refusal(changed(attack) | {"models": 3})
+    assert "models.1.name: field required" in refusal(
+        changed(attack, ("models", 1, "name", None), ("models", 2, "base", None))
+    )
+    assert "threat" in refusal(changed(attack) | {"threat": 3})
+    assert "unknown suite '3'" in refusal(changed(("attacks", 0, {"suite": 3})))
+
+
 @pytest.mark.parametrize(
     ("attack", "expected"),
     [
