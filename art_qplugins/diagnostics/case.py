@@ -15,10 +15,26 @@ from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
 from art_qplugins.evaluation.records import Finding, FindingClass
 
-__all__ = ["MATERIAL", "OTHER_GRADIENT", "SCALE_FREE", "Case", "Indicator", "Reading", "beats", "case_of", "percent"]
+__all__ = [
+    "CONTROL",
+    "MATERIAL",
+    "ORDINARY",
+    "OTHER_GRADIENT",
+    "SCALE_FREE",
+    "Case",
+    "Indicator",
+    "Reading",
+    "beats",
+    "case_of",
+    "percent",
+]
 
 #: Accuracy by which a number must be off, beyond doubt, to count: the lower confidence bound exceeds it.
 MATERIAL = 0.02
+#: The same for a control experiment, whose attacks try more often than those that it is held against.
+CONTROL = 0.04
+#: And for all attacks against an ordinary one: honest models of half A of the zoo stay below it.
+ORDINARY = 0.12
 #: Attacks that follow another gradient than the one that the model gives at one call.
 OTHER_GRADIENT = ("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint", "artq:eot", "torchattacks:eotpgd")
 #: Suites with a loss that does not depend on the scale of the logits, and attacks that see no gradient.

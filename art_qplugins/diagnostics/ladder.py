@@ -179,7 +179,7 @@ def _median(now: Situation, column: str) -> float:
 def _quantized(attack: str) -> Callable[[Situation], list[CellSpec] | str]:
     def plan(now: Situation) -> list[CellSpec] | str:
         if not now.case.facts.get("quantizers"):
-            return "the model has no activation quantizer of this package"
+            return "the model has no activation quantizer with a surrogate gradient"
         return _attack(attack, "all" if attack != "artq:shadow" else "as-is")(now)
 
     return plan

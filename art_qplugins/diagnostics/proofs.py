@@ -7,7 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from art_qplugins.attacks.registry import ATTACKS
-from art_qplugins.diagnostics.case import MATERIAL, SCALE_FREE, Case, Indicator, Reading, beats, percent
+from art_qplugins.diagnostics.case import (
+    CONTROL,
+    MATERIAL,
+    ORDINARY,
+    SCALE_FREE,
+    Case,
+    Indicator,
+    Reading,
+    beats,
+    percent,
+)
 from art_qplugins.evaluation.outcome import Outcome
 
 __all__ = ["LARGE_GAP", "PROOFS"]
@@ -118,7 +128,7 @@ PROOFS: tuple[Indicator, ...] = (
         id="PGD",
         title="Other attacks break what an ordinary attack leaves",
         class_="P",
-        threshold=MATERIAL,
+        threshold=ORDINARY,
         formula="as GAP, the claimed attack and PGD of 20 steps together against all others",
         cost="20 B on the images that the claimed attack leaves",
         shows="The gap is not only that of a claimed attack with too few or too small steps.",
@@ -144,7 +154,7 @@ PROOFS: tuple[Indicator, ...] = (
         id="BPDA",
         title="A repaired gradient breaks what the model's own gradient leaves",
         class_="P",
-        threshold=MATERIAL,
+        threshold=CONTROL,
         formula="as GAP, all attacks along the model's gradient against those through surrogate gradients",
         cost="20 B per surrogate on the images that are left",
         shows="The model's own backward pass hides adversarial images.",
@@ -157,7 +167,7 @@ PROOFS: tuple[Indicator, ...] = (
         id="EOT",
         title="Averaging over draws breaks what single draws leave",
         class_="P",
-        threshold=MATERIAL,
+        threshold=CONTROL,
         formula="as GAP, all attacks along single gradients against those along means over draws, scored on fresh draws",
         cost="20 B times the draws, on the images that are left",
         shows="The gradient of one draw hides adversarial images.",
@@ -170,7 +180,7 @@ PROOFS: tuple[Indicator, ...] = (
         id="P1",
         title="An attack without gradients breaks what gradients leave",
         class_="P",
-        threshold=MATERIAL,
+        threshold=CONTROL,
         formula="as GAP, all attacks along the model's gradient against black-box search",
         cost="1000 F or more on the images that are left",
         shows="The model's own gradient hides adversarial images.",
@@ -183,7 +193,7 @@ PROOFS: tuple[Indicator, ...] = (
         id="P2",
         title="Images crafted on another model break what gradients leave",
         class_="P",
-        threshold=MATERIAL,
+        threshold=CONTROL,
         formula="as GAP, all attacks along the model's gradient against transferred images",
         cost="20 B per source, of the source",
         shows="The model's own gradient hides adversarial images.",
