@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,26 @@ from numpy.typing import NDArray
 from art_qplugins import metrics
 from art_qplugins.evaluation.records import Cell, Robust, Sample
 
-__all__ = ["Outcome", "legal_at", "robust_at", "worst_case", "worst_images"]
+__all__ = ["Columns", "Outcome", "column", "legal_at", "robust_at", "worst_case", "worst_images"]
 
 
 class Images(Protocol):
     """Where the images of finished cells are."""
 
     def images(self, cell_id: str) -> NDArray[np.float32]: ...
+
+
+@runtime_checkable
+class Columns(Protocol):
+    """Samples that are kept as columns."""
+
+    def column(self, name: str) -> NDArray[np.float64]: ...
+
+
+def column(rows: Iterable[Sample], name: str) -> NDArray[np.float64]:
+    """One field or measure of every row; NaN where it is ``None`` or not there."""
+    found = [row.measures.get(name) if name in row.measures else getattr(row, name, None) for row in rows]
+    return np.array(found, dtype=float)
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,8 @@ class Outcome:
 
     def column(self, name: str) -> NDArray[Any]:
         """One field or measure, (images,); NaN where it is ``None`` and on images that this cell did not attack."""
-        found = [row.measures.get(name) if name in row.measures else getattr(row, name, None) for row in self.samples]
-        values = np.array(found, dtype=float)
+        rows = self.samples
+        values = rows.column(name) if isinstance(rows, Columns) else column(rows, name)
         if self.cell.rows is None:
             return values
         result = np.full(self.cell.of or 0, np.nan)

@@ -316,8 +316,10 @@ def test_samples_stay_in_the_store_until_they_are_asked_for(tmp_path, monkeypatc
     (found,) = Finished([outcome.cell], store)
     assert found.ok and len(found.samples) == N and read == []
     assert list(found.samples) == list(outcome.samples)
-    np.testing.assert_array_equal(found.column("distance"), outcome.column("distance"))
-    assert read == [outcome.cell.id]
+    read.clear()
+    for name in ("distance", "correct", "margin", "gradient"):
+        np.testing.assert_array_equal(found.column(name), outcome.column(name))
+    assert read == [outcome.cell.id]  # its numbers are kept
     (tmp_path / "cells" / f"{outcome.cell.id}.json").write_text("{")
     with pytest.raises(InputError, match="damaged or removed; run the same command again"):
         list(Finished([outcome.cell], store)[0].samples)
