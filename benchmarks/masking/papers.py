@@ -37,7 +37,7 @@ from art_qplugins.quantizers import QuantReLU, bake
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Record, diagnosed, version
-from networks import Recipe, Shape, Site, adversarial, cached, cross_entropy, fit, network
+from networks import Recipe, Shape, Site, adversarial, cached, cross_entropy, fit, network, trained
 from plants import Scaled, TanhQuantized
 from tables import percent, table
 from zoo import Built, Row
@@ -101,7 +101,7 @@ def _one_step(site: Site, random: bool) -> Built:
 
 def _ensemble(site: Site, eot_draws: int | None) -> Built:
     recipe = Recipe(epochs=3, learning_rate=0.02)
-    base = _float(site)
+    base = trained(site, Recipe())  # with strides, since every pass here is ten
     model = cached(
         site,
         ("stochastic", 2, recipe),
