@@ -37,7 +37,7 @@ def run(
     attack.require()
     import foolbox
 
-    model = foolbox.PyTorchModel(estimator.model, bounds=(0, 1), device=x.device)
+    model = foolbox.PyTorchModel(estimator.model, bounds=(0, 1), device=x.device)  # type: ignore[attr-defined]
     cls = getattr(foolbox.attacks, attack.upstream_for(threat.norm))
     accepted = inspect.signature(cls).parameters
     settings = translated(attack, options, threat, _NAMES)
