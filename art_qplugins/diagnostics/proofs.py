@@ -45,6 +45,8 @@ def _scale(case: Case, threshold: float) -> Reading:
             return Reading(
                 False, None, f"Does not apply: the two largest logits are {case.gap:.3g} apart; nothing to undo."
             )
+        if not (case.left([case.claimed]) > 0).any():
+            return Reading(False, 0.0, "The claimed attack breaks every image: nothing is left to find.")
         return Reading(None, None, "Not run: the claimed attack was not repeated with its logits divided.")
     gap, bound, broke = beats(case, [case.claimed], case.rescaled)
     best = min(case.rescaled, key=lambda o: o.cell.accuracy or 0.0)

@@ -318,6 +318,12 @@ def test_a_check_that_did_not_run_makes_silence_inconclusive(missing):
     assert any(f.fired is None and "Not run" in f.evidence for f in result.findings)
 
 
+def test_a_claim_that_leaves_nothing_needs_no_control():
+    clean = cell("artq:clean", 1.0, role="clean", eps=0.0, **HONEST)
+    claim = cell("art:pgd", 0.0, role="attack", params=PGD)
+    assert assess("m", [clean, claim], claimed=claim).verdict == "NOT_REFUTED"
+
+
 @pytest.mark.parametrize("column", ["gradient", "loss"])
 def test_a_probe_without_its_measurement_makes_silence_inconclusive(column):
     clean = cell("artq:clean", 1.0, role="clean", eps=0.0, **HONEST)
