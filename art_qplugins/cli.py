@@ -1,7 +1,7 @@
 """The ``artq`` command. Thin: it parses, shows, and picks the exit status; heavy imports wait until a command needs them.
 
-Exit status: 0 done, 1 a cell failed or ``artq replay`` found an image that does not break the model, 2 bad input (one line
-on stderr), 3 ``artq diagnose`` found MASKED or INVALID, 130 interrupted.
+Exit status: 0 done, 1 a cell failed, ``artq replay`` found an image that does not break the model or ``artq compare`` found
+what ``--fail-on`` forbids, 2 bad input (one line on stderr), 3 ``artq diagnose`` found MASKED or INVALID, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -249,8 +249,41 @@ def report(folder: Path) -> None:
         click.echo(path)
 
 
+@artq.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option(
+    "--fail-on",
+    "limits",
+    multiple=True,
+    metavar="METRIC:LIMIT%",
+    help="End with status 1 where B differs from A by more points, e.g. robust_accuracy:-1% or clean_accuracy:-0.5%.",
+)
+def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
+    """Compare the runs in folders A and B, model by model and image by image.
+
+    Both must be on the same images. The difference is B minus A in points with a 95 % bootstrap interval; p is McNemar's
+    exact test (for random models a sign-flip test), and Holm's p allows for all rows of the table. With --fail-on, a model
+    that only A has fails too. Example: artq compare results/main results/branch --fail-on robust_accuracy:-1%
+    """
+    from art_qplugins.report.limits import parse_limit
+
+    forbidden = [parse_limit(limit) for limit in limits]
+    from art_qplugins import terminal
+    from art_qplugins.evaluation.compare import compare as paired
+    from art_qplugins.report import read_run
+
+    found = paired(read_run(a), read_run(b))
+    terminal.show_comparison(found)
+    broken = [line for limit in forbidden for line in limit.broken_by(found)]
+    for line in broken:
+        click.echo(f"FAILED: {line}")
+    if broken:
+        sys.exit(1)
+
+
 @artq.command("ls")
-@click.argument("kind", type=click.Choice(["models", "defences", "attacks", "datasets"]), required=False)
+@click.argument("kind", type=click.Choice(["models", "defences", "attacks", "suites", "datasets"]), required=False)
 def list_names(kind: str | None) -> None:
     """List what recipes can name."""
     from art_qplugins import terminal

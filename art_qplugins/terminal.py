@@ -10,7 +10,7 @@ import shlex
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,10 +22,14 @@ from art_qplugins.registry import Entry
 from art_qplugins.report import Run, ladder, words
 
 if TYPE_CHECKING:
+    from art_qplugins.attacks import Attack
+    from art_qplugins.attacks.suites import Suite
+    from art_qplugins.evaluation.compare import Comparison
     from art_qplugins.replay import Replay
 
 __all__ = [
     "LiveProgress",
+    "show_comparison",
     "show_diagnosis",
     "show_health",
     "show_plan",
@@ -205,6 +209,32 @@ def _ladder(rungs: Sequence[ladder.Rung], width: int) -> Iterable[str]:
         yield f"{start}{counts[0]:>8}  {counts[1]:>5}  {passes[0]:>8}  {passes[1]:>7}{at}"
 
 
+def show_comparison(found: Comparison) -> None:
+    """Two runs, a row for each model and budget that both have, and by name what only one of them has."""
+    console = _console()
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("model", overflow="fold")
+    table.add_column("accuracy")
+    for head in ("A", "B", "B - A [95 %]", "p", "Holm"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in found.rows:
+        low, high = (words.signed(bound) for bound in row.interval)
+        table.add_row(
+            escape(row.first),
+            "clean" if row.eps is None else f"{row.norm} {words.eps(row.eps)}",
+            _spaced(words.percent(row.first_accuracy)),
+            _spaced(words.percent(row.second_accuracy)),
+            escape(f"{words.signed(row.difference)} [{low}, {high}]"),
+            words.p_value(row.p_value),
+            words.p_value(row.p_holm),
+        )
+    console.print(table)
+    console.print(f"n = {found.rows[0].n} images, paired; differences in points." if found.rows else "Nothing to pair.")
+    for run, names in (("A", found.only_first), ("B", found.only_second)):
+        if names:
+            console.print(f"only in {run}: {', '.join(names)}", markup=False)
+
+
 def show_replay(replay: Replay) -> None:
     """What a module answers to the images of an evidence file."""
     _console().print(str(replay), markup=False, soft_wrap=True)
@@ -224,6 +254,7 @@ def _bound(accuracy: float | None, interval: Interval | None) -> str:
 def show_registries(kind: str | None) -> None:
     """Names with one line each."""
     from art_qplugins.attacks import ATTACKS
+    from art_qplugins.attacks.suites import SUITES
     from art_qplugins.data import DATASETS
     from art_qplugins.defences import DEFENCES
     from art_qplugins.models import MODELS
@@ -232,6 +263,7 @@ def show_registries(kind: str | None) -> None:
         "models": MODELS,
         "defences": DEFENCES,
         "attacks": ATTACKS,
+        "suites": SUITES,
         "datasets": DATASETS,
     }
     console = _console()
@@ -240,21 +272,70 @@ def show_registries(kind: str | None) -> None:
             continue
         if kind is None:
             console.print(f"[bold]{name}[/]")
-        table = Table(show_header=False, box=None, pad_edge=False)
-        table.add_column(no_wrap=True)
-        table.add_column()
-        for entry in registry.values():
-            options = ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.options.items())
-            about = [entry.help, *_about_attack(entry), *([f"options: {options}"] if options else [])]
-            table.add_row(entry.name, "; ".join(about))
-        console.print(table)
+        show: Callable[[Iterable[Entry], Console], None]
+        show = {"attacks": _list_attacks, "suites": _list_suites}.get(name, _list)
+        show(registry.values(), console)
         if kind is None:
             console.print()
 
 
-def _about_attack(entry: Any) -> Iterable[str]:
-    if hasattr(entry, "norms"):
-        yield f"{entry.knowledge}, {' '.join(entry.norms)}"
+def _list(entries: Iterable[Entry], console: Console) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for entry in entries:
+        table.add_row(entry.name, "; ".join([entry.help, *_options(entry)]))
+    console.print(table)
+
+
+def _options(entry: Entry) -> Iterable[str]:
+    if entry.options:
+        yield "options: " + ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.options.items())
+
+
+def _list_attacks(attacks: Iterable[Entry], console: Console) -> None:
+    """A line of facts in columns for each, and what it does below it."""
+    rows = [cast("Attack", attack) for attack in attacks]
+    wide = max(len(row.name) for row in rows)
+    norms = max(len(" ".join(row.norms)) for row in rows)
+    line = f"{{:{wide}}} {{:9}} {{:{norms}}} {{:>5}} {{:>4}} {{}}"
+    console.print(line.format("attack", "knowledge", "norms", "grads", "fwds", "here"), soft_wrap=True)
+    for row in rows:
+        cost = [_thousands(passes) for passes in row.cost or ()] or ["-", "-"]
+        here = "-" if row.refused else "no" if row.missing() else "yes"
+        facts = line.format(row.name, row.knowledge, " ".join(row.norms) or "-", *cost, here)
+        console.print(facts, markup=False, soft_wrap=True)
+        about = [row.help, *_options(row)]
+        if row.missing() and not row.refused:
+            about.append(f"type: pip install {row.install}")
+        text = textwrap.wrap("; ".join(about), max(console.width, 40), initial_indent="    ", subsequent_indent="    ")
+        console.print("\n".join(text), markup=False, soft_wrap=True)
+    console.print("\ngrads, fwds: gradients and forward passes for one image that stands, at the defaults.")
+
+
+def _thousands(count: int) -> str:
+    return f"{count}" if count < 1000 else f"{count / 1000:.2g}k"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
+
+
+def _list_suites(suites: Iterable[Entry], console: Console) -> None:
+    """The attacks of each suite, below what it is for."""
+    from art_qplugins.attacks import ATTACKS
+
+    for suite in (cast("Suite", suite) for suite in suites):
+        console.print(f"[bold]{suite.name}[/]")
+        console.print("\n".join(textwrap.wrap(suite.help, max(console.width, 40))), markup=False)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, options in suite.attacks:
+            row = ATTACKS[name]
+            about = [row.knowledge, " ".join(row.norms)]
+            about += [f"for {row.models} models"] if row.models != "any" else []
+            about += ["not installed"] if row.missing() else []
+            table.add_row(f"  {name}", "; ".join(about), ", ".join(f"{k} = {_number(v)}" for k, v in options.items()))
+        console.print(table)
 
 
 def show_health() -> bool:

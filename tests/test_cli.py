@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from art_qplugins import ATTACKS
+from art_qplugins.attacks.suites import SUITES
 from art_qplugins.cli import main
 from art_qplugins.data import DATASETS
 from art_qplugins.defences import DEFENCES
@@ -112,14 +113,21 @@ def test_every_command_has_help_that_fits(artq):
     status, out, err = artq("--help")
     assert (status, err) == (0, "")
     commands = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line.strip()]
-    assert {"run", "diagnose", "replay", "train", "report", "ls", "doctor"} <= set(commands)
+    assert {"run", "diagnose", "replay", "train", "report", "compare", "ls", "doctor"} <= set(commands)
     for command in commands:
         status, out, err = artq(command, "--help")
         assert (status, err) == (0, "") and out.startswith("Usage: artq") and narrow(out)
 
 
 @pytest.mark.parametrize(
-    ("kind", "registry"), [("models", MODELS), ("defences", DEFENCES), ("attacks", ATTACKS), ("datasets", DATASETS)]
+    ("kind", "registry"),
+    [
+        ("models", MODELS),
+        ("defences", DEFENCES),
+        ("attacks", ATTACKS),
+        ("suites", SUITES),
+        ("datasets", DATASETS),
+    ],
 )
 def test_ls_lists_every_name_with_its_help(kind, registry, artq):
     status, out, err = artq("ls", kind)
@@ -129,6 +137,22 @@ def test_ls_lists_every_name_with_its_help(kind, registry, artq):
         assert any(line.startswith(name) for line in out.splitlines()), name
         assert all(word in shown for word in entry.help.split()), name
     assert "[/" not in out
+
+
+def test_ls_says_what_an_attack_asks_costs_and_lacks(artq, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "foolbox" else object())
+    _, out, _ = artq("ls", "attacks")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith(("art", "foolbox"))}
+    assert rows["art:fgsm"] == ["white-box", "Linf", "L2", "L1", "1", "1", "yes"]
+    assert rows["art:hop-skip-jump"][0] == "black-box" and rows["art:hop-skip-jump"][-2:] == ["25k", "yes"]
+    assert rows["foolbox:pgd"][-1] == "no" and "type: pip install 'art_qplugins[foolbox]'" in " ".join(out.split())
+    assert rows["art:patch"][1] == rows["art:patch"][-1] == "-", "it cannot be chosen"
+    _, out, _ = artq("ls", "suites")
+    listed = out.split("\ndq\n")[1].split("\nmu-law\n")[0]
+    assert [line.split()[0] for line in listed.splitlines() if line.startswith("  ")] == [
+        n for n, _ in SUITES["dq"].attacks
+    ]
+    assert "max_iter = 10, rel_eps_step = 0.125" in listed
 
 
 def test_ls_alone_lists_everything(artq):

@@ -7,7 +7,6 @@ import math
 from collections import Counter
 from typing import Literal
 
-from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.evaluation.records import Cell, ModelResult, Results, Sample
 from art_qplugins.report.files import Run
 
@@ -19,7 +18,7 @@ def kind(cell: Cell) -> Kind:
     """How an attack got at the model. "adaptive": added by the diagnostics to fit this model."""
     if cell.source != cell.model:
         return "transfer"
-    if cell.attack in ATTACKS and ATTACKS[cell.attack].knowledge == "black-box":
+    if cell.knowledge == "black-box":
         return "black-box"
     return "adaptive" if cell.role == "probe" else "white-box"
 

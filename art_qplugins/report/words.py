@@ -52,6 +52,20 @@ def points(value: float) -> str:
     return f"{_number(value)}\N{NO-BREAK SPACE}points"
 
 
+def signed(value: float) -> str:
+    """A difference of two accuracies in points, with its sign: ``-0.012`` as ``-1.2``. No difference has none."""
+    shown = _number(abs(value))
+    return shown if shown == "0" else f"{'+' if value > 0 else '-'}{shown}"
+
+
+METRICS = {"clean_accuracy": "clean accuracy", "robust_accuracy": "worst case"}
+
+
+def p_value(value: float) -> str:
+    """``0.0012`` as it is, below 1e-4 as ``<0.0001``."""
+    return "<0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
 def count(value: float) -> str:
     """Passes per image: ``20``, ``1.5``, ``0.04``."""
     if value and value < 0.1:

@@ -1,0 +1,64 @@
+"""How far two runs may be apart: ``robust_accuracy:-1%``, as ``artq compare --fail-on`` takes it.
+
+A limit is held against the difference itself and not against its interval: on the same images the difference is what it
+is, and a gate that waits for significance would let a model get worse a little at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.evaluation.compare import Comparison, Metric
+from art_qplugins.report import words
+
+__all__ = ["Limit", "parse_limit"]
+
+_EXAMPLE = "write it as robust_accuracy:-1%"
+_METRICS = typing.get_args(Metric)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """``points``: the difference B - A that is still allowed, a fraction; negative or 0 for a fall, positive for a rise."""
+
+    metric: Metric
+    points: float
+
+    def broken_by(self, found: Comparison) -> Iterator[str]:
+        """A line for each difference beyond the limit, and for each model that the second run lacks.
+
+        :raises InputError: where nothing was compared that the limit speaks of, since it could not fail then.
+        """
+        rows = [row for row in found.rows if row.metric == self.metric]
+        if not rows:
+            raise InputError(f"--fail-on {self.metric}: no model has this in both runs; run both with the same attacks")
+        for name in found.only_first:
+            yield f"{name} is in A alone"
+        for row in rows:
+            beyond = row.difference - self.points if self.points > 0 else self.points - row.difference
+            if beyond > 1e-9:
+                at = "" if row.eps is None else f" at {words.budget(row.norm, row.eps)}"
+                yield (
+                    f"{row.first}: {words.METRICS[row.metric]}{at} {words.signed(row.difference)} points, "
+                    f"beyond {words.signed(self.points)}"
+                )
+
+
+def parse_limit(text: str) -> Limit:
+    """``METRIC:-1%``, in points of accuracy.
+
+    :raises InputError: in one line.
+    """
+    metric, colon, amount = text.partition(":")
+    number = re.fullmatch(r"([+-]\d+(?:\.\d+)?|0(?:\.0+)?)\s*%", amount.strip())
+    if not colon or number is None:
+        raise InputError(f"--fail-on {text}: not a limit with a sign, in percent; {_EXAMPLE}")
+    if metric not in _METRICS:
+        raise InputError(
+            f"--fail-on {text}: unknown metric {metric!r}{did_you_mean(metric, _METRICS)}; there is {' and '.join(_METRICS)}"
+        )
+    return Limit(metric, float(number[1]) / 100)
