@@ -105,6 +105,7 @@ def test_only_the_adapters_import_the_libraries_of_attacks():
         "torchattacks": {"attacks"},
         "pyautoattack": {"attacks"},
         "autoattack": {"attacks"},
+        "foolbox": {"attacks"},
         "art": {"attacks", "estimators", "api"},
     }
     for module, path in MODULES.items():

@@ -112,9 +112,9 @@ def craft(
     :param seed: of the attack's own randomness and of the draws that it sees of a stochastic model.
     """
     attack = ATTACKS[attack_id]
+    resolved = attack.resolve(options or {})
     if threat.norm not in attack.norms:
         raise InputError(f"{attack_id} has no norm {threat.norm}; it has {', '.join(attack.norms)}")
-    resolved = attack.resolve(options or {})
     model = estimator.model
     with (
         isolated(model, seed),
