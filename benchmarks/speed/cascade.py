@@ -5,6 +5,10 @@
 For each model and budget the robust accuracy of the matrix (every attack on every image) and of the cascade (cheap
 attacks first, only standing images go on), and the gradient evaluations of each, of attacks alone. Exit status 1 where a
 cascade leaves a higher accuracy than its matrix, beyond one image, or takes more than ``--share`` of its gradients.
+
+How little a cascade can take depends on what stands: every attack has to be tried once on every image that no attack
+breaks at the smallest budget. With a share s of such images and b budgets, that alone is s / b of a matrix whose attacks
+do not stop early, and more of one whose attacks do (AutoAttack).
 """
 
 from __future__ import annotations
