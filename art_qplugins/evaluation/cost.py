@@ -20,34 +20,16 @@ class Cost(NamedTuple):
 
 #: Options that a cost grows with in proportion.
 _FACTORS = ("max_iter", "num_random_init", "eot_iter", "n_queries", "nb_restarts", "targets")
-#: AutoAttack (Croce & Hein 2020, appendix): 100 iterations of each part, 9 target classes, 5000 queries.
-_APGD, _TARGETED, _QUERIES = Cost(100, 201), Cost(900, 1810), Cost(0, 5000)
-#: At an attack's default options, where they do not say it themselves.
-_DEFAULTS = {
-    "autoattack:apgd-ce": _APGD,
-    "autoattack:apgd-t": _TARGETED,
-    "autoattack:fab-t": _TARGETED,
-    "autoattack:square": _QUERIES,
-    "autoattack:standard": Cost(1900, 8821),
-    "autoattack:rand": Cost(4000, 4040),  # APGD-CE and APGD-DLR, 20 draws
-    "artq:multi-targeted": Cost(180, 370),
-    "artq:surrogates": Cost(60, 130),
-    "artq:shadow": Cost(40, 90),
-    "artq:bits": Cost(100, 210),
-    "artq:joint": Cost(40, 90),
-    "artq:eot": Cost(200, 210),
-    "artq:clean": Cost(0, 1),
-}
 
 
 def expected_cost(attack: str, options: Mapping[str, Any] | None = None) -> Cost | None:
     """At most about this much for each attacked image, with one pass an answer; ``None`` where nothing is known.
 
-    The registry's cost comes first, then the table above, then the number of steps that the options say.
+    The registry's cost at the default options, scaled to these; else the number of steps that they say.
     """
     entry = ATTACKS[attack]
     resolved = entry.resolve(options or {})
-    known = getattr(entry, "cost", None) or _DEFAULTS.get(attack)
+    known = entry.cost
     if known is None:
         return _steps(attack, resolved)
     factor = 1.0
