@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -29,7 +32,7 @@ from art_qplugins.evaluation.records import (
     Sample,
     Step,
 )
-from art_qplugins.report import read_run, select, words, write_report
+from art_qplugins.report import across, plots, read_run, robustbench, select, tex, words, write_report
 from art_qplugins.report.gallery import data_uri
 
 N = 200
@@ -74,6 +77,7 @@ def make_cell(model: str, attack: str, eps: float, accuracy: float | None, **mor
         "forward_samples": N * 20,
         "backward_samples": 0 if "square" in attack else N * 20,
         "seconds": 3.2,
+        "knowledge": "black-box" if "square" in attack else "white-box",
         "status": "success" if accuracy is not None else "error",
     }
     values |= more
@@ -158,6 +162,8 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
             guess = int(label[row]) if right else int((label[row] + 5) % 10)
             values = {"label": int(label[row]), "prediction": guess, "correct": float(right), "selection": float(right)}
             values |= {"distance": cell.eps, "margin": float(margins[row]), "loss": max(0.0, -float(margins[row]))}
+            if cell.role == "clean":  # the loss of a large margin rounds to zero, and so does its gradient
+                values["measures"] = {"gradient": 0.0 if margins[row] > 103 else float(np.exp(-abs(margins[row])))}
             lines.append(Sample(cell=cell.id, sample=f"digits-{row:04d}", **values).model_dump_json())
         if images is not None:
             np.savez_compressed(folder / "cells" / f"{cell.id}.npz", x_adv=images.astype(np.float32))
@@ -287,6 +293,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.ids: list[str] = []
         self.shown: list[str] = []
+        self.scripts = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -299,7 +306,10 @@ class Page(HTMLParser):
                 self.ids.append(value or "")
 
     def handle_data(self, data: str) -> None:
-        self.shown.append(data)
+        if self.tags[-1:] == ["script"] and not self.scripts:
+            self.scripts = 1
+        else:
+            self.shown.append(data)
 
     @property
     def text(self) -> str:
@@ -325,8 +335,11 @@ def plain(text: str) -> str:
 
 def test_writes_every_file_and_says_which(folder: Path) -> None:
     names = [path.relative_to(folder).as_posix() for path in write_report(folder)]
-    models = [f"figures/{what}-{name}.svg" for what in ("attacks", "margins") for name in MODELS]
-    assert names == ["results.md", "results.csv", "figures/robust-accuracy.svg", *models, "report.html"]
+    models = [f"figures/{what}-{name}.svg" for what in ("attacks", "margins", "gradients") for name in MODELS]
+    run_wide = [f"figures/{name}.svg" for name in ("robust-accuracy", "transfer")]
+    parquet = ["results.parquet", "samples.parquet"] if importlib.util.find_spec("pyarrow") else []
+    tables = ["results.md", "results.csv", "results.tex"]
+    assert names == [*parquet, *tables, *run_wide, *models, "report.html"]
     assert not [path for path in folder.rglob(".*") if path.is_file()], "a temporary file was left"
 
 
@@ -379,7 +392,11 @@ def test_page_answers_first(html: str) -> None:
 
 def test_page_needs_nothing_from_elsewhere(html: str) -> None:
     page = Page(html)
-    assert not {"script", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert not {"iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert page.tags.count("script") == 1 and page.tags[-1] == "script"
+    script = html.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in html, "the browser would not run it, or would run others too"
     assert [link for link in page.links if not link.startswith(("#", "data:"))] == ["evidence/mu%20law.npz"]
     assert not re.search(r"url\(\s*['\"]?(?!#)|@import", html)
     assert "default-src 'none'" in html
@@ -390,8 +407,9 @@ def test_page_is_well_formed(html: str) -> None:
     assert sorted(set(page.ids)) == sorted(page.ids), "an id is used twice"
     assert [link for link in page.links if link.startswith("#") and link[1:] not in page.ids] == []
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == 9
-    assert "NaN" not in html and "None" not in html
+    assert page.tags.count("svg") == 14
+    shown = html.split("<script>")[0]
+    assert "NaN" not in shown and "None" not in shown
 
 
 def test_skipped_checks_are_shown_like_the_others(html: str) -> None:
@@ -484,7 +502,7 @@ def test_a_single_model_is_the_page(tmp_path: Path) -> None:
     write_results(tmp_path, results.model_copy(update={"models": results.models[2:3]}))
     page = Page(write_report(tmp_path)[-1].read_text(encoding="utf-8"))
     assert '<ul class="cards"' not in page.text and page.tags.count("h1") == 1
-    assert page.ids[0] == "model-1" and page.tags.count("svg") == 3
+    assert page.ids[0] == "model-1" and page.tags.count("svg") == 4
 
 
 def test_partial_cells_are_never_shown_as_whole_ones(folder: Path, html: str) -> None:
@@ -508,13 +526,14 @@ def test_gallery_comes_from_the_cell_that_goes_furthest_beyond_the_claim(tmp_pat
     page = write_report(tmp_path)[-1].read_text(encoding="utf-8")
     gallery = page.split('id="model-3"')[1].split("Adversarial images")[1].split("</details>")[0]
     text = plain(Page(gallery).text)
-    assert "artq:apgd-margin within Linf, eps 0.15, which attacked 190 of 200 standing images." in text
+    assert "artq:apgd-margin within Linf, eps 0.15, which attacked 190 of 200 standing images, then ten times" in text
     assert text.count("→") == 6 and "All of these withstood the claimed attack" in text
     # Row 10 is the first that this cell attacked: its clean image stands beside its own adversarial one.
     noisy = np.load(next((tmp_path / "cells").glob("mu-law-3bit.artq-apgd-margin.Linf-0.15*")))["x_adv"][0]
     shown = re.findall(r'src="(data:[^"]+)"', gallery)
     clean = np.load(next((tmp_path / "cells").glob("mu-law-3bit.artq-clean*")))["x_adv"][10]
-    assert shown[:2] == [data_uri(clean), data_uri(noisy)]
+    grey = np.clip(0.5 + 10 * (noisy - clean), 0, 1)
+    assert shown[:3] == [data_uri(clean), data_uri(noisy), data_uri(grey)]
 
 
 @pytest.mark.parametrize(
@@ -558,7 +577,7 @@ def test_a_finished_run_with_a_failed_cell_says_what_failed() -> None:
 
 def test_gallery_shows_what_the_claimed_attack_left(html: str) -> None:
     masked = html.split('id="model-3"')[1].split("</section>")[0]
-    assert masked.count("data:image/png;base64,") == 12
+    assert masked.count("data:image/png;base64,") == 18
     assert "All of these withstood the claimed attack" in masked
 
 
@@ -568,11 +587,12 @@ def test_names_are_escaped_everywhere(tmp_path: Path, channels: int) -> None:
     written = write_report(tmp_path)
     for path in written:
         assert re.fullmatch(r"[a-z0-9.-]+", path.name) and path.is_relative_to(tmp_path)
-        if path.suffix != ".csv":
-            assert "<script" not in path.read_text(encoding="utf-8").lower()
-    assert not re.search(r"(?<!\\)\]\(", written[0].read_text(encoding="utf-8")), "a name became a link"
+        if path.suffix not in (".csv", ".parquet", ".tex"):
+            ours = int(path.name == "report.html")
+            assert path.read_text(encoding="utf-8").lower().count("<script") == ours
+    assert not re.search(r"(?<!\\)\]\(", (tmp_path / "results.md").read_text(encoding="utf-8")), "a name became a link"
     page = Page(written[-1].read_text(encoding="utf-8"))
-    assert EVIL in page.text and "script" not in page.tags
+    assert EVIL in page.text and page.tags.count("script") == 1
 
 
 @pytest.mark.parametrize("status", ["started", "error"])
@@ -608,7 +628,8 @@ def test_warnings_and_temperatures_are_shown(tmp_path: Path) -> None:
     change = {"notes": ["loss did not <move>"], "params": {"temperature": 331.234567}}
     cells = [cell.model_copy(update=change) if cell.role == "probe" else cell for cell in results.cells]
     write_results(tmp_path, results.model_copy(update={"cells": cells}))
-    written = {path.name: path.read_text(encoding="utf-8") for path in write_report(tmp_path)}
+    texts = [path for path in write_report(tmp_path) if path.suffix != ".parquet"]
+    written = {path.name: path.read_text(encoding="utf-8") for path in texts}
     assert "Warning: loss did not <move>" in Page(written["report.html"]).text
     for name in ("report.html", "results.md", "attacks-fp32.svg"):
         assert "art:pgd, logits / 331" in written[name]
@@ -750,7 +771,255 @@ def test_a_doubtful_verdict_does_not_deny_the_proof_beside_it() -> None:
         assert "no proof that the number" not in text and "no attack that proves" not in text
 
 
+def test_latex_is_escaped_and_has_every_model(tmp_path: Path) -> None:
+    results = build_run(tmp_path, rename={"mu-law-3bit": EVIL, "fp32": "a_b & 50% #1 {x}^2~"})
+    write_report(tmp_path)
+    text = (tmp_path / "results.tex").read_text(encoding="utf-8")
+    rows = text.split("\\midrule\n")[1].split("    \\bottomrule")[0].splitlines()
+    assert len(rows) == len(results.models) and all(row.endswith(r" \\") for row in rows)
+    # Whatever opens a group, a command or a column is ours: undo the escapes and nothing special is left in a name.
+    for row, name in zip(rows, ("a_b & 50% #1 {x}^2~", "dq-2bit", EVIL), strict=False):
+        shown = re.split(r"(?<!\\) & ", row.strip())[0]
+        left = re.sub(r"\\text[a-z]+\{\}|\\[&%$#_{}]", "", shown)
+        assert not set(left) & set('\\&%$#_{}~^<>|"'), left
+        assert len(re.split(r"(?<!\\) & ", row)) == 8
+        assert tex.escape(name) == shown
+    columns = [part.strip() for part in rows[2].removesuffix(r" \\").split(" & ")]
+    assert columns[-7:] == [
+        "200",
+        "97.0 [93.6, 98.6]",
+        "Linf, eps~0.15",
+        "95.0",
+        "5.0 [2.7, 9.0]",
+        "overstated",
+        "masked",
+    ]
+
+
+def test_parquet_holds_the_records(folder: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run = read_run(folder)
+    cells = parquet.read_table(folder / "results.parquet").to_pylist()
+    assert [row["id"] for row in cells] == [cell.id for cell in run.results.cells]
+    assert [row["accuracy"] for row in cells] == [cell.accuracy for cell in run.results.cells]
+    assert [json.loads(row["params"]) for row in cells] == [cell.params for cell in run.results.cells]
+    samples = parquet.read_table(folder / "samples.parquet").to_pylist()
+    recorded = [sample for rows in run.samples.values() for sample in rows]
+    assert [(r["cell"], r["sample"], r["correct"]) for r in samples] == [
+        (s.cell, s.sample, s.correct) for s in recorded
+    ]
+    assert [r["measures.gradient"] for r in samples] == [s.measures.get("gradient") for s in recorded]
+
+
+def test_without_pyarrow_nothing_is_said_and_old_tables_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_run(tmp_path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    for name in ("samples.parquet", "robustbench.json"):
+        (tmp_path / name).write_text("of an earlier run")
+    assert not [path for path in write_report(tmp_path) if path.suffix in (".parquet", ".json")]
+    assert not (tmp_path / "samples.parquet").exists() and not (tmp_path / "robustbench.json").exists()
+    assert (tmp_path / "results.json").exists()
+
+
+def test_transfer_is_the_fullest_matrix(folder: Path) -> None:
+    matrix = across.transfer(read_run(folder).results)
+    assert matrix is not None and (matrix.attack, matrix.norm, matrix.eps) == ("art:pgd", "Linf", CLAIM_EPS)
+    assert matrix.sources == ["fp32"] and matrix.targets == ["dq-2bit", "mu-law-3bit", "sq-ensemble"]
+    left = {target: matrix.cells["fp32", target].accuracy for target in matrix.targets}
+    assert left == {name: pytest.approx(MODELS[name][3][2] + 0.12) for name in left}
+    svg = (folder / "figures" / "transfer.svg").read_text(encoding="utf-8")
+    assert "fp32 to mu-law-3bit 17" in plain(svg)
+
+
+def test_a_model_alone_has_no_transfer_matrix(folder: Path) -> None:
+    results = read_run(folder).results
+    assert across.transfer(results.model_copy(update={"models": results.models[:2]})) is None
+
+
+def with_bits(results: Results) -> Results:
+    """The same models as if three of them were a sweep: 2 bits under two seeds, 3 bits, and another model."""
+    quantize = {"weight_bits": None, "clip": 6.0}
+    models = [
+        {"name": "fp32", "quantize": None},
+        {"name": "dq-2bit", "seed": 0, "replicate_of": "dq", "quantize": quantize | {"activation_bits": 2}},
+        {"name": "mu-law-3bit", "base": "x", "quantize": quantize | {"activation_bits": 3}},
+        {"name": "sq-ensemble", "seed": 1, "replicate_of": "dq", "quantize": quantize | {"activation_bits": 2}},
+    ]
+    return results.model_copy(update={"spec": {"resolved": {"models": models}}})
+
+
+def test_bits_are_read_from_the_recipe(tmp_path: Path) -> None:
+    results = with_bits(build_run(tmp_path))
+    (sweep,) = across.bit_sweeps(results)
+    assert sweep.what == "activation bits"
+    named = [(bits, [model.name for model in models]) for bits, models in sweep.models]
+    assert named == [("2", ["dq-2bit", "sq-ensemble"]), ("3", ["mu-law-3bit"])]
+    write_results(tmp_path, results)
+    write_report(tmp_path)
+    svg = (tmp_path / "figures" / "bits-1.svg").read_text(encoding="utf-8")
+    assert "3 (mu-law-3bit): clean 97 %, claimed 95 %, at most 5 %" in plain(svg)
+    models = results.spec["resolved"]["models"]
+    models[2]["quantize"] = models[2]["quantize"] | {"clip": 1.0}  # more than the bits differs now
+    assert across.bit_sweeps(results) == []
+
+
+def test_zero_gradients_have_a_bar_of_their_own(folder: Path) -> None:
+    svg = plain((folder / "figures" / "gradients-mu-law-3bit.svg").read_text(encoding="utf-8"))
+    run = read_run(folder)
+    clean = select.clean(run.results.models[2], run.results)
+    assert clean is not None
+    zeros = sum(sample.measures["gradient"] == 0 for sample in run.samples[clean.id])
+    assert 0 < zeros < N and f"exactly zero on {words.percent(zeros / N)}".replace("\xa0", " ") in svg
+    assert f">{zeros}</text>" in svg and ">zero</text>" in svg
+    none = (folder / "figures" / "gradients-fp32.svg").read_text(encoding="utf-8")
+    assert ">zero</text>" not in none
+
+
+@pytest.mark.parametrize("values", [[0.0], [1.0], [0.0, 1e-45, 1e30], [3e-7] * 5])
+def test_gradients_of_any_size_can_be_drawn(values: list[float]) -> None:
+    assert (
+        plots.gradient_histogram(values).axes[0].get_xlim()[0] < plots.gradient_histogram(values).axes[0].get_xlim()[1]
+    )
+
+
+def on_grid(results: Results, folder: Path, name: str, *, stochastic: bool = False) -> Results:
+    """Rounding mends every image whose row is odd, in the attacks of one model at the claim's budget."""
+    cells = [
+        cell.model_copy(update={"grid": 256, "grid_accuracy": 0.5, "grid_interval": (0.4, 0.6)})
+        if cell.model == name and cell.eps == CLAIM_EPS and cell.status == "success"
+        else cell
+        for cell in results.cells
+    ]
+    gridded = {cell.id for cell in cells if cell.grid}
+    lines = []
+    for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["cell"] in gridded:
+            odd = int(row["sample"][-4:]) % 2
+            row["measures"] = {"grid_correct": 1.0 if odd else row["correct"]}
+        lines.append(json.dumps(row))
+    (folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    models = [
+        model.model_copy(update={"stochastic": stochastic}) if model.name == name else model for model in results.models
+    ]
+    return results.model_copy(update={"cells": cells, "models": models})
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_both_numbers_where_pixels_were_rounded(tmp_path: Path, stochastic: bool) -> None:
+    write_results(tmp_path, on_grid(build_run(tmp_path), tmp_path, "fp32", stochastic=stochastic))
+    run = read_run(tmp_path)
+    model = run.results.models[0]
+    cells = [cell for cell in run.results.cells if cell.grid]
+    # Each of the odd rows is mended, and of the even ones those stand that no attack broke.
+    rows = [[sample.correct for sample in run.samples[cell.id]] for cell in cells]
+    left = (N / 2 + sum(min(row[i] for row in rows) for i in range(0, N, 2))) / N
+    grid = select.on_grid(model, run)
+    assert grid is not None and grid.levels == 256 and grid.accuracy == pytest.approx(left)
+    assert select.on_grid(run.results.models[1], run) is None
+    written = {
+        path.name: plain(path.read_text(encoding="utf-8"))
+        for path in write_report(tmp_path)
+        if path.suffix in (".html", ".md", ".tex", ".csv")
+    }
+    shown = plain(words.on_grid(grid))
+    assert shown in Page(written["report.html"]).text and shown in written["results.md"]
+    assert "Rounded to 256 levels" in written["results.tex"] and f"{100 * left:.1f} [" in written["results.tex"]
+    rows_ = csv.DictReader(io.StringIO(written["results.csv"]))
+    assert {row["grid_accuracy"] for row in rows_ if row["grid"]} == {"0.5"}
+
+
+def test_a_skipped_cell_says_why(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    skipped = results.cells[-1].model_copy(
+        update={"status": "skipped", "error": None, "notes": ["no <budget> is left"]}
+    )
+    write_results(tmp_path, results.model_copy(update={"cells": [*results.cells[:-1], skipped]}))
+    write_report(tmp_path)
+    text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert "83 cells, 0 failed, 1 not run." in text and "Not run: no <budget> is left" in text
+    assert "not run: no &lt;budget&gt; is left |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+# --- RobustBench
+
+
+def leaderboard_run(folder: Path, **changes: object) -> Results:
+    """What the leaderboard asks for: the published AutoAttack on all of CIFAR-10's test images, in order."""
+    n = int(str(changes.get("n", 10_000)))
+    common = {"forward_samples": n, "backward_samples": n, "seconds": 1.0, "status": "success", "params": {}}
+    common |= {"model": "net", "source": "net", "norm": "Linf", "seed": 0, "n": n, "interval": (0.4, 0.6)}
+    attack = {"id": "aa", "attack": "autoattack:standard", "role": "attack", "eps": 8 / 255, "accuracy": 0.50126}
+    attack |= {key: value for key, value in changes.items() if key in Cell.model_fields and key != "n"}
+    cells = [
+        Cell(**common | {"id": "clean", "attack": "artq:clean", "role": "clean", "eps": 0.0, "accuracy": 0.9}),
+        Cell(**common | attack),
+    ]
+    model = ModelResult(
+        **{"name": "net", "description": "WRN-28-10", "stochastic": bool(changes.get("stochastic")), "n": n},
+        **{"clean_accuracy": 0.9, "clean_interval": (0.89, 0.91), "robust": [], "summary": "", "findings": []},
+        **{"claim": Claim(status="NONE"), "verdict": str(changes.get("verdict", "NOT_REFUTED"))},
+    )
+    data = {"name": changes.get("data", "cifar10"), "split": changes.get("split", "test"), "n": n}
+    environment = Environment(packages={}, python="", platform="", device="cpu", git=None)
+    results = Results(
+        **{"status": "success", "created": "", "spec": {}, "data": data, "environment": environment},
+        **{
+            "models": [model, *([model.model_copy(update={"name": "two"})] if changes.get("twice") else [])],
+            "cells": cells,
+        },
+    )
+    write_results(folder, results)
+    start = 1 if changes.get("shuffled") else 0
+    row = {"label": 0, "prediction": 0, "correct": 1, "selection": 1, "distance": 0, "margin": 1, "loss": 0}
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
+        for i in range(n):
+            out.write(json.dumps({"cell": "clean", "sample": f"cifar10/test/{(i + start) % n:04d}"} | row) + "\n")
+    return results
+
+
+def test_a_leaderboard_entry_is_what_robustbench_reads(tmp_path: Path) -> None:
+    leaderboard_run(tmp_path)
+    run = read_run(tmp_path)
+    assert robustbench.obstacles(run.results.models[0], run) == []
+    ((name, text),) = robustbench.entries(run).items()
+    entry = json.loads(text)
+    assert name == "robustbench.json"
+    # The fields of model_info/cifar10/Linf/*.json there, accuracies as strings with two digits.
+    wanted = "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported"
+    assert list(entry) == [*wanted.split(), "autoattack_acc"]
+    assert (entry["eps"], entry["clean_acc"], entry["autoattack_acc"]) == ("8/255", "90.00", "50.13")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n": 1000}, "1000 images of the test split"),
+        ({"split": "train"}, "images of the train split"),
+        ({"shuffled": True}, "not in their order"),
+        ({"stochastic": True}, "random"),
+        ({"data": "mnist"}, "the data are mnist"),
+        ({"eps": 0.1}, "not run unmodified"),
+        ({"norm": "L1"}, "not run unmodified"),
+        ({"attack": "autoattack:rand"}, "not run unmodified"),
+        ({"params": {"temperature": 3.0}}, "not run unmodified"),
+        ({"rows": [0, 1], "of": 10_000}, "not run unmodified"),
+        ({"source": "other"}, "not run unmodified"),
+        ({"status": "error", "accuracy": None}, "not run unmodified"),
+        ({"verdict": "MASKED"}, "the verdict is MASKED"),
+    ],
+    ids=str,
+)
+def test_what_the_leaderboard_would_not_take_has_a_reason(
+    changes: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    leaderboard_run(tmp_path, **changes)
+    run = read_run(tmp_path)
+    assert any(reason in why for why in robustbench.obstacles(run.results.models[0], run))
+    assert robustbench.entries(run) == {}
+
+
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    build_run(target)
+    write_results(target, on_grid(with_bits(build_run(target)), target, "fp32"))
     print(*write_report(target), sep="\n")

@@ -117,5 +117,9 @@ def slug(name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    write_atomically(path, text.encode())
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    write_atomically(path, content)
     return path

@@ -1,4 +1,4 @@
-"""A few images that the strongest attack broke, clean and adversarial, as PNG data URIs."""
+"""A few images that the strongest attack broke: clean, adversarial, and ten times their difference, as PNG data URIs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from art_qplugins.report import select
 from art_qplugins.report.files import Run
 
 MAX_PAIRS = 6
+AMPLIFIED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     clean: str  # data URI
     adversarial: str
+    difference: str  # ten times, about grey
     label: str
     prediction: str
     distance: float
@@ -52,6 +54,7 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
             Pair(
                 clean=data_uri(clean_images[rows[sample.sample]]),
                 adversarial=data_uri(images[row]),
+                difference=data_uri(difference(clean_images[rows[sample.sample]], images[row])),
                 label=_class_name(run, sample.label),
                 prediction=_class_name(run, sample.prediction),
                 distance=sample.distance,
@@ -88,6 +91,11 @@ def _choose(broken: list[tuple[int, Sample]], stood: set[str]) -> list[tuple[int
         repeats = seen[sample.label] = seen.get(sample.label, -1) + 1
         ranked.append((sample.sample not in stood, repeats, row, sample))
     return [(row, sample) for _, _, row, sample in sorted(ranked, key=lambda item: item[:3])[:MAX_PAIRS]]
+
+
+def difference(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
+    """Ten times the change of each pixel about mid-grey, clipped: lighter where it was raised. (C, H, W) in [0, 1]."""
+    return np.clip(0.5 + AMPLIFIED * (adversarial - clean), 0.0, 1.0)
 
 
 def _class_name(run: Run, index: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from art_qplugins.evaluation.records import Cell, Finding, ModelResult, Robust
-from art_qplugins.report import ladder, select, tables, words
+from art_qplugins.report import ladder, robustbench, select, tables, words
 from art_qplugins.report.files import Run
 from art_qplugins.report.gallery import Gallery, gallery
 from art_qplugins.report.plots import Drawing, Figures
@@ -36,6 +38,9 @@ class _Section:
     evidence: str | None  # address of the evidence file, beside the report
     bars: Drawing | None
     margins: Drawing | None
+    gradients: Drawing | None
+    on_grid: select.OnGrid | None
+    robustbench: list[str]  # why its leaderboards would not take this model
     gallery: Gallery | None
 
 
@@ -46,19 +51,29 @@ def page(run: Run, figures: Figures) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     environment.filters.update(json=_json, svg=lambda drawing: Markup(inline(drawing.svg)))
-    template = environment.from_string(files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(_own("report.html.j2"))
+    script = _own("sort.js.j2")
     return template.render(
         results=results,
         sections=[_section(index, model, run, figures) for index, model in enumerate(results.models)],
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         curves=figures.curves,
+        transfer=figures.transfer,
+        bits=figures.bits,
         budgets=tables.budgets(results),
         robust_at=tables.robust_at,
         kind=select.kind,
         groups=_groups(results.cells, lambda cell: cell.model),
         names=_names(results.cells),
+        skipped=sum(cell.status == "skipped" for cell in results.cells),
         failed=[cell for cell in results.cells if cell.status == "error"],
         words=words,
     )
+
+
+def _own(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _section(index: int, model: ModelResult, run: Run, figures: Figures) -> _Section:
@@ -78,6 +93,9 @@ def _section(index: int, model: ModelResult, run: Run, figures: Figures) -> _Sec
         evidence=_address(model.evidence),
         bars=figures.bars[index],
         margins=figures.margins[index],
+        gradients=figures.gradients[index],
+        on_grid=select.on_grid(model, run),
+        robustbench=robustbench.obstacles(model, run),
         gallery=gallery(model, run),
     )
 

@@ -7,25 +7,26 @@ is, and a gate that waits for significance would let a model get worse a little 
 from __future__ import annotations
 
 import re
-import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.evaluation.compare import Comparison, Metric
 from art_qplugins.report import words
+
+if TYPE_CHECKING:
+    from art_qplugins.evaluation.compare import Comparison
 
 __all__ = ["Limit", "parse_limit"]
 
 _EXAMPLE = "write it as robust_accuracy:-1%"
-_METRICS = typing.get_args(Metric)
 
 
 @dataclass(frozen=True)
 class Limit:
     """``points``: the difference B - A that is still allowed, a fraction; negative or 0 for a fall, positive for a rise."""
 
-    metric: Metric
+    metric: str  # of words.METRICS
     points: float
 
     def broken_by(self, found: Comparison) -> Iterator[str]:
@@ -57,8 +58,8 @@ def parse_limit(text: str) -> Limit:
     number = re.fullmatch(r"([+-]\d+(?:\.\d+)?|0(?:\.0+)?)\s*%", amount.strip())
     if not colon or number is None:
         raise InputError(f"--fail-on {text}: not a limit with a sign, in percent; {_EXAMPLE}")
-    if metric not in _METRICS:
+    if metric not in words.METRICS:
         raise InputError(
-            f"--fail-on {text}: unknown metric {metric!r}{did_you_mean(metric, _METRICS)}; there is {' and '.join(_METRICS)}"
+            f"--fail-on {text}: unknown metric {metric!r}{did_you_mean(metric, words.METRICS)}; there is {' and '.join(words.METRICS)}"
         )
     return Limit(metric, float(number[1]) / 100)

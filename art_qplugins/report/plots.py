@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from art_qplugins.evaluation.records import Cell, ModelResult, Results
-from art_qplugins.report import select, words
+from art_qplugins.report import across, select, words
 from art_qplugins.report.files import Run, slug
-from art_qplugins.report.svg import styled, to_svg
+from art_qplugins.report.svg import cut, styled, to_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,11 +52,16 @@ class Figures:
     """Everything drawn for one run; the per-model lists run along ``results.models``."""
 
     curves: Drawing | None
+    transfer: Drawing | None
+    bits: list[Drawing]
     bars: list[Drawing | None]
     margins: list[Drawing | None]
+    gradients: list[Drawing | None]
 
     def all(self) -> list[Drawing]:
-        return [drawing for drawing in (self.curves, *self.bars, *self.margins) if drawing is not None]
+        whole = (self.curves, self.transfer, *self.bits)
+        each = (*self.bars, *self.margins, *self.gradients)
+        return [drawing for drawing in (*whole, *each) if drawing is not None]
 
 
 def figures(run: Run) -> Figures:
@@ -65,10 +70,18 @@ def figures(run: Run) -> Figures:
     curves = None
     if any(model.robust for model in results.models):
         curves = _drawing("robust-accuracy", curves_alt(results), robust_curves(results))
+    matrix = across.transfer(results)
+    sweeps = across.bit_sweeps(results)
     return Figures(
         curves=curves,
+        transfer=None if matrix is None else _drawing("transfer", across.heat_map_alt(matrix), across.heat_map(matrix)),
+        bits=[
+            _drawing(f"bits-{index + 1}", across.bit_bars_alt(sweep), across.bit_bars(sweep))
+            for index, sweep in enumerate(sweeps)
+        ],
         bars=[_bars(model, results) for model in results.models],
         margins=[_margins(model, run) for model in results.models],
+        gradients=[_gradients(model, run) for model in results.models],
     )
 
 
@@ -84,6 +97,13 @@ def _margins(model: ModelResult, run: Run) -> Drawing | None:
     if not values:
         return None
     return _drawing(f"margins-{slug(model.name)}", margins_alt(model, values), margin_histogram(values))
+
+
+def _gradients(model: ModelResult, run: Run) -> Drawing | None:
+    values = select.clean_gradients(model, run)
+    if not values:
+        return None
+    return _drawing(f"gradients-{slug(model.name)}", gradients_alt(model, values), gradient_histogram(values))
 
 
 def _drawing(name: str, alt: str, figure: Figure) -> Drawing:
@@ -135,7 +155,7 @@ def _curve(axes: Axes, model: ModelResult, norm: str, index: int) -> None:
         markersize=5,
         markeredgecolor="white",
         markeredgewidth=0.6,
-        label=_cut(model.name, 26),
+        label=cut(model.name, 26),
         clip_on=False,
     )
     claim = model.claim
@@ -188,7 +208,7 @@ def attack_bars(model: ModelResult, cells: Sequence[Cell]) -> Figure:
         if cell.interval is not None:
             axes.plot(cell.interval, [at, at], color=INK, linewidth=1, marker="|", markersize=5)
         bold = "bold" if select.is_claimed(model, cell) else "normal"
-        axes.text(0, row + 0.28, _cut(names[cell.id], 44), va="center", fontweight=bold)
+        axes.text(0, row + 0.28, cut(names[cell.id], 44), va="center", fontweight=bold)
         axes.text(1, row + 0.28, words.accuracy(cell.accuracy, cell.interval), va="center", ha="right", color=SOFT)
     _reference_lines(axes, model, len(shown))
     axes.set_xlim(0, 1)
@@ -256,11 +276,11 @@ def margin_histogram(margins: Sequence[float]) -> Figure:
     axes.hist(values, bins=edges, color="#0072b2", edgecolor="white", linewidth=0.4, zorder=3)
     axes.axvspan(LOSS_IS_ZERO, GRADIENT_IS_ZERO, color="#f3ead7", lw=0, zorder=0)
     axes.axvspan(GRADIENT_IS_ZERO, high, color="#e9d5cd", lw=0, zorder=0)
-    for cut, word in ((LOSS_IS_ZERO, "loss\nrounds to 0"), (GRADIENT_IS_ZERO, "gradient\nrounds to 0")):
-        axes.axvline(cut, color=INK, linewidth=1, linestyle=(0, (3, 1.5)), zorder=4)
+    for limit, word in ((LOSS_IS_ZERO, "loss\nrounds to 0"), (GRADIENT_IS_ZERO, "gradient\nrounds to 0")):
+        axes.axvline(limit, color=INK, linewidth=1, linestyle=(0, (3, 1.5)), zorder=4)
         axes.annotate(
-            f"{cut:g}: {word}",
-            (cut, 1),
+            f"{limit:g}: {word}",
+            (limit, 1),
             xycoords=("data", "axes fraction"),
             xytext=(3, 3),
             textcoords="offset points",
@@ -279,16 +299,47 @@ def margin_histogram(margins: Sequence[float]) -> Figure:
     return figure
 
 
+@styled
+def gradient_histogram(gradients: Sequence[float]) -> Figure:
+    """Largest entry of each clean image's gradient, on a logarithmic scale; exact zeros as a bar of their own.
+
+    :param gradients: max |dL/dx| per image, finite and not negative.
+    """
+    from matplotlib.figure import Figure
+
+    values = np.asarray(gradients, dtype=np.float64)
+    decades = np.floor(np.log10(values[values > 0])) if (values > 0).any() else np.array([0.0])
+    low, high = int(decades.min()), int(decades.max()) + 1
+    step = max(1, -(-(high - low) // 48))  # decades a bar, where there are very many
+    step = step if high - low > 12 else 0
+    edges = np.arange(low, high + step, step) if step else np.linspace(low, high, 4 * (high - low) + 1)
+    counts, edges = np.histogram(np.log10(values[values > 0]), bins=edges)
+    zeros, span = int((values == 0).sum()), edges[-1] - edges[0]
+    figure = Figure(figsize=(WIDTH, 2.2), layout="constrained")
+    axes = figure.add_subplot()
+    widths = np.diff(edges)
+    axes.bar(edges[:-1] + widths / 2, counts, widths, color="#0072b2", edgecolor="white", linewidth=0.4, zorder=3)
+    at, wide = edges[0] - 0.12 * span, 0.05 * span
+    if zeros:
+        axes.bar(at, zeros, wide, color="#d55e00", hatch="////", edgecolor="white", linewidth=0, zorder=3)
+        axes.annotate(f"{zeros}", (at, zeros), xytext=(0, 2), textcoords="offset points", ha="center", fontsize=8)
+    every = max(1, -(-(high - low) // 6))
+    ticks = list(range(low, high + 1, every))
+    names = [f"1e{tick}".replace("-", "\N{MINUS SIGN}") for tick in ticks]
+    axes.set_xticks([at, *ticks] if zeros else ticks, ["zero", *names] if zeros else names)
+    axes.set_xlim(at - wide if zeros else edges[0] - 0.02 * span, edges[-1] + 0.02 * span)
+    axes.margins(y=0.12)
+    axes.grid(axis="x", visible=False)
+    axes.yaxis.get_major_locator().set_params(nbins=4, integer=True)
+    axes.set_xlabel("largest entry of the loss gradient at clean images, float32")
+    return figure
+
+
 _WIDTH_AT_ZERO = 4.0  # the axis is about linear for margins within this
 
 
 def _percent_axis(axis: object) -> None:
     axis.set_ticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100\N{NO-BREAK SPACE}%"])
-
-
-def _cut(text: str, length: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def curves_alt(results: Results) -> str:
@@ -313,4 +364,12 @@ def margins_alt(model: ModelResult, margins: Sequence[float]) -> str:
         f"Histogram of the clean logit margins of {model.name}: median {np.median(values):.1f}; "
         f"{words.percent(float(np.mean(values > LOSS_IS_ZERO)))} above {LOSS_IS_ZERO}, where float32 cross-entropy is 0; "
         f"{words.percent(float(np.mean(values > GRADIENT_IS_ZERO)))} above {GRADIENT_IS_ZERO}, where its gradient is 0."
+    )
+
+
+def gradients_alt(model: ModelResult, gradients: Sequence[float]) -> str:
+    values = np.asarray(gradients)
+    return (
+        f"Histogram of the largest gradient entry of the clean images of {model.name}: median {np.median(values):.2g}; "
+        f"exactly zero on {words.percent(float(np.mean(values == 0)))} of {len(values)} images."
     )

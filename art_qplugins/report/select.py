@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Literal
 
-from art_qplugins.evaluation.records import Cell, ModelResult, Results, Sample
+import numpy as np
+
+from art_qplugins import metrics
+from art_qplugins.evaluation.records import Cell, Interval, ModelResult, Results, Sample
 from art_qplugins.report.files import Run
 
 Kind = Literal["white-box", "transfer", "black-box", "adaptive"]
@@ -77,6 +81,56 @@ def clean_margins(model: ModelResult, run: Run) -> list[float]:
     cell = clean(model, run.results)
     samples: list[Sample] = run.samples.get(cell.id, []) if cell else []
     return [sample.margin for sample in samples if sample.margin is not None and math.isfinite(sample.margin)]
+
+
+def clean_gradients(model: ModelResult, run: Run) -> list[float]:
+    """Largest entry of the loss gradient at each clean image, where it was measured."""
+    cell = clean(model, run.results)
+    samples = run.samples.get(cell.id, []) if cell else []
+    found = [sample.measures.get("gradient") for sample in samples]
+    return [value for value in found if value is not None and math.isfinite(value) and value >= 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGrid:
+    """The worst case once pixels were rounded to ``levels`` values, at the model's budget."""
+
+    levels: int
+    accuracy: float
+    interval: Interval
+
+
+def on_grid(model: ModelResult, run: Run) -> OnGrid | None:
+    """Over the cells that were judged on a grid too; None where none was.
+
+    For a random model the worst attack of an image is the one that independent draws chose, as without a grid.
+    """
+    at = budget(model, run.results)
+    if at is None:
+        return None
+    cells = [cell for cell in run.results.cells if cell.grid and run.samples.get(cell.id) and _counts(cell, model, at)]
+    levels = {cell.grid for cell in cells}
+    if len(levels) != 1 or all(cell.role == "clean" for cell in cells):
+        return None
+    places = {name: i for i, name in enumerate(dict.fromkeys(s.sample for c in cells for s in run.samples[c.id]))}
+    rounded, chosen_by = np.full((2, len(cells), len(places)), np.nan)
+    for row, cell in enumerate(cells):
+        for sample in run.samples[cell.id]:
+            correct = sample.measures.get("grid_correct")
+            rounded[row, places[sample.sample]] = np.nan if correct is None else correct
+            chosen_by[row, places[sample.sample]] = sample.selection
+    chosen_by = np.where(np.isnan(rounded), np.nan, chosen_by) if model.stochastic else rounded
+    # A number over some images would look like one over all.
+    if len(places) != model.n or np.isnan(rounded).all(axis=0).any():
+        return None
+    accuracy, interval = metrics.accuracy(metrics.worst_case(rounded, chosen_by))
+    return OnGrid(levels=next(level for level in levels if level), accuracy=accuracy, interval=interval)
+
+
+def _counts(cell: Cell, model: ModelResult, at: tuple[str, float]) -> bool:
+    """Whether a cell's images are legal at this budget; tests of an attack leave the images as they are."""
+    within = cell.eps == 0 or (cell.norm == at[0] and cell.eps <= at[1] * (1 + 1e-6))
+    return cell.model == model.name and cell.status == "success" and within and "check" not in cell.params
 
 
 def labels(cells: list[Cell]) -> dict[str, str]:

@@ -77,6 +77,12 @@ def to_svg(figure: Figure, *, alt: str, prefix: str) -> str:
     return text.replace("<svg ", label, 1)
 
 
+def cut(text: str, length: int) -> str:
+    """At most so many characters, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 def inline(svg: str) -> str:
     """The ``<svg>`` element alone, without a size of its own: the page decides how wide it is."""
     start = svg.index("<svg ")

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from art_qplugins.evaluation.records import Cell, ModelResult, Results, Robust
-from art_qplugins.report import ladder, select, words
+from art_qplugins.report import ladder, robustbench, select, words
 from art_qplugins.report.files import Run
 
 CSV_COLUMNS = (
     *("id", "model", "source", "attack", "role", "norm", "eps", "seed", "n", "accuracy", "lower", "upper"),
     *("forward_samples", "backward_samples", "seconds", "status", "error", "notes", "params"),
     "of",  # images in all, where only n of them were attacked
+    *("grid", "grid_accuracy", "grid_lower", "grid_upper"),  # once pixels were rounded to so many levels
     *("level", "step"),  # of the diagnosis that ran the cell; empty where it was the recipe's
     # Of the model, the same in all of its rows:
     *("verdict", "claim_status", "claimed", "corrected", "overstated_by", "overstated_lower", "overstated_upper"),
@@ -73,6 +74,7 @@ def _places(model: ModelResult, results: Results) -> dict[str, dict[str, object]
 def _csv_row(cell: Cell) -> dict[str, object]:
     row = {key: value for key, value in cell.model_dump().items() if key in CSV_COLUMNS}
     row["lower"], row["upper"] = cell.interval or (None, None)
+    row["grid_lower"], row["grid_upper"] = cell.grid_interval or (None, None)
     row["notes"] = "; ".join(cell.notes)
     row["params"] = json.dumps(cell.params, sort_keys=True, default=str)
     return row
@@ -96,19 +98,33 @@ def markdown(run: Run) -> str:
         *(f"**{_text(note)}**" for note in words.troubles(results)),
         READING,
         "## Summary",
-        _summary(results),
+        _summary(run),
         *(part for model in results.models for part in _model(model, run)),
         "## Cells",
         _cells(results),
+        "## RobustBench",
+        *_robustbench(run),
         "## Data",
         _text(", ".join(f"{key} {value}" for key, value in results.data.items())),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(results: Results) -> str:
+def _robustbench(run: Run) -> Iterable[str]:
+    """Which models its leaderboards would take, and why not the others."""
+    lines = []
+    for model in run.results.models:
+        why = robustbench.obstacles(model, run)
+        lines.append(f"- {_text(model.name)}: {'no: ' + _text('; '.join(why)) if why else 'yes, see the JSON entry'}.")
+    yield "\n".join(lines) or "No finished model."
+
+
+def _summary(run: Run) -> str:
+    results = run.results
     columns = budgets(results)
+    grids = [select.on_grid(model, run) for model in results.models]
     head = ["model", "n", "clean", *(words.budget(*column) for column in columns)]
+    rounded = ["corrected, pixels rounded"] if any(grids) else []
     rows = [
         [
             model.name,
@@ -117,14 +133,17 @@ def _summary(results: Results) -> str:
             *(_bound(robust_at(model, *column)) for column in columns),
             words.percent(model.claim.accuracy),
             words.at_most(model.claim.corrected, model.claim.interval),
+            *([words.on_grid(grid)] if rounded else []),
             words.CLAIMS[model.claim.status],
             words.overstated(model.claim) or words.NONE,
             words.verdict(model.verdict),
             words.layer(model.layer) or words.NONE,
         ]
-        for model in results.models
+        for model, grid in zip(results.models, grids, strict=True)
     ]
-    return _table([*head, "claimed", "corrected", "claim", "by how much", "verdict", "gradient lost at"], rows)
+    return _table(
+        [*head, "claimed", "corrected", *rounded, "claim", "by how much", "verdict", "gradient lost at"], rows
+    )
 
 
 def _bound(robust: Robust | None) -> str:
@@ -180,7 +199,14 @@ def _or_none(value: int | None) -> object:
     return words.NONE if value is None else value
 
 
+def _status(cell: Cell) -> str:
+    if cell.status == "success":
+        return "; ".join(["ok", *cell.notes])
+    return f"not run: {'; '.join(cell.notes)}" if cell.status == "skipped" else f"FAILED: {cell.error}"
+
+
 def _cells(results: Results) -> str:
+    gridded = any(cell.grid for cell in results.cells)
     rows = [
         [
             cell.model,
@@ -190,13 +216,16 @@ def _cells(results: Results) -> str:
             words.budget(cell.norm, cell.eps),
             words.images(cell),
             words.left(cell),
+            *([words.accuracy(cell.grid_accuracy, cell.grid_interval)] if gridded else []),
             cell.backward_samples,
             words.duration(cell.seconds),
-            "; ".join(["ok", *cell.notes]) if cell.status == "success" else f"FAILED: {cell.error}",
+            _status(cell),
         ]
         for cell in results.cells
     ]
-    head = ["model", "attack", "crafted on", "kind", "budget", "n", "accuracy", "backward passes", "time", "status"]
+    rounded = ["pixels rounded"] if gridded else []
+    head = ["model", "attack", "crafted on", "kind", "budget", "n", "accuracy", *rounded]
+    head += ["backward passes", "time", "status"]
     return _table(head, rows)
 
 

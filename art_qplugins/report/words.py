@@ -6,8 +6,12 @@ Robust accuracy is only ever an upper bound under the attacks that were run, and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.records import Cell, Claim, Finding, Interval, Layer, ModelResult, Results, Verdict
+
+if TYPE_CHECKING:
+    from art_qplugins.report.select import OnGrid
 
 NONE = "–"
 
@@ -29,6 +33,11 @@ def accuracy(value: float | None, bounds: Interval | None) -> str:
 def at_most(value: float | None, bounds: Interval | None) -> str:
     """A robust accuracy: ``≤ 4 % [2, 7]``."""
     return NONE if value is None else f"≤\N{NO-BREAK SPACE}{accuracy(value, bounds)}"
+
+
+def on_grid(grid: OnGrid | None) -> str:
+    """``≤ 4 % [2, 7] on 256 levels``."""
+    return NONE if grid is None else f"{at_most(grid.accuracy, grid.interval)} on {grid.levels} levels"
 
 
 def _number(fraction: float) -> str:

@@ -1,0 +1,57 @@
+"""``results.parquet`` and ``samples.parquet`` for programs, where pyarrow is installed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from art_qplugins.evaluation.records import Cell, Sample
+from art_qplugins.report.files import Run, write_bytes
+
+NAMES = ("results.parquet", "samples.parquet")
+
+
+def write(run: Run) -> list[Path]:
+    """One row a cell in ``results.parquet``, one row an image and cell in ``samples.parquet``; nothing without pyarrow.
+
+    Fields are those of the records. What is a table or a list there is JSON here, but for the measures of images, which
+    have a column each, ``measures.NAME``.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return []
+    tables = {
+        "results.parquet": _columns([_cell(cell) for cell in run.results.cells], list(Cell.model_fields)),
+        "samples.parquet": _columns(
+            [_sample(sample) for rows in run.samples.values() for sample in rows],
+            [name for name in Sample.model_fields if name != "measures"],
+        ),
+    }
+    written = []
+    for name, columns in tables.items():
+        out = pyarrow.BufferOutputStream()
+        parquet.write_table(pyarrow.table(columns), out)
+        written.append(write_bytes(run.folder / name, out.getvalue().to_pybytes()))
+    return written
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    return {key: _flat(value) for key, value in cell.model_dump(mode="json").items()}
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+
+
+def _sample(sample: Sample) -> dict[str, Any]:
+    row = sample.model_dump(mode="json", exclude={"measures"})
+    return row | {f"measures.{name}": value for name, value in sample.measures.items()}
+
+
+def _columns(rows: list[dict[str, Any]], first: list[str]) -> dict[str, list[Any]]:
+    """Columns in the order of the records, then what only some rows have; None where a row has it not."""
+    names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
+    return {name: [row.get(name) for row in rows] for name in names}

@@ -1,0 +1,101 @@
+"""An entry for RobustBench's leaderboards (Croce et al. 2021), or why a model has none.
+
+The file is what a pull request there adds as ``model_info/DATASET/THREAT/NAME.json``: accuracies are strings in percent.
+What no run knows (paper, authors, venue, training data) is null, for whoever submits it to fill in.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+from art_qplugins.evaluation.records import Cell, ModelResult
+from art_qplugins.report import select, words
+from art_qplugins.report.files import Run, slug
+
+#: The leaderboards: images in all, and the budgets.
+_BOARDS = {
+    "cifar10": (10_000, {"Linf": 8 / 255, "L2": 0.5}),
+    "cifar100": (10_000, {"Linf": 8 / 255}),
+}
+_ATTACK = "autoattack:standard"
+
+
+def entries(run: Run) -> dict[str, str]:
+    """JSON by file name: ``robustbench.json`` for one model that qualifies, ``robustbench-NAME.json`` for each of several."""
+    fit = [(model, cell) for model in run.results.models if (cell := _cell(model, run)) and not obstacles(model, run)]
+    names = ["robustbench.json"] if len(fit) == 1 else [f"robustbench-{slug(model.name)}.json" for model, _ in fit]
+    return {name: _entry(model, cell, run) for name, (model, cell) in zip(names, fit, strict=True)}
+
+
+def _entry(model: ModelResult, cell: Cell, run: Run) -> str:
+    values = {
+        "link": None,
+        "name": model.name,
+        "authors": None,
+        "additional_data": None,
+        "number_forward_passes": 1,
+        "dataset": str(run.results.data["name"]),
+        "venue": None,
+        "architecture": model.description,
+        "eps": "8/255" if cell.norm == "Linf" else f"{cell.eps:g}",
+        "clean_acc": f"{100 * model.clean_accuracy:.2f}",
+        "reported": None if model.claim.accuracy is None else f"{100 * model.claim.accuracy:.2f}",
+        "autoattack_acc": f"{100 * (cell.accuracy or 0.0):.2f}",
+    }
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def obstacles(model: ModelResult, run: Run) -> list[str]:
+    """Every reason why the leaderboard would not take this run as it is; empty where it would."""
+    return list(_obstacles(model, run))
+
+
+def _obstacles(model: ModelResult, run: Run) -> Iterator[str]:
+    data, n_and_budgets = run.results.data, _BOARDS.get(str(run.results.data.get("name")))
+    if n_and_budgets is None:
+        known, name = " and ".join(_BOARDS), data.get("name", "of no known set")
+        yield f"the data are {name}; it takes {known}, and ImageNet, whose list of images is not known here"
+        return
+    n, budgets = n_and_budgets
+    if data.get("split") != "test" or model.n != n:
+        yield f"{model.n} images of the {data.get('split')} split; it takes all {n:,} test images"
+    elif not _in_order(model, run):
+        yield "the test images are not in their order"
+    if model.stochastic:
+        yield "the model is random; it takes deterministic ones"
+    cell = _cell(model, run)
+    if cell is None:
+        wanted = " or ".join(words.budget(*budget) for budget in budgets.items())
+        yield f"{_ATTACK} was not run unmodified on all images at {wanted}"
+    if model.verdict in ("INVALID", "MASKED", "SUSPECT"):
+        yield f"the verdict is {words.verdict(model.verdict)}: AutoAttack's own number may be too high"
+    elif model.layer is not None:
+        yield f"the gradient is lost at {words.layer(model.layer)}"
+
+
+def _cell(model: ModelResult, run: Run) -> Cell | None:
+    """The cell of the published AutoAttack, its defaults untouched, on every image at a budget of the leaderboard."""
+    board = _BOARDS.get(str(run.results.data.get("name")))
+    for cell in run.results.cells:
+        if (
+            board is not None
+            and (cell.model, cell.source, cell.attack, cell.status) == (model.name, model.name, _ATTACK, "success")
+            and cell.rows is None
+            and cell.crafted_in is None
+            and cell.accuracy is not None
+            and cell.norm in board[1]
+            and math.isclose(cell.eps, board[1][cell.norm], rel_tol=1e-6)
+            and not cell.params  # the published suite has no options
+        ):
+            return cell
+    return None
+
+
+def _in_order(model: ModelResult, run: Run) -> bool:
+    """Sample ids end in their row in the source."""
+    clean = select.clean(model, run.results)
+    samples = run.samples.get(clean.id, []) if clean else []
+    rows = [sample.sample.rsplit("/", 1)[-1] for sample in samples]
+    return bool(rows) and all(row.isdigit() and int(row) == i for i, row in enumerate(rows))
