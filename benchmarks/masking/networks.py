@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from art_qplugins import Dataset, load
 from art_qplugins.checkpoint import load_checkpoint, save_checkpoint
 
-__all__ = ["DATASETS", "Net", "Recipe", "Shape", "Site", "cached", "fit", "network", "trained"]
+__all__ = ["DATASETS", "Net", "Recipe", "Shape", "Site", "cached", "fingerprint", "fit", "network", "trained"]
 
 DATASETS = ("digits", "mnist")
 CLASSES = 10
@@ -320,6 +320,14 @@ def cached(site: Site, key: object, make: Callable[[], nn.Module], teach: Callab
     teach(model)
     save_checkpoint(path, model, {"dataset": site.dataset, "seed": site.seed, "recipe": repr(key)})
     return model.eval()
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Of weights and their names: what a network that another one is made from adds to that one's key."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _digest(key: object) -> str:

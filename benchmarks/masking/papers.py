@@ -37,7 +37,7 @@ from art_qplugins.quantizers import QuantReLU, bake
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Record, diagnosed, version
-from networks import Recipe, Shape, Site, adversarial, cached, cross_entropy, fit, network, trained
+from networks import Recipe, Shape, Site, adversarial, cached, cross_entropy, fingerprint, fit, network, trained
 from plants import Scaled, TanhQuantized
 from tables import percent, table
 from zoo import Built, Row
@@ -104,7 +104,7 @@ def _ensemble(site: Site, eot_draws: int | None) -> Built:
     base = trained(site, Recipe())  # with strides, since every pass here is ten
     model = cached(
         site,
-        ("stochastic", 2, recipe),
+        ("stochastic", fingerprint(base), 2, recipe),
         lambda: quantize(base, activation_bits=2, alpha=2.0, clip=2.0, trainable=True, seed=site.seed),
         lambda m: fit(m, cross_entropy(), site, recipe),
     )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from networks import DATASETS, Recipe, Shape, Site, cached, cross_entropy, fit, imitating, network, trained
+from networks import DATASETS, Recipe, Shape, Site, cached, cross_entropy, fingerprint, fit, imitating, network, trained
 from networks import adversarial as adversarial_loss
 from plants import (
     BatchStatistics,
@@ -157,18 +157,15 @@ def trades(site: Site, beta: float = 6.0, **more: Any) -> nn.Module:
     return trained(site, _robust_recipe(site, loss="trades", beta=beta, **more))
 
 
-def _tuned(site: Site, base: nn.Module, of: str, adversarially: bool = False, **bits: Any) -> nn.Module:
-    """Quantized, trained on for a little so that it gets used to it, and deployed.
-
-    :param of: what ``base`` is, for the cache.
-    """
+def _tuned(site: Site, base: nn.Module, adversarially: bool = False, **bits: Any) -> nn.Module:
+    """Quantized, trained on for a little so that it gets used to it, and deployed."""
     options = (("eps", _ROBUST[site.dataset]), ("steps", 4), ("warm", 0.0)) if adversarially else ()
-    recipe = Recipe(loss="adversarial" if adversarially else "cross_entropy", options=options, epochs=2)
-    recipe = Recipe(loss=recipe.loss, options=options, epochs=2, learning_rate=0.02)
+    name = "adversarial" if adversarially else "cross_entropy"
+    recipe = Recipe(loss=name, options=options, epochs=2, learning_rate=0.02)
     loss = adversarial_loss(**dict(options)) if adversarially else cross_entropy()  # type: ignore[arg-type]
     model = cached(
         site,
-        ("tuned", of, tuple(bits.items()), recipe),
+        ("tuned", fingerprint(base), tuple(bits.items()), recipe),
         lambda: quantize(base, trainable=True, seed=site.seed, **bits),
         lambda m: fit(m, loss, site, recipe),
     )
@@ -176,9 +173,9 @@ def _tuned(site: Site, base: nn.Module, of: str, adversarially: bool = False, **
 
 
 def _stochastic(site: Site, bits: int = 2, adversarially: bool = False, **options: Any) -> nn.Module:
-    base, of = (robust(site), "robust") if adversarially else (plain(site), "plain")
-    network = _tuned(site, base, of, adversarially, activation_bits=bits, alpha=2.0, clip=2.0)
-    return StochasticEnsemble(network, **options).eval()
+    base = robust(site) if adversarially else plain(site)
+    members = _tuned(site, base, adversarially, activation_bits=bits, alpha=2.0, clip=2.0)
+    return StochasticEnsemble(members, **options).eval()
 
 
 def _binary(site: Site, slope: float | None) -> Built:
@@ -343,8 +340,8 @@ _HONEST = (
     # Quantized
     _honest("8bit", "quantized", lambda s: quantize(plain(s), 8, 8), "straight-through, close to float"),
     _honest("4bit", "quantized", lambda s: quantize(plain(s), 4, 4), "straight-through"),
-    _honest("3bit", "quantized-coarse", lambda s: _tuned(s, plain(s), "plain", activation_bits=3, weight_bits=3, clip=2.0), "quantization-aware training"),
-    _honest("2bit-weights", "quantized-coarse", lambda s: _tuned(s, plain(s), "plain", weight_bits=2), "exactly differentiable in the pixels"),
+    _honest("3bit", "quantized-coarse", lambda s: _tuned(s, plain(s), activation_bits=3, weight_bits=3, clip=2.0), "quantization-aware training"),
+    _honest("2bit-weights", "quantized-coarse", lambda s: _tuned(s, plain(s), weight_bits=2), "exactly differentiable in the pixels"),
     _honest("3bit-weights", "quantized-coarse", lambda s: quantize(plain(s), weight_bits=3), "mu-law's control"),
     _honest("rounded-bpda", "bpda", lambda s: _input(plain, Rounded, 5, True)(s).model, "rounding, through its BPDA", eps=_ROBUST),
     _honest("compressed-bpda", "bpda", lambda s: _input(plain, Compressed, 0.1, True)(s).model, "lossy, through BPDA"),
@@ -360,7 +357,7 @@ _HONEST = (
     _honest("at-8bit", "at-quantized", lambda s: quantize(robust(s), 8, 8), "honest quantization", eps=_ROBUST),
     _honest("at-4bit", "at-quantized", lambda s: quantize(robust(s), 4, 4), "coarser", eps=_ROBUST),
     _honest("trades-8bit", "at-quantized", lambda s: quantize(trades(s), 8, 8), "of TRADES", eps=_ROBUST),
-    _honest("at-4bit-tuned", "at-quantized", lambda s: _tuned(s, robust(s), "robust", True, activation_bits=4, weight_bits=4, clip=2.0), "adversarially trained when quantized", eps=_ROBUST),
+    _honest("at-4bit-tuned", "at-quantized", lambda s: _tuned(s, robust(s), True, activation_bits=4, weight_bits=4, clip=2.0), "adversarially trained when quantized", eps=_ROBUST),
     # Stochastic, attacked through the deployed average
     _honest("sq-eot-4", "sq", lambda s: _stochastic(s, draws=4), "ensemble of four, attacked as such"),
     _honest("sq-eot-8", "sq", lambda s: _stochastic(s, draws=8), "of eight", options={"max_iter": 40}),
