@@ -23,6 +23,9 @@ from art_qplugins.threat import Threat
 
 __all__ = ["Crafted", "craft"]
 
+#: AutoAttack and the loops of this package keep their best image.
+_WATCHED = ("art", "torchattacks", "foolbox")
+
 
 @dataclass(frozen=True)
 class Crafted:
@@ -65,7 +68,9 @@ def _counting(module: nn.Module) -> Iterator[_Counter]:
 def _seen(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
 ) -> contextlib.AbstractContextManager[Path | None]:
-    return tracking(model, x, y, threat) if attack.knowledge == "white-box" else contextlib.nullcontext()
+    """The path of attacks that may return another image than their best; the others need no watching."""
+    watched = attack.knowledge == "white-box" and attack.name.split(":")[0] in _WATCHED
+    return tracking(model, x, y, threat) if watched else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,105 @@
+"""What the harness costs: an attack as a cell of a run, against the same attack by hand.
+
+    python benchmarks/speed/harness.py [--rounds 3] [--images 8]
+
+Interleaved in one process; the median of the rounds' ratios counts. PGD-20 is held against a bare loop of 20 forward and
+backward passes on ResNet-18 and 32 x 32 pixels, AutoAttack (standard) against pyautoattack called by hand on a small
+network, where both must leave the same robust images. The cell's side has what a run does besides: watching the path,
+checking every image, asking the target again, records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import statistics
+import time
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+import art_qplugins
+from art_qplugins import QuantizedClassifier, load, train
+from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.evaluation.execute import Bench
+from art_qplugins.evaluation.store import Memory
+from art_qplugins.evaluation.verify import stream
+from art_qplugins.models import MODELS
+from art_qplugins.models.convnet import ConvNet
+
+
+def bench(model: nn.Module, x: Tensor, y: Tensor) -> Bench:
+    estimator = QuantizedClassifier(model.eval(), nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, device_type="cpu")
+    return Bench({"m": estimator}, x, y, [str(i) for i in range(len(x))], 250)
+
+
+def spec(attack: str, eps: float) -> CellSpec:
+    return CellSpec(model="m", source="m", attack=attack, norm="Linf", eps=eps, seed=0)
+
+
+def cell(here: Bench, wanted: CellSpec) -> tuple[float, list[bool]]:
+    started = time.perf_counter()
+    outcome, _ = here.run(wanted, Memory())
+    assert outcome.ok, outcome.cell.error
+    return time.perf_counter() - started, [s.correct > 0.5 for s in outcome.samples]
+
+
+def bare_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = 20) -> float:
+    started = time.perf_counter()
+    for p in model.parameters():
+        p.requires_grad_(False)
+    point = x + eps * (2 * torch.rand_like(x) - 1)
+    for _ in range(steps):
+        point = point.clamp(0, 1).requires_grad_()
+        loss = nn.functional.cross_entropy(model(point), y)
+        (gradient,) = torch.autograd.grad(loss, point)
+        point = (x + (point.detach() + eps / 8 * gradient.sign() - x).clamp(-eps, eps)).detach()
+    return time.perf_counter() - started
+
+
+def bare_autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> tuple[float, list[bool]]:
+    from pyautoattack import AutoAttack
+
+    started = time.perf_counter()
+    attack = AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=stream(0, "attack"), device="cpu")
+    x_adv = attack.run_standard_evaluation(x, y, batch_size=250)[0]
+    with torch.no_grad():
+        right = (model(x_adv).argmax(1) == y).tolist()
+    return time.perf_counter() - started, right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=8)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    large = MODELS["resnet18"].load()(input_shape=(3, 32, 32), nb_classes=10).eval()
+    x, y = torch.rand(arguments.images, 3, 32, 32), torch.arange(arguments.images) % 10
+    here = bench(large, x, y)
+    ratios = []
+    for _ in range(arguments.rounds):
+        bare = bare_pgd(large, x, y, 8 / 255)
+        ratios.append(cell(here, spec("art:pgd", 8 / 255))[0] / bare)
+    print(f"{datetime.date.today()}; art_qplugins {art_qplugins.__version__}, torch {torch.__version__}, Python")
+    print(f"{platform.python_version()}, CPU, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
+    shown = ", ".join(f"{r:.2f}" for r in ratios)
+    print(f"PGD-20, ResNet-18, {arguments.images} images: {statistics.median(ratios):.2f} x bare ({shown})")
+    images = load("digits", "test").take(100, seed=0)
+    small = train(ConvNet((1, 8, 8), 10, width=8), load("digits", "train"), epochs=6).eval()
+    here, ratios = bench(small, images.x(), images.y()), []
+    for _ in range(arguments.rounds):
+        seconds, by_hand = bare_autoattack(small, images.x(), images.y(), 0.1)
+        mine, in_a_run = cell(here, spec("autoattack:standard", 0.1))
+        ratios.append(mine / seconds)
+        assert by_hand == in_a_run, "not the same robust images"
+    shown = ", ".join(f"{r:.2f}" for r in ratios)
+    print(f"AutoAttack standard, small network, 100 images: {statistics.median(ratios):.2f} x by hand ({shown});")
+    print(f"the same {sum(by_hand)} robust images")
+
+
+if __name__ == "__main__":
+    main()
