@@ -62,6 +62,7 @@ _ADDRESS = click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Attack N images; the same as --set data.limit=N."
 )
 @click.option("--dry-run", is_flag=True, help="Check the recipe, list what would run, and write nothing.")
+@click.option("--log", metavar="tensorboard:DIR|mlflow:URI", help="Also send losses and accuracies to a tracker.")
 @_EXECUTOR
 @_WORKERS
 @_ADDRESS
@@ -73,6 +74,7 @@ def run(
     changes: tuple[str, ...],
     limit: int | None,
     dry_run: bool,
+    log: str | None,
     **executor: Any,
 ) -> None:
     """Train what has no checkpoint, attack, verify, diagnose, report.
@@ -93,7 +95,7 @@ def run(
     from art_qplugins.report import write_report
 
     folder = out or Path("results") / settings.name
-    with terminal.LiveProgress() as progress:
+    with terminal.LoggedProgress(log) if log else terminal.LiveProgress() as progress:
         results = run_recipe(
             settings, given, folder, data_root=data_root, download=download, progress=progress, **executor
         )

@@ -6,29 +6,37 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import textwrap
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from art_qplugins.errors import InputError
 from art_qplugins.evaluation.records import Finding, Interval, ModelResult, Results
 from art_qplugins.registry import Entry
 from art_qplugins.report import Run, ladder, words
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from art_qplugins.attacks import Attack
     from art_qplugins.attacks.suites import Suite
     from art_qplugins.evaluation.compare import Comparison
+    from art_qplugins.evaluation.outcome import Outcome
     from art_qplugins.replay import Replay
 
 __all__ = [
     "LiveProgress",
+    "LoggedProgress",
     "show_comparison",
     "show_diagnosis",
     "show_health",
@@ -46,7 +54,10 @@ def _console() -> Console:
 
 
 class LiveProgress:
-    """Bars on a terminal; a plain line per finished model and cell elsewhere. See :class:`~art_qplugins.pipeline.Progress`."""
+    """A line per finished model and cell, and bars on a terminal. See :class:`~art_qplugins.pipeline.Progress`.
+
+    A cell's line ends in what all attacks so far leave of the model at its budget, and the time left at the pace so far.
+    """
 
     def __init__(self) -> None:
         self.console = _console()
@@ -61,6 +72,8 @@ class LiveProgress:
             disable=not self.console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._worst: dict[tuple[str, str, float], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
+        self._total, self._start = 0, time.monotonic()
 
     def __enter__(self) -> LiveProgress:
         self._bars.start()
@@ -80,13 +93,16 @@ class LiveProgress:
 
     def cells(self, total: int) -> None:
         """May be called again: what a diagnosis needs is known as it goes."""
+        if not self._total:  # what came before was data and training
+            self._start = time.monotonic()
         self._total = total
         if "cells" not in self._tasks:
             self._tasks["cells"] = self._bars.add_task("attack", total=total)
         self._bars.update(self._tasks["cells"], total=total)
 
-    def cell(self, outcome: Any, reused: bool) -> None:
+    def cell(self, outcome: Outcome, reused: bool) -> None:
         cell = outcome.cell
+        so_far = self._so_far(outcome)
         self.reused, self.computed = self.reused + reused, self.computed + (not reused)
         self._bars.update(self._tasks["cells"], advance=1, description=f"{cell.model}: {cell.label}"[:40])
         if not reused:
@@ -96,7 +112,93 @@ class LiveProgress:
             if cell.rows is not None:
                 left += f" of {cell.n}"
             done = self.reused + self.computed
-            self.console.print(f"{done:3}/{self._total} {cell.model}: {cell.label}{source}{budget} -> {left}")
+            line = f"{done:3}/{self._total} {cell.model}: {cell.label}{source}{budget} -> {left}"
+            if so_far is not None:
+                line += f", so far at most {100 * so_far:.1f} %"
+            if seconds := self._time_left():
+                line += f", {words.duration(seconds)} left"
+            self.console.print(line, markup=False)
+
+    def _so_far(self, outcome: Outcome) -> float | None:
+        """What every attack of the recipe so far leaves at this cell's budget, image by image; None for other cells."""
+        cell = outcome.cell
+        if cell.role != "attack" or not outcome.ok or "check" in cell.params:
+            return None
+        correct, selection = outcome.column("correct"), outcome.column("selection")
+        key = (cell.model, cell.norm, cell.eps)
+        if key in self._worst:
+            before = self._worst[key]
+            better = np.isnan(selection) | (before[1] <= selection)
+            correct, selection = (np.where(better, *pair) for pair in zip(before, (correct, selection), strict=True))
+        self._worst[key] = correct, selection
+        return None if np.isnan(correct).any() else float(correct.mean())
+
+    def _time_left(self) -> float:
+        """Seconds for the cells that are left, at the pace of those computed here."""
+        left = self._total - self.reused - self.computed
+        return left * (time.monotonic() - self._start) / self.computed if self.computed else 0.0
+
+
+class LoggedProgress(LiveProgress):
+    """The same, and every loss and every accuracy of the recipe's attacks sent to a tracker.
+
+    :param log: ``tensorboard:FOLDER`` or ``mlflow:URI``.
+    :raises InputError: for another tracker, or one whose package is not installed.
+    """
+
+    def __init__(self, log: str) -> None:
+        super().__init__()
+        tracker, _, target = log.partition(":")
+        if tracker not in _TRACKERS or not target:
+            raise InputError(f"--log {log}: write tensorboard:FOLDER or mlflow:URI")
+        try:
+            self._scalar, self._close = _TRACKERS[tracker](target)
+        except ImportError:
+            raise InputError(
+                f"--log {log}: {tracker} is not installed; type: pip install {tracker}, or leave --log out"
+            ) from None
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._close()
+
+    def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
+        super().training(model, epoch, epochs, loss)
+        self._scalar(f"{model}/loss", loss, epoch)
+
+    def cell(self, outcome: Outcome, reused: bool) -> None:
+        super().cell(outcome, reused)
+        cell = outcome.cell
+        if cell.accuracy is not None and cell.role != "probe":  # a diagnosis attacks what still stands
+            budget = "" if cell.eps == 0 else f"/{cell.norm} {cell.eps:.3g}"
+            self._scalar(f"{cell.model}/{cell.label}{budget}", cell.accuracy, self.reused + self.computed)
+
+
+_Tracker = tuple[Callable[[str, float, int], None], Callable[[], None]]
+
+
+def _tensorboard(folder: str) -> _Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+    return writer.add_scalar, writer.close
+
+
+def _mlflow(uri: str) -> _Tracker:
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("artq")
+    mlflow.start_run()
+
+    def scalar(name: str, value: float, step: int) -> None:
+        # The only signs that its names may have.
+        mlflow.log_metric(re.sub(r"[^\w./ -]", "_", name), value, step)
+
+    return scalar, mlflow.end_run
+
+
+_TRACKERS: Mapping[str, Callable[[str], _Tracker]] = {"tensorboard": _tensorboard, "mlflow": _mlflow}
 
 
 def show_plan(recipe: Any, subjects: Sequence[Any], cells: Sequence[Any]) -> None:

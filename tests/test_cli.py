@@ -216,6 +216,99 @@ def test_a_run_and_the_same_again(artq):
     assert Path("out/report.html").read_text()[:200] == page[:200]
 
 
+def finished(correct, *, attack="art:pgd", role="attack", rows=None, eps=0.1):
+    from types import SimpleNamespace
+
+    from art_qplugins.evaluation.outcome import Outcome
+    from art_qplugins.evaluation.records import Cell
+
+    cell = Cell(
+        **{
+            "id": "c",
+            "model": "net [b]",
+            "source": "net [b]",
+            "attack": attack,
+            "role": role,
+            "params": {},
+            "norm": "Linf",
+        },
+        **{"eps": eps, "seed": 0, "n": len(correct), "accuracy": sum(correct) / len(correct), "interval": None},
+        **{"forward_samples": 1, "backward_samples": 1, "seconds": 1.0, "status": "success"},
+        **{"rows": rows, "of": 4 if rows else None},
+    )
+    return Outcome(cell, [SimpleNamespace(measures={}, correct=c, selection=c) for c in correct])
+
+
+def test_each_cell_says_what_is_left_so_far_and_how_long_it_takes(capsys, monkeypatch):
+    from art_qplugins import terminal
+
+    now = [100.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.LiveProgress() as progress:
+        progress.cells(5)
+        told = []
+        for outcome in (
+            finished([1, 1, 1, 0], role="clean", eps=0),
+            finished([1, 1, 0, 0]),
+            finished([0, 1, 1, 1], attack="art:fgsm"),
+            finished([0], attack="art:bim", rows=[1]),  # on the one image that still stands
+        ):
+            now[0] += 10
+            progress.cell(outcome, False)
+            told.append(" ".join(capsys.readouterr().out.split()))
+    assert told == [
+        "1/5 net [b]: art:pgd -> 75.0 %, 40.0 s left",
+        "2/5 net [b]: art:pgd Linf 0.1 -> 50.0 %, so far at most 50.0 %, 30.0 s left",
+        "3/5 net [b]: art:fgsm Linf 0.1 -> 75.0 %, so far at most 25.0 %, 20.0 s left",
+        "4/5 net [b]: art:bim Linf 0.1 -> 0.0 % of 1, so far at most 0.0 %, 10.0 s left",
+    ]
+
+
+def test_a_random_model_is_not_broken_by_lucky_draws(capsys):
+    """Which attack was worse is asked of draws that the number is not read from."""
+    from types import SimpleNamespace
+
+    from art_qplugins.evaluation.outcome import Outcome
+    from art_qplugins.terminal import LiveProgress
+
+    with LiveProgress() as progress:
+        progress.cells(2)
+        for correct, selection in ((0.6, 0.2), (0.1, 0.3)):
+            sample = SimpleNamespace(measures={}, correct=correct, selection=selection)
+            progress.cell(Outcome(finished([correct]).cell, [sample]), False)
+    assert "so far at most 60.0 %" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_tracker_gets_every_number(artq, monkeypatch):
+    """The calls that MLflow documents, noted."""
+    from types import SimpleNamespace
+
+    logged, calls = {}, []
+    fake = SimpleNamespace(
+        set_tracking_uri=calls.append,
+        set_experiment=calls.append,
+        start_run=lambda: calls.append("start"),
+        end_run=lambda: calls.append("end"),
+        log_metric=lambda name, value, step: logged.__setitem__(name, value),
+    )
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
+    status, _, err = artq("run", "small.toml", "--out", "out", "--log", "mlflow:file:runs")
+    assert (status, err) == (0, "") and calls == ["file:runs", "artq", "start", "end"]
+    cells = json.loads(Path("out/results.json").read_text())["cells"]
+    clean, fgsm = (cell["accuracy"] for cell in cells if cell["role"] != "probe")
+    assert logged.pop("fp32/loss") > 0
+    assert logged == {"fp32/artq_clean": clean, "fp32/art_fgsm/Linf 0.1": fgsm}
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "mlflow"])
+def test_a_tracker_that_is_not_there_is_one_line(tracker, artq, monkeypatch):
+    monkeypatch.setitem(sys.modules, tracker, None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    status, out, err = artq("run", "small.toml", "--log", f"{tracker}:x", "--out", "out")
+    assert (status, out) == (2, "") and err.count("\n") == 1
+    assert f"pip install {tracker}" in err and not Path("out").exists()
+
+
 def diagnosis(**changes):
     """A model's record, and a folder of a run without samples."""
     from art_qplugins.evaluation.records import Claim, Finding, Layer, ModelResult, Step
@@ -386,6 +479,10 @@ def test_a_run_that_is_cut_short_says_how_to_go_on(raised, status, message, artq
         (["run", "small.toml", "--set", "data.name=npz:no.npz"], "no.npz"),
         (["run", "small.toml", "--limit", "0"], "--limit"),
         (["run", "small.toml", "--dryrun"], "--dry-run"),
+        (["run", "small.toml", "--log", "wandb:x"], "tensorboard:FOLDER or mlflow:URI"),
+        (["run", "small.toml", "--log", "mlflow:"], "tensorboard:FOLDER or mlflow:URI"),
+        (["compare", "nowhere", "small.toml"], "nowhere"),
+        (["compare", "a", "b", "--fail-on", "robust:-1%"], "unknown metric 'robust'"),
         (["run", "small.toml", "--out", "small.toml"], "small.toml"),
         (["run"], "RECIPE"),
         (["rum", "small.toml"], "rum"),

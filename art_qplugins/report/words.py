@@ -41,7 +41,8 @@ def on_grid(grid: OnGrid | None) -> str:
 
 
 def _number(fraction: float) -> str:
-    return f"{100 * fraction:.1f}".removesuffix(".0")
+    # Adding zero takes the sign from what rounds to it.
+    return f"{round(100 * fraction, 1) + 0.0:.1f}".removesuffix(".0")
 
 
 def eps(value: float) -> str:
