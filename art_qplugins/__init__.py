@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from art_qplugins.defences.training import train
     from art_qplugins.errors import InputError
     from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
+    from art_qplugins.evidence import replay
     from art_qplugins.quantizers import (
         MuLawMapping,
         QuantReLU,
@@ -48,6 +49,7 @@ _HOME = {
     "evaluate": "api",
     "load": "data",
     "quantize": "quantizers",
+    "replay": "evidence",
     "surrogate": "quantizers",
     "train": "defences.training",
 }
@@ -73,6 +75,7 @@ __all__ = [
     "evaluate",
     "load",
     "quantize",
+    "replay",
     "surrogate",
     "train",
 ]

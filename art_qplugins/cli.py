@@ -204,8 +204,8 @@ def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
     random model: in a quarter of 20 fresh draws or more), else 1.
     Example: artq replay results/net/evidence/net.npz --model mypackage.models:make_net --checkpoint weights.safetensors
     """
-    from art_qplugins.replay import read_evidence
-    from art_qplugins.replay import replay as ask
+    from art_qplugins.evidence import read_evidence
+    from art_qplugins.evidence import replay as ask
 
     read_evidence(evidence)  # a bad file is told before a network is built
     from art_qplugins import terminal

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from art_qplugins.attacks.suites import Suite
     from art_qplugins.evaluation.compare import Comparison
     from art_qplugins.evaluation.outcome import Outcome
-    from art_qplugins.replay import Replay
+    from art_qplugins.evidence import Replay
 
 __all__ = [
     "LiveProgress",
@@ -114,7 +114,7 @@ class LiveProgress:
             done = self.reused + self.computed
             line = f"{done:3}/{self._total} {cell.model}: {cell.label}{source}{budget} -> {left}"
             if so_far is not None:
-                line += f", so far at most {100 * so_far:.1f} %"
+                line += f", so far {100 * so_far:.1f} %"
             if seconds := self._time_left():
                 line += f", {words.duration(seconds)} left"
             self.console.print(line, markup=False)

@@ -19,7 +19,7 @@ ROOT = PACKAGE.parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["foreign", "replay"],
+    ["foreign", "evidence"],
     ["api", "terminal"],
     ["pipeline"],
     ["report", "diagnostics"],

@@ -13,7 +13,7 @@ from torch import nn
 
 from art_qplugins.cli import main
 from art_qplugins.errors import InputError
-from art_qplugins.replay import replay
+from art_qplugins.evidence import replay
 from art_qplugins.threat import Threat
 
 N, EPS = 12, 0.1
