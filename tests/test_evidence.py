@@ -189,7 +189,7 @@ def test_files_that_cannot_be_read(content, tmp_path, capsys):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SystemExit) as stop:
-        main(["replay", str(path), "--model", "test_replay:make"])
+        main(["replay", str(path), "--model", "test_evidence:make"])
     out, err = capsys.readouterr()
     assert (stop.value.code, out) == (2, "")
     assert err.startswith(f"artq: {path}: ") and err.count("\n") == 1
@@ -225,13 +225,13 @@ def artq(capsys, monkeypatch):
 
 def test_status_0_where_all_break_and_1_where_one_does_not(artq, tmp_path):
     path = evidence(tmp_path / "e.npz")
-    status, out, err = artq("replay", path, "--model", "test_replay:make")
+    status, out, err = artq("replay", path, "--model", "test_evidence:make")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
         "12 of 12 images are answered wrongly; unchanged, 0 of them were",
         "legal: at most 0.1 away in Linf, eps = 0.1",
     ]
-    status, out, err = artq("replay", path, "--model", "test_replay:make_robust")
+    status, out, err = artq("replay", path, "--model", "test_evidence:make_robust")
     assert (status, err) == (1, "") and out.startswith("0 of 12 images are answered wrongly")
 
 
@@ -240,16 +240,16 @@ def test_weights_of_a_checkpoint_are_used(artq, tmp_path):
 
     path = evidence(tmp_path / "e.npz")
     save_checkpoint(tmp_path / "w.safetensors", make_robust(), {})
-    status, out, _ = artq("replay", path, "--model", "test_replay:make", "--checkpoint", tmp_path / "w.safetensors")
+    status, out, _ = artq("replay", path, "--model", "test_evidence:make", "--checkpoint", tmp_path / "w.safetensors")
     assert status == 1 and out.startswith("0 of 12")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "test_replay:mak"], "did you mean 'make'?"),
-        (["--model", "test_replay"], "MODULE:FACTORY"),
-        (["--model", "test_replay:make", "--checkpoint", "no.safetensors"], "no.safetensors"),
+        (["--model", "test_evidence:mak"], "did you mean 'make'?"),
+        (["--model", "test_evidence"], "MODULE:FACTORY"),
+        (["--model", "test_evidence:make", "--checkpoint", "no.safetensors"], "no.safetensors"),
         ([], "--model"),
     ],
 )

@@ -251,6 +251,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         source="Athalye et al. 2018; split-half signal to noise",
         mitigation="Average the gradient over draws (EOT) until its split-half cosine reaches 0.6.",
         read=_low("coherence", "Two gradients of the same image, from other draws, have a cosine of {:.2f} (median)."),
-        proof=("EOT", "P1", "P2"),
+        proof=("EOT", "P1", "P2", "GAP"),
     ),
 )

@@ -158,7 +158,7 @@ def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robu
 def _unsettled(readings: Mapping[str, Reading]) -> list[Indicator]:
     """Mechanisms that fired and for which no control experiment was made. One that was made and found nothing settles."""
     others = [m for m in MECHANISMS if m.id not in _NUMERIC]
-    controls = {m.id: [p for p in m.proof if p != "PGD"] for m in others}
+    controls = {m.id: [p for p in m.proof if p not in ("GAP", "PGD")] for m in others}
     return [m for m in others if readings[m.id].fired and all(readings[p].fired is None for p in controls[m.id])]
 
 
