@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["accuracy", "difference_interval", "finite", "gap_lower_bound", "wilson_interval", "worst_case"]
+__all__ = ["accuracy", "finite", "gap_lower_bound", "resampled_means", "wilson_interval", "worst_case"]
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -65,18 +65,10 @@ def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float
 
         broken = int(difference.sum())
         return gap, float(beta.ppf(1 - confidence, broken, n - broken + 1)) if broken else 0.0
-    draws = np.random.default_rng(0)
-    means = [difference[draws.integers(0, n, n)].mean() for _ in range(4000)]
-    return gap, float(np.quantile(means, 1 - confidence))
+    return gap, float(np.quantile(resampled_means(difference), 1 - confidence))
 
 
-def difference_interval(first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided interval of ``mean(first) - mean(second)``, both per-image correctness on the same images.
-
-    A bootstrap over images, which keeps the pairs.
-    """
-    difference = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
-    draws, n = np.random.default_rng(0), len(difference)
-    means = [difference[draws.integers(0, n, n)].mean() for _ in range(4000)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+def resampled_means(values: NDArray[np.float64], *, resamples: int = 4000) -> NDArray[np.float64]:
+    """Means of ``values`` (images,) drawn anew with replacement, (resamples,); always with the same seed."""
+    draws, n = np.random.default_rng(0), len(values)
+    return np.array([values[draws.integers(0, n, n)].mean() for _ in range(resamples)])

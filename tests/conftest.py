@@ -57,3 +57,20 @@ def stochastic(fp32, digits):
     """``fp32`` with 2-bit stochastic activations, trained on, as the mean of four draws: 97 %."""
     network = quantize(fp32, activation_bits=2, alpha=2.0, clip=2.0)
     return StochasticEnsemble(train(network, digits[0], epochs=3, learning_rate=0.02), draws=4).eval()
+
+
+@pytest.fixture
+def artq(capsys):
+    """Run the command in this process: (exit status, stdout, stderr)."""
+    from art_qplugins.cli import main
+
+    def call(*arguments):
+        try:
+            main([str(a) for a in arguments])
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

@@ -13,7 +13,6 @@ import pytest
 
 from art_qplugins import ATTACKS
 from art_qplugins.attacks.suites import SUITES
-from art_qplugins.cli import main
 from art_qplugins.data import DATASETS
 from art_qplugins.defences import DEFENCES
 from art_qplugins.models import MODELS
@@ -43,22 +42,6 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("ARTQ_CACHE", str(tmp_path / "cache"))
     (tmp_path / "small.toml").write_text(RECIPE)
-
-
-@pytest.fixture
-def artq(capsys):
-    """Run the command in this process: (exit status, stdout, stderr)."""
-
-    def call(*arguments):
-        try:
-            main([str(a) for a in arguments])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 def python(*arguments, **settings):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from art_qplugins.cli import main
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.records import Cell, Claim, Environment, ModelResult, Results, Sample
 from art_qplugins.report.limits import parse_limit
@@ -53,20 +52,9 @@ def write_run(folder: Path, models: dict[str, tuple[set[int], set[int]]], *, ima
     return folder
 
 
-@pytest.fixture
-def artq(capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def _narrow(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments):
-        try:
-            main([str(a) for a in arguments])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

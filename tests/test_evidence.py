@@ -208,19 +208,9 @@ def test_a_damaged_member_is_one_line(tmp_path):
 # --- artq replay
 
 
-@pytest.fixture
-def artq(capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def _here(monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)
-
-    def call(*arguments):
-        try:
-            main([str(a) for a in arguments])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def test_status_0_where_all_break_and_1_where_one_does_not(artq, tmp_path):

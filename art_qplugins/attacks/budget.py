@@ -11,11 +11,18 @@ from torch import Tensor
 from art_qplugins.attacks.rows.row import Attack
 from art_qplugins.threat import Threat
 
-__all__ = ["eps_step", "translated", "within"]
+__all__ = ["TOLERANCE", "distances", "eps_step", "translated", "within"]
 
-#: As legal images are judged.
-_TOLERANCE = 1e-6
-_ORDERS = {"Linf": torch.inf, "L2": 2, "L1": 1}
+#: eps is compared in float64 after float32 arithmetic in the attack; relative to eps where that is above 1.
+TOLERANCE = 1e-6
+
+
+def distances(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
+    """(N,) in float64; for L0 the number of pixels in which any channel differs."""
+    delta = (x_adv.double() - x.double()).abs()
+    if norm == "L0":
+        return (delta.amax(1) > 0).flatten(1).sum(1).double()
+    return torch.linalg.vector_norm(delta.flatten(1), ord={"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
 
 
 def eps_step(threat: Threat, relative: float | None, max_iter: int) -> float:
@@ -44,13 +51,7 @@ def within(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
 
     :param x: (N, C, H, W) in [0, 1].
     """
-    delta = (x_adv.double() - x.double()).abs()
-    x_adv = torch.where(delta <= _TOLERANCE, x, x_adv)
-    delta = torch.where(delta <= _TOLERANCE, 0.0, delta)
-    if threat.norm == "L0":
-        distance = (delta.amax(1) > 0).flatten(1).sum(1).double()
-    else:
-        distance = torch.linalg.vector_norm(delta.flatten(1), ord=_ORDERS[threat.norm], dim=1)
+    x_adv = torch.where((x_adv.double() - x.double()).abs() <= TOLERANCE, x, x_adv)
     low, high = x_adv.flatten(1).aminmax(dim=1)
-    found = (distance <= threat.eps) & (low >= 0) & (high <= 1)  # false for NaN
+    found = (distances(x, x_adv, threat.norm) <= threat.eps) & (low >= 0) & (high <= 1)  # false for NaN
     return torch.where(found[:, None, None, None], x_adv, x)

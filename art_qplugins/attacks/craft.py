@@ -21,7 +21,7 @@ from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
 
-__all__ = ["Crafted", "craft"]
+__all__ = ["Counter", "Crafted", "counting", "craft"]
 
 #: AutoAttack and the loops of this package keep their best image.
 _WATCHED = ("art", "torchattacks", "foolbox")
@@ -40,20 +40,22 @@ class Crafted:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class _Counter:
+class Counter:
     def __init__(self) -> None:
         self.forward = self.backward = 0
 
 
 @contextlib.contextmanager
-def _counting(module: nn.Module) -> Iterator[_Counter]:
-    counter = _Counter()
+def counting(module: nn.Module) -> Iterator[Counter]:
+    """Images through the module and back, while within; each draw of an ensemble is one."""
+    counter = Counter()
     passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)  # a stochastic ensemble's draws
 
-    def count(_: nn.Module, __: Any, output: Tensor) -> None:
-        counter.forward += passes(output.requires_grad) * len(output)
-        if output.requires_grad:
-            output.register_hook(count_backward)
+    def count(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            counter.forward += passes(output.requires_grad) * len(output)
+            if output.requires_grad:
+                output.register_hook(count_backward)
 
     def count_backward(grad: Tensor) -> None:
         counter.backward += passes(True) * len(grad)
@@ -124,7 +126,7 @@ def craft(
     with (
         isolated(model, seed),
         draws_from(model, seed),
-        _counting(model) as counter,
+        counting(model) as counter,
         _seen(attack, model, x, y, threat) as path,
         _warnings_of("auto-attack", "art") as notes,
     ):

@@ -16,14 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.attacks.budget import TOLERANCE, distances
 from art_qplugins.estimators.fidelity import logit_margin
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
 
 __all__ = ["Path", "progress", "tracking"]
 
-#: As legal images are judged.
-_TOLERANCE = 1e-6
 #: A path that changes by less than this share of its largest margin is flat: what it shows is rounding.
 _FLAT = 1e-4
 #: Points at the end of a path that count as its end.
@@ -118,16 +117,9 @@ class Path:
         return images, legal
 
     def _legal(self, points: Tensor, images: Tensor) -> Tensor:
-        delta = (points - self.x[images]).abs()
-        if self.threat.norm == "Linf":
-            distance = delta.flatten(1).amax(1).double()
-        elif self.threat.norm == "L0":
-            distance = (delta.amax(1) > 0).flatten(1).sum(1).double()
-        else:
-            order = {"L2": 2, "L1": 1}[self.threat.norm]
-            distance = torch.linalg.vector_norm(delta.double().flatten(1), ord=order, dim=1)
+        distance = distances(self.x[images], points, self.threat.norm)
         low, high = points.flatten(1).aminmax(dim=1)
-        return (distance <= self.threat.eps + _TOLERANCE * max(1.0, self.threat.eps)) & (low >= 0) & (high <= 1)
+        return (distance <= self.threat.eps + TOLERANCE * max(1.0, self.threat.eps)) & (low >= 0) & (high <= 1)
 
 
 def _last_of_each(images: Tensor, rows: Tensor) -> list[int]:

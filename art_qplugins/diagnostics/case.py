@@ -19,7 +19,6 @@ __all__ = [
     "CONTROL",
     "MATERIAL",
     "ORDINARY",
-    "OTHER_GRADIENT",
     "SCALE_FREE",
     "Case",
     "Indicator",
@@ -35,8 +34,10 @@ MATERIAL = 0.02
 CONTROL = 0.04
 #: And for all attacks against an ordinary one: honest models of half A of the zoo stay below it.
 ORDINARY = 0.12
-#: Attacks that follow another gradient than the one that the model gives at one call.
-OTHER_GRADIENT = ("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint", "artq:eot", "torchattacks:eotpgd")
+#: Attacks that follow another gradient than the one that the model gives at one call: a repaired one, or a mean over draws.
+_REPAIRING = ("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint")
+_AVERAGING = ("artq:eot", "torchattacks:eotpgd")
+_TARGETED = ("artq:multi-targeted", "autoattack:apgd-t", "autoattack:fab-t", "autoattack:standard")
 #: Suites with a loss that does not depend on the scale of the logits, and attacks that see no gradient.
 SCALE_FREE = (
     "autoattack:standard",
@@ -95,7 +96,10 @@ class Case:
     @cached_property
     def as_is(self) -> list[Outcome]:
         """White-box attacks along the gradient that the model gives, the claimed one first."""
-        return [self.claimed, *self.where(lambda o: _own(o) and _white(o) and o.cell.attack not in OTHER_GRADIENT)]
+        return [
+            self.claimed,
+            *self.where(lambda o: _own(o) and _white(o) and o.cell.attack not in (*_REPAIRING, *_AVERAGING)),
+        ]
 
     @cached_property
     def reference(self) -> list[Outcome]:
@@ -132,7 +136,7 @@ class Case:
     @cached_property
     def repaired(self) -> list[Outcome]:
         """White-box attacks along another gradient than the one that the model gives."""
-        return self.where(lambda o: _own(o) and o.cell.attack in OTHER_GRADIENT and o.cell.attack not in _AVERAGING)
+        return self.where(lambda o: _own(o) and o.cell.attack in _REPAIRING)
 
     @cached_property
     def averaged(self) -> list[Outcome]:
@@ -169,10 +173,6 @@ def case_of(outcomes: Sequence[Outcome], claimed: Outcome) -> Case:
 def _is_test(o: Outcome) -> bool:
     """A test of an attack: it crafts no image of the model, and one that failed leaves no number unknown."""
     return "check" in o.cell.params
-
-
-_TARGETED = ("artq:multi-targeted", "autoattack:apgd-t", "autoattack:fab-t", "autoattack:standard")
-_AVERAGING = ("artq:eot", "torchattacks:eotpgd")
 
 
 def _plain_pgd(o: Outcome) -> bool:

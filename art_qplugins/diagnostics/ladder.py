@@ -27,7 +27,7 @@ __all__ = ["LADDER", "Rung", "Situation", "clean_cell", "climb"]
 
 #: Median distances of the top two logits at which the claimed attack is tried again (the network's answers stay).
 _GAPS = (5.0, 1.0)
-#: Images of the test with an unlimited budget, and of that for a first look by attacks that are costly.
+#: Images of the test with a budget that allows every image.
 _FEW = 50
 #: Images around which the claimed attack is tested.
 _TESTED = 32
@@ -67,7 +67,7 @@ class Situation:
         left = self.case.left(outcomes)
         return np.flatnonzero(left > 0)
 
-    def cell(self, attack: str, rows: NDArray[np.int64], source: str | None = None, **more: object) -> CellSpec:
+    def cell(self, attack: str, rows: NDArray[np.int64], *, source: str | None = None, **more: object) -> CellSpec:
         claim = self.claim
         settings = {"norm": claim.norm, "eps": claim.eps, "seed": claim.seed, **more}
         # A larger budget is never on all images: it is no cell of this evaluation, and counts in none of its numbers.
@@ -101,21 +101,22 @@ class Rung:
     cost: float = 20.0
 
 
-def _unable(now: Situation, attack: str) -> str | None:
-    return None if now.claim.norm in ATTACKS[attack].norms else f"{attack} has no norm {now.claim.norm}"
+def _on(now: Situation, attack: str, rows: NDArray[np.int64], *variants: dict[str, object]) -> list[CellSpec] | str:
+    """A cell of this attack on these images for each variant of its settings, or why there is none."""
+    if now.claim.norm not in ATTACKS[attack].norms:
+        return f"{attack} has no norm {now.claim.norm}"
+    if not len(rows):
+        return "no image is left to attack"
+    return [now.cell(attack, rows, **variant) for variant in variants or ({},)]  # type: ignore[arg-type]
 
 
 def _attack(attack: str, against: str, **options: object) -> Callable[[Situation], list[CellSpec] | str]:
     """One attack on the images that are left by the claimed attack, by gradients as they are, or by everything."""
 
     def plan(now: Situation) -> list[CellSpec] | str:
-        if reason := _unable(now, attack):
-            return reason
         rows = now.left_by({"claim": [now.case.claimed], "as-is": now.case.as_is, "all": now.case.legal}[against])
-        if not len(rows):
-            return "no image is left to attack"
         start = now.nearest() if against == "all" and attack.startswith("artq:") else ()
-        return [now.cell(attack, rows, options=options, start=start)]
+        return _on(now, attack, rows, {"options": options, "start": start})
 
     return plan
 
@@ -131,34 +132,23 @@ def _scale(now: Situation) -> list[CellSpec] | str:
         return "the claimed attack's loss does not change with the logits' scale"
     if now.case.gap <= LARGE_GAP:
         return f"the two largest logits are {now.case.gap:.3g} apart: nothing to undo"
-    rows = now.left_by([now.case.claimed])
-    if not len(rows):
-        return "no image is left to attack"
     gaps = [gap for gap in _GAPS if now.case.gap > 3 * gap or gap == _GAPS[0]]
-    return [now.cell(now.claim.attack, rows, options=now.claim.options, gap=gap) for gap in gaps]
+    variants: list[dict[str, object]] = [{"options": now.claim.options, "gap": gap} for gap in gaps]
+    return _on(now, now.claim.attack, now.left_by([now.case.claimed]), *variants)
 
 
 def _again(**change: object) -> Callable[[Situation], list[CellSpec] | str]:
     """The steps on the margin once more, with this changed."""
-
-    def plan(now: Situation) -> list[CellSpec] | str:
-        if reason := _unable(now, "artq:apgd-margin"):
-            return reason
-        rows = now.left_by(now.case.first)
-        return [now.cell("artq:apgd-margin", rows, **change)] if len(rows) else "no image is left to attack"
-
-    return plan
+    return lambda now: _on(now, "artq:apgd-margin", now.left_by(now.case.first), change)
 
 
 def _unbounded(now: Situation) -> list[CellSpec] | str:
     claim, rows = now.claim, now.left_by([now.case.claimed])[:_FEW]
-    if not len(rows):
-        return "no image is left to attack"
     if claim.norm not in ("Linf", "L2"):
         return f"no budget that allows every image is known for {claim.norm}"
     pixels = now.case.facts.get("pixels", 0)
     eps = 0.5 if claim.norm == "Linf" else 0.5 * float(np.sqrt(pixels))
-    return [now.cell("artq:apgd-margin", rows, eps=max(eps, claim.eps))] if eps > claim.eps else "eps allows it already"
+    return _on(now, "artq:apgd-margin", rows, {"eps": eps}) if eps > claim.eps else "eps allows it already"
 
 
 def _surrogates(now: Situation) -> list[CellSpec] | str:
@@ -195,12 +185,9 @@ def _averaging(now: Situation) -> list[CellSpec] | str:
 
 def _transfer(now: Situation) -> list[CellSpec] | str:
     sources = [name for name in now.others if name != now.claim.model]
-    rows = now.left_by(now.case.as_is)
     if not sources:
         return "there is no other deterministic model in this run"
-    if reason := _unable(now, "art:pgd"):
-        return reason
-    return [now.cell("art:pgd", rows, source) for source in sources] if len(rows) else "no image is left to attack"
+    return _on(now, "art:pgd", now.left_by(now.case.as_is), *({"source": source} for source in sources))
 
 
 def _repaired(now: Situation) -> list[CellSpec] | str:
@@ -335,7 +322,7 @@ def _take(rung: Rung, now: Situation, run: Run, budget: float | None) -> tuple[S
     step = Step(
         **about,
         status="failed" if len(failed) == len(found) else "run",
-        reason=(failed[0].cell.error or "").strip().splitlines()[-1] if failed else "",
+        reason=failed[0].cell.error_line if failed else "",
         cells=[o.cell.id for o in found],
         standing=attacked // len(planned),
         forward=sum(o.cell.forward_samples for o in found) / n,

@@ -118,7 +118,7 @@ def _unfinished(case: Case, threshold: float) -> Reading:
 def _planted(case: Case, threshold: float) -> Reading:
     found = [o for o in case.tests if o.ok and o.cell.facts.get("used")]
     if not found:
-        failed = [(o.cell.error or "").strip().splitlines()[-1] for o in case.tests if not o.ok]
+        failed = [o.cell.error_line for o in case.tests if not o.ok]
         return Reading(None, None, f"Not run: {failed[0] if failed else 'the diagnosis did not go that far'}.")
     facts = found[0].cell.facts
     return Reading(

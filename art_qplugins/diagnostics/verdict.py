@@ -9,6 +9,7 @@ backward pass that is not the slope, averaging over draws, more steps where the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from art_qplugins.diagnostics.mechanisms import MECHANISMS
 from art_qplugins.diagnostics.symptoms import ATTACK_HEALTH, SYMPTOMS
 from art_qplugins.diagnostics.validity import FATAL
 from art_qplugins.diagnostics.words import summary
+from art_qplugins.evaluation import compare
 from art_qplugins.evaluation.outcome import Outcome, robust_at, worst_case
 from art_qplugins.evaluation.records import Claim, Finding, Layer, ModelResult, Robust, Step, Verdict
 
@@ -108,22 +110,15 @@ def read_all(case: Case) -> tuple[dict[str, Finding], dict[str, Reading]]:
         findings[indicator.id], readings[indicator.id] = indicator(case)
     for name, fired in holm({s.id: readings[s.id].p_value for s in SYMPTOMS}).items():
         findings[name] = findings[name].model_copy(update={"fired": fired})
-        readings[name] = _with(readings[name], fired)
+        readings[name] = replace(readings[name], fired=fired)
     return findings, readings
-
-
-def _with(reading: Reading, fired: bool) -> Reading:
-    return Reading(fired, reading.value, reading.evidence, reading.present, reading.broke, reading.p_value)
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, bool]:
     """Which of these are significant together at 5 % (Holm 1979). Those without a p-value are left out."""
-    order = sorted((p, name) for name, p in p_values.items() if p is not None)
-    fired, still = {}, True
-    for i, (p, name) in enumerate(order):
-        still = still and p <= _FAMILY / (len(order) - i)
-        fired[name] = still
-    return fired
+    known = {name: p for name, p in p_values.items() if p is not None}
+    adjusted = compare.holm(list(known.values()))
+    return {name: bool(p <= _FAMILY) for name, p in zip(known, adjusted, strict=True)}
 
 
 def explanations(readings: Mapping[str, Reading]) -> list[tuple[str, str]]:
@@ -166,7 +161,7 @@ def _claim(case: Case, robust: Robust, claimed_accuracy: float | None, gap: bool
     measured = case.claimed.column("correct")
     accuracy = float(measured.mean()) if claimed_accuracy is None else claimed_accuracy
     if claimed_accuracy is None:
-        interval = metrics.difference_interval(measured, worst_case(case.legal))
+        interval = compare.clustered_bootstrap(measured, worst_case(case.legal))
     else:
         gap = robust.interval[1] < claimed_accuracy - MATERIAL
         interval = (claimed_accuracy - robust.interval[1], claimed_accuracy - robust.interval[0])
@@ -202,5 +197,5 @@ def _nothing(why: str) -> dict[str, object]:
 
 
 def _errors(failed: Sequence[Outcome]) -> str:
-    lines = {(o.cell.error or "").strip().splitlines()[-1] for o in failed if o.cell.error}
+    lines = {o.cell.error_line for o in failed if o.cell.error}
     return "; ".join(sorted(line.removeprefix("art_qplugins.errors.InputError: ") for line in lines)) or "no clean cell"

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
 from art_qplugins.evaluation.records import Interval, Results, Sample
+from art_qplugins.metrics import resampled_means
 
 __all__ = ["Comparison", "Difference", "McNemar", "Records", "clustered_bootstrap", "compare", "holm", "mcnemar"]
 __all__ += ["paired_test", "pairs"]
@@ -73,9 +74,9 @@ def clustered_bootstrap(
         replicates may be another.
     """
     difference = _by_image(first) - _by_image(second)
-    draws, n = np.random.default_rng(0), len(difference)
-    means = [difference[draws.integers(0, n, n)].mean() for _ in range(resamples)]
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(
+        resampled_means(difference, resamples=resamples), [(1 - confidence) / 2, (1 + confidence) / 2]
+    )
     return float(low), float(high)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -36,7 +35,7 @@ from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
 
-__all__ = ["Bench", "failed", "fingerprint"]
+__all__ = ["Bench", "failed", "fingerprint", "without_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -209,9 +208,9 @@ class Bench:
                 correct=float(verdict.correct[i]),
                 selection=float(verdict.selection[i]),
                 distance=float(distance[i]),
-                margin=_finite(verdict.margin[i]),
-                loss=_finite(verdict.loss[i]),
-                measures={key: _finite(values[i]) for key, values in measured.items()},
+                margin=metrics.finite(verdict.margin[i]),
+                loss=metrics.finite(verdict.loss[i]),
+                measures={key: metrics.finite(values[i]) for key, values in measured.items()},
             )
             for i, row in enumerate(rows)
         ]
@@ -275,7 +274,7 @@ class Bench:
 
         found = binarization_test(source, attack, x, y, threat=threat, seed=spec.seed)
         options = {**ATTACKS[spec.attack].resolve(spec.options), "check": spec.check}
-        facts = {"success": _finite(found.success), "random": _finite(found.random), "used": found.used}
+        facts = {"success": metrics.finite(found.success), "random": metrics.finite(found.random), "used": found.used}
         path = {"binarization": found.each}
         return Crafted(x.clone(), spent[0] + 100 * found.used, spent[1], (), options, path, facts)
 
@@ -305,11 +304,6 @@ def _out_of_memory(error: Exception) -> bool:
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def _finite(value: float) -> float | None:
-    """JSON has no infinity and no NaN."""
-    return float(value) if math.isfinite(value) else None
-
-
 def _cell(name: str, spec: CellSpec, **result: object) -> Cell:
     return Cell.model_validate(
         {
@@ -327,20 +321,14 @@ def _cell(name: str, spec: CellSpec, **result: object) -> Cell:
     )
 
 
+def without_number(name: str, spec: CellSpec, status: str, **more: object) -> Cell:
+    """The record of a cell that failed or was not run."""
+    nothing = {"n": 0, "accuracy": None, "interval": None, "forward_samples": 0, "backward_samples": 0, "seconds": 0.0}
+    return _cell(name, spec, status=status, **nothing, **more)
+
+
 def failed(shard: Shard, error: str) -> Outcome:
     """The row of a cell that this shard of it could not be had of."""
     spec = shard.spec
-    cell = _cell(
-        shard.cell,
-        spec,
-        params={**spec.options, **({"check": spec.check} if spec.check else {})},
-        n=0,
-        accuracy=None,
-        interval=None,
-        forward_samples=0,
-        backward_samples=0,
-        seconds=0.0,
-        status="error",
-        error=error,
-    )
-    return Outcome(cell, [])
+    params = {**spec.options, **({"check": spec.check} if spec.check else {})}
+    return Outcome(without_number(shard.cell, spec, "error", params=params, error=error), [])

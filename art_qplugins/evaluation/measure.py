@@ -20,10 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.attacks.craft import counting
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.base import _to_float32
 from art_qplugins.estimators.fidelity import agreement, gradient, logit_margin, margins, sign_moves, stream
 from art_qplugins.estimators.graph import Ledger, guilty, ledger, suspects
+from art_qplugins.evaluation.verify import same_answers
 from art_qplugins.guard import evaluating, isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
 from art_qplugins.quantizers.surrogate import Surrogate
@@ -97,7 +99,7 @@ def measure(
     """
     module = estimator.model
     skipped: dict[str, str] = {}
-    with _counted(module) as counter, _restored(module) as changed:
+    with counting(module) as counter, _restored(module) as changed:
         facts = _facts(module, x[:_FACTS], y[:_FACTS], seed, changed, skipped)
         calls = _calls(module) if facts["random"] else 1
         few = directions if calls == 1 else max(5, directions // calls)
@@ -299,7 +301,7 @@ def _facts(
     with _backwards() as backwards:
         logits = attempt("logits", lambda: _answer(module, x, seed, 0))
     stateful = changed()
-    varies = attempt("random", lambda: is_stochastic(module) or not _same(logits, _answer(module, x, seed, 1)))
+    varies = attempt("random", lambda: is_stochastic(module) or not same_answers(logits, _answer(module, x, seed, 1)))
     way = attempt("ledger", lambda: ledger(module, x, y, seed=seed))
     facts = {
         "dynamic": bool(backwards),
@@ -381,10 +383,6 @@ def _answer(module: nn.Module, x: Tensor, seed: int, number: int) -> Tensor:
         return module(x)  # type: ignore[no-any-return]
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
-
-
 def _in_float64(module: nn.Module) -> nn.Module:
     double = copy.deepcopy(module).double()
     for part in double.modules():  # the estimator's own cast would undo it
@@ -446,30 +444,3 @@ def _restored(module: nn.Module) -> Iterator[Callable[[], list[str]]]:
                 for tensor in old.values():
                     if tensor is not None and not kept(tensor, tensor):
                         tensor.copy_(values[id(tensor)])
-
-
-class _Counter:
-    def __init__(self) -> None:
-        self.forward = self.backward = 0
-
-
-@contextlib.contextmanager
-def _counted(module: nn.Module) -> Iterator[_Counter]:
-    """Images through the module and back; each draw of an ensemble is one."""
-    counter = _Counter()
-    passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)
-
-    def back(gradient: Tensor) -> None:
-        counter.backward += passes(True) * len(gradient)
-
-    def count(_: nn.Module, __: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            counter.forward += passes(output.requires_grad) * len(output)
-            if output.requires_grad:
-                output.register_hook(back)
-
-    handle = module.register_forward_hook(count)
-    try:
-        yield counter
-    finally:
-        handle.remove()

@@ -75,6 +75,12 @@ class Cell(Record):
     facts: dict[str, Any] = {}  # what was found of the model as a whole; clean cells only
 
     @property
+    def error_line(self) -> str:
+        """What went wrong: the last line of the traceback."""
+        lines = (self.error or "").strip().splitlines()
+        return lines[-1] if lines else "no message was recorded"
+
+    @property
     def label(self) -> str:
         """The attack's id, with what sets this cell apart from its plain form."""
         temperature = self.params.get("temperature")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +14,12 @@ from art_qplugins import metrics
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.evaluation.cascade import images_key
 from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.evaluation.execute import Bench, without_number
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
 from art_qplugins.evaluation.store import CellStore
 from art_qplugins.evaluation.verify import check_legal, judge, on_grid
 from art_qplugins.threat import Threat
-
-if TYPE_CHECKING:
-    from art_qplugins.evaluation.execute import Bench
 
 __all__ = ["SharedImages", "judged_on_grid", "skipped"]
 
@@ -139,26 +137,8 @@ def _judged(
 
 def skipped(name: str, spec: CellSpec, reason: str) -> Cell:
     """The record of a cell that was not run."""
-    return Cell(
-        id=name,
-        model=spec.model,
-        source=spec.source,
-        attack=spec.attack,
-        knowledge=ATTACKS[spec.attack].knowledge,
-        role=spec.role,
-        params=ATTACKS[spec.attack].resolve(spec.options),
-        norm=spec.norm,
-        eps=spec.eps,
-        seed=spec.seed,
-        n=0,
-        accuracy=None,
-        interval=None,
-        forward_samples=0,
-        backward_samples=0,
-        seconds=0.0,
-        status="skipped",
-        notes=[reason],
-    )
+    params = ATTACKS[spec.attack].resolve(spec.options)
+    return without_number(name, spec, "skipped", params=params, notes=[reason])
 
 
 def judged_on_grid(bench: Bench, spec: CellSpec, outcome: Outcome, store: CellStore, levels: int | None) -> Outcome:

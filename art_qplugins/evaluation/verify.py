@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.attacks.budget import TOLERANCE, distances
 from art_qplugins.estimators.fidelity import logit_margin, stream
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
@@ -18,8 +19,6 @@ __all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "
 
 #: How often a stochastic model is deployed afresh to score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
-#: eps is compared in float64 after float32 arithmetic in the attack; relative to eps where that is above 1.
-_TOLERANCE = 1e-6
 
 
 class IllegalImage(ValueError):
@@ -37,14 +36,6 @@ class Judgement:
     loss: NDArray[np.float64]
 
 
-def distances(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
-    """(N,) in float64; for L0 the number of pixels in which any channel differs."""
-    delta = (x_adv.double() - x.double()).abs()
-    if norm == "L0":
-        return (delta.amax(1) > 0).flatten(1).sum(1).double()
-    return torch.linalg.vector_norm(delta.flatten(1), ord={"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
-
-
 def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
     """Distances (N,), or :class:`IllegalImage` that says which image breaks which rule and by how much."""
     if x_adv.shape != x.shape:
@@ -56,7 +47,7 @@ def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
         raise IllegalImage(f"pixels are in [{low:.6g}, {high:.6g}], outside [0, 1]")
     distance = distances(x, x_adv, threat.norm)
     worst = int(distance.argmax())
-    if distance[worst] > threat.eps + _TOLERANCE * max(1.0, threat.eps):
+    if distance[worst] > threat.eps + TOLERANCE * max(1.0, threat.eps):
         raise IllegalImage(
             f"image {worst} is {float(distance[worst]):.6g} away in {threat.norm}, more than eps = {threat.eps:g}"
         )
@@ -81,7 +72,7 @@ def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
     inward = torch.where(moved > clean, (moved * scale + 1e-4).floor(), (moved * scale - 1e-4).ceil()) / scale
     between = (inward - clean) * (moved - clean) > 0
     inward = torch.where(between, inward, clean)
-    limit = threat.eps + _TOLERANCE * max(1.0, threat.eps) / 2
+    limit = threat.eps + TOLERANCE * max(1.0, threat.eps) / 2
     if threat.norm == "Linf":
         outside = (nearest - clean).abs() > limit
     else:
@@ -100,7 +91,7 @@ def judge(module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int
     first = _ask(module, x, stream(seed, "judge"), DEPLOYMENTS if stochastic else 1, batch_size)
     if not stochastic:
         again = _ask(module, x[:batch_size], stream(seed, "select"), 1, batch_size)
-        stochastic = not torch.allclose(first[:, :batch_size], again, rtol=1e-4, atol=1e-5)
+        stochastic = not same_answers(first[:, :batch_size], again)
         if stochastic:  # somebody's own module, which draws from the global generators
             first = _ask(module, x, stream(seed, "judge"), DEPLOYMENTS, batch_size)
     answers = first.argmax(-1)
@@ -117,6 +108,11 @@ def judge(module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int
         margin=logit_margin(logits, y).double().cpu().numpy(),
         loss=nn.functional.cross_entropy(logits, y, reduction="none").double().cpu().numpy(),
     )
+
+
+def same_answers(a: Tensor, b: Tensor) -> bool:
+    """Whether logits differ by rounding only; else the module that gave them is random, or depends on something else."""
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -> Tensor:

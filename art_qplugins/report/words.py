@@ -248,7 +248,7 @@ def troubles(results: Results) -> list[str]:
     if results.status in ("started", "cancelled") or (results.status == "error" and not (results.models and failed)):
         notes.append(f"The run is not complete (status: {results.status}); what follows is what there was by then.")
     if failed:
-        which = "; ".join(f"{_where(cell)}: {error_line(cell)}" for cell in failed[:_NAMED])
+        which = "; ".join(f"{_where(cell)}: {cell.error_line}" for cell in failed[:_NAMED])
         more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         notes.append(f"{len(failed)} of {len(results.cells)} cells failed and count in no number: {which}{more}.")
     return notes
@@ -260,12 +260,6 @@ _NAMED = 3
 
 def _where(cell: Cell) -> str:
     return f"{cell.model}, {cell.label}{'' if cell.role == 'clean' else f' at {budget(cell.norm, cell.eps)}'}"
-
-
-def error_line(cell: Cell) -> str:
-    """What went wrong: the last line of a traceback."""
-    lines = (cell.error or "").strip().splitlines()
-    return lines[-1] if lines else "no message was recorded"
 
 
 def clean(model: ModelResult) -> str:
