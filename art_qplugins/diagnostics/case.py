@@ -143,6 +143,12 @@ class Case:
         """Attacks along a mean over draws."""
         return self.where(lambda o: _own(o) and o.cell.attack in _AVERAGING)
 
+    @property
+    def claim_averages(self) -> bool:
+        """Whether the claimed attack follows a mean over draws, beyond what the model itself averages."""
+        cell = self.claimed.cell
+        return cell.attack in (*_AVERAGING, "autoattack:rand") or cell.params.get("eot_iter", 1) > 1
+
     @cached_property
     def black_box(self) -> list[Outcome]:
         return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "black-box")

@@ -6,6 +6,7 @@ A mechanism alone proves nothing. With the control experiment named in ``proof``
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,14 @@ def _low(column: str, words: str) -> Callable[[Case, float], Reading]:
         return Reading(middle < threshold, middle, words.format(middle), np.asarray(values < threshold))
 
     return read
+
+
+def _noisy(case: Case, threshold: float) -> Reading:
+    measured = _low("coherence", "Two gradients of the same image, from other draws, have a cosine of {:.2f} (median).")
+    reading = measured(case, threshold)
+    if not (reading.fired and case.claim_averages):
+        return reading
+    return replace(reading, fired=False, evidence=f"{reading.evidence} The claimed attack averages over draws.")
 
 
 def _unfaithful(case: Case, threshold: float) -> Reading:
@@ -243,14 +252,14 @@ MECHANISMS: tuple[Indicator, ...] = (
         id="M8",
         title="The gradient of one call says little of the mean",
         class_="M",
-        threshold=0.80,
+        threshold=0.90,
         formula="median over right images of the cosine of two independent gradients of a random model",
         cost="2 B",
         shows="An attack along single calls follows noise.",
         shows_not="That more draws are enough; the split-half cosine of the mean says so.",
         source="Athalye et al. 2018; split-half signal to noise",
         mitigation="Average the gradient over draws (EOT) until its split-half cosine reaches 0.6.",
-        read=_low("coherence", "Two gradients of the same image, from other draws, have a cosine of {:.2f} (median)."),
+        read=_noisy,
         proof=("EOT", "P1", "P2", "GAP"),
     ),
 )

@@ -87,6 +87,7 @@ def judged(
     search=None,
     clean=None,
     facts=None,
+    params=None,
     extra=(),
     n=N,
     drop=(),
@@ -99,7 +100,7 @@ def judged(
     """
     cells = {
         "clean": cell("artq:clean", 1.0, role="clean", eps=0.0, n=n, **{**HONEST, **(clean or {})}),
-        "claim": cell("art:pgd", first(claimed, n), role="attack", n=n, params=PGD),
+        "claim": cell("art:pgd", first(claimed, n), role="attack", n=n, params={**PGD, **(params or {})}),
         "scaled": cell(
             "art:pgd", first(claimed if scaled is None else scaled, n), params={**PGD, "temperature": 3.0}, n=n
         ),
@@ -246,7 +247,9 @@ def test_two_symptoms_of_one_group_count_once_and_of_two_groups_are_a_suspicion(
 
 def test_an_ordinary_attack_that_is_fooled_on_many_images_is_a_suspicion():
     assert judged(claimed=0.8, found=0.4).verdict == "SUSPECT"
-    assert judged(claimed=0.8, found=0.4, clean={"margin": 0.5}).verdict == "NOT_REFUTED"  # cross-entropy is blunt there
+    assert (
+        judged(claimed=0.8, found=0.4, clean={"margin": 0.5}).verdict == "NOT_REFUTED"
+    )  # cross-entropy is blunt there
 
 
 def test_symptoms_are_corrected_for_their_number():
@@ -270,6 +273,28 @@ def test_a_random_model_whose_single_gradients_disagree_is_masked_where_their_me
     for coherence, verdict in ((0.1, "MASKED"), (0.95, "SUSPECT")):
         result = judged(clean={"coherence": coherence}, facts={"random": True}, extra=[cell("artq:eot", first(0.3))])
         assert (result.verdict, result.stochastic) == (verdict, True)
+
+
+@pytest.mark.parametrize(
+    ("coherence", "found", "params", "verdict"),
+    [
+        (0.5, 0.4, {}, "MASKED"),
+        (0.5, 0.5, {}, "NOT_REFUTED"),  # noise, and nobody gets further
+        (0.95, 0.4, {}, "NOT_REFUTED"),  # a gap, and hardly any noise
+        (0.5, 0.4, {"eot_iter": 16}, "NOT_REFUTED"),  # the claimed attack averages
+    ],
+)
+def test_a_claim_that_follows_noise_and_is_too_high_is_masked_unless_its_attack_averages(
+    coherence, found, params, verdict
+):
+    result = judged(
+        found=found,
+        clean={"coherence": coherence},
+        facts={"random": True},
+        params=params,
+        extra=[cell("artq:eot", first(0.5))],
+    )
+    assert result.verdict == verdict
 
 
 @pytest.mark.parametrize(("facts", "finding"), [({"probabilities": True}, "M9"), ({"batch_dependent": 0.4}, "V4")])
