@@ -19,7 +19,7 @@ from art_qplugins.data import Dataset, from_arrays
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cells import CellSpec
-from art_qplugins.evaluation.execute import Bench
+from art_qplugins.evaluation.execute import Bench, check_inside
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_images
 from art_qplugins.evaluation.records import Cell, Claim, Finding, ModelResult, Results, Verdict
 from art_qplugins.evaluation.store import CellStore, Memory, Store
@@ -250,15 +250,12 @@ def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
 
 
 def _ours(name: str, estimator: Any) -> QuantizedClassifier:
-    """A plain ``PyTorchClassifier`` is wrapped; preprocessing that ART would apply outside the module is refused."""
+    """A plain ``PyTorchClassifier`` is wrapped; what ART would apply outside the module is refused."""
     if isinstance(estimator, QuantizedClassifier):
         return estimator
     if not isinstance(estimator, PyTorchClassifier):
         raise InputError(f"{name}: {type(estimator).__name__} is not an ART PyTorchClassifier; wrap the module in one")
-    standard = estimator.preprocessing
-    identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
-    if estimator.preprocessing_defences or not identity:
-        raise InputError(f"{name}: move its preprocessing into the module, so that every attack sees it")
+    check_inside(name, estimator)
     return QuantizedClassifier(
         estimator.model,
         estimator._loss,

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
 
-__all__ = ["Bench", "failed", "fingerprint", "without_number"]
+__all__ = ["Bench", "check_inside", "failed", "fingerprint", "without_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def _code(cls: type) -> bytes:
         return b"".join(name.encode() + f.__code__.co_code + str(f.__code__.co_names).encode() for name, f in functions)
 
 
-def _check_inside(name: str, estimator: QuantizedClassifier) -> None:
+def check_inside(name: str, estimator: PyTorchClassifier) -> None:
     """Images are judged by the module, so whatever belongs to the model must be inside it."""
     standard = estimator.preprocessing
     identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
@@ -116,7 +117,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         for name, estimator in self.estimators.items():
-            _check_inside(name, estimator)
+            check_inside(name, estimator)
         prints = {name: fingerprint(e.model) for name, e in self.estimators.items()}
         # An attack sees more of an estimator than the module that is judged.
         seen = {n: f"{prints[n]} {fingerprint(e._loss)} {e.clip_values}" for n, e in self.estimators.items()}

@@ -300,7 +300,8 @@ def test_apgd_on_cross_entropy_is_exact_where_there_are_two_classes(norm):
 
 # The suites are made of the parts that are here.
 @pytest.mark.parametrize(
-    ("name", "norm"), [c for c in CASES if c[1] in ("Linf", "L2") and ATTACKS[c[0]].models == "any" and c[0] not in QUANTIZED]
+    ("name", "norm"),
+    [c for c in CASES if c[1] in ("Linf", "L2") and ATTACKS[c[0]].models == "any" and c[0] not in QUANTIZED],
 )
 def test_no_attack_gets_below_the_worst_case(name, norm):
     estimator, x, y = linear(10, seed=1)

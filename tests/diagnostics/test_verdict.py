@@ -589,9 +589,11 @@ def test_bad_arguments_are_one_line(change, parts, fp32):
     assert "\n" not in str(caught.value)
 
 
-def test_preprocessing_outside_the_module_is_refused(fp32, images):
+def test_what_art_would_apply_outside_the_module_is_refused(fp32, images):
+    from art.defences.postprocessor import ReverseSigmoid
     from art.estimators.classification import PyTorchClassifier
 
-    plain = PyTorchClassifier(fp32, nn.CrossEntropyLoss(), (1, 8, 8), 10, preprocessing=(0.5, 0.5), device_type="cpu")
-    with pytest.raises(InputError, match="move its preprocessing into the module"):
-        diagnose(plain, *images)
+    for outside in ({"preprocessing": (0.5, 0.5)}, {"postprocessing_defences": ReverseSigmoid()}):
+        plain = PyTorchClassifier(fp32, nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu", **outside)
+        with pytest.raises(InputError, match="move its pre- and postprocessing into the module"):
+            diagnose(plain, *images)
