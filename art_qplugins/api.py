@@ -17,9 +17,9 @@ from art_qplugins import diagnostics
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.data import Dataset, from_arrays
 from art_qplugins.errors import InputError
-from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.estimators import QuantizedClassifier, check_inside
 from art_qplugins.evaluation.cells import CellSpec
-from art_qplugins.evaluation.execute import Bench, check_inside
+from art_qplugins.evaluation.execute import Bench
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_images
 from art_qplugins.evaluation.records import Cell, Claim, Finding, ModelResult, Results, Verdict
 from art_qplugins.evaluation.store import CellStore, Memory, Store

@@ -24,7 +24,7 @@ from art_qplugins.estimators.fitting import FittingMixin
 from art_qplugins.estimators.pickling import PicklingMixin
 from art_qplugins.guard import evaluating
 
-__all__ = ["QuantizedClassifier"]
+__all__ = ["QuantizedClassifier", "check_inside"]
 
 Pixels = np.ndarray | Tensor
 
@@ -283,6 +283,16 @@ class QuantizedClassifier(PicklingMixin, FittingMixin, ActivationsMixin, PyTorch
         entry = next(iter(model.children()), model) if isinstance(model, nn.Sequential) else model
         if _to_float32 not in entry._forward_pre_hooks.values():
             entry.register_forward_pre_hook(_to_float32)
+
+
+def check_inside(name: str, estimator: PyTorchClassifier) -> None:
+    """Images are judged by the module, so whatever belongs to the model must be inside it."""
+    standard = estimator.preprocessing
+    identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
+    if estimator.preprocessing_defences or estimator.postprocessing_defences or not identity:
+        raise InputError(
+            f"{name}: move its pre- and postprocessing into the module, so that every attack and the judge see it"
+        )
 
 
 def _to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:

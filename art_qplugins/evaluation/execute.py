@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,7 +22,7 @@ from art_qplugins.attacks.craft import Crafted, craft
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.attacks.views import median_gap
 from art_qplugins.errors import InputError
-from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.estimators import QuantizedClassifier, check_inside
 from art_qplugins.evaluation.binarization import binarization_test
 from art_qplugins.evaluation.cells import CellSpec, cell_id
 from art_qplugins.evaluation.executor import Done, Serial, Shard, run_cells
@@ -36,7 +35,7 @@ from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
 
-__all__ = ["Bench", "check_inside", "failed", "fingerprint", "without_number"]
+__all__ = ["Bench", "failed", "fingerprint", "without_number"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +86,6 @@ def _code(cls: type) -> bytes:
     except (OSError, TypeError):  # typed into a notebook
         functions = [(name, f) for name, f in sorted(vars(cls).items()) if inspect.isfunction(f)]
         return b"".join(name.encode() + f.__code__.co_code + str(f.__code__.co_names).encode() for name, f in functions)
-
-
-def check_inside(name: str, estimator: PyTorchClassifier) -> None:
-    """Images are judged by the module, so whatever belongs to the model must be inside it."""
-    standard = estimator.preprocessing
-    identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
-    if estimator.preprocessing_defences or estimator.postprocessing_defences or not identity:
-        raise InputError(
-            f"{name}: move its pre- and postprocessing into the module, so that every attack and the judge see it"
-        )
 
 
 @dataclass(frozen=True)
