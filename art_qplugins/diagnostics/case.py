@@ -37,13 +37,25 @@ ORDINARY = 0.12
 #: Attacks that follow another gradient than the one that the model gives at one call: a repaired one, or a mean over draws.
 _REPAIRING = ("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint")
 _AVERAGING = ("artq:eot", "torchattacks:eotpgd")
-_TARGETED = ("artq:multi-targeted", "autoattack:apgd-t", "autoattack:fab-t", "autoattack:standard")
+_TARGETED = (
+    "artq:multi-targeted",
+    "autoattack:apgd-t",
+    "autoattack:fab-t",
+    "autoattack:standard",
+    "autoattack:plus",
+)
 #: Suites with a loss that does not depend on the scale of the logits, and attacks that see no gradient.
 SCALE_FREE = (
     "autoattack:standard",
+    "autoattack:plus",
     "autoattack:rand",
+    "autoattack:apgd-dlr",
     "autoattack:apgd-t",
+    "autoattack:fab",
     "autoattack:fab-t",
+    "art:apgd-dlr",
+    "art:acg-dlr",
+    "art:reacg-dlr",
     "artq:pgd-margin",
     "artq:apgd-margin",
     "artq:multi-targeted",

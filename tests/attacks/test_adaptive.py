@@ -291,6 +291,7 @@ def test_the_shadow_is_the_function_that_the_quantizers_round():
         before = quantizer(x)
         with shadow(quantizer, x):
             assert torch.allclose(quantizer(x), x if top == math.inf else x.clamp(0, top))
+            assert set((x / 9).sign().unique().tolist()) == {-1.0, 1.0}, "an attack's steps are signs, as ever"
         assert torch.equal(quantizer(x), before)
         assert not torch.equal(before, x.clamp(0, 1.5))
 
