@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import EVIL, build_run, on_grid, with_bits, write_results
+from made import EVIL, build_run, on_grid, with_bits, write_results
 
 from art_qplugins.report import read_run, write_report
 

@@ -1,0 +1,87 @@
+"""The leaderboard entry, and the reasons why there is none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made import write_results
+
+from art_qplugins.evaluation.records import Cell, Claim, Environment, ModelResult, Results
+from art_qplugins.report import read_run, robustbench
+
+
+def leaderboard_run(folder: Path, **changes: object) -> Results:
+    """What the leaderboard asks for: the published AutoAttack on all of CIFAR-10's test images, in order."""
+    n = int(str(changes.get("n", 10_000)))
+    common = {"forward_samples": n, "backward_samples": n, "seconds": 1.0, "status": "success", "params": {}}
+    common |= {"model": "net", "source": "net", "norm": "Linf", "seed": 0, "n": n, "interval": (0.4, 0.6)}
+    attack = {"id": "aa", "attack": "autoattack:standard", "role": "attack", "eps": 8 / 255, "accuracy": 0.50126}
+    attack |= {key: value for key, value in changes.items() if key in Cell.model_fields and key != "n"}
+    cells = [
+        Cell(**common | {"id": "clean", "attack": "artq:clean", "role": "clean", "eps": 0.0, "accuracy": 0.9}),
+        Cell(**common | attack),
+    ]
+    model = ModelResult(
+        **{"name": "net", "description": "WRN-28-10", "stochastic": bool(changes.get("stochastic")), "n": n},
+        **{"clean_accuracy": 0.9, "clean_interval": (0.89, 0.91), "robust": [], "summary": "", "findings": []},
+        **{"claim": Claim(status="NONE"), "verdict": str(changes.get("verdict", "NOT_REFUTED"))},
+    )
+    data = {"name": changes.get("data", "cifar10"), "split": changes.get("split", "test"), "n": n}
+    environment = Environment(packages={}, python="", platform="", device="cpu", git=None)
+    results = Results(
+        **{"status": "success", "created": "", "spec": {}, "data": data, "environment": environment},
+        **{
+            "models": [model, *([model.model_copy(update={"name": "two"})] if changes.get("twice") else [])],
+            "cells": cells,
+        },
+    )
+    write_results(folder, results)
+    start = 1 if changes.get("shuffled") else 0
+    row = {"label": 0, "prediction": 0, "correct": 1, "selection": 1, "distance": 0, "margin": 1, "loss": 0}
+    with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
+        for i in range(n):
+            out.write(json.dumps({"cell": "clean", "sample": f"cifar10/test/{(i + start) % n:04d}"} | row) + "\n")
+    return results
+
+
+def test_a_leaderboard_entry_is_what_robustbench_reads(tmp_path: Path) -> None:
+    leaderboard_run(tmp_path)
+    run = read_run(tmp_path)
+    assert robustbench.obstacles(run.results.models[0], run) == []
+    ((name, text),) = robustbench.entries(run).items()
+    entry = json.loads(text)
+    assert name == "robustbench.json"
+    # The fields of model_info/cifar10/Linf/*.json there, accuracies as strings with two digits.
+    wanted = "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported"
+    assert list(entry) == [*wanted.split(), "autoattack_acc"]
+    assert (entry["eps"], entry["clean_acc"], entry["autoattack_acc"]) == ("8/255", "90.00", "50.13")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"n": 1000}, "1000 images of the test split"),
+        ({"split": "train"}, "images of the train split"),
+        ({"shuffled": True}, "not in their order"),
+        ({"stochastic": True}, "random"),
+        ({"data": "mnist"}, "the data are mnist"),
+        ({"eps": 0.1}, "not run unmodified"),
+        ({"norm": "L1"}, "not run unmodified"),
+        ({"attack": "autoattack:rand"}, "not run unmodified"),
+        ({"params": {"temperature": 3.0}}, "not run unmodified"),
+        ({"rows": [0, 1], "of": 10_000}, "not run unmodified"),
+        ({"source": "other"}, "not run unmodified"),
+        ({"status": "error", "accuracy": None}, "not run unmodified"),
+        ({"verdict": "MASKED"}, "the verdict is MASKED"),
+    ],
+    ids=str,
+)
+def test_what_the_leaderboard_would_not_take_has_a_reason(
+    changes: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    leaderboard_run(tmp_path, **changes)
+    run = read_run(tmp_path)
+    assert any(reason in why for why in robustbench.obstacles(run.results.models[0], run))
+    assert robustbench.entries(run) == {}
