@@ -231,7 +231,8 @@ class Indicator:
     """One check, with what a reader has to know of it.
 
     :param cost: what its records cost an image, in gradient evaluations (B) and forward passes (F).
-    :param proof: of a mechanism: the ids of the control experiments that show that it hides adversarial images.
+    :param proof: of a mechanism: the ids of the control experiments that show that it hides adversarial images;
+        its own, where nothing but the mechanism is exchanged.
     :param group: of a symptom: those that go together count once.
     """
 

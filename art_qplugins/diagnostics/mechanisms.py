@@ -59,6 +59,13 @@ def _zero(case: Case) -> NDArray[np.bool_]:
     return np.asarray((case.clean.column("gradient") == 0) | (start == 0))
 
 
+def _vanished(case: Case, threshold: float) -> Reading:
+    """Counted where it is exactly zero; at work also where it is about to be: a few steps away, or as part of a mean."""
+    words = "the gradient that an attack on cross-entropy starts from is exactly zero"
+    reading = _share(words, "gradient", _zero)(case, threshold)
+    return reading if reading.present is None else replace(reading, present=reading.present | _tiny(case))
+
+
 def _tiny(case: Case) -> NDArray[np.bool_]:
     ratio, squared = case.clean.column("gradient_ratio"), case.clean.column("gradient_l2")
     if case.claimed.cell.norm == "Linf":
@@ -158,7 +165,7 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="Whether the loss (see M3) or a layer (see M6) is to blame.",
         source="Pintor et al. 2022, I1; AutoAttack's and ART's flags without their blind spots",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant; if it stays zero, a layer blocks it.",
-        read=_share("the gradient that an attack on cross-entropy starts from is exactly zero", "gradient", _zero),
+        read=_vanished,
         proof=("INV-T", *_BACKWARD),
     ),
     Indicator(

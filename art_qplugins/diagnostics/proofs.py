@@ -5,6 +5,7 @@ answer. Each is a control experiment for one way in which a gradient can hide ad
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.diagnostics.case import (
@@ -94,6 +95,12 @@ def _beyond(what: str, pick: Callable[[Case], Sequence[Outcome]]) -> Callable[[C
     return read
 
 
+def _repaired(case: Case, threshold: float) -> Reading:
+    """It is its own mechanism: where each class was aimed at along the model's own gradient too, that alone differs."""
+    reading = _beyond("attack through surrogate gradients", lambda case: case.repaired)(case, threshold)
+    return replace(reading, present=reading.broke) if case.targeted else reading
+
+
 def _iterated(case: Case, threshold: float) -> Reading:
     if not ATTACKS[case.claimed.cell.attack].one_step:
         return Reading(False, None, "Does not apply: the claimed attack takes more than one step.")
@@ -163,7 +170,8 @@ PROOFS: tuple[Indicator, ...] = (
         shows_not="Its silence proves nothing: the right surrogate may not be among those tried.",
         source=_ATHALYE,
         mitigation="Evaluate with several surrogate gradients and report the worst case per image.",
-        read=_beyond("attack through surrogate gradients", lambda case: case.repaired),
+        read=_repaired,
+        proof=("BPDA",),
     ),
     Indicator(
         id="EOT",

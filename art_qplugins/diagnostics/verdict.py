@@ -3,7 +3,8 @@
 Two answers are kept apart. The claim is about a number: is it too high, and by how much? The verdict is about the model's
 gradients: do they hide adversarial images? A gap alone says that an attack was weak. MASKED needs a mechanism that fired,
 the control experiment that belongs to it, and both on the same images: dividing logits that are too large, repairing a
-backward pass that is not the slope, averaging over draws, more steps where the surface turns.
+backward pass that is not the slope, averaging over draws, more steps where the surface turns. A repaired backward pass that
+goes further than every attack along the model's own is both at once: nothing but the backward pass was exchanged.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from art_qplugins import metrics
 from art_qplugins.diagnostics.case import MATERIAL, Case, Indicator, Reading, case_of
 from art_qplugins.diagnostics.indicators import INDICATORS
 from art_qplugins.diagnostics.mechanisms import MECHANISMS
+from art_qplugins.diagnostics.proofs import PROOFS
 from art_qplugins.diagnostics.symptoms import ATTACK_HEALTH, SYMPTOMS
 from art_qplugins.diagnostics.validity import FATAL
 from art_qplugins.diagnostics.words import summary
@@ -32,8 +34,10 @@ _EXPLAINS = 0.5
 _TOO_WIDE = 0.10
 #: Error rate that Holm's correction keeps over all symptoms together.
 _FAMILY = 0.05
-#: Mechanisms that hide images from other attacks on this loss too, whether or not the claimed one was fooled.
+#: Mechanisms that hide images from other attacks on this loss too, whether or not the claimed one was fooled ...
 _NUMERIC = ("M2", "M3", "M4")
+#: ... and those among them that divided logits settle, where they were tried and found nothing, and little is unexplained.
+_SETTLED_BY_SCALE = ("M3", "M4")
 #: Proofs that speak of the model's gradient, not of the claimed attack's strength.
 _OF_THE_MODEL = ("BPDA", "EOT", "P1", "P2")
 #: Without these, silence proves nothing. The others do not apply to every model and threat.
@@ -124,7 +128,7 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, bool]:
 def explanations(readings: Mapping[str, Reading]) -> list[tuple[str, str]]:
     """(mechanism, proof): both fired, and the mechanism is at work on most of the images that the proof newly broke."""
     found = []
-    for mechanism in MECHANISMS:
+    for mechanism in (*MECHANISMS, *PROOFS):
         here = readings[mechanism.id]
         proofs = [p for p in mechanism.proof if here.fired and readings[p].fired and _at_work(here, readings[p])]
         found += [(mechanism.id, proof) for proof in proofs[:1]]
@@ -141,6 +145,9 @@ def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robu
     fired = {name for name, reading in readings.items() if reading.fired}
     if explaining:
         return "MASKED"
+    scale = readings["INV-T"]
+    if scale.fired is False and scale.value is not None and "PGD" not in fired:
+        fired -= set(_SETTLED_BY_SCALE)
     groups = {s.group for s in SYMPTOMS if s.id in fired} - {ATTACK_HEALTH}
     if fired & {*_OF_THE_MODEL, *_NUMERIC, "M1", "M10", "S9"} or len(groups) >= 2 or _unsettled(readings):
         return "SUSPECT"

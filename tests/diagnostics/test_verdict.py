@@ -145,8 +145,30 @@ def test_a_gap_without_a_mechanism_is_an_overstated_claim_and_no_masking():
 )
 def test_a_mechanism_of_numbers_is_a_suspicion_without_a_gap(mechanism, findings):
     """Other attacks on the same loss will be fooled, even if this one was not."""
-    result = judged(clean=mechanism)
+    result = judged(clean=mechanism, drop=["scaled"])
     assert (result.verdict, result.claim.status, fired(result)) == ("SUSPECT", "HOLDS", findings)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "found", "verdict"),
+    [
+        ({"loss": 0.0}, 0.5, "NOT_REFUTED"),
+        ({"margin": 20.0}, 0.45, "NOT_REFUTED"),
+        ({"margin": 20.0}, 0.3, "SUSPECT"),
+        ({"gradient": 0.0}, 0.5, "SUSPECT"),
+    ],
+)
+def test_large_logits_are_settled_by_dividing_them_unless_much_is_unexplained(mechanism, found, verdict):
+    assert judged(clean=mechanism, found=found).verdict == verdict
+
+
+def test_a_gradient_that_is_about_to_vanish_is_at_work_where_some_have_vanished():
+    """Zero on the last 30 images; on images 60 to 99, which dividing the logits breaks, all but."""
+    tiny = np.where((np.arange(N) >= 60) & (np.arange(N) < 100), 1e-8, 0.5)
+    gone = np.where(np.arange(N) >= 170, 0.0, 0.1)
+    assert judged(scaled=0.3, clean={"gradient_ratio": tiny}).verdict == "NOT_REFUTED"
+    assert judged(scaled=0.3, clean={"gradient": gone}).verdict == "SUSPECT"
+    assert judged(scaled=0.3, clean={"gradient": gone, "gradient_ratio": tiny}).verdict == "MASKED"
 
 
 def test_an_unfaithful_gradient_is_settled_by_its_control_experiments():
@@ -219,6 +241,15 @@ def test_who_finds_more_without_the_models_own_gradient_is_a_suspicion(extra, fi
     result = judged(claimed=0.5, extra=[extra])
     assert {finding, "GAP"} <= fired(result)
     assert result.verdict == "SUSPECT"
+
+
+def test_a_repaired_gradient_that_goes_further_than_every_attack_on_its_own_is_masking():
+    repaired = cell("artq:surrogates", first(0.3))
+    aimed = cell("artq:multi-targeted", first(0.5))
+    result = judged(claimed=0.5, extra=[repaired, aimed])
+    assert fired(result) == {"GAP", "PGD", "BPDA"}
+    assert (result.verdict, result.claim.status, result.claim.corrected) == ("MASKED", "OVERSTATED", 0.3)
+    assert "a repaired gradient breaks what the model's own gradient leaves" in result.summary
 
 
 def test_what_the_models_own_gradient_finds_too_accuses_nobody():
