@@ -102,12 +102,13 @@ VALIDITY: tuple[Indicator, ...] = (
         "An image's answer depends on the others in its batch",
         _fact(
             "batch_dependent",
-            "Asked in another batch, the same image gets logits that differ by {} of their size.",
+            "Asked in another batch, the same image gets logits that differ by {} of their size (a random model: by its slope).",
             "An image gets the same logits in every batch.",
         ),
         "Use the model as it is deployed: batch norm with its running statistics (eval mode).",
         threshold=0.01,
-        formula="largest relative difference of an image's logits between two batches",
+        formula="largest relative difference of an image's logits between two batches; of a random model, the norm of the "
+        "gradient of one half of a batch in the pixels of the other, relative to that in its own",
     ),
     _validity(
         "V5",

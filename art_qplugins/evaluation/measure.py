@@ -314,10 +314,9 @@ def _facts(
         **_output_facts(logits),
         "batch_dependent": None,
     }
-    if varies:
-        skipped["batch_dependent"] = "the module answers otherwise with other draws"
-    elif logits is not None:
-        facts["batch_dependent"] = attempt("batch_dependent", lambda: _batch_dependence(module, x, seed, logits))
+    if logits is not None:
+        depends = partial(_leak, module, x, seed) if varies else partial(_batch_dependence, module, x, seed, logits)
+        facts["batch_dependent"] = attempt("batch_dependent", depends)
     return facts
 
 
@@ -355,6 +354,18 @@ def _batch_dependence(module: nn.Module, x: Tensor, seed: int, logits: Tensor) -
     halves = torch.cat([_answer(module, part, seed, 0) for part in (x[::2], x[1::2])])
     whole = torch.cat([logits[::2], logits[1::2]])
     return float((halves - whole).abs().max() / whole.abs().max().clamp_min(1e-30))
+
+
+def _leak(module: nn.Module, x: Tensor, seed: int) -> float | None:
+    """The same of a random module, whose logits differ anyway: the gradient of one half of a batch in the other's pixels.
+
+    Relative to that in its own; exactly 0 where each image is answered by itself. ``None`` where there is no gradient.
+    """
+    if len(x) < 3:
+        return None
+    found = gradient(module, x, lambda z: z[::2].square().sum(1), seed=seed)
+    own, other = (float(part.double().norm()) for part in (found[::2], found[1::2]))
+    return other / own if own > 0 else None
 
 
 def _training(module: nn.Module) -> list[str]:

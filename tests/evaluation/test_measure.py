@@ -203,6 +203,15 @@ def test_batch_norm_in_train_mode_depends_on_the_batch_and_changes_buffers_that_
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
+def test_a_random_module_that_depends_on_the_batch_is_told_from_one_that_is_random():
+    x, y = images()
+    noisy = nn.Sequential(FunctionalNorm(), Wrapped(nn.Identity(), before=lambda z: z + torch.randn_like(z)))
+    cell = measured(noisy, x, y).cell
+    assert cell["random"] and cell["batch_dependent"] > 0.01
+    silent = Wrapped(linear(), before=lambda z: z.detach() + torch.randn_like(z))
+    assert measured(silent, x, y).cell["batch_dependent"] is None
+
+
 def test_a_layer_that_refuses_eval_mode_is_named():
     class Stubborn(nn.Dropout):
         def train(self, mode=True):
@@ -223,7 +232,7 @@ def test_noise_of_the_global_generator_is_random_and_leaves_the_generators_alone
     found = measured(model, x, y)
     torch.rand(3)
     again = measured(model, x, y)
-    assert found.cell["random"] and found.cell["batch_dependent"] is None
+    assert found.cell["random"] and found.cell["batch_dependent"] == 0
     assert found.samples["flips"].max() > 0 and np.isfinite(found.samples["coherence"]).all()
     for name, value in found.samples.items():
         np.testing.assert_array_equal(value, again.samples[name], err_msg=name)
