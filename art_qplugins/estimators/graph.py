@@ -39,6 +39,8 @@ _MIXING = (
     *("CopySlices", "Stack", "Cat", "Sum", "Mean", "Sort", "Flip", "Roll", "Gather", "Scatter", "Squeeze", "Clone"),
     *("Alias", "Embedding", "Add", "Sub", "Neg", "Mul", "Div", "AccumulateGrad", "CheckpointFunction"),
 )
+#: What has weights, or multiplies two activations.
+_LAYERS = ("Convolution", "Conv2D", "Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear")
 #: PyTorch's own operations that are constant between jumps.
 _STEPS = ("Round", "Sign", "Sgn", "Floor", "Ceil", "Trunc", "Heaviside", "Bucketize")
 
@@ -113,7 +115,8 @@ def guilty(found: Ledger) -> LedgerRow | None:
 def suspects(module: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[str, ...]:
     """Names of operations between logits and pixels, of one shape in and out, whose gradient is somebody's choice.
 
-    Custom ``autograd.Function``s, and PyTorch's own steps (round, sign, floor ...): what ``straight=`` of
+    Custom ``autograd.Function``s, PyTorch's own steps (round, sign, floor ...), and what squashes the logits behind the last
+    layer (tanh, clamp, softmax ...), where it changes answers little and slopes much: what ``straight=`` of
     :class:`Revived` may replace. Sorted; () where there is no way back to the pixels.
     """
     drawn = stream(seed, "ledger")
@@ -122,10 +125,8 @@ def suspects(module: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[str, ...]:
         entrance = entered.grad_fn  # now: what works in place gives it another
         logits = module(entered)
         way = _way(logits.grad_fn, entrance) if logits.requires_grad else {}
-        names = {
-            node.name() for node, edges in way.items() if _chosen(node) and _straight_edge(node, edges) is not None
-        }
-    return tuple(sorted(names))
+        odd = {*filter(_chosen, way), *_squashing(way, logits)}
+    return tuple(sorted({node.name() for node in odd if _straight_edge(node, way[node]) is not None}))
 
 
 class Revived(nn.Module):
@@ -180,6 +181,21 @@ def _is(node: Node, kinds: Sequence[str]) -> bool:
 
 def _chosen(node: Node) -> bool:
     return not _is(node, _MIXING) and (isinstance(node, BackwardCFunction) or _is(node, _STEPS))
+
+
+def _squashing(way: dict[Node, list[int]], logits: Tensor) -> Iterator[Node]:
+    """Operations on numbers of the logits' shape between the last layers and the logits, other than linear ones and casts."""
+    seen: set[Node] = set()
+    stack = [next(iter(way))] if way else []
+    while stack:
+        node = stack.pop()
+        if node in seen or _is(node, _LAYERS):
+            continue
+        seen.add(node)
+        stack += [node.next_functions[edge][0] for edge in way[node]]
+        gave = node._input_metadata
+        if len(gave) == 1 and tuple(gave[0].shape) == logits.shape and not _is(node, (*_MIXING, "ToCopy")):
+            yield node
 
 
 def _way(last: Node | None, entrance: Node) -> dict[Node, list[int]]:

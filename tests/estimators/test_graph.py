@@ -179,6 +179,25 @@ def test_suspects_are_custom_functions_and_steps_and_can_be_passed_straight_thro
     assert suspects(linear(Through(torch.Tensor.detach)), x) == ()
 
 
+def test_what_squashes_the_logits_is_a_suspect_and_what_squashes_activations_is_not():
+    x, _ = images()
+    inside = nn.Sequential(nn.Sigmoid(), nn.Conv2d(1, 1, 1))
+    for squash, names in (
+        (lambda z: 20 * torch.tanh(2 * z), ("TanhBackward0",)),
+        (lambda z: z.clamp(-5, 5), ("ClampBackward1",)),
+        (lambda z: z.exp().half().float(), ("ExpBackward0",)),
+        (lambda z: torch.stack([z.softmax(1), z.softmax(1)]).mean(0), ("SoftmaxBackward0",)),
+        (lambda z: (z - z.mean(1, keepdim=True)) / 3, ()),
+    ):
+        assert suspects(linear(inside, Through(squash)), x) == names
+    plain = linear(inside)
+    clamped = nn.Sequential(plain, Through(lambda z: z.clamp(-0.01, 0.01)))
+    straight = Revived(clamped, straight=suspects(clamped, x))
+    slopes = [gradient(network, x, lambda z: z[:, 0]) for network in (plain, straight, clamped)]
+    torch.testing.assert_close(slopes[1], slopes[0])
+    assert not torch.equal(slopes[2], slopes[0])
+
+
 def test_it_knows_its_way_through_several_outputs_shared_tensors_and_in_place_work():
     class Knot(nn.Module):
         def __init__(self):
