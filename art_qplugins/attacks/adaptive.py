@@ -34,7 +34,7 @@ from art_qplugins.attacks.objectives import (
 )
 from art_qplugins.attacks.registry import Attack
 from art_qplugins.attacks.scalings import SCALINGS
-from art_qplugins.attacks.views import Smoothed, other_bits, shadow
+from art_qplugins.attacks.views import Lined, Smoothed, other_bits, shadow
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.fidelity import fidelity, logit_margin, stream
@@ -370,6 +370,8 @@ def _kinds(run: _Run) -> dict[str, _View]:
     kinds["revived"] = _always(Revived(module))
     if named := suspects(module, run.x, seed=run.seed):
         kinds["straight"] = _always(Revived(module, straight=named))
+    if {"SignBackward0", "SgnBackward0"} & {*named}:
+        kinds["clipped"] = _always(Lined(module))
     kinds["smoothed"] = _always(Smoothed(module, run.pixel_step(), seed=run.seed))
     return kinds
 

@@ -23,6 +23,7 @@ from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from
 from art_qplugins.quantizers.surrogate import Surrogate
 
 __all__ = [
+    "Lined",
     "LogitScale",
     "MarginLoss",
     "Smoothed",
@@ -133,19 +134,41 @@ def _forwards(chosen: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterato
                 m.__dict__["forward"] = own
 
 
-class _Continuous(TorchFunctionMode):
-    """PyTorch's own steps, where a forward pass calls them, replaced by the line or the clip that they round."""
+class Lined(nn.Module):
+    """The same answers; backward, PyTorch's own steps are the line or the clip that they round.
 
-    def __init__(self) -> None:
+    Of a sign that is the clip to [-1, 1], as binary networks are trained (Hubara et al. 2016, equation 4).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _Continuous(backward_only=True):
+            return self.network(x)  # type: ignore[no-any-return]
+
+
+class _Continuous(TorchFunctionMode):
+    """PyTorch's own steps, where a forward pass calls them, replaced by the line or the clip that they round.
+
+    :param backward_only: keep what they answer. What works in place is left alone then.
+    """
+
+    def __init__(self, *, backward_only: bool = False) -> None:
+        super().__init__()
+        self.backward_only = backward_only
         self.replaced = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         replacement = _LINES.get(getattr(func, "__name__", ""))
         if replacement is None or not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
             return func(*args, **(kwargs or {}))
-        self.replaced += 1
-        return replacement(*args, **(kwargs or {}))
+        if not self.backward_only:
+            self.replaced += 1
+            return replacement(*args, **(kwargs or {}))
+        answer = func(*args, **(kwargs or {}))
+        return answer if answer is args[0] else through(answer, replacement(*args, **(kwargs or {})))
 
 
 def _fake_quantized(x: Tensor, scale: Any, zero_point: Any, *rest: Any, **named: Any) -> Tensor:

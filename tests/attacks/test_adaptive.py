@@ -15,7 +15,15 @@ from art_qplugins import ATTACKS, InputError, Threat
 from art_qplugins.attacks.adaptive import _checkpoints, _needed_draws, _Run
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.scalings import hessian_scales, jacobian_scales
-from art_qplugins.attacks.views import LogitScale, Smoothed, logit_margin, other_bits, quantized_activations, shadow
+from art_qplugins.attacks.views import (
+    Lined,
+    LogitScale,
+    Smoothed,
+    logit_margin,
+    other_bits,
+    quantized_activations,
+    shadow,
+)
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.verify import check_legal, judge
 from art_qplugins.models.ensemble import StochasticEnsemble
@@ -294,6 +302,21 @@ def test_the_shadow_is_the_function_that_the_quantizers_round():
             assert set((x / 9).sign().unique().tolist()) == {-1.0, 1.0}, "an attack's steps are signs, as ever"
         assert torch.equal(quantizer(x), before)
         assert not torch.equal(before, x.clamp(0, 1.5))
+
+
+def test_a_sign_passes_back_the_slope_of_the_clip_that_binary_networks_are_trained_with():
+    x = torch.linspace(-2, 2, 16).view(1, 1, 4, 4).requires_grad_()
+    for step, slope in (
+        (torch.sign, (x.abs() <= 1).float()),
+        (lambda z: z.round(), torch.ones_like(x)),
+        (lambda z: (z * 1).sign_(), torch.zeros_like(x)),
+        (torch.tanh, 1 - torch.tanh(x) ** 2),
+    ):
+        network = nn.Identity()
+        network.forward = step
+        answer = Lined(network)(x)
+        assert torch.equal(answer, step(x))
+        torch.testing.assert_close(torch.autograd.grad(answer.sum(), x)[0], slope.detach())
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0])
