@@ -36,8 +36,9 @@ _TOO_WIDE = 0.10
 _FAMILY = 0.05
 #: Mechanisms that hide images from other attacks on this loss too, whether or not the claimed one was fooled ...
 _NUMERIC = ("M2", "M3", "M4")
-#: ... and those among them that divided logits settle, where they were tried and found nothing, and little is unexplained.
-_SETTLED_BY_SCALE = ("M3", "M4")
+#: ... and the one that divided logits settle, where they were tried and found nothing, and little is unexplained: steps by
+#: the gradient's sign survive a loss of zero.
+_SETTLED_BY_SCALE = "M3"
 #: Proofs that speak of the model's gradient, not of the claimed attack's strength.
 _OF_THE_MODEL = ("BPDA", "EOT", "P1", "P2")
 #: Without these, silence proves nothing. The others do not apply to every model and threat.
@@ -147,7 +148,7 @@ def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robu
         return "MASKED"
     scale = readings["INV-T"]
     if scale.fired is False and scale.value is not None and "PGD" not in fired:
-        fired -= set(_SETTLED_BY_SCALE)
+        fired.discard(_SETTLED_BY_SCALE)
     groups = {s.group for s in SYMPTOMS if s.id in fired} - {ATTACK_HEALTH}
     if fired & {*_OF_THE_MODEL, *_NUMERIC, "M1", "M10", "S9"} or len(groups) >= 2 or _unsettled(readings):
         return "SUSPECT"

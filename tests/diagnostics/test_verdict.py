@@ -153,12 +153,13 @@ def test_a_mechanism_of_numbers_is_a_suspicion_without_a_gap(mechanism, findings
     ("mechanism", "found", "verdict"),
     [
         ({"loss": 0.0}, 0.5, "NOT_REFUTED"),
-        ({"margin": 20.0}, 0.45, "NOT_REFUTED"),
-        ({"margin": 20.0}, 0.3, "SUSPECT"),
+        ({"loss": 0.0}, 0.45, "NOT_REFUTED"),
+        ({"loss": 0.0}, 0.3, "SUSPECT"),
+        ({"margin": 20.0}, 0.5, "SUSPECT"),
         ({"gradient": 0.0}, 0.5, "SUSPECT"),
     ],
 )
-def test_large_logits_are_settled_by_dividing_them_unless_much_is_unexplained(mechanism, found, verdict):
+def test_a_loss_of_zero_is_settled_by_dividing_the_logits_unless_much_is_unexplained(mechanism, found, verdict):
     assert judged(clean=mechanism, found=found).verdict == verdict
 
 
