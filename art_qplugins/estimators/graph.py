@@ -116,8 +116,8 @@ def suspects(module: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[str, ...]:
     """Names of operations between logits and pixels, of one shape in and out, whose gradient is somebody's choice.
 
     Custom ``autograd.Function``s, PyTorch's own steps (round, sign, floor ...), and what squashes the logits behind the last
-    layer (tanh, clamp, softmax ...), where it changes answers little and slopes much: what ``straight=`` of
-    :class:`Revived` may replace. Sorted; () where there is no way back to the pixels.
+    layer or the pixels before the first (tanh, clamp, softmax ...), where it changes answers little and slopes much: what
+    ``straight=`` of :class:`Revived` may replace. Sorted; () where there is no way back to the pixels.
     """
     drawn = stream(seed, "ledger")
     with isolated(module, drawn), draws_from(module, drawn), torch.enable_grad():
@@ -125,7 +125,7 @@ def suspects(module: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[str, ...]:
         entrance = entered.grad_fn  # now: what works in place gives it another
         logits = module(entered)
         way = _way(logits.grad_fn, entrance) if logits.requires_grad else {}
-        odd = {*filter(_chosen, way), *_squashing(way, logits)}
+        odd = {*filter(_chosen, way), *_squashing(way, logits, entered)}
     return tuple(sorted({node.name() for node in odd if _straight_edge(node, way[node]) is not None}))
 
 
@@ -183,18 +183,22 @@ def _chosen(node: Node) -> bool:
     return not _is(node, _MIXING) and (isinstance(node, BackwardCFunction) or _is(node, _STEPS))
 
 
-def _squashing(way: dict[Node, list[int]], logits: Tensor) -> Iterator[Node]:
-    """Operations on numbers of the logits' shape between the last layers and the logits, other than linear ones and casts."""
-    seen: set[Node] = set()
+def _squashing(way: dict[Node, list[int]], logits: Tensor, pixels: Tensor) -> Iterator[Node]:
+    """Operations on numbers of the logits' shape behind the last layers, and of the pixels' shape anywhere.
+
+    Other than linear ones, casts, and gates, of which a network is full.
+    """
+    behind: set[Node] = set()
     stack = [next(iter(way))] if way else []
     while stack:
         node = stack.pop()
-        if node in seen or _is(node, _LAYERS):
-            continue
-        seen.add(node)
-        stack += [node.next_functions[edge][0] for edge in way[node]]
-        gave = node._input_metadata
-        if len(gave) == 1 and tuple(gave[0].shape) == logits.shape and not _is(node, (*_MIXING, "ToCopy")):
+        if node not in behind and not _is(node, _LAYERS):
+            behind.add(node)
+            stack += [node.next_functions[edge][0] for edge in way[node]]
+    for node in way:
+        gave = [tuple(metadata.shape) for metadata in node._input_metadata]
+        squashed = gave == [pixels.shape] or (gave == [logits.shape] and node in behind)
+        if squashed and not _is(node, (*_MIXING, *_GATES, "ToCopy")):
             yield node
 
 

@@ -171,17 +171,19 @@ def test_a_backward_of_none_is_named_and_left_as_it_is():
 
 def test_suspects_are_custom_functions_and_steps_and_can_be_passed_straight_through():
     x, y = images()
-    model = linear(nn.Sequential(Through(Wrong.apply), nn.Tanh(), Through(torch.round)))
+    model = linear(nn.Sequential(Through(Wrong.apply), nn.ReLU(), Through(torch.round)))
     assert suspects(model, x) == ("RoundBackward0", "WrongBackward")
     straight = Revived(model, straight=("WrongBackward",))
     torch.testing.assert_close(slope(straight, x, y), -slope(Revived(model), x, y))
-    assert suspects(linear(nn.Sequential(nn.ReLU(), nn.Tanh(), nn.Conv2d(1, 1, 1))), x) == ()
+    assert suspects(linear(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Conv2d(2, 1, 1))), x) == ()
     assert suspects(linear(Through(torch.Tensor.detach)), x) == ()
 
 
-def test_what_squashes_the_logits_is_a_suspect_and_what_squashes_activations_is_not():
+def test_what_squashes_logits_or_pixels_is_a_suspect_and_what_squashes_activations_is_not():
     x, _ = images()
-    inside = nn.Sequential(nn.Sigmoid(), nn.Conv2d(1, 1, 1))
+    inside = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sigmoid(), nn.Conv2d(2, 1, 1))
+    assert suspects(linear(nn.Sequential(Through(lambda x: (x * 1.5).clamp(0, 1)), inside)), x) == ("ClampBackward1",)
+    assert suspects(linear(nn.Sequential(nn.ReLU(), inside), nn.ReLU()), x) == ()
     for squash, names in (
         (lambda z: 20 * torch.tanh(2 * z), ("TanhBackward0",)),
         (lambda z: z.clamp(-5, 5), ("ClampBackward1",)),
