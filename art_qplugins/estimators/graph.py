@@ -32,15 +32,16 @@ _KILLED = 0.9
 _GUILTY = 0.9
 # Operations that set elements to zero as a rule, ReLU and what may be one written by hand: only where nothing is left.
 _GATES = ("Relu", "Threshold", "Hardtanh", "Maximum", "Minimum", "Where", "MaskedFill", "Abs")
-# Operations that may give the shape that they take, and are not elementwise; or are linear.
-_MIXING = (
-    *("Convolution", "Conv2D", "Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear", "Norm", "Pool", "Pad", "Index"),
-    *("View", "Permute", "Transpose", "TBackward", "Cum", "Fft", "Upsample", "Slice", "Select", "Expand", "Repeat"),
-    *("CopySlices", "Stack", "Cat", "Sum", "Mean", "Sort", "Flip", "Roll", "Gather", "Scatter", "Squeeze", "Clone"),
-    *("Alias", "Embedding", "Add", "Sub", "Neg", "Mul", "Div", "AccumulateGrad", "CheckpointFunction"),
-)
 #: What has weights, or multiplies two activations.
 _LAYERS = ("Convolution", "Conv2D", "Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear")
+# Operations that may give the shape that they take, and are not elementwise; or are linear.
+_MIXING = (
+    *_LAYERS,
+    *("Norm", "Pool", "Pad", "Index", "View", "Permute", "Transpose", "TBackward", "Cum", "Fft", "Upsample", "Slice"),
+    *("Select", "Expand", "Repeat", "CopySlices", "Stack", "Cat", "Sum", "Mean", "Sort", "Flip", "Roll", "Gather"),
+    *("Scatter", "Squeeze", "Clone", "Alias", "Embedding", "Add", "Sub", "Neg", "Mul", "Div", "AccumulateGrad"),
+    "CheckpointFunction",
+)
 #: PyTorch's own operations that are constant between jumps.
 _STEPS = ("Round", "Sign", "Sgn", "Floor", "Ceil", "Trunc", "Heaviside", "Bucketize")
 
@@ -116,7 +117,7 @@ def suspects(module: nn.Module, x: Tensor, *, seed: int = 0) -> tuple[str, ...]:
     """Names of operations between logits and pixels, of one shape in and out, whose gradient is somebody's choice.
 
     Custom ``autograd.Function``s, PyTorch's own steps (round, sign, floor ...), and what squashes the logits behind the last
-    layer or the pixels before the first (tanh, clamp, softmax ...), where it changes answers little and slopes much: what
+    layer or numbers of the pixels' shape (tanh, clamp, softmax ...), where it changes answers little and slopes much: what
     ``straight=`` of :class:`Revived` may replace. Sorted; () where there is no way back to the pixels.
     """
     drawn = stream(seed, "ledger")

@@ -314,7 +314,7 @@ def _facts(
         **_output_facts(logits),
         "batch_dependent": None,
     }
-    if logits is not None:
+    if logits is not None and len(x) >= 3:
         depends = partial(_leak, module, x, seed) if varies else partial(_batch_dependence, module, x, seed, logits)
         facts["batch_dependent"] = attempt("batch_dependent", depends)
     return facts
@@ -347,10 +347,8 @@ def _output_facts(logits: Tensor | None) -> dict[str, Any]:
     }
 
 
-def _batch_dependence(module: nn.Module, x: Tensor, seed: int, logits: Tensor) -> float | None:
+def _batch_dependence(module: nn.Module, x: Tensor, seed: int, logits: Tensor) -> float:
     """Largest change of an image's logits when it is asked among others, relative to the largest logit; 0 but for rounding."""
-    if len(x) < 3:
-        return None
     halves = torch.cat([_answer(module, part, seed, 0) for part in (x[::2], x[1::2])])
     whole = torch.cat([logits[::2], logits[1::2]])
     return float((halves - whole).abs().max() / whole.abs().max().clamp_min(1e-30))
@@ -361,8 +359,6 @@ def _leak(module: nn.Module, x: Tensor, seed: int) -> float | None:
 
     Relative to that in its own; exactly 0 where each image is answered by itself. ``None`` where there is no gradient.
     """
-    if len(x) < 3:
-        return None
     found = gradient(module, x, lambda z: z[::2].square().sum(1), seed=seed)
     own, other = (float(part.double().norm()) for part in (found[::2], found[1::2]))
     return other / own if own > 0 else None

@@ -308,6 +308,7 @@ def test_a_sign_passes_back_the_slope_of_the_clip_that_binary_networks_are_train
     x = torch.linspace(-2, 2, 16).view(1, 1, 4, 4).requires_grad_()
     for step, slope in (
         (torch.sign, (x.abs() <= 1).float()),
+        (torch.sgn, (x.abs() <= 1).float()),
         (lambda z: z.round(), torch.ones_like(x)),
         (lambda z: (z * 1).sign_(), torch.zeros_like(x)),
         (torch.tanh, 1 - torch.tanh(x) ** 2),

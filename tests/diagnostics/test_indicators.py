@@ -15,6 +15,7 @@ from torch import nn
 from art_qplugins import QuantizedClassifier, Threat, quantize
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.attacks.views import LogitScale
 from art_qplugins.diagnostics import INDICATORS
 from art_qplugins.diagnostics.case import SCALE_FREE, case_of
 from art_qplugins.diagnostics.verdict import read_all
@@ -315,24 +316,13 @@ def test_the_images_that_a_mechanism_is_at_work_on_are_named():
     assert readings["M5"].value == pytest.approx(0.4)
 
 
-class Louder(nn.Module):
-    """64 times its logits: a power of two, so that nothing is rounded."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x):
-        return 64 * self.module(x)
-
-
 @pytest.mark.parametrize("attack", [a for a in SCALE_FREE if a not in SUITES and ATTACKS[a].knowledge != "black-box"])
 def test_attacks_that_are_said_to_ignore_the_scale_of_the_logits_do(attack, fp32, stochastic, digits):
     network = stochastic if attack == "artq:eot" else quantize(fp32, activation_bits=4, clip=2.0)
     x, y = digits[1].x()[:6], digits[1].y()[:6]
     quiet, loud = (
         craft(QuantizedClassifier(n, nn.CrossEntropyLoss(), (1, 8, 8), 10), attack, x, y, threat=Threat("Linf", 0.1))
-        for n in (network, Louder(network))
+        for n in (network, LogitScale(network, 1 / 64))  # a power of two, so that nothing is rounded
     )
     assert not torch.equal(quiet.x_adv, x)
     assert torch.equal(quiet.x_adv, loud.x_adv)
