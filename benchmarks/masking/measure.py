@@ -338,11 +338,12 @@ def main() -> None:
     done = read(arguments.out, None if arguments.keep or arguments.report_only else current)
     open_jobs = [j for j in jobs if j.key not in done or (j.reference and _lacks_reference(done[j.key]))]
     if not arguments.report_only:
-        for record in _progress(run_all(measure, open_jobs, arguments.workers), _line):
+        for measured in _progress(run_all(measure, open_jobs, arguments.workers), _line):
+            record = {"version": current, **measured}
             done[record["row"], record["dataset"], record["seed"]] = record
             with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"version": current, **record}) + "\n")
-    print(report([done[j.key] for j in jobs if j.key in done], current, arguments.n))
+                file.write(json.dumps(record) + "\n")
+    print(report([done[j.key] for j in jobs if j.key in done], arguments.n))
 
 
 def _lacks_reference(record: Record) -> bool:

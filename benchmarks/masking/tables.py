@@ -74,16 +74,19 @@ def check_table(records: Sequence[Record]) -> list[str]:
     )
 
 
-def report(records: Sequence[Record], version: str, n: int) -> str:
+def report(records: Sequence[Record], n: int) -> str:
     if not records:
         return "Nothing was measured yet."
     datasets, seeds = sorted({r["dataset"] for r in records}), sorted({r["seed"] for r in records})
+    versions = Counter(r["version"] for r in records)
     lines = [
         "# The diagnostics, measured on the zoo",
         "",
-        f"{datetime.date.today()}; art_qplugins {art_qplugins.__version__} ({version}), torch {torch.__version__}, Python "
+        f"{datetime.date.today()}; art_qplugins {art_qplugins.__version__}, torch {torch.__version__}, Python "
         f"{platform.python_version()}; {n} test images of {' and of '.join(datasets)}, {len({r['row'] for r in records})} "
-        f"rows, seeds {', '.join(map(str, seeds))}, {len(records)} runs; one CPU thread each.",
+        f"rows, seeds {', '.join(map(str, seeds))}, {len(records)} runs; one CPU thread each. "
+        f"By version of the code: {', '.join(f'{v} {k} runs' for v, k in versions.most_common())}.",
+        "`python benchmarks/masking/measure.py --workers 2 --reference` measures, `--report-only` prints this again.",
         "",
     ]
     for part in (_rates, _confusion, _indicators, _roc, _corrected, _cost, _apart, _every):
@@ -210,6 +213,11 @@ def _roc(records: Sequence[Record]) -> list[str]:
         false, true, at = roc_curve(truth, scores, drop_intermediate=False)
         points = [max(np.flatnonzero(false <= limit)) for limit in (0.0, 0.01, 0.05, 0.1)]
         cells = [f"{100 * true[i]:.0f} at {direction * at[i]:.3g}" for i in points]
+        ends = [
+            max((v for r, v in known if r["half"] == "A" and r["kind"] == "honest"), default=None),
+            min((v for r, v in known if r["half"] == "A" and r["mechanism"] in mechanisms and took(r)), default=None),
+        ]
+        cells += ["–" if v is None else f"{direction * v:.3g}" for v in ends]
         rows.append((name, " ".join(mechanisms), len(bad), len(good), f"{roc_auc_score(truth, scores):.3f}", *cells))
     if not rows:
         return []
@@ -217,21 +225,23 @@ def _roc(records: Sequence[Record]) -> list[str]:
     return [
         "## Values and thresholds",
         "",
-        "Area under the ROC curve, and recall in percent (at which threshold) where so many honest models would set it off.",
+        "Area under the ROC curve, and recall in percent (at which threshold) where so many honest models would set it off. "
+        "Last, of half A alone: the worst value of an honest model, and the least bad one of a plant.",
         "",
-        *table(["indicator", "against", "plants", "honest", "AUROC", *limits], rows),
+        *table(["indicator", "against", "plants", "honest", "AUROC", *limits, "A: honest", "A: plants"], rows),
     ]
 
 
 def _corrected(records: Sequence[Record]) -> list[str]:
     pairs = [r for r in records if "reference" in r and r["corrected"] is not None]
     lines = []
+    far = [r for r in pairs if r["verdict"] == "MASKED" and r["corrected"] - r["reference"] > TOOK + 1e-9]
     for kind in ("masked", "weak", "honest"):
         errors = [100 * (r["corrected"] - r["reference"]) for r in pairs if r["kind"] == kind and _counts(r)]
         if errors:
             numbers = (np.mean(errors), np.median(errors), np.quantile(errors, 0.9), max(errors))
-            within = f"{sum(e <= 1 for e in errors)} of {len(errors)}"
-            lines.append((kind, len(errors), *(f"{v:.1f}" for v in numbers), within))
+            within = (f"{sum(e <= limit + 1e-9 for e in errors)} of {len(errors)}" for limit in (1, 2))
+            lines.append((kind, len(errors), *(f"{v:.1f}" for v in numbers), *within))
     if not lines:
         return []
     return [
@@ -239,8 +249,16 @@ def _corrected(records: Sequence[Record]) -> list[str]:
         "",
         "Corrected minus the strongest attack known, in points.",
         "",
-        *table(["kind", "runs", "mean", "median", "90 % below", "largest", "within 1 point"], lines),
+        *table(["kind", "runs", "mean", "median", "90 % below", "largest", "within 1 point", "within 2"], lines),
+        f"Of {sum(r['verdict'] == 'MASKED' for r in pairs)} that are MASKED, further off than {100 * TOOK:.0f} points: "
+        + (", ".join(f"{r['row']} ({r['dataset']}, seed {r['seed']}, {_error(r)})" for r in far) or "none")
+        + ".",
+        "",
     ]
+
+
+def _error(record: Record) -> str:
+    return f"{100 * (record['corrected'] - record['reference']):.1f}"
 
 
 def _cost(records: Sequence[Record]) -> list[str]:
@@ -253,7 +271,15 @@ def _cost(records: Sequence[Record]) -> list[str]:
     ]
     header = ["kind", "gradients", "passes", "seconds", "gradients / AutoAttack's"]
     note = "Per image, median (largest). AutoAttack's standard version is on the same model, or on its honest twin."
-    return ["## Cost", "", note, "", *table([*header, *(f"level {level}: gradients" for level in levels)], rows)]
+    honest = [r for r in ran if r["kind"] == "honest"]
+    first = [sum(r["levels"].get(level, {"backward": 0.0})["backward"] for level in "01") for r in honest]
+    whole = [r["backward"] / r["autoattack_backward"] for r in honest if r.get("autoattack_backward")]
+    budgets = (
+        f"Levels 0 and 1 of honest models: at most 80 gradients in {sum(v <= 80 for v in first)} of {len(first)} runs; "
+        f"all levels: at most a third of AutoAttack's in {sum(v <= 1 / 3 for v in whole)} of {len(whole)}."
+    )
+    names = [*header, *(f"level {level}: gradients" for level in levels)]
+    return ["## Cost", "", note, "", *table(names, rows), budgets, ""]
 
 
 def _costs(records: Sequence[Record], levels: Sequence[str]) -> list[str]:

@@ -122,7 +122,7 @@ def test_compression_is_nothing_at_a_tiny_step_and_the_mean_at_a_huge_one(zoo):
 def _record(**more):
     return {
         "row": "a", "dataset": "digits", "seed": 0, "half": "B", "kind": "masked", "family": "f", "mechanism": "scale",
-        "expected": ["MASKED"], "verdict": "MASKED", "claim": "OVERSTATED", "clean": 1.0, "claimed": 0.9,
+        "version": "v", "expected": ["MASKED"], "verdict": "MASKED", "claim": "OVERSTATED", "clean": 1.0, "claimed": 0.9,
         "corrected": 0.2, "reference": 0.1, "must_fire": ["M4"], "fired": ["M4"], "not_run": [], "values": {"M4": 40.0},
         "forward": 1.0, "backward": 2.0, "levels": {"1": {"forward": 1.0, "backward": 2.0}}, "seconds": 3.0,
         "autoattack_backward": 8.0, **more,
@@ -138,7 +138,7 @@ def test_the_tables_are_made_from_records(zoo, measure):
         _record(seed=2, claimed=0.11, verdict="NOT_REFUTED", claim="HOLDS"),  # a plant that did not take
         _record(row="b", **honest, verdict="NOT_REFUTED", claim="HOLDS", fired=[], values={"M4": 4.0}),
     ]
-    text = tables.report(records, "v", 200)
+    text = tables.report(records, 200)
     assert "| recall of MASKED, where it is the only right verdict | – | 1 of 2, 50.0 % " in text
     assert "| false MASKED, of honest models | – | 0 of 1, 0.0 % " in text
     assert "**SUSPECT**" in text and "**NOT_REFUTED***" in text
