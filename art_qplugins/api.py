@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,26 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
+from torch import nn
 
 from art_qplugins import diagnostics
-from art_qplugins.attacks.registry import ATTACKS
-from art_qplugins.data import Dataset, from_arrays
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.checkpoint import load_checkpoint
+from art_qplugins.data import Dataset, from_arrays, load
 from art_qplugins.errors import InputError
-from art_qplugins.estimators import QuantizedClassifier, check_inside
-from art_qplugins.evaluation.cells import CellSpec
-from art_qplugins.evaluation.execute import Bench
+from art_qplugins.estimators import QuantizedClassifier, SQEnsembleClassifier, check_inside
+from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_images
 from art_qplugins.evaluation.records import Cell, Claim, Finding, ModelResult, Results, Verdict
 from art_qplugins.evaluation.store import CellStore, Memory, Store
-from art_qplugins.pipeline import Progress, Subject, Work, distinct, environment
+from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import is_stochastic
+from art_qplugins.recipes.factory import make_module
+from art_qplugins.runner import ModelUnderTest, Progress, Work, distinct, environment
 from art_qplugins.threat import Threat
 
-__all__ = ["Diagnosis", "Run", "diagnose", "evaluate"]
+__all__ = ["Diagnosis", "Run", "diagnose", "diagnose_module", "evaluate"]
 
 Estimators = PyTorchClassifier | Sequence[PyTorchClassifier] | Mapping[str, PyTorchClassifier]
 Images = Dataset | tuple[Any, Any]  # a data set, or (x, y) as arrays or tensors
@@ -152,10 +157,10 @@ def evaluate(
             name, norm=threats[-1].norm, seed=seed, eps=threats[-1].eps if claim is not None else None
         )
         stochastic = is_stochastic(estimator.model)
-        subjects.append(Subject(name, type(estimator).__name__, stochastic, clean, claimed, claimed_accuracy))
+        subjects.append(ModelUnderTest(name, type(estimator).__name__, stochastic, clean, claimed, claimed_accuracy))
         cells += [clean, *(cell(name, attack, options, t) for attack, options in wanted for t in threats)]
     store: CellStore = Memory() if out is None else Store(Path(out))
-    work = Work(Bench(named, images.x(), images.y(), images.ids, batch_size), store, progress or Progress())
+    work = Work(Evaluator(named, images.x(), images.y(), images.ids, batch_size), store, progress or Progress())
     work.run(distinct(cells))
     others = [n for n, e in named.items() if not is_stochastic(e.model)]
     models = [work.diagnose(s, others, level=level, budget=budget) for s in subjects]
@@ -271,3 +276,51 @@ def _classes(named: Mapping[str, QuantizedClassifier]) -> list[str]:
 
 def _interval(accuracy: float, interval: tuple[float, float]) -> str:
     return f"{100 * accuracy:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def diagnose_module(
+    name: str,
+    *,
+    checkpoint: Path | None,
+    data: str,
+    norm: str,
+    eps: str,
+    attack: str,
+    claimed: float | None,
+    limit: int,
+    out: Path,
+    level: int | None = None,
+    budget: float | None = None,
+    data_root: str | None = None,
+    download: bool = False,
+    progress: Progress | None = None,
+) -> Results:
+    """Diagnose the module that ``name`` makes on ``limit`` test images; records and images go to ``out``."""
+    try:
+        threat = Threat(norm, float(Fraction(eps)))
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"--eps {eps}: not a number; write e.g. 0.1 or 8/255") from None
+    module = make_module(name)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, module)
+    images = load(data, "test", root=data_root, download=download).take(limit, seed=0)
+    estimator = _estimator(module, images)
+    return evaluate(
+        {name: estimator},
+        images,
+        threat,
+        [attack],
+        claim=attack,
+        claimed_accuracy=claimed,
+        level=level,
+        budget=budget,
+        out=out,
+        progress=progress,
+    ).results
+
+
+def _estimator(module: nn.Module, images: Dataset) -> QuantizedClassifier:
+    cls = QuantizedClassifier
+    if is_stochastic(module) or isinstance(module, StochasticEnsemble):
+        cls = SQEnsembleClassifier
+    return cls(module.eval(), nn.CrossEntropyLoss(), images.shape, images.nb_classes)

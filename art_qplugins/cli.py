@@ -81,18 +81,18 @@ def run(
 
     The same command again reuses everything that is finished. Example: artq run benchmarks/digits.toml
     """
-    from art_qplugins.evaluation.recipe import load_recipe
+    from art_qplugins.recipes.schema import load_recipe
 
     settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
     from art_qplugins import terminal
 
     if dry_run:
-        from art_qplugins.pipeline import plan
+        from art_qplugins.runner import plan
 
         terminal.show_plan(settings, *plan(settings))
         return
-    from art_qplugins.pipeline import run_recipe
     from art_qplugins.report import write_report
+    from art_qplugins.runner import run_recipe
 
     folder = out or Path("results") / settings.name
     with terminal.LoggedProgress(log) if log else terminal.LiveProgress() as progress:
@@ -167,8 +167,8 @@ def diagnose(
 
     with terminal.LiveProgress() as progress:
         if recipe is not None:
-            from art_qplugins.evaluation.recipe import load_recipe
-            from art_qplugins.pipeline import run_recipe
+            from art_qplugins.recipes.schema import load_recipe
+            from art_qplugins.runner import run_recipe
 
             settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
             folder = out or Path("results") / f"{settings.name}-diagnosis"
@@ -177,7 +177,7 @@ def diagnose(
             results = run_recipe(settings, given, folder, **where, progress=progress, claims_only=True)
         else:
             assert model is not None
-            from art_qplugins.foreign import diagnose_module
+            from art_qplugins.api import diagnose_module
 
             folder = out or Path("results") / model.replace(":", ".")
             where = {"data_root": data_root, "download": download, "level": level, "budget": budget}
@@ -210,7 +210,7 @@ def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
     read_evidence(evidence)  # a bad file is told before a network is built
     from art_qplugins import terminal
     from art_qplugins.checkpoint import load_checkpoint
-    from art_qplugins.foreign import make_module
+    from art_qplugins.recipes.factory import make_module
 
     module = make_module(model)
     if checkpoint is not None:
@@ -229,11 +229,11 @@ def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
 @_SET
 def train(recipe: Path, out: Path | None, data_root: str | None, download: bool, changes: tuple[str, ...]) -> None:
     """Train the models that have no checkpoint, and stop."""
-    from art_qplugins.evaluation.recipe import load_recipe
+    from art_qplugins.recipes.schema import load_recipe
 
     settings, _ = load_recipe(recipe, changes)
     from art_qplugins import terminal
-    from art_qplugins.pipeline import train_recipe
+    from art_qplugins.runner import train_recipe
 
     folder = out or Path("results") / settings.name
     with terminal.LiveProgress() as progress:

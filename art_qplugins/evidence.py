@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.verify import DEPLOYMENTS, IllegalImage, check_legal, judge
+from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, judge
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
 

@@ -54,7 +54,7 @@ def _console() -> Console:
 
 
 class LiveProgress:
-    """A line per finished model and cell, and bars on a terminal. See :class:`~art_qplugins.pipeline.Progress`.
+    """A line per finished model and cell, and bars on a terminal. See :class:`~art_qplugins.runner.Progress`.
 
     A cell's line ends in what all attacks so far leave of the model at its budget, and the time left at the pace so far.
     """
@@ -295,7 +295,7 @@ def _of_attack(finding: Finding) -> bool:
     return words.subject(finding) == words.ABOUT_THE_ATTACK
 
 
-def _ladder(rungs: Sequence[ladder.Rung], width: int) -> Iterable[str]:
+def _ladder(rungs: Sequence[ladder.DiagnosisStep], width: int) -> Iterable[str]:
     """The steps as columns; a step without an answer says why across all of them."""
     wide = max(len("step"), *(len(rung.id) for rung in rungs))
     yield f"level  {'step':{wide}}  standing  broke  grad/img  fwd/img"

@@ -419,7 +419,7 @@ def test_train_stops_at_the_checkpoints(artq):
 
 
 def test_a_failed_cell_makes_the_exit_status_1(artq, monkeypatch):
-    from art_qplugins.attacks import adaptive
+    from art_qplugins.attacks.adaptive import attacks as adaptive
 
     def broken(*args, **settings):
         raise RuntimeError("no such luck")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from art_qplugins.evaluation.recipe import load_recipe
-from art_qplugins.pipeline import run_recipe
+from art_qplugins.recipes.schema import load_recipe
 from art_qplugins.report import write_report
+from art_qplugins.runner import run_recipe
 
 RECIPE = Path(__file__).parents[1] / "benchmarks" / "digits.toml"
 

@@ -19,18 +19,20 @@ ROOT = PACKAGE.parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["foreign", "evidence"],
+    ["evidence"],
     ["api", "terminal"],
-    ["pipeline"],
+    ["runner"],
     ["report", "diagnostics"],
     ["evaluation"],
+    ["recipes"],
     ["attacks"],
+    ["gradients"],
     ["estimators"],
     ["defences"],
     ["models"],
     ["quantizers"],
-    ["checkpoint", "data"],
-    ["registry", "threat", "files", "guard", "metrics"],
+    ["checkpoint", "data", "fingerprint", "geometry"],
+    ["registry", "threat", "files", "guard", "metrics", "seeds"],
     ["errors", "_version"],
 ]
 MODULES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in sorted(PACKAGE.rglob("*.py"))}
@@ -142,7 +144,7 @@ def imported_by(code):
         ),
         ("from art_qplugins import ATTACKS, Threat, InputError; list(ATTACKS)", True),
         ("import art_qplugins.cli", True),
-        ("import art_qplugins.evaluation.recipe", False),
+        ("import art_qplugins.recipes.schema", False),
     ],
 )
 def test_it_imports_neither_torch_nor_art(code, light):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,16 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from art_qplugins.attacks.registry import ATTACKS, Attack
-from art_qplugins.attacks.track import Path, tracking
+from art_qplugins.attacks.catalogue import ATTACKS, Attack
 from art_qplugins.attacks.views import LogitScale, median_gap
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.gradients.counting import counting
+from art_qplugins.gradients.trajectory import Path, tracking
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
 
-__all__ = ["Counter", "Crafted", "counting", "craft"]
+__all__ = ["Crafted", "craft"]
 
 #: AutoAttack and the loops of this package keep their best image.
 _WATCHED = ("art", "torchattacks", "foolbox")
@@ -38,33 +39,6 @@ class Crafted:
     options: dict[str, Any]  # as resolved, with a temperature where one was asked for
     path: dict[str, NDArray[np.float64]]  # of a white-box attack: what it visited, (N,) by name
     facts: dict[str, Any] = field(default_factory=dict)
-
-
-class Counter:
-    def __init__(self) -> None:
-        self.forward = self.backward = 0
-
-
-@contextlib.contextmanager
-def counting(module: nn.Module) -> Iterator[Counter]:
-    """Images through the module and back, while within; each draw of an ensemble is one."""
-    counter = Counter()
-    passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)  # a stochastic ensemble's draws
-
-    def count(_: nn.Module, __: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            counter.forward += passes(output.requires_grad) * len(output)
-            if output.requires_grad:
-                output.register_hook(count_backward)
-
-    def count_backward(grad: Tensor) -> None:
-        counter.backward += passes(True) * len(grad)
-
-    hook = module.register_forward_hook(count)
-    try:
-        yield counter
-    finally:
-        hook.remove()
 
 
 def _seen(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry, Registry
 from art_qplugins.threat import Threat

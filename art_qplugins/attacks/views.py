@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from art_qplugins.errors import InputError
-from art_qplugins.estimators.fidelity import logit_margin, stream
+from art_qplugins.gradients.fidelity import logit_margin
 from art_qplugins.guard import evaluating
-from art_qplugins.quantizers.functional import through
+from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from
 from art_qplugins.quantizers.surrogate import Surrogate
+from art_qplugins.seeds import derive_seed
 
 __all__ = [
-    "Lined",
     "LogitScale",
     "MarginLoss",
     "Smoothed",
+    "StraightThroughSteps",
     "logit_margin",
     "median_gap",
     "other_bits",
@@ -86,10 +87,10 @@ class Smoothed(nn.Module):
         value = self.network(x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value  # type: ignore[no-any-return]
-        generator = torch.Generator().manual_seed(stream(self.seed, "smoothed"))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "smoothed"))
         u = (torch.rand((self.pairs, *x.shape[1:]), generator=generator).to(x) * 2 - 1) * self.radius
-        around = [self.network(through((x + h).clamp(0, 1), x)) for h in (*u, *-u)]
-        return through(value, torch.stack([value, *around]).mean(0))
+        around = [self.network(straight_through((x + h).clamp(0, 1), x)) for h in (*u, *-u)]
+        return straight_through(value, torch.stack([value, *around]).mean(0))
 
 
 def quantized_activations(module: nn.Module) -> list[tuple[nn.Module, int, Any, Any]]:
@@ -115,7 +116,7 @@ def _clipped(x: Tensor, *, low: Any, high: Any) -> Tensor:
 def _rounded(x: Tensor, *, low: Any, high: Any, num_bits: int) -> Tensor:
     clipped = x.clamp(low, high)
     step = (high - low) / (2**num_bits - 1)
-    return through(low + step * ((clipped - low) / step).round(), clipped)
+    return straight_through(low + step * ((clipped - low) / step).round(), clipped)
 
 
 @contextlib.contextmanager
@@ -134,7 +135,7 @@ def _forwards(chosen: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterato
                 m.__dict__["forward"] = own
 
 
-class Lined(nn.Module):
+class StraightThroughSteps(nn.Module):
     """The same answers; backward, PyTorch's own steps are the line or the clip that they round.
 
     Of a sign that is the clip to [-1, 1], as binary networks are trained (Hubara et al. 2016, equation 4).
@@ -168,7 +169,7 @@ class _Continuous(TorchFunctionMode):
             self.replaced += 1
             return replacement(*args, **(kwargs or {}))
         answer = func(*args, **(kwargs or {}))
-        return answer if answer is args[0] else through(answer, replacement(*args, **(kwargs or {})))
+        return answer if answer is args[0] else straight_through(answer, replacement(*args, **(kwargs or {})))
 
 
 def _fake_quantized(x: Tensor, scale: Any, zero_point: Any, *rest: Any, **named: Any) -> Tensor:

@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from art_qplugins.attacks.registry import ATTACKS
-from art_qplugins.diagnostics.case import Case, Indicator, Reading, percent
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.diagnostics.records import Indicator, Measurement, ModelRecords, percent
 
 __all__ = ["FLOAT32_LOSS_GAP", "MECHANISMS"]
 
@@ -24,61 +24,63 @@ _UNFAITHFUL = (*_BACKWARD, "PGD")
 
 
 def _share(
-    describe: str, column: str, at_work: Callable[[Case], NDArray[np.bool_]]
-) -> Callable[[Case, float], Reading]:
-    def read(case: Case, threshold: float) -> Reading:
+    describe: str, column: str, at_work: Callable[[ModelRecords], NDArray[np.bool_]]
+) -> Callable[[ModelRecords, float], Measurement]:
+    def read(case: ModelRecords, threshold: float) -> Measurement:
         if not case.right.any() or np.isnan(case.clean.column(column)).all():
-            return Reading(None, None, f"Not measured: {_why(case, column)}.")
+            return Measurement(None, None, f"Not measured: {_why(case, column)}.")
         present = at_work(case)
         share = float(present[case.right].mean())
-        return Reading(
+        return Measurement(
             share >= threshold, share, f"On {percent(share)} of the correctly answered images {describe}.", present
         )
 
     return read
 
 
-def _why(case: Case, column: str) -> str:
+def _why(case: ModelRecords, column: str) -> str:
     if not case.right.any():
         return "no image is answered correctly"
     return str(case.facts.get("skipped", {}).get(column, f"the clean cell has no {column}"))
 
 
-def _interrupted(case: Case, threshold: float) -> Reading:
+def _interrupted(case: ModelRecords, threshold: float) -> Measurement:
     reaches = case.facts.get("reaches_pixels")
     if reaches is None:
-        return Reading(None, None, "Not measured.")
+        return Measurement(None, None, "Not measured.")
     if reaches:
-        return Reading(False, 0.0, "The graph of the backward pass reaches the pixels.")
+        return Measurement(False, 0.0, "The graph of the backward pass reaches the pixels.")
     at = case.facts.get("ends_at") or "somewhere in the model"
-    return Reading(True, 1.0, f"No gradient reaches the pixels: the graph ends at {at}.", np.ones(case.n, dtype=bool))
+    return Measurement(
+        True, 1.0, f"No gradient reaches the pixels: the graph ends at {at}.", np.ones(case.n, dtype=bool)
+    )
 
 
-def _zero(case: Case) -> NDArray[np.bool_]:
+def _zero(case: ModelRecords) -> NDArray[np.bool_]:
     start = case.clean.column("gradient_start")
     return np.asarray((case.clean.column("gradient") == 0) | (start == 0))
 
 
-def _vanished(case: Case, threshold: float) -> Reading:
+def _vanished(case: ModelRecords, threshold: float) -> Measurement:
     """Counted where it is exactly zero; at work also where it is about to be: a few steps away, or as part of a mean."""
     words = "the gradient that an attack on cross-entropy starts from is exactly zero"
     reading = _share(words, "gradient", _zero)(case, threshold)
     return reading if reading.present is None else replace(reading, present=reading.present | _tiny(case))
 
 
-def _tiny(case: Case) -> NDArray[np.bool_]:
+def _tiny(case: ModelRecords) -> NDArray[np.bool_]:
     ratio, squared = case.clean.column("gradient_ratio"), case.clean.column("gradient_l2")
     if case.claimed.cell.norm == "Linf":
         return np.asarray(ratio < 1e-6)
     return np.asarray((ratio < 1e-6) | (squared == 0))
 
 
-def _band(case: Case, threshold: float) -> Reading:
+def _band(case: ModelRecords, threshold: float) -> Measurement:
     margin = case.clean.column("margin")
     if not case.right.any() or np.isnan(margin[case.right]).all():
-        return Reading(None, None, f"Not measured: {_why(case, 'margin')}.")
+        return Measurement(None, None, f"Not measured: {_why(case, 'margin')}.")
     middle = float(np.nanmedian(margin[case.right]))
-    return Reading(
+    return Measurement(
         middle > threshold,
         middle,
         f"Half of the correctly answered images have their two largest logits more than {middle:.3g} apart; above "
@@ -87,18 +89,18 @@ def _band(case: Case, threshold: float) -> Reading:
     )
 
 
-def _low(column: str, words: str) -> Callable[[Case, float], Reading]:
-    def read(case: Case, threshold: float) -> Reading:
+def _low(column: str, words: str) -> Callable[[ModelRecords, float], Measurement]:
+    def read(case: ModelRecords, threshold: float) -> Measurement:
         values = case.clean.column(column)
         if not case.right.any() or np.isnan(values[case.right]).all():
-            return Reading(None, None, f"Not measured: {_why(case, column)}.")
+            return Measurement(None, None, f"Not measured: {_why(case, column)}.")
         middle = float(np.nanmedian(values[case.right]))
-        return Reading(middle < threshold, middle, words.format(middle), np.asarray(values < threshold))
+        return Measurement(middle < threshold, middle, words.format(middle), np.asarray(values < threshold))
 
     return read
 
 
-def _noisy(case: Case, threshold: float) -> Reading:
+def _noisy(case: ModelRecords, threshold: float) -> Measurement:
     measured = _low("coherence", "Two gradients of the same image, from other draws, have a cosine of {:.2f} (median).")
     reading = measured(case, threshold)
     if not (reading.fired and case.claim_averages):
@@ -106,15 +108,15 @@ def _noisy(case: Case, threshold: float) -> Reading:
     return replace(reading, fired=False, evidence=f"{reading.evidence} The claimed attack averages over draws.")
 
 
-def _unfaithful(case: Case, threshold: float) -> Reading:
+def _unfaithful(case: ModelRecords, threshold: float) -> Measurement:
     """Small steps may cross no step of a staircase, or too many: a gradient that predicts large ones leads somewhere."""
     small, large = case.clean.column("fidelity"), case.clean.column("fidelity_eps")
     if not case.right.any() or np.isnan(small[case.right]).all():
-        return Reading(None, None, f"Not measured: {_why(case, 'fidelity')}.")
+        return Measurement(None, None, f"Not measured: {_why(case, 'fidelity')}.")
     best = large if ATTACKS[case.claimed.cell.attack].one_step else np.fmax(small, large)
     middle = float(np.nanmedian(best[case.right]))
     a, b = (float(np.nanmedian(v[case.right])) if not np.isnan(v).all() else np.nan for v in (small, large))
-    return Reading(
+    return Measurement(
         middle < threshold,
         middle,
         f"Over random steps of eps / 4 and of eps, what the gradient predicts of the logit margin and what happens "
@@ -123,14 +125,14 @@ def _unfaithful(case: Case, threshold: float) -> Reading:
     )
 
 
-def _guilty(case: Case, threshold: float) -> Reading:
-    if "guilty" not in case.facts:
-        return Reading(None, None, "Not measured: there is no ledger of this model.")
-    guilty = case.facts["guilty"]
+def _guilty(case: ModelRecords, threshold: float) -> Measurement:
+    if "blocking" not in case.facts:
+        return Measurement(None, None, "Not measured: there is no ledger of this model.")
+    guilty = case.facts["blocking"]
     if guilty is None:
-        return Reading(False, 0.0, "No operation takes the gradient of most images to exactly zero.")
+        return Measurement(False, 0.0, "No operation takes the gradient of most images to exactly zero.")
     share = float(guilty["share"])
-    return Reading(
+    return Measurement(
         share > threshold,
         share,
         f"The gradient of {percent(share)} of the images is exactly zero behind {guilty['op']} in {guilty['layer']} and "

@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from art_qplugins.attacks.registry import ATTACKS
-from art_qplugins.diagnostics.case import (
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.diagnostics.records import (
     CONTROL,
     MATERIAL,
     ORDINARY,
     SCALE_FREE,
-    Case,
     Indicator,
-    Reading,
+    Measurement,
+    ModelRecords,
     beats,
     percent,
 )
@@ -27,9 +27,9 @@ __all__ = ["LARGE_GAP", "PROOFS"]
 LARGE_GAP = 7.5
 
 
-def _gap(case: Case, threshold: float) -> Reading:
+def _gap(case: ModelRecords, threshold: float) -> Measurement:
     gap, bound, broke = beats(case, [case.claimed], case.legal)
-    return Reading(
+    return Measurement(
         bound > threshold,
         gap,
         f"Other attacks at the same budget break {int(broke.sum())} of {case.n} images that {case.claimed.cell.label} "
@@ -38,20 +38,22 @@ def _gap(case: Case, threshold: float) -> Reading:
     )
 
 
-def _scale(case: Case, threshold: float) -> Reading:
+def _scale(case: ModelRecords, threshold: float) -> Measurement:
     if case.claimed.cell.attack in SCALE_FREE:
-        return Reading(False, None, "Does not apply: the claimed attack's loss does not change with the logits' scale.")
+        return Measurement(
+            False, None, "Does not apply: the claimed attack's loss does not change with the logits' scale."
+        )
     if not case.rescaled:
         if case.gap <= LARGE_GAP:
-            return Reading(
+            return Measurement(
                 False, None, f"Does not apply: the two largest logits are {case.gap:.3g} apart; nothing to undo."
             )
         if not (case.left([case.claimed]) > 0).any():
-            return Reading(False, 0.0, "The claimed attack breaks every image: nothing is left to find.")
-        return Reading(None, None, "Not run: the claimed attack was not repeated with its logits divided.")
+            return Measurement(False, 0.0, "The claimed attack breaks every image: nothing is left to find.")
+        return Measurement(None, None, "Not run: the claimed attack was not repeated with its logits divided.")
     gap, bound, broke = beats(case, [case.claimed], case.rescaled)
     best = min(case.rescaled, key=lambda o: o.cell.accuracy or 0.0)
-    return Reading(
+    return Measurement(
         bound > threshold,
         gap,
         f"Dividing the logits by {best.cell.params['temperature']:.3g} changes no answer of the network, and makes the "
@@ -61,11 +63,11 @@ def _scale(case: Case, threshold: float) -> Reading:
     )
 
 
-def _ordinary(case: Case, threshold: float) -> Reading:
+def _ordinary(case: ModelRecords, threshold: float) -> Measurement:
     if not case.reference:
-        return Reading(None, None, "Not run: there is no PGD of 20 steps on cross-entropy at this budget.")
+        return Measurement(None, None, "Not run: there is no PGD of 20 steps on cross-entropy at this budget.")
     gap, bound, broke = beats(case, [case.claimed, *case.reference], case.legal)
-    return Reading(
+    return Measurement(
         bound > threshold,
         gap,
         f"Other attacks break {int(broke.sum())} of {case.n} images that the claimed attack and 20 steps of PGD leave (at "
@@ -74,17 +76,19 @@ def _ordinary(case: Case, threshold: float) -> Reading:
     )
 
 
-def _beyond(what: str, pick: Callable[[Case], Sequence[Outcome]]) -> Callable[[Case, float], Reading]:
-    def read(case: Case, threshold: float) -> Reading:
+def _beyond(
+    what: str, pick: Callable[[ModelRecords], Sequence[Outcome]]
+) -> Callable[[ModelRecords, float], Measurement]:
+    def read(case: ModelRecords, threshold: float) -> Measurement:
         found = pick(case)
         if not found and not (case.left(case.as_is) > 0).any():
-            return Reading(
+            return Measurement(
                 False, 0.0, "Attacks along the model's own gradient break every image: nothing is left to find."
             )
         if not found:
-            return Reading(None, None, f"Not run: there is no {what} at this budget.")
+            return Measurement(None, None, f"Not run: there is no {what} at this budget.")
         gap, bound, broke = beats(case, case.as_is, found)
-        return Reading(
+        return Measurement(
             bound > threshold,
             gap,
             f"{what[0].upper()}{what[1:]} breaks {int(broke.sum())} of {case.n} images that no attack along the model's "
@@ -95,20 +99,20 @@ def _beyond(what: str, pick: Callable[[Case], Sequence[Outcome]]) -> Callable[[C
     return read
 
 
-def _repaired(case: Case, threshold: float) -> Reading:
+def _repaired(case: ModelRecords, threshold: float) -> Measurement:
     """It is its own mechanism: where each class was aimed at along the model's own gradient too, that alone differs."""
     reading = _beyond("attack through surrogate gradients", lambda case: case.repaired)(case, threshold)
     return replace(reading, present=reading.broke) if case.targeted else reading
 
 
-def _iterated(case: Case, threshold: float) -> Reading:
+def _iterated(case: ModelRecords, threshold: float) -> Measurement:
     if not ATTACKS[case.claimed.cell.attack].one_step:
-        return Reading(False, None, "Does not apply: the claimed attack takes more than one step.")
+        return Measurement(False, None, "Does not apply: the claimed attack takes more than one step.")
     many = [o for o in case.as_is[1:] if not ATTACKS[o.cell.attack].one_step]
     if not many:
-        return Reading(None, None, "Not run: no attack of many steps at this budget.")
+        return Measurement(None, None, "Not run: no attack of many steps at this budget.")
     gap, bound, broke = beats(case, [case.claimed], many)
-    return Reading(
+    return Measurement(
         bound > threshold,
         gap,
         f"Attacks of many steps along the same gradient break {int(broke.sum())} of {case.n} images that one step leaves "

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import binom
 
-from art_qplugins.attacks.registry import ATTACKS
-from art_qplugins.diagnostics.case import MATERIAL, Case, Indicator, Reading, beats, percent
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.diagnostics.records import MATERIAL, Indicator, Measurement, ModelRecords, beats, percent
 from art_qplugins.evaluation.outcome import Outcome
 
 __all__ = ["ATTACK_HEALTH", "SYMPTOMS"]
@@ -24,39 +24,41 @@ _FALL = 0.25
 
 
 def _more(
-    what: str, weaker: Callable[[Case], Sequence[Outcome]], stronger: Callable[[Case], Sequence[Outcome]]
-) -> Callable[[Case, float], Reading]:
-    def read(case: Case, threshold: float) -> Reading:
+    what: str,
+    weaker: Callable[[ModelRecords], Sequence[Outcome]],
+    stronger: Callable[[ModelRecords], Sequence[Outcome]],
+) -> Callable[[ModelRecords, float], Measurement]:
+    def read(case: ModelRecords, threshold: float) -> Measurement:
         before, after = weaker(case), stronger(case)
         if not before or not after:
-            return Reading(None, None, f"Not run: there is nothing to compare for {what}.")
+            return Measurement(None, None, f"Not run: there is nothing to compare for {what}.")
         gap, _, broke = beats(case, before, after)
         p = float(binom.sf(int(broke.sum()) - 1, case.n, threshold))
-        return Reading(
+        return Measurement(
             p < 0.05, gap, f"{what[0].upper()}{what[1:]} breaks {int(broke.sum())} of {case.n} images more.", p_value=p
         )
 
     return read
 
 
-def _pick(case: Case, keep: Callable[[Outcome], bool]) -> list[Outcome]:
+def _pick(case: ModelRecords, keep: Callable[[Outcome], bool]) -> list[Outcome]:
     return [o for o in case.as_is if keep(o)]
 
 
-def _one_step(case: Case) -> list[Outcome]:
+def _one_step(case: ModelRecords) -> list[Outcome]:
     return _pick(case, lambda o: ATTACKS[o.cell.attack].one_step and o.cell.eps == case.claimed.cell.eps)
 
 
-def _unbounded(case: Case, threshold: float) -> Reading:
+def _unbounded(case: ModelRecords, threshold: float) -> Measurement:
     found = [o for o in case.other if o.cell.role == "probe" and o.cell.eps > case.claimed.cell.eps]
     if not found:
-        return Reading(None, None, "Not run: no attack with a budget that allows every image.")
+        return Measurement(None, None, "Not run: no attack with a budget that allows every image.")
     left = found[0].column("correct")
     left = left[~np.isnan(left)]
     classes = max(2, int(max(row.label for row in case.clean.samples)) + 1)
     standing, chance = int((left >= 0.5).sum()), 1 / classes
     p = float(binom.sf(standing - 1, len(left), chance + threshold))
-    return Reading(
+    return Measurement(
         p < 0.05,
         float(left.mean()),
         f"With {found[0].cell.norm} eps = {found[0].cell.eps:.3g}, where every image can become grey, {standing} of "
@@ -65,7 +67,7 @@ def _unbounded(case: Case, threshold: float) -> Reading:
     )
 
 
-def _curve(case: Case, threshold: float) -> Reading:
+def _curve(case: ModelRecords, threshold: float) -> Measurement:
     same = case.claimed.cell
     curve = [
         o
@@ -76,7 +78,7 @@ def _curve(case: Case, threshold: float) -> Reading:
         and o.cell.eps > 0
     ]
     if len({o.cell.eps for o in curve}) < 2:
-        return Reading(None, None, "Not run: the claimed attack was run at one eps.")
+        return Measurement(None, None, "Not run: the claimed attack was run at one eps.")
     curve.sort(key=lambda o: o.cell.eps)
     rise, p = 0.0, 1.0
     for small, large in itertools.pairwise(curve):
@@ -84,44 +86,44 @@ def _curve(case: Case, threshold: float) -> Reading:
         worse = int(((a < 0.5) & (b >= 0.5)).sum())
         rise = max(rise, float(b.mean() - a.mean()))
         p = min(p, float(binom.sf(worse - 1, len(a), threshold)))
-    return Reading(
+    return Measurement(
         p < 0.05, rise, f"From one eps to the next larger one, accuracy rises by at most {percent(rise)}.", p_value=p
     )
 
 
-def _silent(case: Case, threshold: float) -> Reading:
+def _silent(case: ModelRecords, threshold: float) -> Measurement:
     best, left = case.claimed.column("path_best"), case.claimed.column("margin")
     if case.facts.get("random"):
-        return Reading(False, None, "Does not apply: one draw of a random model says nothing of the next.")
+        return Measurement(False, None, "Does not apply: one draw of a random model says nothing of the next.")
     if np.isnan(best).all():
-        return Reading(None, None, "Not measured: the claimed attack's path was not recorded.")
+        return Measurement(None, None, "Not measured: the claimed attack's path was not recorded.")
     share = float(np.mean((best < 0) & (left >= 0)))
-    return Reading(
+    return Measurement(
         share > threshold,
         share,
         f"On {percent(share)} of the images the attack passed an adversarial image and returned another.",
     )
 
 
-def _unfinished(case: Case, threshold: float) -> Reading:
+def _unfinished(case: ModelRecords, threshold: float) -> Measurement:
     progress, left = case.claimed.column("path_progress"), case.claimed.column("correct") >= 0.5
     if np.isnan(progress).all() or not left.any():
-        return Reading(None, None, "Not measured: no path of an image that the claimed attack leaves.")
+        return Measurement(None, None, "Not measured: no path of an image that the claimed attack leaves.")
     share = float(np.nanmean(progress[left] > _FALL))
-    return Reading(
+    return Measurement(
         share > threshold,
         share,
         f"On {percent(share)} of the images that it leaves, the claimed attack was still getting closer when it stopped.",
     )
 
 
-def _planted(case: Case, threshold: float) -> Reading:
+def _planted(case: ModelRecords, threshold: float) -> Measurement:
     found = [o for o in case.tests if o.ok and o.cell.facts.get("used")]
     if not found:
         failed = [o.cell.error_line for o in case.tests if not o.ok]
-        return Reading(None, None, f"Not run: {failed[0] if failed else 'the diagnosis did not go that far'}.")
+        return Measurement(None, None, f"Not run: {failed[0] if failed else 'the diagnosis did not go that far'}.")
     facts = found[0].cell.facts
-    return Reading(
+    return Measurement(
         facts["success"] < threshold,
         facts["success"],
         f"Of adversarial images put in by hand around {facts['used']} images, the claimed attack finds "
@@ -129,31 +131,33 @@ def _planted(case: Case, threshold: float) -> Reading:
     )
 
 
-def _transfer_failure(case: Case, threshold: float) -> Reading:
+def _transfer_failure(case: ModelRecords, threshold: float) -> Measurement:
     if case.claimed.cell.source == case.claimed.cell.model:
-        return Reading(False, None, "Does not apply: the claimed attack was crafted on the model itself.")
+        return Measurement(False, None, "Does not apply: the claimed attack was crafted on the model itself.")
     left = float(case.claimed.cell.accuracy or 0.0)
-    return Reading(left > threshold, left, f"Crafted on {case.claimed.cell.source}, {percent(left)} still stand.")
+    return Measurement(left > threshold, left, f"Crafted on {case.claimed.cell.source}, {percent(left)} still stand.")
 
 
-def _fooled(case: Case, threshold: float) -> Reading:
+def _fooled(case: ModelRecords, threshold: float) -> Measurement:
     if not case.reference:
-        return Reading(None, None, "Not run: there is no PGD of 20 steps on cross-entropy at this budget.")
+        return Measurement(None, None, "Not run: there is no PGD of 20 steps on cross-entropy at this budget.")
     gap, bound, _ = beats(case, [case.claimed, *case.reference], case.legal)
     if case.gap < 1:
-        return Reading(False, gap, "Does not apply: with logits this small, cross-entropy is a blunt loss.")
-    return Reading(
+        return Measurement(False, gap, "Does not apply: with logits this small, cross-entropy is a blunt loss.")
+    return Measurement(
         bound > threshold, gap, f"Beyond an ordinary attack, others break at least {percent(bound)} of all images."
     )
 
 
-def _surface(column: str, words: str, *, above: bool = True) -> Callable[[Case, float], Reading]:
-    def read(case: Case, threshold: float) -> Reading:
+def _surface(column: str, words: str, *, above: bool = True) -> Callable[[ModelRecords, float], Measurement]:
+    def read(case: ModelRecords, threshold: float) -> Measurement:
         values = case.clean.column(column)[case.right]
         if not len(values) or np.isnan(values).all():
-            return Reading(None, None, f"Not measured: {case.facts.get('skipped', {}).get(column, 'no ' + column)}.")
+            return Measurement(
+                None, None, f"Not measured: {case.facts.get('skipped', {}).get(column, 'no ' + column)}."
+            )
         middle = float(np.nanmedian(values))
-        return Reading(middle > threshold if above else middle < threshold, middle, words.format(middle))
+        return Measurement(middle > threshold if above else middle < threshold, middle, words.format(middle))
 
     return read
 
@@ -162,7 +166,9 @@ _CARLINI = "Carlini et al. 2019; Athalye et al. 2018"
 _PINTOR = "Pintor et al. 2022"
 
 
-def _symptom(id: str, title: str, group: str, read: Callable[[Case, float], Reading], **more: object) -> Indicator:
+def _symptom(
+    id: str, title: str, group: str, read: Callable[[ModelRecords, float], Measurement], **more: object
+) -> Indicator:
     settings = {"threshold": MATERIAL, "cost": "20 B on the images that are left", "source": _CARLINI, **more}
     settings.setdefault("formula", "exact binomial test of b/n against the threshold, b: newly broken images")
     settings.setdefault("shows", "The attack, or the surface that it climbs, is not what it seems.")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
-from art_qplugins.diagnostics.case import Case, Indicator, Reading, percent
+from art_qplugins.diagnostics.records import Indicator, Measurement, ModelRecords, percent
 
 __all__ = ["FATAL", "VALIDITY"]
 
@@ -14,46 +14,46 @@ __all__ = ["FATAL", "VALIDITY"]
 FATAL = ("V1", "V2", "V4", "M9")
 
 
-def _fact(name: str, words: str, no: str) -> Callable[[Case, float], Reading]:
-    def read(case: Case, threshold: float) -> Reading:
+def _fact(name: str, words: str, no: str) -> Callable[[ModelRecords, float], Measurement]:
+    def read(case: ModelRecords, threshold: float) -> Measurement:
         if name not in case.facts or case.facts[name] is None:
             why = case.facts.get("skipped", {}).get(name, f"the clean cell does not say {name}")
-            return Reading(None, None, f"Not measured: {why}.")
+            return Measurement(None, None, f"Not measured: {why}.")
         value = case.facts[name]
         size = float(len(value)) if isinstance(value, (list, tuple, str)) else float(value)
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{size:.3g}"
-        return Reading(size > threshold, size, words.format(shown) if size > threshold else no)
+        return Measurement(size > threshold, size, words.format(shown) if size > threshold else no)
 
     return read
 
 
-def _failed(case: Case, threshold: float) -> Reading:
+def _failed(case: ModelRecords, threshold: float) -> Measurement:
     n = len(case.failed)
     if not n:
-        return Reading(False, 0.0, "Every cell of this model ran, and every adversarial image was legal.")
+        return Measurement(False, 0.0, "Every cell of this model ran, and every adversarial image was legal.")
     names = ", ".join(sorted({o.cell.label for o in case.failed}))
-    return Reading(
+    return Measurement(
         True, float(n), f"{n} {'cell' if n == 1 else 'cells'} failed ({names}); what they would have found is unknown."
     )
 
 
-def _chance(case: Case, threshold: float) -> Reading:
+def _chance(case: ModelRecords, threshold: float) -> Measurement:
     classes = max(2, max(row.label for row in case.clean.samples) + 1)
     right, n = int(case.right.sum()), case.n
     p = float(binom.sf(right - 1, n, 1 / classes))
-    return Reading(
+    return Measurement(
         p > threshold,
         right / n,
         f"Without an attack {right} of {n} images are answered correctly; guessing gives {percent(1 / classes)}.",
     )
 
 
-def _budget(case: Case, threshold: float) -> Reading:
+def _budget(case: ModelRecords, threshold: float) -> Measurement:
     claim, pixels = case.claimed.cell, case.facts.get("pixels")
     widest = {"Linf": 1.0, "L2": float(pixels or 0) ** 0.5, "L1": float(pixels or 0)}.get(claim.norm, 0.0)
     if not widest:
-        return Reading(None, None, f"Not measured: how far apart two images can be in {claim.norm} is not known.")
-    return Reading(
+        return Measurement(None, None, f"Not measured: how far apart two images can be in {claim.norm} is not known.")
+    return Measurement(
         claim.eps >= widest,
         claim.eps,
         f"Pixels are in [0, 1], so two images are at most {widest:.3g} apart in {claim.norm}; eps is {claim.eps:.4g}.",
@@ -61,7 +61,7 @@ def _budget(case: Case, threshold: float) -> Reading:
 
 
 def _validity(
-    id: str, title: str, read: Callable[[Case, float], Reading], mitigation: str, **more: object
+    id: str, title: str, read: Callable[[ModelRecords, float], Measurement], mitigation: str, **more: object
 ) -> Indicator:
     settings = {
         "threshold": 0.0,

@@ -15,10 +15,10 @@ from dataclasses import replace
 import numpy as np
 
 from art_qplugins import metrics
-from art_qplugins.diagnostics.case import MATERIAL, Case, Indicator, Reading, case_of
 from art_qplugins.diagnostics.indicators import INDICATORS
 from art_qplugins.diagnostics.mechanisms import MECHANISMS
 from art_qplugins.diagnostics.proofs import PROOFS
+from art_qplugins.diagnostics.records import MATERIAL, Indicator, Measurement, ModelRecords, records_of
 from art_qplugins.diagnostics.symptoms import ATTACK_HEALTH, SYMPTOMS
 from art_qplugins.diagnostics.validity import FATAL
 from art_qplugins.diagnostics.words import summary
@@ -76,7 +76,7 @@ def assess(
         said = {"verdict": "INCONCLUSIVE", "claim": Claim(status="NONE"), "findings": []}
         return ModelResult(**about, **said, summary="No number was claimed, so there was nothing to test.")  # type: ignore[arg-type]
     measurable = claimed.ok
-    case = case_of(outcomes, claimed if measurable else clean)
+    case = records_of(outcomes, claimed if measurable else clean)
     findings, readings = read_all(case)
     invalid = [f for f in FATAL if readings[f].fired]
     if not measurable or invalid:
@@ -90,7 +90,7 @@ def assess(
     claim = _claim(case, robust, claimed_accuracy, bool(readings["GAP"].fired))
     explaining = explanations(readings)
     verdict = _verdict(readings, explaining, robust)
-    guilty = case.facts.get("guilty")
+    guilty = case.facts.get("blocking")
     layer = Layer(layer=guilty["layer"], op=guilty["op"], share=guilty["share"]) if guilty else None
     return ModelResult(
         **about,  # type: ignore[arg-type]
@@ -107,10 +107,10 @@ def verdict_of(outcomes: Sequence[Outcome], claimed: Outcome) -> Verdict:
     return assess("", outcomes, claimed=claimed).verdict
 
 
-def read_all(case: Case) -> tuple[dict[str, Finding], dict[str, Reading]]:
+def read_all(case: ModelRecords) -> tuple[dict[str, Finding], dict[str, Measurement]]:
     """Every indicator's finding and reading, the symptoms corrected for their number."""
     findings: dict[str, Finding] = {}
-    readings: dict[str, Reading] = {}
+    readings: dict[str, Measurement] = {}
     for indicator in INDICATORS:
         findings[indicator.id], readings[indicator.id] = indicator(case)
     for name, fired in holm({s.id: readings[s.id].p_value for s in SYMPTOMS}).items():
@@ -126,7 +126,7 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, bool]:
     return {name: bool(p <= _FAMILY) for name, p in zip(known, adjusted, strict=True)}
 
 
-def explanations(readings: Mapping[str, Reading]) -> list[tuple[str, str]]:
+def explanations(readings: Mapping[str, Measurement]) -> list[tuple[str, str]]:
     """(mechanism, proof): both fired, and the mechanism is at work on most of the images that the proof newly broke."""
     found = []
     for mechanism in (*MECHANISMS, *PROOFS):
@@ -136,13 +136,13 @@ def explanations(readings: Mapping[str, Reading]) -> list[tuple[str, str]]:
     return found
 
 
-def _at_work(mechanism: Reading, proof: Reading) -> bool:
+def _at_work(mechanism: Measurement, proof: Measurement) -> bool:
     if mechanism.present is None or proof.broke is None or not proof.broke.any():
         return False
     return bool(np.mean(mechanism.present[proof.broke]) >= _EXPLAINS)
 
 
-def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robust: Robust) -> Verdict:
+def _verdict(readings: Mapping[str, Measurement], explaining: Sequence[object], robust: Robust) -> Verdict:
     fired = {name for name, reading in readings.items() if reading.fired}
     if explaining:
         return "MASKED"
@@ -158,14 +158,14 @@ def _verdict(readings: Mapping[str, Reading], explaining: Sequence[object], robu
     return "NOT_REFUTED"
 
 
-def _unsettled(readings: Mapping[str, Reading]) -> list[Indicator]:
+def _unsettled(readings: Mapping[str, Measurement]) -> list[Indicator]:
     """Mechanisms that fired and for which no control experiment was made. One that was made and found nothing settles."""
     others = [m for m in MECHANISMS if m.id not in _NUMERIC]
     controls = {m.id: [p for p in m.proof if p not in ("GAP", "PGD")] for m in others}
     return [m for m in others if readings[m.id].fired and all(readings[p].fired is None for p in controls[m.id])]
 
 
-def _claim(case: Case, robust: Robust, claimed_accuracy: float | None, gap: bool) -> Claim:
+def _claim(case: ModelRecords, robust: Robust, claimed_accuracy: float | None, gap: bool) -> Claim:
     measured = case.claimed.column("correct")
     accuracy = float(measured.mean()) if claimed_accuracy is None else claimed_accuracy
     if claimed_accuracy is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from art_qplugins.diagnostics.case import Case
+from art_qplugins.diagnostics.records import ModelRecords
 from art_qplugins.evaluation.records import Claim, Finding, Layer, Verdict
 
 __all__ = ["summary"]
@@ -20,7 +20,9 @@ _ENDING = {
 }
 
 
-def summary(verdict: Verdict, case: Case, claim: Claim, explaining: Sequence[Finding], layer: Layer | None) -> str:
+def summary(
+    verdict: Verdict, case: ModelRecords, claim: Claim, explaining: Sequence[Finding], layer: Layer | None
+) -> str:
     """:param explaining: the mechanisms that explain the gap, where there are any."""
     number = _number(case, claim)
     if verdict == "MASKED":
@@ -30,7 +32,7 @@ def summary(verdict: Verdict, case: Case, claim: Claim, explaining: Sequence[Fin
     return f"{_OPENING[claim.status]} {number} {_ENDING[verdict]}"
 
 
-def _number(case: Case, claim: Claim) -> str:
+def _number(case: ModelRecords, claim: Claim) -> str:
     assert claim.accuracy is not None and claim.corrected is not None and claim.interval is not None
     low, high = (f"{100 * v:.1f}" for v in claim.interval)
     left = case.claimed.cell.accuracy or 0.0

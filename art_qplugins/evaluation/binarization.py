@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.measure import random_start
-from art_qplugins.evaluation.verify import check_legal, judge, stream
+from art_qplugins.evaluation.score import check_legal, judge
+from art_qplugins.geometry import random_point
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
 __all__ = ["Binarization", "binarization_test"]
@@ -86,7 +87,7 @@ def binarization_test(
     head = _head(module, x[:1], seed)
     each, lucky = np.full(len(x), np.nan), []
     for i in range(len(x)):
-        image, drawn = x[i : i + 1], stream(seed, f"binarization/{i}")
+        image, drawn = x[i : i + 1], derive_seed(seed, f"binarization/{i}")
         points = torch.cat([image, _around(image, threat, inner, boundary, drawn)])
         binary = _binary(module, head, points, boundary, drawn)
         if binary is None:
@@ -96,7 +97,7 @@ def binarization_test(
             found = attack(_estimator(estimator, binary), image, label).to(image)
         check_legal(image, found, threat)
         each[i] = judge(binary, found, label, seed=drawn).correct[0] < 0.5
-        tried = random_start(image.expand(len(points), *image.shape[1:]), threat, drawn)
+        tried = random_point(image.expand(len(points), *image.shape[1:]), threat, drawn)
         lucky.append(judge(binary, tried, label.expand(len(tried)), seed=drawn).correct.min() < 0.5)
     used = len(lucky)
     return Binarization(
@@ -159,7 +160,7 @@ def _features(module: nn.Module, head: str, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _around(x: Tensor, threat: Threat, inner: int, boundary: int, seed: int) -> Tensor:
     """Random points around one image: ``inner`` within 0.95 eps and then ``boundary`` at eps, clipped to [0, 1]."""
-    generator = torch.Generator().manual_seed(stream(seed, "points"))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "points"))
     shape = (inner + boundary, *x.shape[1:])
     if threat.norm == "Linf":
         moves = torch.rand(shape, generator=generator) * 2 - 1

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from art_qplugins.attacks.registry import ATTACKS
-from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.cost import expected_cost
 from art_qplugins.evaluation.outcome import Outcome, legal_at
 

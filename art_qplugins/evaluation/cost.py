@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from art_qplugins.attacks.registry import ATTACKS
-from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.evaluation.cell import CellSpec
 
 __all__ = ["Cost", "exceeds", "expected_cost"]
 

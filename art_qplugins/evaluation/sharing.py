@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from art_qplugins import metrics
-from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.cascade import images_key
-from art_qplugins.evaluation.cells import CellSpec
-from art_qplugins.evaluation.execute import Bench, without_number
+from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.evaluator import Evaluator, without_number
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
+from art_qplugins.evaluation.score import check_legal, judge, on_grid
 from art_qplugins.evaluation.store import CellStore
-from art_qplugins.evaluation.verify import check_legal, judge, on_grid
 from art_qplugins.threat import Threat
 
 __all__ = ["SharedImages", "judged_on_grid", "skipped"]
@@ -52,11 +52,11 @@ class SharedImages:
                 first |= set(names) if specs[names[0]].role == "clean" else {most}
         return {n: s for n, s in specs.items() if n in first}, {n: s for n, s in specs.items() if n not in first}
 
-    def holds(self, bench: Bench, spec: CellSpec, store: CellStore) -> bool:
+    def holds(self, bench: Evaluator, spec: CellSpec, store: CellStore) -> bool:
         """Whether the images of ``spec`` are there, so that it costs no attack."""
         return self._held(bench, spec, store) is not None
 
-    def judged(self, bench: Bench, spec: CellSpec, store: CellStore) -> Outcome | None:
+    def judged(self, bench: Evaluator, spec: CellSpec, store: CellStore) -> Outcome | None:
         """The cell ``spec`` from images that are there, stored; ``None`` where it is finished or no cell holds them all."""
         name = bench.id_of(spec)
         if store.load(name) is not None:
@@ -69,7 +69,7 @@ class SharedImages:
         store.save(outcome, images)
         return outcome
 
-    def _held(self, bench: Bench, spec: CellSpec, store: CellStore) -> tuple[Outcome, list[int]] | None:
+    def _held(self, bench: Evaluator, spec: CellSpec, store: CellStore) -> tuple[Outcome, list[int]] | None:
         """A finished cell that holds every image, and where in it they are."""
         for holder in self._holders.get(images_key(spec), ()):
             if (found := store.load(holder)) is None:
@@ -81,12 +81,12 @@ class SharedImages:
         return None
 
 
-def _rows(bench: Bench, rows: Sequence[int] | None) -> list[int]:
+def _rows(bench: Evaluator, rows: Sequence[int] | None) -> list[int]:
     return list(range(len(bench.ids))) if rows is None else list(rows)
 
 
 def _judged(
-    bench: Bench,
+    bench: Evaluator,
     spec: CellSpec,
     name: str,
     found: Outcome,
@@ -141,7 +141,7 @@ def skipped(name: str, spec: CellSpec, reason: str) -> Cell:
     return without_number(name, spec, "skipped", params=params, notes=[reason])
 
 
-def judged_on_grid(bench: Bench, spec: CellSpec, outcome: Outcome, store: CellStore, levels: int | None) -> Outcome:
+def judged_on_grid(bench: Evaluator, spec: CellSpec, outcome: Outcome, store: CellStore, levels: int | None) -> Outcome:
     """``outcome`` with the verdict on its images rounded to ``levels`` of a pixel, stored; as it is where it has that.
 
     The images that are stored stay as crafted.

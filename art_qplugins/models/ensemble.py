@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.guard import evaluating
-from art_qplugins.quantizers.functional import through
+from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.stochastic import stochastic_layers
 
 __all__ = ["RULES", "StochasticEnsemble", "check_count"]
@@ -42,7 +42,7 @@ def _majority_vote(logits: Tensor) -> Tensor:
     votes = nn.functional.one_hot(logits.argmax(-1), classes).sum(0)
     # Half a vote spread over the classes keeps the logarithm finite; ties and order stay.
     value = torch.log((votes + 0.5 / classes) / (members + 0.5)).to(logits.dtype)
-    return through(value, _mean_probability(logits))
+    return straight_through(value, _mean_probability(logits))
 
 
 #: How the members' logits (M, N, C) become the answer (N, C).

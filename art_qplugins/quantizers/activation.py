@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.quantizers.functional import quant_relu, through
+from art_qplugins.quantizers.functional import quant_relu, straight_through
 from art_qplugins.quantizers.surrogate import Surrogate, as_surrogate
 
 __all__ = ["QuantReLU", "check_num_bits"]
@@ -43,7 +43,7 @@ class QuantReLU(nn.Module):
         value = quant_relu(x, self.num_bits, self.clip)
         if self.surrogate is None:
             return value
-        return through(value, x * self.surrogate(x.detach(), self.num_bits, self.clip))
+        return straight_through(value, x * self.surrogate(x.detach(), self.num_bits, self.clip))
 
     def extra_repr(self) -> str:
         told = f"num_bits={self.num_bits}, clip={self.clip:g}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["mu_law", "mu_law_inverse", "quant_relu", "quantize_weight", "through"]
+__all__ = ["mu_law", "mu_law_inverse", "quant_relu", "quantize_weight", "straight_through"]
 
 
 class _Through(torch.autograd.Function):
@@ -30,7 +30,7 @@ class _Through(torch.autograd.Function):
         return None, grad
 
 
-def through(value: Tensor, path: Tensor) -> Tensor:
+def straight_through(value: Tensor, path: Tensor) -> Tensor:
     """Straight through: ``value``, bit for bit, in the forward pass; the gradient goes to ``path``.
 
     The usual ``path + (value - path).detach()`` is neither exact in float32 nor as fast.
@@ -106,7 +106,7 @@ def quantize_weight(
         low, high = w.amin(dims, keepdim=True), w.amax(dims, keepdim=True)
         scale = ((high - low) / (2**num_bits - 1)).clamp_min(tiny)
         q = ((w - low) / scale).round_().mul_(scale).add_(low)
-    return through(q, weight)
+    return straight_through(q, weight)
 
 
 class _MuLaw(torch.autograd.Function):

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.activation import check_num_bits
-from art_qplugins.quantizers.functional import through
+from art_qplugins.quantizers.functional import straight_through
 
 __all__ = ["StochasticQuantizer", "draws_from", "entmax", "is_stochastic", "stochastic_layers"]
 
@@ -137,7 +137,7 @@ class StochasticQuantizer(nn.Module):
         mass = p.detach().cumsum(-1)  # its last entry is 1 but for rounding; beyond it lie bins without mass
         code = (noise.unsqueeze(-1) * mass[..., -1:] >= mass[..., :-1]).sum(-1)
         mean = (p * torch.arange(top + 1, dtype=p.dtype, device=p.device)).sum(-1)
-        return through(self.offset + self.spacing * code, self.offset + self.spacing * mean)
+        return straight_through(self.offset + self.spacing * code, self.offset + self.spacing * mean)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """p(k | x), shape (*x.shape, K), differentiable in x, the offset and the spacing."""

@@ -2,7 +2,7 @@ r"""Surrogate gradients: the exact quantizer forward, the slope of something smo
 
 This is BPDA (Athalye, Carlini & Wagner 2018) at each quantized activation: the slope is that of a smoother
 :math:`h \approx Q_b`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one
-looks like robustness: run several, or choose by :func:`~art_qplugins.estimators.fidelity.best_surrogate`.
+looks like robustness: run several, or choose by :func:`~art_qplugins.gradients.fidelity.best_surrogate`.
 
 Written b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the step, the slopes are those of
 
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.quantizers.functional import through
+from art_qplugins.quantizers.functional import straight_through
 
 __all__ = ["SURROGATES", "Surrogate", "TwinGradient", "surrogate"]
 
@@ -168,4 +168,4 @@ class TwinGradient(nn.Module):
                 f"TwinGradient: the network gives {tuple(value.shape)} and its twin {tuple(path.shape)}; "
                 "take a twin with as many classes"
             )
-        return through(value, path)
+        return straight_through(value, path)

@@ -24,7 +24,7 @@ Outcome = Literal["broke images", "broke none", "not run"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class DiagnosisStep:
     """One step as it is shown.
 
     ``standing`` images were attacked. ``broke`` of them are answered wrongly after it, by most draws where the model is
@@ -68,7 +68,7 @@ class Level:
     """All steps of one level, and what they cost together."""
 
     level: int
-    rungs: list[Rung]
+    rungs: list[DiagnosisStep]
 
     @property
     def title(self) -> str:
@@ -86,11 +86,11 @@ class Level:
     def backward(self) -> float:
         return sum(rung.backward for rung in self.rungs)
 
-    def by(self, outcome: Outcome) -> list[Rung]:
+    def by(self, outcome: Outcome) -> list[DiagnosisStep]:
         return [rung for rung in self.rungs if rung.outcome == outcome]
 
 
-def rungs(model: ModelResult, run: Run) -> list[Rung]:
+def rungs(model: ModelResult, run: Run) -> list[DiagnosisStep]:
     """Level 0, which every diagnosis has, and the steps of the others."""
     return [*_start(model, run), *(_rung(step, model, run) for step in model.steps)]
 
@@ -103,7 +103,7 @@ def levels(model: ModelResult, run: Run) -> list[Level]:
     ]
 
 
-def _start(model: ModelResult, run: Run) -> list[Rung]:
+def _start(model: ModelResult, run: Run) -> list[DiagnosisStep]:
     """What is measured of the model, and the claimed attack: they are cells, not steps."""
     cells = {cell.id: cell for cell in run.results.cells}
     clean, claimed = select.clean(model, run.results), cells.get(model.claim.cell or "")
@@ -117,10 +117,10 @@ def _start(model: ModelResult, run: Run) -> list[Rung]:
     return start
 
 
-def _cost(cell: Cell, name: str, title: str, standing: int, broke: int | None = None) -> Rung:
+def _cost(cell: Cell, name: str, title: str, standing: int, broke: int | None = None) -> DiagnosisStep:
     n = max(cell.n, 1)
     failed = cell.status == "error"
-    return Rung(
+    return DiagnosisStep(
         id=name,
         level=0,
         title=title,
@@ -133,9 +133,9 @@ def _cost(cell: Cell, name: str, title: str, standing: int, broke: int | None = 
     )
 
 
-def _rung(step: Step, model: ModelResult, run: Run) -> Rung:
+def _rung(step: Step, model: ModelResult, run: Run) -> DiagnosisStep:
     cells = [cell for cell in run.results.cells if cell.id in step.cells and cell.status == "success"]
-    return Rung(
+    return DiagnosisStep(
         id=step.id,
         level=step.level,
         title=step.title,

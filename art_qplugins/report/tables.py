@@ -191,7 +191,7 @@ def _ladder(model: ModelResult, run: Run) -> list[str]:
     ]
 
 
-def _passes(spent: ladder.Rung | ladder.Level) -> tuple[str, str]:
+def _passes(spent: ladder.DiagnosisStep | ladder.Level) -> tuple[str, str]:
     return words.count(spent.backward), words.count(spent.forward)
 
 

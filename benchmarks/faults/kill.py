@@ -28,8 +28,8 @@ from typing import Any
 import torch
 
 import art_qplugins
-from art_qplugins.evaluation.recipe import parse_recipe
-from art_qplugins.pipeline import run_recipe
+from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.runner import run_recipe
 
 # Small, and yet with training, several shards a cell, a transfer and a diagnosis with its probes.
 RECIPE: dict[str, Any] = {

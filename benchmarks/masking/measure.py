@@ -36,7 +36,7 @@ from art_qplugins import InputError, Threat, evaluate, metrics
 from art_qplugins.attacks.craft import Crafted, craft
 from art_qplugins.data import from_arrays
 from art_qplugins.evaluation.outcome import legal_at
-from art_qplugins.evaluation.verify import check_legal, judge
+from art_qplugins.evaluation.score import check_legal, judge
 from art_qplugins.quantizers import is_stochastic
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -19,9 +19,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from art_qplugins.evaluation.recipe import load_recipe
 from art_qplugins.evaluation.records import Results
-from art_qplugins.pipeline import run_recipe
+from art_qplugins.recipes.schema import load_recipe
+from art_qplugins.runner import run_recipe
 
 
 def gradients(results: Results) -> float:

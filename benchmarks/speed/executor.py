@@ -26,14 +26,14 @@ import torch
 
 import art_qplugins
 from art_qplugins.data import load
-from art_qplugins.evaluation.cells import CellSpec
-from art_qplugins.evaluation.cluster import Job, RayExecutor
-from art_qplugins.evaluation.execute import Bench
-from art_qplugins.evaluation.executor import run_cells
-from art_qplugins.evaluation.recipe import parse_recipe
+from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.ray import Job, RayExecutor
+from art_qplugins.evaluation.scheduler import run_cells
 from art_qplugins.evaluation.store import Memory
-from art_qplugins.evaluation.subjects import build_models, estimator_for
-from art_qplugins.pipeline import run_recipe
+from art_qplugins.recipes.build import build_models, estimator_for
+from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.runner import run_recipe
 
 RECIPE: dict[str, Any] = {
     "name": "speed",
@@ -47,17 +47,17 @@ RECIPE: dict[str, Any] = {
 _CELLS = 20
 
 
-def setting(folder: Path) -> tuple[Job, Bench]:
+def setting(folder: Path) -> tuple[Job, Evaluator]:
     recipe, train, test = parse_recipe(RECIPE), load("digits", "train"), load("digits", "test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     modules = build_models(recipe, train, folder, device=device)
     used = test.take(500, seed=0)
     estimators = {"net": estimator_for(recipe.models[0], modules["net"], train)}
-    bench = Bench(estimators, used.x(), used.y(), used.ids, recipe.batch_size)
+    bench = Evaluator(estimators, used.x(), used.y(), used.ids, recipe.batch_size)
     return Job.of(recipe, modules, folder, test.sha256, None), bench
 
 
-def seconds(job: Job, bench: Bench, workers: int) -> float:
+def seconds(job: Job, bench: Evaluator, workers: int) -> float:
     """For twenty cells, each of one attack with another seed; the workers have had one cell each before."""
     base: dict[str, Any] = {"model": "net", "source": "net", "attack": "art:pgd", "norm": "Linf", "eps": 0.1}
     options = {"max_iter": 100}

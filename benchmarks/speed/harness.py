@@ -22,24 +22,24 @@ from torch import Tensor, nn
 
 import art_qplugins
 from art_qplugins import QuantizedClassifier, load, train
-from art_qplugins.evaluation.cells import CellSpec
-from art_qplugins.evaluation.execute import Bench
+from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.store import Memory
-from art_qplugins.evaluation.verify import stream
 from art_qplugins.models import MODELS
 from art_qplugins.models.convnet import ConvNet
+from art_qplugins.seeds import derive_seed
 
 
-def bench(model: nn.Module, x: Tensor, y: Tensor) -> Bench:
+def bench(model: nn.Module, x: Tensor, y: Tensor) -> Evaluator:
     estimator = QuantizedClassifier(model.eval(), nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, device_type="cpu")
-    return Bench({"m": estimator}, x, y, [str(i) for i in range(len(x))], 250)
+    return Evaluator({"m": estimator}, x, y, [str(i) for i in range(len(x))], 250)
 
 
 def spec(attack: str, eps: float) -> CellSpec:
     return CellSpec(model="m", source="m", attack=attack, norm="Linf", eps=eps, seed=0)
 
 
-def cell(here: Bench, wanted: CellSpec) -> tuple[float, list[bool]]:
+def cell(here: Evaluator, wanted: CellSpec) -> tuple[float, list[bool]]:
     started = time.perf_counter()
     outcome, _ = here.run(wanted, Memory())
     assert outcome.ok, outcome.cell.error
@@ -63,7 +63,7 @@ def bare_autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> tuple
     from pyautoattack import AutoAttack
 
     started = time.perf_counter()
-    attack = AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=stream(0, "attack"), device="cpu")
+    attack = AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=derive_seed(0, "attack"), device="cpu")
     x_adv = attack.run_standard_evaluation(x, y, batch_size=250)[0]
     with torch.no_grad():
         right = (model(x_adv).argmax(1) == y).tolist()

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
-from art_qplugins.attacks.adaptive import _checkpoints, _needed_draws, _Run
+from art_qplugins.attacks.adaptive.attacks import _checkpoints, _needed_draws, _Run
+from art_qplugins.attacks.adaptive.scalings import hessian_scales, jacobian_scales
 from art_qplugins.attacks.craft import craft
-from art_qplugins.attacks.scalings import hessian_scales, jacobian_scales
 from art_qplugins.attacks.views import (
-    Lined,
     LogitScale,
     Smoothed,
+    StraightThroughSteps,
     logit_margin,
     other_bits,
     quantized_activations,
     shadow,
 )
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.verify import check_legal, judge
+from art_qplugins.evaluation.score import check_legal, judge
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import QuantReLU, quantize
 from art_qplugins.quantizers.surrogate import Surrogate
@@ -315,7 +315,7 @@ def test_a_sign_passes_back_the_slope_of_the_clip_that_binary_networks_are_train
     ):
         network = nn.Identity()
         network.forward = step
-        answer = Lined(network)(x)
+        answer = StraightThroughSteps(network)(x)
         assert torch.equal(answer, step(x))
         torch.testing.assert_close(torch.autograd.grad(answer.sum(), x)[0], slope.detach())
 

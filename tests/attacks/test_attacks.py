@@ -14,7 +14,7 @@ from art_qplugins import ATTACKS, InputError, Threat
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.views import LogitScale, MarginLoss, logit_margin, median_gap
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.verify import check_legal
+from art_qplugins.evaluation.score import check_legal
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
 

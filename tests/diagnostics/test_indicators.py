@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from art_qplugins import QuantizedClassifier, Threat, quantize
+from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.attacks.craft import craft
-from art_qplugins.attacks.registry import ATTACKS
 from art_qplugins.attacks.views import LogitScale
 from art_qplugins.diagnostics import INDICATORS
-from art_qplugins.diagnostics.case import SCALE_FREE, case_of
+from art_qplugins.diagnostics.records import SCALE_FREE, records_of
 from art_qplugins.diagnostics.verdict import read_all
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Finding, Sample
@@ -33,7 +33,7 @@ HEALTHY = {
     **{"imbalance": 1.5, "coherence": 0.9, "flips": 0.0},
 }
 FACTS = {
-    **{"reaches_pixels": True, "ends_at": None, "guilty": None, "ledger": [], "suspects": [], "quantizers": 0},
+    **{"reaches_pixels": True, "ends_at": None, "blocking": None, "ledger": [], "replaceable": [], "quantizers": 0},
     **{"probabilities": False, "dynamic": False, "stateful": [], "batch_dependent": 0.0, "random": False},
     **{"training": [], "pixels": 64, "skipped": {}},
 }
@@ -189,7 +189,7 @@ CASES = {
 @pytest.mark.parametrize("which", CASES)
 def test_no_record_is_so_odd_that_an_indicator_raises(which):
     outcomes = CASES[which]()
-    case = case_of(outcomes, outcomes[1])
+    case = records_of(outcomes, outcomes[1])
     for indicator in INDICATORS:
         finding, reading = indicator(case)
         said = f"{indicator.id} on {which}: {reading}"
@@ -208,7 +208,7 @@ def test_no_record_is_so_odd_that_an_indicator_raises(which):
 @pytest.mark.parametrize("which", ["nothing measured", "nothing finite"])
 def test_what_was_not_measured_is_not_said_to_be_healthy(which):
     outcomes = CASES[which]()
-    findings, _ = read_all(case_of(outcomes, outcomes[1]))
+    findings, _ = read_all(records_of(outcomes, outcomes[1]))
     assert {
         i for i in ("M2", "M3", "M5", "M7", "M8", "L2", "L6", "I2", "I3", "I4") if findings[i].fired is not None
     } <= ({"M3"} if which == "nothing measured" else set())
@@ -216,7 +216,7 @@ def test_what_was_not_measured_is_not_said_to_be_healthy(which):
 
 def test_a_healthy_model_fires_nothing():
     outcomes = CASES["healthy"]()
-    findings, _ = read_all(case_of(outcomes, outcomes[1]))
+    findings, _ = read_all(records_of(outcomes, outcomes[1]))
     assert not [i for i, f in findings.items() if f.fired]
 
 
@@ -276,8 +276,8 @@ PLANTED = {
     "I5": ([claim(0.9, source="other")], [claim(0.2, source="other")]),
     "M5": ([clean(gradient_ratio=1e-9), claim()], [clean(gradient_ratio=1e-3), claim()]),
     "M6": (
-        [clean(facts={"guilty": {"layer": "act", "op": "RoundBackward0", "share": 1.0}}), claim()],
-        [clean(facts={"guilty": {"layer": "act", "op": "ReluBackward0", "share": 0.5}}), claim()],
+        [clean(facts={"blocking": {"layer": "act", "op": "RoundBackward0", "share": 1.0}}), claim()],
+        [clean(facts={"blocking": {"layer": "act", "op": "ReluBackward0", "share": 0.5}}), claim()],
     ),
     "M7": ([clean(fidelity=0.1, fidelity_eps=0.1), claim()], [clean(fidelity=0.1, fidelity_eps=0.9), claim()]),
     "L2": ([clean(alignment=0.1), claim()], [clean(alignment=0.9), claim()]),
@@ -295,7 +295,7 @@ PLANTED = {
 
 def found(name, outcomes):
     known = outcomes if outcomes[0].cell.role == "clean" else [clean(), *outcomes]
-    return read_all(case_of(known, known[1]))[0][name]
+    return read_all(records_of(known, known[1]))[0][name]
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -311,7 +311,7 @@ def test_a_planted_failure_is_found_and_its_healthy_twin_is_not_accused(name):
 def test_the_images_that_a_mechanism_is_at_work_on_are_named():
     odd = np.arange(N) < 40
     outcomes = [clean(gradient_ratio=np.where(odd, 1e-9, 0.5)), claim()]
-    _, readings = read_all(case_of(outcomes, outcomes[1]))
+    _, readings = read_all(records_of(outcomes, outcomes[1]))
     np.testing.assert_array_equal(readings["M5"].present, odd)
     assert readings["M5"].value == pytest.approx(0.4)
 

@@ -7,15 +7,15 @@ import copy
 import numpy as np
 import pytest
 
-from art_qplugins.attacks.registry import ATTACKS
+from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.cascade import narrowed, ordered
-from art_qplugins.evaluation.cells import CellSpec
+from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.cost import Cost, exceeds, expected_cost
 from art_qplugins.evaluation.outcome import Outcome
-from art_qplugins.evaluation.recipe import parse_recipe
 from art_qplugins.evaluation.records import Cell, Sample
 from art_qplugins.evaluation.store import Store
-from art_qplugins.pipeline import Progress, run_recipe
+from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.runner import Progress, run_recipe
 
 
 def spec(attack="art:pgd", eps=0.1, model="a", source=None, **more):

@@ -19,10 +19,10 @@ import pytest
 
 from art_qplugins import files
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.recipe import parse_recipe
 from art_qplugins.evaluation.records import Results, Sample
 from art_qplugins.evaluation.store import Store
-from art_qplugins.pipeline import Progress, run_recipe
+from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.runner import Progress, run_recipe
 
 _KILL = Path(__file__).parents[2] / "benchmarks" / "faults" / "kill.py"
 SMALL = {"name": "convnet", "options": {"width": 2}}

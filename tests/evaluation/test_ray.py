@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation import cluster
-from art_qplugins.evaluation.cells import CellSpec
-from art_qplugins.evaluation.cluster import Job, RayExecutor
-from art_qplugins.evaluation.execute import Bench
-from art_qplugins.evaluation.executor import Serial, Shard, run_cells
-from art_qplugins.evaluation.recipe import parse_recipe
+from art_qplugins.evaluation import ray as cluster
+from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.ray import Job, RayExecutor
+from art_qplugins.evaluation.scheduler import Serial, Shard, run_cells
 from art_qplugins.evaluation.store import Memory
-from art_qplugins.evaluation.subjects import build_models, estimator_for
-from art_qplugins.pipeline import run_recipe
+from art_qplugins.recipes.build import build_models, estimator_for
+from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.runner import run_recipe
 
 SMALL = {"name": "convnet", "options": {"width": 2}}
 RECIPE = {
@@ -53,7 +53,7 @@ def trained(tmp_path_factory, digits):
     job = Job.of(recipe, modules, folder, digits[1].sha256, None)
     test = digits[1].take(20, seed=0)
     estimators = {m.name: estimator_for(m, modules[m.name], digits[0]) for m in recipe.models}
-    return job, Bench(estimators, test.x(), test.y(), test.ids, recipe.batch_size, recipe.shard)
+    return job, Evaluator(estimators, test.x(), test.y(), test.ids, recipe.batch_size, recipe.shard)
 
 
 def _devices():
@@ -93,7 +93,7 @@ def test_what_is_not_what_the_run_began_with_is_refused(trained, tmp_path):
 def test_a_worker_of_other_versions_takes_no_part(trained, monkeypatch):
     job, here = trained
     shard = here.shards(PGD)[0]
-    monkeypatch.setattr(Bench, "id_of", lambda self, spec: "another")
+    monkeypatch.setattr(Evaluator, "id_of", lambda self, spec: "another")
     answer = cluster._work(job, 1, shard)
     assert isinstance(answer, cluster._Refused) and "install the same everywhere" in answer.reason
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from art_qplugins import InputError, QuantizedClassifier, QuantReLU, quantize, train
 from art_qplugins.defences.aggregation import ConvexAggregation, project_to_simplex
-from art_qplugins.evaluation.recipe import parse_recipe
 from art_qplugins.models import MODELS
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.models.wide_resnet import Aggregation, Block, WideResNet
 from art_qplugins.quantizers import weight_layers
+from art_qplugins.recipes.schema import parse_recipe
 
 
 @dataclass(frozen=True, kw_only=True)

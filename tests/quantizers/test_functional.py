@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from art_qplugins.quantizers.functional import mu_law, mu_law_inverse, quant_relu, quantize_weight, through
+from art_qplugins.quantizers.functional import mu_law, mu_law_inverse, quant_relu, quantize_weight, straight_through
 
 BITS = st.integers(1, 8)
 CLIP = st.sampled_from([6.0, 1.0, 2.0, 0.1, 3.3])
@@ -154,7 +154,7 @@ def test_layout_and_size_do_not_matter():
 def test_through_is_the_value_bit_for_bit_with_the_gradient_of_the_path():
     path = torch.tensor([1e8, -3.0, 0.1], requires_grad=True)
     value = torch.tensor([0.3, 7e-9, -2.0], requires_grad=True)
-    result = through(value, path)
+    result = straight_through(value, path)
     assert torch.equal(result, value)
     assert not torch.equal(path + (value - path).detach(), value)  # what the usual formula gives
     result.backward(torch.tensor([1.0, 2.0, 3.0]))

@@ -1,0 +1,1 @@
+"""One adapter for each attack library. It translates settings; the loop stays in the library."""

@@ -1,0 +1,104 @@
+"""Runs ART's evasion attacks. It translates; the loops stay in ART."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.attacks.adapters.options import translated, within
+from art_qplugins.attacks.catalogue import Attack
+from art_qplugins.attacks.views import MarginLoss
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.threat import Threat
+
+__all__ = ["run"]
+
+_NORMS = {"Linf": np.inf, "L2": 2, "L1": 1, "L0": 0}
+#: What shows a progress bar and cannot be asked not to.
+_LOUD = ("BrendelBethgeAttack",)
+#: What draws its start from a generator of its own that nobody has seeded.
+_UNSEEDED = ("BoundaryAttack", "BrendelBethgeAttack", "HopSkipJump")
+_NAMES = {"rel_eps_step": "eps_step"}
+#: The budget in each attack's own words: thresholds are of 0 to 255, or pixels; a saliency map takes a share of values.
+_BUDGETS: Mapping[str, Callable[[Threat, Tensor], float]] = {
+    "eps": lambda threat, x: threat.eps,
+    "th": lambda threat, x: int(threat.eps) if threat.norm == "L0" else 255 * threat.eps,
+    "gamma": lambda threat, x: threat.eps / x[0].numel(),
+}
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Within, ``np.random.RandomState()`` is one that ``seed`` decides."""
+    before = np.random.RandomState
+    try:
+        np.random.RandomState = lambda *args: before(*(args or (seed % 2**32,)))  # type: ignore[assignment, misc]
+        yield
+    finally:
+        np.random.RandomState = before  # type: ignore[misc]
+
+
+class _Whole(nn.Module):
+    """The network as one module. ART runs the children of a Sequential one by one, where nobody sees or counts them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)  # type: ignore[no-any-return]
+
+
+class _Probabilities(_Whole):
+    """The network with a softmax, for attacks that take logarithms of what they get."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).softmax(1).clamp_min(1e-7)  # type: ignore[no-any-return]
+
+
+def _view(estimator: QuantizedClassifier, attack: Attack) -> QuantizedClassifier:
+    if attack.probabilities:
+        return estimator.with_model(_Probabilities(estimator.model).eval(), MarginLoss())  # its loss is not asked for
+    if isinstance(estimator.model, nn.Sequential) and not estimator.preprocessing_operations:
+        return estimator.with_model(_Whole(estimator.model).eval())
+    return estimator
+
+
+def run(
+    estimator: QuantizedClassifier,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    options: dict[str, Any],
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    attack.require()
+    import art.attacks.evasion as evasion
+
+    cls = getattr(evasion, attack.upstream_for(threat.norm))
+    # attack_params are inherited, and not every attack takes all that its parent takes (BasicIterativeMethod: no norm).
+    accepted = inspect.signature(cls).parameters
+    given = {"norm": _NORMS[threat.norm], "batch_size": batch_size, "verbose": False}
+    given |= {name: budget(threat, x) for name, budget in _BUDGETS.items()}
+    settings = {name: value for name, value in given.items() if name in accepted}
+    settings |= translated(attack, options, threat, _NAMES)
+    labels = None if attack.labels == "none" else y.cpu().numpy()
+    if attack.labels == "one-hot":
+        labels = np.eye(estimator.nb_classes, dtype=np.float32)[labels]
+    crafted = cls(_view(estimator, attack), **settings)
+    bar = contextlib.nullcontext() if attack.upstream not in _LOUD else contextlib.redirect_stderr(io.StringIO())
+    starts = _seeded(seed) if attack.upstream in _UNSEEDED else contextlib.nullcontext()
+    # ART divides by directions and windows that may be zero. An image that becomes NaN by it fails its cell later on.
+    with bar, starts, np.errstate(divide="ignore", invalid="ignore"):
+        x_adv = torch.from_numpy(crafted.generate(x=x.cpu().numpy(), y=labels)).to(x)
+    return within(x, x_adv, threat) if attack.minimum_norm else x_adv

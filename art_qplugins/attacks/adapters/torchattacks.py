@@ -1,0 +1,63 @@
+"""Runs torchattacks. It translates; the loops stay there."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from art_qplugins.attacks.adapters.options import translated, within
+from art_qplugins.attacks.catalogue import Attack
+from art_qplugins.errors import InputError
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.threat import Threat
+
+__all__ = ["run"]
+
+_NAMES = {"max_iter": "steps", "rel_eps_step": "alpha"}
+#: What they are written for: JSMA aims at the label plus one, modulo ten; the others smooth with three kernels.
+_TEN_CLASSES = ("JSMA",)
+_THREE_CHANNELS = ("TIFGSM", "PIFGSM", "PIFGSMPP")
+
+
+def run(
+    estimator: QuantizedClassifier,
+    attack: Attack,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: Threat,
+    options: dict[str, Any],
+    batch_size: int,
+    seed: int,
+) -> Tensor:
+    attack.require()
+    import torchattacks
+
+    name = attack.upstream_for(threat.norm)
+    if name in _TEN_CLASSES and estimator.nb_classes != 10:
+        raise InputError(
+            f"{attack.name} is written for 10 classes and the model has {estimator.nb_classes}; use art:jsma"
+        )
+    if name in _THREE_CHANNELS and x.shape[1] != 3:
+        raise InputError(
+            f"{attack.name} is written for 3 channels and the images have {x.shape[1]}; use torchattacks:difgsm"
+        )
+    cls = getattr(torchattacks, name)
+    accepted = inspect.signature(cls).parameters
+    given = {
+        "norm": threat.norm,
+        "eps": threat.eps,
+        "max_epsilon": threat.eps,
+        "pixels": int(threat.eps),
+        "gamma": threat.eps / x[0].numel(),
+        "n_classes": estimator.nb_classes,
+        "seed": seed,
+    }
+    settings = {option: value for option, value in given.items() if option in accepted}
+    crafted = cls(estimator.model, **settings, **translated(attack, options, threat, _NAMES))
+    crafted.set_device(x.device)  # it takes that of the first parameter, and there may be none
+    x_adv = torch.cat([crafted(*part) for part in zip(x.split(batch_size), y.split(batch_size), strict=True)])
+    return within(x, x_adv, threat) if attack.minimum_norm else x_adv

@@ -1,0 +1,265 @@
+"""The attacks of Foolbox 3.3, an optional extra.
+
+A family that Foolbox spells as one class for each norm is one row here. Left out are Foolbox's aliases.
+"""
+
+from __future__ import annotations
+
+from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, Library
+
+__all__ = ["ROWS"]
+
+_fb = Library(
+    "foolbox",
+    "art_qplugins.attacks.adapters.foolbox:run",
+    ("Linf", "L2", "L1"),
+    requires=("foolbox",),
+    install="'art_qplugins[foolbox]'",
+)
+_ALL = ("Linf", "L2", "L1", "L0")
+
+
+def _each(family: str) -> str:
+    return " ".join(f"{norm}{family}" for norm in ("Linf", "L2", "L1"))
+
+
+ROWS: list[Attack] = [
+    _fb("fgsm", _each("FastGradientAttack"), "one step along the gradient", one_step=True),
+    _fb("bim", _each("BasicIterativeAttack"), "many small steps, no random start", ITERATIVE),
+    _fb("pgd", _each("ProjectedGradientDescentAttack"), "many small steps from a random start", ITERATIVE),
+    _fb("mifgsm", _each("MomentumIterativeFastGradientMethod"), "BIM with momentum", {**ITERATIVE, "momentum": 1.0}),
+    _fb("adam-bim", _each("AdamBasicIterativeAttack"), "BIM with Adam's steps", ITERATIVE),
+    _fb("adam-pgd", _each("AdamProjectedGradientDescentAttack"), "PGD with Adam's steps", ITERATIVE),
+    _fb(
+        "sparse-l1",
+        "SparseL1DescentAttack",
+        "steps in the values whose gradients are the largest",
+        {**ITERATIVE, "quantile": 0.99},
+        norms=("L1",),
+    ),
+    _fb(
+        "vat",
+        "VirtualAdversarialAttack",
+        "the direction that changes the answer most",
+        {"max_iter": 10, "xi": 1e-6},
+        norms=("L2",),
+    ),
+    _fb(
+        "fmn",
+        "LInfFMNAttack L2FMNAttack L1FMNAttack L0FMNAttack",
+        "fast minimum norm: the budget grows and shrinks with success",
+        {"max_iter": 100, "max_stepsize": 1.0, "gamma": 0.05},
+        norms=_ALL,
+        minimum_norm=True,
+    ),
+    _fb(
+        "ddn",
+        "DDNAttack",
+        "decoupled direction and norm",
+        {"max_iter": 100, "init_epsilon": 1.0, "gamma": 0.05},
+        norms=("L2",),
+        minimum_norm=True,
+    ),
+    _fb(
+        "brendel-bethge",
+        "LinfinityBrendelBethgeAttack L2BrendelBethgeAttack L1BrendelBethgeAttack L0BrendelBethgeAttack",
+        "along the decision boundary, from an adversarial image towards the clean one",
+        {"max_iter": 1000, "binary_search_steps": 10, "lr": 1e-3, "overshoot": 1.1},
+        norms=_ALL,
+        requires=("numba",),
+        install="numba",
+        minimum_norm=True,
+    ),
+    _fb(
+        "cw",
+        "L2CarliniWagnerAttack",
+        "Carlini & Wagner with its binary search",
+        {"max_iter": 10000, "binary_search_steps": 9, "stepsize": 0.01, "initial_const": 0.001, "confidence": 0.0},
+        norms=("L2",),
+        minimum_norm=True,
+    ),
+    _fb(
+        "ead",
+        "EADAttack",
+        "elastic net, the image of least L1 distance kept",
+        {"max_iter": 10000, "binary_search_steps": 9, "initial_stepsize": 0.01, "regularization": 0.01},
+        norms=("L1",),
+        fixed={"decision_rule": "L1"},
+        minimum_norm=True,
+    ),
+    _fb(
+        "deepfool",
+        "LinfDeepFoolAttack L2DeepFoolAttack",
+        "to the nearest boundary of the linearized model, again and again",
+        {"max_iter": 50, "candidates": 10, "overshoot": 0.02},
+        norms=("Linf", "L2"),
+        minimum_norm=True,
+    ),
+    _fb(
+        "newtonfool",
+        "NewtonFoolAttack",
+        "Newton's steps on the probability of the class",
+        {"max_iter": 100, "stepsize": 0.01},
+        norms=("L2",),
+        minimum_norm=True,
+    ),
+    _fb(
+        "hop-skip-jump",
+        "HopSkipJumpAttack",
+        "the boundary's direction from decisions alone, by many small steps aside",
+        {"max_iter": 64, "initial_gradient_eval_steps": 100, "max_gradient_eval_steps": 10000, "gamma": 1.0},
+        norms=("Linf", "L2"),
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb(
+        "boundary",
+        "BoundaryAttack",
+        "a random walk along the boundary, from an adversarial image towards the clean one",
+        {"max_iter": 25000, "spherical_step": 0.01, "source_step": 0.01, "step_adaptation": 1.5},
+        norms=("L2",),
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb(
+        "pointwise",
+        "PointwiseAttack",
+        "values of a noisy image put back one by one",
+        norms=("L2", "L0"),
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb(
+        "gen-attack",
+        "GenAttack",
+        "a genetic search towards the runner-up class",
+        {"max_iter": 1000, "population": 10, "mutation_probability": 0.1, "mutation_range": 0.15},
+        norms=("Linf",),
+        needs="scores",
+        labels="targets",
+    ),
+    _fb(
+        "uniform-noise",
+        "LinfAdditiveUniformNoiseAttack L2AdditiveUniformNoiseAttack",
+        "uniform noise of length eps",
+        norms=("Linf", "L2"),
+        needs="nothing",
+    ),
+    _fb(
+        "repeated-uniform-noise",
+        "LinfRepeatedAdditiveUniformNoiseAttack L2RepeatedAdditiveUniformNoiseAttack",
+        "uniform noise of length eps, until one is adversarial",
+        {"repeats": 100},
+        norms=("Linf", "L2"),
+        needs="decisions",
+    ),
+    _fb(
+        "gaussian-noise",
+        "L2AdditiveGaussianNoiseAttack",
+        "Gaussian noise of length eps",
+        norms=("L2",),
+        needs="nothing",
+    ),
+    _fb(
+        "repeated-gaussian-noise",
+        "L2RepeatedAdditiveGaussianNoiseAttack",
+        "Gaussian noise of length eps, until one is adversarial",
+        {"repeats": 100},
+        norms=("L2",),
+        needs="decisions",
+    ),
+    _fb(
+        "clipped-uniform-noise",
+        "L2ClippingAwareAdditiveUniformNoiseAttack",
+        "uniform noise of length eps after it is clipped",
+        norms=("L2",),
+        needs="nothing",
+    ),
+    _fb(
+        "clipped-gaussian-noise",
+        "L2ClippingAwareAdditiveGaussianNoiseAttack",
+        "Gaussian noise of length eps after it is clipped",
+        norms=("L2",),
+        needs="nothing",
+    ),
+    _fb(
+        "clipped-repeated-uniform-noise",
+        "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack",
+        "the same, until one is adversarial",
+        {"repeats": 100},
+        norms=("L2",),
+        needs="decisions",
+    ),
+    _fb(
+        "clipped-repeated-gaussian-noise",
+        "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack",
+        "the same, until one is adversarial",
+        {"repeats": 100},
+        norms=("L2",),
+        needs="decisions",
+    ),
+    _fb(
+        "salt-and-pepper",
+        "SaltAndPepperNoiseAttack",
+        "ever more black and white values",
+        {"max_iter": 1000},
+        norms=("L2", "L1", "L0"),
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb(
+        "blended-noise",
+        "LinearSearchBlendedUniformNoiseAttack",
+        "ever more of a uniformly random image",
+        {"max_iter": 1000, "directions": 1000},
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb(
+        "contrast",
+        "L2ContrastReductionAttack",
+        "towards grey, by eps",
+        {"grey": 0.5},
+        norms=("L2",),
+        names={"grey": "target"},
+        needs="nothing",
+    ),
+    _fb(
+        "contrast-binary-search",
+        "BinarySearchContrastReductionAttack",
+        "towards grey, as far as it takes",
+        {"binary_search_steps": 15, "grey": 0.5},
+        names={"grey": "target"},
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb(
+        "contrast-linear-search",
+        "LinearSearchContrastReductionAttack",
+        "towards grey, step by step",
+        {"max_iter": 1000, "grey": 0.5},
+        names={"grey": "target"},
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb("inversion", "InversionAttack", "the negative of the image", needs="nothing", minimum_norm=True),
+    _fb(
+        "blur",
+        "GaussianBlurAttack",
+        "ever more blurred",
+        {"max_iter": 1000},
+        fixed={"channel_axis": 1},
+        needs="decisions",
+        minimum_norm=True,
+    ),
+    _fb.refuse("spatial", "SpatialAttack", "rotations and shifts", "it keeps to no norm, so no budget says how far"),
+    _fb.refuse(
+        "data-set", "DatasetAttack", "another image of the data set", "it needs a data set and keeps to no budget"
+    ),
+    _fb.refuse(
+        "binarization",
+        "BinarizationRefinementAttack",
+        "values of an adversarial image put back to where a model's own binarization is",
+        "it refines adversarial images that one has already",
+    ),
+]

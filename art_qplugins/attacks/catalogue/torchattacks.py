@@ -1,0 +1,199 @@
+"""The attacks of torchattacks 3.5.1.
+
+Left out are what is no attack (VANILA), what combines or prepares others (MultiAttack, LGV), and ``AutoAttack``, which is
+not the published one: 10 iterations in place of 100 and another schedule of Square.
+"""
+
+from __future__ import annotations
+
+from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, Library
+
+__all__ = ["ROWS"]
+
+_ta = Library(
+    "torchattacks",
+    "art_qplugins.attacks.adapters.torchattacks:run",
+    ("Linf",),
+    requires=("torchattacks",),
+    install="torchattacks",
+)
+_ELASTIC = {"binary_search_steps": 9, "lr": 0.01, "initial_const": 0.001, "beta": 0.001, "kappa": 0.0}
+_BLOCKS = {"max_iter": 10, "momentum": 1.0, "amplification": 10.0, "prob": 0.7}
+_BLOCK_NAMES = {"max_iter": "num_iter_set"}
+_RESTARTS = {"num_random_init": "n_restarts"}
+_DIVERSE = {"decay": 0.0, "resize_rate": 0.9, "diversity_prob": 0.5}
+
+ROWS: list[Attack] = [
+    _ta("fgsm", "FGSM", "one step along the gradient's sign", one_step=True),
+    _ta(
+        "pgd",
+        "PGD PGDL2",
+        "projected gradient descent on cross-entropy, random start",
+        ITERATIVE,
+        norms=("Linf", "L2"),
+    ),
+    _ta("mifgsm", "MIFGSM", "BIM with momentum", {**ITERATIVE, "decay": 1.0}),
+    _ta(
+        "eotpgd",
+        "EOTPGD",
+        "PGD on the mean gradient of several calls, for models that are random",
+        {**ITERATIVE, "eot_iter": 8},
+    ),
+    _ta("bim", "BIM", "FGSM in small steps, no random start", ITERATIVE),
+    _ta(
+        "ffgsm", "FFGSM", "one step of 1.25 eps from a random start (fast FGSM)", {"rel_eps_step": 1.25}, one_step=True
+    ),
+    _ta("rfgsm", "RFGSM", "BIM after one random step (R+FGSM where max_iter is 1)", ITERATIVE),
+    _ta("tpgd", "TPGD", "PGD on the divergence from the clean answer (TRADES)", ITERATIVE),
+    _ta("upgd", "UPGD", "PGD with momentum, EOT and a choice of losses", {**ITERATIVE, "decay": 1.0, "eot_iter": 1}),
+    _ta("nifgsm", "NIFGSM", "BIM with Nesterov's momentum", {**ITERATIVE, "decay": 1.0}),
+    _ta(
+        "sinifgsm", "SINIFGSM", "the same on m copies of the image that get darker", {**ITERATIVE, "decay": 1.0, "m": 5}
+    ),
+    _ta(
+        "vmifgsm",
+        "VMIFGSM",
+        "momentum, with the gradient's variance at N neighbours taken off",
+        {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+    ),
+    _ta(
+        "vnifgsm",
+        "VNIFGSM",
+        "Nesterov's momentum, with the gradient's variance at N neighbours taken off",
+        {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+    ),
+    _ta("difgsm", "DIFGSM", "BIM on images that are resized and padded at random", {**ITERATIVE, **_DIVERSE}),
+    _ta(
+        "tifgsm",
+        "TIFGSM",
+        "DIFGSM with smoothed gradients",
+        {**ITERATIVE, **_DIVERSE, "len_kernel": 15, "nsig": 3},
+    ),
+    _ta("jitter", "Jitter", "PGD on rescaled, noisy probabilities", {**ITERATIVE, "scale": 10.0, "std": 0.1}),
+    _ta(
+        "pgdrs",
+        "PGDRS PGDRSL2",
+        "PGD on the mean over noisy copies, for smoothed models",
+        {**ITERATIVE, "noise_sd": 0.5, "noise_batch_size": 5},
+        norms=("Linf", "L2"),
+    ),
+    _ta("pifgsm", "PIFGSM", "steps in blocks of pixels, beyond eps and back", _BLOCKS, names=_BLOCK_NAMES),
+    _ta(
+        "pifgsmpp",
+        "PIFGSMPP",
+        "the same with diverse inputs and a temperature",
+        {**_BLOCKS, "project_factor": 0.8},
+        names=_BLOCK_NAMES,
+    ),
+    _ta(
+        "apgd",
+        "APGD",
+        "torchattacks' Auto-PGD on cross-entropy, with 10 iterations as it comes; not autoattack:apgd-ce",
+        {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
+        names=_RESTARTS,
+        norms=("Linf", "L2"),
+    ),
+    _ta(
+        "apgdt",
+        "APGDT",
+        "torchattacks' targeted Auto-PGD, with 10 iterations as it comes; not autoattack:apgd-t",
+        {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
+        names=_RESTARTS,
+        norms=("Linf", "L2"),
+    ),
+    _ta(
+        "fab",
+        "FAB",
+        "torchattacks' FAB, with 10 iterations as it comes; not autoattack:fab",
+        {"max_iter": 10, "num_random_init": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9},
+        names=_RESTARTS,
+        norms=("Linf", "L2"),
+        minimum_norm=True,
+    ),
+    _ta(
+        "square",
+        "Square",
+        "torchattacks' Square, with a rescaled schedule; not autoattack:square",
+        {"n_queries": 5000, "num_random_init": 1, "p_init": 0.8},
+        names=_RESTARTS,
+        norms=("Linf", "L2"),
+        needs="scores",
+    ),
+    _ta(
+        "spsa",
+        "SPSA",
+        "gradients by simultaneous perturbation, for models without gradients",
+        {"max_iter": 1, "nb_sample": 128, "delta": 0.01, "lr": 0.01},
+        names={"max_iter": "nb_iter"},
+        needs="scores",
+    ),
+    _ta(
+        "cw",
+        "CW",
+        "Carlini & Wagner at one weight c, without its binary search",
+        {"max_iter": 50, "c": 1.0, "kappa": 0.0, "lr": 0.01},
+        norms=("L2",),
+        minimum_norm=True,
+    ),
+    _ta(
+        "deepfool",
+        "DeepFool",
+        "to the nearest boundary of the linearized model, image by image",
+        {"max_iter": 50, "overshoot": 0.02},
+        norms=("L2",),
+        minimum_norm=True,
+    ),
+    _ta(
+        "eadl1",
+        "EADL1",
+        "elastic net, the image of least L1 distance kept",
+        {"max_iter": 100, **_ELASTIC},
+        names={"max_iter": "max_iterations"},
+        norms=("L1",),
+        minimum_norm=True,
+    ),
+    _ta(
+        "eaden",
+        "EADEN",
+        "elastic net, the image of least elastic distance kept",
+        {"max_iter": 100, **_ELASTIC},
+        names={"max_iter": "max_iterations"},
+        norms=("L1",),
+        minimum_norm=True,
+    ),
+    _ta(
+        "sparsefool",
+        "SparseFool",
+        "DeepFool's boundary, reached by few pixels",
+        {"max_iter": 10, "lam": 3.0, "overshoot": 0.02},
+        norms=("L0",),
+        minimum_norm=True,
+    ),
+    _ta(
+        "onepixel",
+        "OnePixel",
+        "the colours of eps pixels, by differential evolution",
+        {"max_iter": 10, "popsize": 10},
+        norms=("L0",),
+        needs="scores",
+    ),
+    _ta(
+        "pixle",
+        "Pixle",
+        "patches of pixels moved to other places",
+        {"restarts": 20, "max_iter": 10},
+        names={"max_iter": "max_iterations"},
+        norms=("L0",),
+        needs="scores",
+        minimum_norm=True,
+    ),
+    _ta(
+        "jsma",
+        "JSMA",
+        "the two most salient values at a time, towards the next class",
+        {"theta": 1.0},
+        norms=("L0",),
+        minimum_norm=True,
+    ),
+    _ta.refuse("gn", "GN", "Gaussian noise", "it has a deviation and no budget; use foolbox:gaussian-noise"),
+]

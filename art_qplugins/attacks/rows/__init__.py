@@ -1,1 +1,0 @@
-"""The attacks as data, a file for each library. Nothing here imports one."""

@@ -1,0 +1,70 @@
+"""What a cell is made of, and the key that says whether it has been computed already."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from art_qplugins._version import __version__
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.evaluation.records import SCHEMA_VERSION, Role
+from art_qplugins.files import safe_name, short_name
+
+__all__ = ["CellSpec", "cell_id"]
+
+_PACKAGES = {
+    "art": "adversarial-robustness-toolbox",
+    "torchattacks": "torchattacks",
+    "autoattack": "pyautoattack",
+    "artq": "adversarial-robustness-toolbox",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellSpec:
+    """One attack at one budget: crafted on ``source``, scored on ``model``."""
+
+    model: str
+    source: str
+    attack: str
+    norm: str
+    eps: float
+    seed: int
+    restart: int = 0  # another number: the same attack with other random numbers of its own, judged by the same draws
+    role: Role = "attack"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    gap: float | None = None  # show the attack logits divided so that the median gap of the top two is this
+    rows: tuple[int, ...] | None = None  # positions of the images to attack; None for all
+    check: Literal["binarization"] | None = None  # put the attack to this test in place of the model
+    start: tuple[str, ...] = ()  # ids of finished cells: start, per image, from the one that came closest
+
+
+def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: int) -> str:
+    """A readable name that ends in a hash of everything that changes the cell's answer.
+
+    :param target: hash of the scored model; ``source`` of the attacked one; ``data`` of images, labels and their order.
+    """
+    # The role is not in it: the same cell counts for the recipe and for the diagnostics.
+    answer = {k: v for k, v in asdict(spec).items() if k not in ("role", "model", "source")}
+    answer["options"] = ATTACKS[spec.attack].resolve(spec.options)
+    answer |= {"target": target, "source": source, "data": data, "batch_size": batch_size, "schema": SCHEMA_VERSION}
+    answer |= {
+        "version": __version__,
+        "library": _version(_PACKAGES[spec.attack.split(":")[0]]),
+        "torch": _version("torch"),
+    }
+    digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    where = "" if spec.source == spec.model else f".from-{short_name(spec.source)}"
+    budget = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"
+    return safe_name(f"{short_name(spec.model)}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

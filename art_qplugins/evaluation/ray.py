@@ -1,0 +1,230 @@
+"""Shards of cells on the processes, accelerators and machines of a Ray cluster.
+
+Workers get a recipe, and the paths and hashes of its checkpoints and the name and hash of its data set, which they load
+and verify; nothing that is a module is ever pickled. Every shard names the cell that it belongs to, whose id is a hash
+of weights, images, settings and versions: a worker that comes to another id refuses the work. So the run's folder and
+the data sets have to be at the same place on every machine, as on a shared file system.
+
+Ray starts a lost shard again elsewhere; one that takes its worker down each time is a failed cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from art_qplugins.data import load
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.evaluator import Evaluator, failed
+from art_qplugins.evaluation.scheduler import Done, Shard
+from art_qplugins.recipes.build import build_models, estimator_for
+from art_qplugins.recipes.schema import Recipe
+
+__all__ = ["Job", "RayExecutor"]
+
+#: How often a shard is started again after its worker or its machine was lost.
+_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class Job:
+    """What workers need to know to set up the models and images of a run.
+
+    :param recipe: every model with the absolute path of its checkpoint.
+    :param checkpoints: SHA-256 by path; ``data`` that of the whole test split.
+    """
+
+    recipe: Recipe
+    checkpoints: Mapping[str, str]
+    data: str
+    data_root: str | None
+
+    @classmethod
+    def of(cls, recipe: Recipe, modules: Mapping[str, nn.Module], folder: Path, data: str, root: str | None) -> Job:
+        """The job of a recipe whose trained modules are stored in ``folder``, or where the recipe says."""
+        paths = {
+            m.name: Path(m.checkpoint).resolve() if m.checkpoint else _stored(modules[m.name], m.name, folder.resolve())
+            for m in recipe.models
+        }
+        models = [m.model_copy(update={"checkpoint": str(paths[m.name])}) for m in recipe.models]
+        hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths.values()}
+        where = None if root is None else str(Path(root).resolve())
+        return cls(recipe.model_copy(update={"models": models}), hashes, data, where)
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.recipe.model_dump(mode="json"), dict(self.checkpoints), self.data, self.data_root])
+
+    def bench(self) -> Evaluator:
+        """Load and verify.
+
+        :raises InputError: where something is missing on this machine or is not what the run began with.
+        """
+        data = load(self.recipe.data.name, "test", root=self.data_root)
+        if data.sha256 != self.data:
+            raise InputError(
+                f"{_here()}: data set {data.name!r} is another one there; copy the same files to every machine"
+            )
+        for path, sha256 in self.checkpoints.items():
+            _verify(Path(path), sha256)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        modules = build_models(self.recipe, data, Path(), device=device)
+        estimators = {m.name: estimator_for(m, modules[m.name], data) for m in self.recipe.models}
+        used = data if self.recipe.data.limit is None else data.take(self.recipe.data.limit, seed=self.recipe.data.seed)
+        return Evaluator(estimators, used.x(), used.y(), used.ids, self.recipe.batch_size, self.recipe.shard)
+
+
+def _here() -> str:
+    return f"worker on {socket.gethostname()}"
+
+
+def _verify(path: Path, sha256: str) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{_here()}: checkpoint {path} cannot be read ({error.strerror}); give --out a folder that all machines see"
+        ) from None
+    if found != sha256:
+        raise InputError(
+            f"{_here()}: checkpoint {path} is not the one that the run began with; run the same command again"
+        )
+
+
+def _stored(module: nn.Module, name: str, folder: Path) -> Path:
+    """The checkpoint that holds exactly this module."""
+    from safetensors.torch import save
+
+    weights = save({key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()})
+    sha256 = hashlib.sha256(weights).hexdigest()
+    for about in sorted(folder.glob("*.json")):
+        description = json.loads(about.read_bytes())
+        if description.get("sha256") == sha256 and description.get("model", {}).get("name") == name:
+            return about.with_suffix(".safetensors")
+    raise InputError(f"{folder}: the checkpoint of {name} was removed; run the same command again")
+
+
+# --- In a worker
+
+
+#: The bench of this process, under its job's key: a worker serves one run.
+_ready: dict[str, Evaluator] = {}
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Why a worker cannot take part."""
+
+    reason: str
+
+
+def _work(job: Job, threads: int, shard: Shard) -> tuple[Any, Any] | _Refused:
+    """A shard's outcome and images."""
+    torch.set_num_threads(threads)
+    try:
+        if (key := job.key) not in _ready:
+            _ready.clear()
+            _ready[key] = job.bench()
+        bench = _ready[key]
+    except InputError as error:
+        return _Refused(str(error))
+    if bench.id_of(shard.spec) != shard.cell:
+        return _Refused(
+            f"{_here()}: has other versions of art_qplugins, torch or an attack library; install the same everywhere"
+        )
+    _, outcome, x_adv = bench.part(shard)
+    return outcome, x_adv
+
+
+# --- In the process that runs the recipe
+
+
+class RayExecutor:
+    """Works on shards in a Ray cluster: a context, which ends the cluster if it began it.
+
+    :param workers: shards at a time; by default one for every accelerator of the cluster, else for every core.
+    :param address: of a running cluster, or ``"auto"`` for the one of this machine; ``None`` starts one here.
+    :param threads: of torch in every worker; by default the cores of the cluster divided among them.
+    :raises InputError: where Ray is missing or the cluster does not answer.
+    """
+
+    def __init__(
+        self, job: Job, *, workers: int | None = None, address: str | None = None, threads: int | None = None
+    ) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise InputError("the executor 'ray' needs Ray; type pip install 'art_qplugins[ray]'") from None
+        self._ray, self._owned = ray, not ray.is_initialized()
+        if self._owned:
+            _connect(ray, workers, address)
+        have = ray.cluster_resources()
+        cores, accelerators = have.get("CPU", 1.0), have.get("GPU", 0.0)
+        self._workers = workers or max(1, int(accelerators or cores))
+        share = max(1, int(cores // self._workers))
+        self._job = ray.put(job)
+        self._threads = threads or share
+        self._task = ray.remote(_work).options(
+            num_cpus=min(share, cores / self._workers),
+            num_gpus=min(1.0, accelerators / self._workers),
+            max_retries=_RETRIES,
+        )
+
+    def __enter__(self) -> RayExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._owned:
+            self._ray.shutdown()
+
+    def map(self, shards: Iterable[Shard]) -> Iterator[Done]:
+        """See :class:`~art_qplugins.evaluation.scheduler.Executor`. One shard waits for every one that is worked on."""
+        coming, waiting = iter(shards), {}
+        try:
+            while True:
+                while len(waiting) < 2 * self._workers and (shard := next(coming, None)) is not None:
+                    waiting[self._task.remote(self._job, self._threads, shard)] = shard
+                if not waiting:
+                    return
+                (ready, *_), _ = self._ray.wait(list(waiting), num_returns=1)
+                yield self._result(ready, waiting.pop(ready))
+        finally:
+            for task in waiting:
+                with contextlib.suppress(Exception):
+                    self._ray.cancel(task, force=True)
+
+    def _result(self, task: Any, shard: Shard) -> Done:
+        try:
+            found = self._ray.get(task)
+        except self._ray.exceptions.RayTaskError:
+            raise  # not of the attack: those are outcomes
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            text = f"{type(error).__name__}: its worker was lost {_RETRIES + 1} times: {reason}"
+            return shard, failed(shard, text), None
+        if isinstance(found, _Refused):
+            raise InputError(found.reason)
+        return shard, *found
+
+
+def _connect(ray: Any, workers: int | None, address: str | None) -> None:
+    quiet = {"include_dashboard": False} if address is None else {}
+    cores = {"num_cpus": workers} if address is None and workers is not None else {}
+    # Without a limit, Ray starts what outgrows the machine's memory again and again.
+    limit = {"_system_config": {"task_oom_retries": _RETRIES}} if address is None else {}
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level="error", **quiet, **cores, **limit)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--address {address}: no Ray cluster there ({reason}); start one with ray start --head"
+        ) from None

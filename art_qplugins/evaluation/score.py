@@ -1,0 +1,122 @@
+"""Judges adversarial images: are they legal, and what does the deployed model say to them? Attacks have no say in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from art_qplugins.geometry import TOLERANCE, distances
+from art_qplugins.gradients.fidelity import logit_margin
+from art_qplugins.gradients.measure import same_answers
+from art_qplugins.guard import isolated
+from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
+from art_qplugins.seeds import derive_seed
+from art_qplugins.threat import Threat
+
+__all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "on_grid"]
+
+#: How often a stochastic model is deployed afresh to score an image, on each of two independent sets of draws.
+DEPLOYMENTS = 20
+
+
+class IllegalImage(ValueError):
+    """An attack returned an image that the threat does not allow. Nobody clips it: the cell fails."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Per image, as in :class:`~art_qplugins.evaluation.records.Sample`."""
+
+    prediction: NDArray[np.int64]
+    correct: NDArray[np.float64]
+    selection: NDArray[np.float64]
+    margin: NDArray[np.float64]
+    loss: NDArray[np.float64]
+
+
+def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
+    """Distances (N,), or :class:`IllegalImage` that says which image breaks which rule and by how much."""
+    if x_adv.shape != x.shape:
+        raise IllegalImage(f"the attack returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}")
+    if not torch.isfinite(x_adv).all():
+        raise IllegalImage(f"{int((~torch.isfinite(x_adv)).flatten(1).any(1).sum())} images are not finite")
+    low, high = float(x_adv.min()), float(x_adv.max())
+    if low < 0 or high > 1:
+        raise IllegalImage(f"pixels are in [{low:.6g}, {high:.6g}], outside [0, 1]")
+    distance = distances(x, x_adv, threat.norm)
+    worst = int(distance.argmax())
+    if distance[worst] > threat.eps + TOLERANCE * max(1.0, threat.eps):
+        raise IllegalImage(
+            f"image {worst} is {float(distance[worst]):.6g} away in {threat.norm}, more than eps = {threat.eps:g}"
+        )
+    return distance
+
+
+def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
+    """``x_adv`` as an image file holds it, pixels in {0, 1/(levels - 1), ..., 1}, and still legal.
+
+    Every changed pixel goes to the nearest level. Where that leaves the ball it goes to the next one towards ``x``: the
+    pixel alone in Linf, all pixels of the image in the other norms, none of whose parts then is further away than
+    before. A pixel with no level between the two stays as in ``x``, and so does one that was not changed.
+
+    :param x: (N, C, H, W) in [0, 1], which need not be on the grid itself.
+    :param x_adv: legal images for ``threat``.
+    :return: (N, C, H, W) float32.
+    """
+    scale = levels - 1
+    clean, moved = x.double(), x_adv.double()
+    nearest = (moved * scale).round() / scale
+    # Steps of a level are compared with room for rounding in float32: a pixel that is on its level stays there.
+    inward = torch.where(moved > clean, (moved * scale + 1e-4).floor(), (moved * scale - 1e-4).ceil()) / scale
+    between = (inward - clean) * (moved - clean) > 0
+    inward = torch.where(between, inward, clean)
+    limit = threat.eps + TOLERANCE * max(1.0, threat.eps) / 2
+    if threat.norm == "Linf":
+        outside = (nearest - clean).abs() > limit
+    else:
+        outside = (distances(x, torch.where(moved == clean, clean, nearest), threat.norm) > limit)[:, None, None, None]
+    rounded = torch.where(outside, inward, nearest)
+    return torch.where(moved == clean, clean, rounded).to(x)
+
+
+def judge(module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int = 250) -> Judgement:
+    """Ask the deployed module. A stochastic one is asked on two sets of draws that no attack saw.
+
+    Stochastic is what has stochastic layers, and also what answers otherwise when the global generators are seeded
+    otherwise. Global random states are as before afterwards.
+    """
+    stochastic = is_stochastic(module)
+    first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if stochastic else 1, batch_size)
+    if not stochastic:
+        again = _ask(module, x[:batch_size], derive_seed(seed, "select"), 1, batch_size)
+        stochastic = not same_answers(first[:, :batch_size], again)
+        if stochastic:  # somebody's own module, which draws from the global generators
+            first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS, batch_size)
+    answers = first.argmax(-1)
+    correct = (answers == y).double().mean(0)
+    selection = correct
+    if stochastic:
+        second = _ask(module, x, derive_seed(seed, "select"), DEPLOYMENTS, batch_size)
+        selection = (second.argmax(-1) == y).double().mean(0)
+    logits = first.mean(0)
+    return Judgement(
+        prediction=answers.mode(0).values.cpu().numpy(),
+        correct=correct.cpu().numpy(),
+        selection=selection.cpu().numpy(),
+        margin=logit_margin(logits, y).double().cpu().numpy(),
+        loss=nn.functional.cross_entropy(logits, y, reduction="none").double().cpu().numpy(),
+    )
+
+
+def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -> Tensor:
+    """Logits (times, N, C)."""
+    with isolated(module, seed), torch.no_grad(), draws_from(module, seed):
+        logits = torch.stack([torch.cat([module(part) for part in x.split(batch_size)]) for _ in range(times)])
+    if logits.isnan().any():
+        rows = int(logits.isnan().any(-1).any(0).sum())
+        raise ValueError(f"{type(module).__name__} gives NaN for {rows} of {len(x)} images")
+    return logits

@@ -1,0 +1,62 @@
+"""A hash that is another one whenever a module could answer otherwise."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["fingerprint"]
+
+#: Attributes of modules that use changes (modes, positions in streams of draws), and those that every module has.
+_STATE = {*vars(nn.Module()), "draw", "fold", "call", "next_draw", "_split"}
+#: Code of these is named by their versions.
+_VERSIONED = ("torch", "torchvision", "art_qplugins", "builtins", "typing")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash of a module's structure, the plain settings of every part (also those that no repr shows), weights and code."""
+    digest = hashlib.sha256(repr(module).encode())
+    classes: dict[type, None] = {}
+    for name, part in module.named_modules():
+        settings = {k: _plain(v) for k, v in vars(part).items() if k not in _STATE}
+        known = sorted((k, v) for k, v in settings.items() if v is not None)
+        digest.update(f"{name}{type(part).__qualname__}{known}".encode())
+        classes |= dict.fromkeys(type(part).__mro__)
+    for cls in classes:
+        if cls.__module__.split(".")[0] not in _VERSIONED:
+            digest.update(_code(cls))
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> str | None:
+    """What a setting says, as text; ``None`` for what is no plain data."""
+    if isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, Tensor):  # held as it is, and not as a buffer
+        value = value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else value.detach().float().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return f"{value.dtype}{value.shape}{content}"
+    if isinstance(value, (tuple, list)):
+        return str([_plain(v) for v in value])
+    if isinstance(value, dict):
+        return str([(str(k), _plain(v)) for k, v in value.items()])
+    return None
+
+
+def _code(cls: type) -> bytes:
+    """The file that a class comes from, so that an edited ``forward`` is another module; else what was compiled of it."""
+    try:
+        return Path(inspect.getfile(cls)).read_bytes()
+    except (OSError, TypeError):  # typed into a notebook
+        functions = [(name, f) for name, f in sorted(vars(cls).items()) if inspect.isfunction(f)]
+        return b"".join(name.encode() + f.__code__.co_code + str(f.__code__.co_names).encode() for name, f in functions)

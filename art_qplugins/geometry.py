@@ -1,0 +1,44 @@
+"""Distances between images and points of a threat's ball."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from art_qplugins.seeds import derive_seed
+from art_qplugins.threat import Threat
+
+__all__ = ["TOLERANCE", "distances", "random_point"]
+
+#: eps is compared in float64 after float32 arithmetic in the attack; relative to eps where that is above 1.
+TOLERANCE = 1e-6
+
+#: The order of each norm in ``torch.linalg.vector_norm``; L0 counts pixels and has none.
+ORDERS = {"Linf": torch.inf, "L2": 2, "L1": 1}
+
+
+def distances(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
+    """(N,) in float64; for L0 the number of pixels in which any channel differs."""
+    delta = (x_adv.double() - x.double()).abs()
+    if norm == "L0":
+        return (delta.amax(1) > 0).flatten(1).sum(1).double()
+    lengths: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=ORDERS[norm], dim=1)
+    return lengths
+
+
+def random_point(x: Tensor, threat: Threat, seed: int) -> Tensor:
+    """A random legal image for each: uniform in the cube for Linf, in a uniform direction else, in [0, 1]."""
+    generator = torch.Generator().manual_seed(derive_seed(seed, "start"))
+    if threat.norm == "Linf":
+        move = (torch.rand(x.shape, generator=generator) * 2 - 1) * threat.eps
+        return (x + move.to(x)).clamp(0, 1)
+    if threat.norm == "L0":  # eps pixels, in all channels
+        score = torch.rand((len(x), x[0, 0].numel()), generator=generator)
+        chosen = score.argsort(1).argsort(1) < int(threat.eps)
+        return torch.where(
+            chosen.view(len(x), 1, *x.shape[2:]).to(x.device), torch.rand(x.shape, generator=generator).to(x), x
+        )
+    move = torch.randn(x.shape, generator=generator)
+    length = torch.linalg.vector_norm(move.reshape(len(x), -1), ord=ORDERS[threat.norm], dim=1)
+    radius = threat.eps * torch.rand(len(x), generator=generator) ** (1 / x[0].numel())
+    return (x + (move * (radius / length).view(-1, *[1] * (x.dim() - 1))).to(x)).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""What a gradient says of its network: measured, followed through the autograd graph, and repaired."""

@@ -1,0 +1,1 @@
+"""Recipes: the settings of a run, checked, and the models that they name."""

@@ -1,0 +1,200 @@
+"""The models of a recipe: built, trained or loaded, and presented to ART."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from art_qplugins._version import __version__
+from art_qplugins.checkpoint import load_checkpoint, save_checkpoint
+from art_qplugins.data import Dataset
+from art_qplugins.defences import DEFENCES
+from art_qplugins.defences.training import train
+from art_qplugins.errors import InputError
+from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.files import safe_name
+from art_qplugins.fingerprint import fingerprint
+from art_qplugins.models import MODELS
+from art_qplugins.quantizers import bake, quantize
+from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.recipes.schema import ModelSettings, Recipe
+
+__all__ = ["build_models", "describe", "estimator_for"]
+
+#: What a model's training does not depend on, or (base, seed) not by this word.
+_NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of"}
+
+TrainingProgress = Callable[[str, int, int, float], None]  # model, epochs done, epochs, loss
+
+
+def build_models(
+    recipe: Recipe,
+    data: Dataset,
+    checkpoints: Path,
+    *,
+    device: torch.device,
+    progress: TrainingProgress | None = None,
+) -> dict[str, nn.Module]:
+    """Every model of the recipe, in order: from its checkpoint where there is one, else trained and stored.
+
+    :param data: the train split.
+    :param checkpoints: the folder; a file's name ends in a hash of everything that shapes the training.
+    """
+    models: dict[str, nn.Module] = {}
+    for settings in recipe.models:
+        module = _blank(settings, data, _seed(recipe, settings))
+        if settings.checkpoint is not None:
+            _check_stored(settings, load_checkpoint(Path(settings.checkpoint), module))
+        else:
+            path = checkpoints / f"{safe_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
+            # The description is written last, so a training that was cut short has none and starts again.
+            if path.with_suffix(".json").exists():
+                load_checkpoint(path, module)
+            else:
+                module = _train(recipe, settings, data, models, device, progress)
+                save_checkpoint(path, module, _description(settings, data))
+        models[settings.name] = module.to(device).eval()
+    return models
+
+
+def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> QuantizedClassifier:
+    """The family's ART estimator around a trained module."""
+    device = next(module.parameters()).device.type
+    contract: Any = (module, nn.CrossEntropyLoss(), data.shape, data.nb_classes)
+    device_type = "cpu" if device == "cpu" else "gpu"
+    q = settings.quantize
+    if q is None:
+        return QuantizedClassifier(*contract, device_type=device_type)
+    if q.alpha is not None:
+        return SQEnsembleClassifier(*contract, draws=settings.draws, device_type=device_type)
+    if q.mu is not None:
+        return MuLawClassifier(*contract, device_type=device_type)
+    if q.activation_bits is not None:
+        return DQClassifier(*contract, device_type=device_type)
+    return QuantizedClassifier(*contract, device_type=device_type)
+
+
+def describe(settings: ModelSettings) -> str:
+    """A model in one line, for people."""
+    parts = [settings.architecture.name]
+    if (q := settings.quantize) is not None:
+        if q.alpha is not None:
+            parts.append(
+                f"stochastic {q.activation_bits}-bit activations (alpha = {q.alpha:g}), mean of {settings.draws} draws"
+            )
+        elif q.activation_bits is not None:
+            parts.append(f"{q.activation_bits}-bit activations on [0, {q.clip:g}]")
+        if q.mu is not None:
+            which = "last layer" if q.mu_layers == 1 else f"last {q.mu_layers} layers"
+            parts.append(f"{which} mu-law mapped (mu = {q.mu:g})")
+        if q.weight_bits is not None:
+            parts.append(f"{q.weight_bits}-bit weights, {q.granularity.replace('_', ' ')}")
+    for defence in settings.defences:
+        options = ", ".join(f"{k} = {v:g}" for k, v in DEFENCES[defence.name].resolve(defence.options).items())
+        parts.append(f"{defence.name} ({options})" if options else defence.name)
+    if settings.base is not None:
+        how = "quantized after training" if settings.train.epochs == 0 else "trained on"
+        parts.append(f"{how} from {settings.base}")
+    return "; ".join(parts)
+
+
+def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
+    """The deployed network before its weights: the maps on weights are in the stored weights already."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        choice = MODELS[settings.architecture.name]
+        network: nn.Module = choice.load()(data.shape, data.nb_classes, **choice.resolve(settings.architecture.options))
+    q = settings.quantize
+    if q is None or q.activation_bits is None:
+        return network
+    return quantize(network, activation_bits=q.activation_bits, clip=q.clip, alpha=q.alpha, seed=seed)
+
+
+def _train(
+    recipe: Recipe,
+    settings: ModelSettings,
+    data: Dataset,
+    models: Mapping[str, nn.Module],
+    device: torch.device,
+    progress: TrainingProgress | None,
+) -> nn.Module:
+    module = _blank(settings, data, _seed(recipe, settings))
+    if settings.base is not None:
+        _start_from(module, settings, models[settings.base])
+    if (q := settings.quantize) is not None and (q.weight_bits is not None or q.mu is not None):
+        weights = q.model_dump(exclude={"activation_bits", "clip", "alpha"})
+        module = quantize(module, **weights, trainable=True)
+    if settings.train.epochs > 0:
+        train(
+            module.to(device),
+            data,
+            [DEFENCES[d.name].load()(**DEFENCES[d.name].resolve(d.options)) for d in settings.defences],
+            **settings.train.model_dump(),
+            seed=_seed(recipe, settings),
+            progress=None if progress is None else lambda *done: progress(settings.name, *done),
+        )
+    return bake(module)
+
+
+def _seed(recipe: Recipe, settings: ModelSettings) -> int:
+    return recipe.seed if settings.seed is None else settings.seed
+
+
+def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> None:
+    """Load the weights of ``base``. The bins of stochastic layers may be new or gone; everything else must be there."""
+    given, wanted = _shapes(base), _shapes(module)
+    for name in sorted(given.keys() | wanted.keys()):
+        if given.get(name) != wanted.get(name):
+            raise InputError(
+                f"models.{settings.name}.base: {settings.base!r} is another network ({name} is "
+                f"{given.get(name, 'absent')} there and {wanted.get(name, 'absent')} here); give both the same architecture"
+            )
+    module.load_state_dict(base.state_dict(), strict=False)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    bins = {id(value) for layer in stochastic_layers(module) for value in layer.parameters()}
+    state = module.state_dict(keep_vars=True)
+    return {name: tuple(value.shape) for name, value in state.items() if id(value) not in bins}
+
+
+def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> None:
+    """Maps on weights are in stored weights already: only a checkpoint that says so may be called quantized."""
+    wanted = _weight_maps(settings.model_dump(mode="json")["quantize"])
+    stored = description.get("model")
+    if wanted is None or (isinstance(stored, dict) and _weight_maps(stored.get("quantize")) == wanted):
+        return
+    raise InputError(
+        f"models.{settings.name}.checkpoint: {settings.checkpoint} does not say that its weights were quantized as this "
+        "model's are; load it as a model of its own, and start this one from it with base = NAME and train.epochs = 0"
+    )
+
+
+def _weight_maps(quantize: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if quantize is None or (quantize.get("weight_bits") is None and quantize.get("mu") is None):
+        return None
+    return {name: value for name, value in quantize.items() if name not in ("activation_bits", "clip", "alpha")}
+
+
+def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:
+    shaping = settings.model_dump(mode="json", exclude=_NOT_TRAINING)
+    base = None if settings.base is None else fingerprint(models[settings.base])
+    content = [shaping, base, data.sha256, _seed(recipe, settings), __version__, torch.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _description(settings: ModelSettings, data: Dataset) -> dict[str, Any]:
+    return {
+        "model": settings.model_dump(mode="json"),
+        "input_shape": list(data.shape),
+        "nb_classes": data.nb_classes,
+        "data": {"name": data.name, "split": data.split, "sha256": data.sha256},
+        "art_qplugins": __version__,
+        "torch": torch.__version__,
+    }

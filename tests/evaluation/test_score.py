@@ -1,0 +1,333 @@
+"""Judging adversarial images: legality to the last pixel, independent draws, and what the probe measures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from art_qplugins import Threat
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, judge, on_grid
+from art_qplugins.gradients.measure import measure
+from art_qplugins.quantizers import StochasticQuantizer
+from art_qplugins.seeds import derive_seed
+
+
+def classifier(model, nb_classes=2):
+    return QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), nb_classes, device_type="cpu")
+
+
+# --- Legal images
+
+X = torch.full((3, 2, 4, 4), 0.5)
+
+
+def moved(norm, amount):
+    """X with its second image moved by exactly ``amount`` in ``norm``."""
+    x_adv = X.clone()
+    if norm == "Linf":
+        x_adv[1, 0, 0, 0] += amount
+    elif norm == "L2":
+        x_adv[1, 0, 0, :3] += amount / 3**0.5
+    elif norm == "L1":
+        x_adv[1, 0, 0, :2] += amount / 2
+    else:
+        x_adv[1, :, 0, : int(amount)] += 0.1  # both channels of a pixel count once
+    return x_adv
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.1), ("L2", 0.3), ("L1", 0.4), ("L0", 3.0)])
+def test_an_image_on_the_edge_is_legal_and_its_distance_is_returned(norm, eps):
+    distance = check_legal(X, moved(norm, eps), Threat(norm, eps))
+    torch.testing.assert_close(distance, torch.tensor([0, eps, 0], dtype=torch.float64), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "excess"), [("Linf", 0.1, 1e-5), ("L2", 0.3, 1e-5), ("L1", 0.4, 1e-5), ("L0", 3.0, 1)]
+)
+def test_an_image_just_outside_is_refused_with_its_place_and_distance(norm, eps, excess):
+    with pytest.raises(IllegalImage, match=rf"^image 1 is .* away in {norm}, more than eps = {eps:g}$"):
+        check_legal(X, moved(norm, eps + excess), Threat(norm, eps))
+
+
+def test_rounding_of_float32_is_no_violation():
+    """x + eps and x - eps, rounded, are up to half an ulp of 1 further than eps."""
+    x = torch.rand(200, 1, 8, 8) * 0.8 + 0.1
+    for eps in (8 / 255, 0.05, 0.1):
+        x_adv = x + eps * (torch.rand_like(x) < 0.5).float().mul(2).sub(1)
+        assert ((x_adv.double() - x.double()).abs() > eps).any()
+        check_legal(x, x_adv, Threat("Linf", eps))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda x: x[:2], "shape (2, 2, 4, 4) for images (3, 2, 4, 4)"),
+        (lambda x: x[:, :1], "shape (3, 1, 4, 4)"),
+        (lambda x: x.index_fill(0, torch.tensor([0, 2]), torch.nan), "2 images are not finite"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), torch.inf), "1 images are not finite"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), 1 + 1e-5), "[0.5, 1.00001], outside [0, 1]"),
+        (lambda x: x.index_fill(0, torch.tensor([1]), -1e-5), "[-1e-05, 0.5], outside [0, 1]"),
+    ],
+)
+def test_what_is_no_image_is_refused(spoil, message):
+    with pytest.raises(IllegalImage) as caught:
+        check_legal(X, spoil(X.clone()), Threat("Linf", 1.0))
+    assert message in str(caught.value)
+
+
+# --- Judgement
+
+
+class Linear(nn.Sequential):
+    def __init__(self, scale=1.0, nb_classes=2):
+        super().__init__(nn.Flatten(), nn.Linear(16, nb_classes))
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(1)
+            self[1].weight.copy_(torch.randn(nb_classes, 16, generator=generator) * scale)
+            self[1].bias.zero_()
+
+
+def images(n=40, seed=0):
+    return torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_deterministic_model_is_asked_once_and_selects_by_the_same_answer():
+    model, x = Linear().eval(), images()
+    y = torch.arange(40) % 2
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    verdict = judge(model, x, y, seed=0, batch_size=16)
+    assert len(calls) == 4  # batches of 16, and the first again, to see whether it answers the same
+    with torch.no_grad():
+        logits = model(x)
+    np.testing.assert_array_equal(verdict.prediction, logits.argmax(1))
+    np.testing.assert_array_equal(verdict.correct, (logits.argmax(1) == y).double())
+    np.testing.assert_array_equal(verdict.selection, verdict.correct)
+    own, other = logits[range(40), y], logits[range(40), 1 - y]
+    np.testing.assert_allclose(verdict.margin, own - other, rtol=1e-6)
+    np.testing.assert_allclose(verdict.loss, torch.log1p(torch.exp(other - own)), rtol=1e-5)
+
+
+class Coin(nn.Module):
+    """Answers 1 with probability x, 0 otherwise: a stochastic quantizer with one bit, so the truth is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.coin = StochasticQuantizer(1, alpha=2.0, clip=1.0)
+
+    def forward(self, x):
+        answer = self.coin(x.flatten(1)[:, 0])
+        return torch.stack([0.5 - answer, answer - 0.5], 1)
+
+
+def test_a_stochastic_model_is_scored_on_two_independent_sets_of_draws():
+    x = torch.full((4000, 1, 4, 4), 0.3)
+    y = torch.ones(4000, dtype=torch.int64)
+    verdict = judge(Coin(), x, y, seed=0, batch_size=5000)
+    for fraction in (verdict.correct, verdict.selection):
+        np.testing.assert_array_equal(np.round(fraction * DEPLOYMENTS), fraction * DEPLOYMENTS)
+        assert abs(fraction.mean() - 0.3) < 4 * (0.21 / 4000 / DEPLOYMENTS) ** 0.5
+        assert (
+            abs(fraction.var() - 0.21 / DEPLOYMENTS) < 0.15 * 0.21 / DEPLOYMENTS
+        )  # binomial: the draws are independent
+    assert abs(np.corrcoef(verdict.correct, verdict.selection)[0, 1]) < 4 / 4000**0.5
+    again = judge(Coin(), x, y, seed=0, batch_size=5000)
+    np.testing.assert_array_equal(again.correct, verdict.correct)
+    other = judge(Coin(), x, y, seed=1, batch_size=5000)
+    assert abs(np.corrcoef(verdict.correct, other.correct)[0, 1]) < 4 / 4000**0.5
+
+
+def test_judging_leaves_the_models_own_draws_and_modes_alone():
+    model = nn.Sequential(Coin(), nn.Dropout()).train()
+    model[0].coin.draw, model[0].coin.call = 5, 2
+    before = torch.get_rng_state()
+    judge(model, images(6), torch.zeros(6, dtype=torch.int64), seed=0)
+    assert (model[0].coin.seed, model[0].coin.draw, model[0].coin.call) == (0, 5, 2)
+    assert model.training and model[1].training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_two_purposes_share_a_stream():
+    seeds = [derive_seed(s, p) for s in range(5) for p in ("attack", "judge", "select", "probe", "directions")]
+    assert len(set(seeds)) == 25
+    assert all(0 <= s < 2**48 for s in seeds)
+    assert derive_seed(0, "attack") == derive_seed(0, "attack")
+
+
+# --- The probe
+
+
+class Staircase(torch.autograd.Function):
+    """Steps so fine that small moves are unrelated to the slope that is passed back."""
+
+    @staticmethod
+    def forward(ctx, z):
+        return 5 * torch.sin(1e5 * z)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Shattered(Linear):
+    def forward(self, x):
+        return Staircase.apply(super().forward(x))
+
+
+class Smooth(Linear):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+def measured(model, step=0.01, n=30):
+    model.eval()
+    x = images(n)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    return measure(classifier(model), x, y, threat=Threat("Linf", 4 * step), directions=40, seed=0).samples
+
+
+def test_fidelity_is_one_where_the_gradient_is_the_slope():
+    assert (measured(Linear())["fidelity"] > 0.9999).all()
+    assert (measured(Smooth(scale=0.3))["fidelity"] > 0.99).all()
+
+
+def test_fidelity_is_near_zero_where_the_gradient_means_nothing():
+    fidelity = measured(Shattered())["fidelity"]
+    assert abs(fidelity.mean()) < 0.15
+    assert np.quantile(fidelity, 0.9) < 0.5
+
+
+def test_fidelity_does_not_depend_on_the_scale_of_the_logits_and_the_gradient_of_the_loss_does():
+    small, large = measured(Linear()), measured(Linear(scale=1e5))
+    np.testing.assert_allclose(large["fidelity"], small["fidelity"], atol=1e-3)
+    assert (small["gradient"] > 0).all()
+    assert (large["gradient"] == 0).mean() > 0.9
+
+
+def test_the_gradient_is_that_of_cross_entropy_in_each_image():
+    model, x = Linear(nb_classes=3).eval(), images(8)
+    y = torch.arange(8) % 3
+    gradient = measure(classifier(model, 3), x, y, threat=Threat("Linf", 0.1), seed=0).samples
+    probability = model(x).softmax(1)
+    expected = (probability - nn.functional.one_hot(y, 3)) @ model[1].weight
+    np.testing.assert_allclose(gradient["gradient"], expected.abs().amax(1).detach(), rtol=1e-5)
+
+
+class DetachedInput(Linear):
+    def forward(self, x):
+        return super().forward(x.detach())  # its parameters still have gradients
+
+
+class DetachedOutput(Linear):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
+@pytest.mark.parametrize("model", [DetachedInput, DetachedOutput])
+def test_a_model_without_a_gradient_measures_zero(model):
+    result = measured(model())
+    assert (result["gradient"] == 0).all() and (result["fidelity"] == 0).all()
+
+
+def test_the_probe_takes_the_same_draws_of_a_stochastic_model_at_every_point():
+    """With common draws a linear model times a random gain is still linear in x."""
+
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.noise = Linear(), StochasticQuantizer(1, clip=1.0)
+
+        def forward(self, x):
+            return self.linear(x) * (1 + 3 * self.noise(torch.full((len(x), 1), 0.5)))
+
+    assert (measured(Gain())["fidelity"] > 0.999).all()
+
+
+class Noisy(nn.Module):
+    """Random by the global generator, as somebody's own defence may be: right half of the time."""
+
+    def forward(self, x):
+        z = torch.rand(len(x), device=x.device) - 0.5
+        return torch.stack([z, -z], 1)
+
+
+def test_a_module_that_draws_from_the_global_generators_is_scored_as_a_random_one():
+    x, y = images(), torch.zeros(40, dtype=torch.int64)
+    before = torch.get_rng_state()
+    verdict, again = (judge(Noisy(), x, y, seed=0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(verdict.correct, again.correct)
+    assert ((verdict.correct > 0) & (verdict.correct < 1)).mean() > 0.9
+    assert not np.array_equal(verdict.correct, verdict.selection)
+
+
+def test_the_judge_never_sees_more_than_a_batch():
+    seen = []
+    model = Linear().eval()
+    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    x, y = images(), torch.zeros(40, dtype=torch.int64)
+    judge(model, x, y, seed=0, batch_size=16)
+    assert max(seen) == 16
+
+
+def test_rounding_is_relative_to_a_large_budget():
+    x = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64)
+    x_adv = x + 20 * (1 + 2e-7) / (3 * 64 * 64) ** 0.5
+    check_legal(x, x_adv, Threat("L2", 20.0))
+    with pytest.raises(IllegalImage, match="more than eps"):
+        check_legal(x, x + 20 * (1 + 2e-6) / (3 * 64 * 64) ** 0.5, Threat("L2", 20.0))
+
+
+# --- The pixel grid
+
+
+def _moved(norm, eps, generator, *, grid_images):
+    """Clean images and images at up to ``eps`` from them, in float32 as attacks leave them."""
+    x = torch.rand((16, 3, 5, 5), generator=generator)
+    if grid_images:
+        x = (x * 255).round() / 255
+    delta = torch.randn(x.shape, generator=generator)
+    if norm == "Linf":
+        delta = delta.sign() * eps * torch.where(torch.rand(x.shape, generator=generator) < 0.5, 1.0, 0.37)
+    else:
+        order = {"L2": 2, "L1": 1}[norm]
+        delta *= eps / torch.linalg.vector_norm(delta.flatten(1), ord=order, dim=1)[:, None, None, None]
+    return x, (x + delta).clamp(0, 1)
+
+
+@pytest.mark.parametrize("grid_images", [True, False])
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 8 / 255), ("Linf", 0.003), ("Linf", 0.3), ("L2", 0.5), ("L1", 4.0)])
+def test_rounded_images_are_legal_and_on_the_grid(norm, eps, grid_images):
+    x, x_adv = _moved(norm, eps, torch.Generator().manual_seed(0), grid_images=grid_images)
+    threat = Threat(norm, eps)
+    rounded = on_grid(x, x_adv, threat, 256)
+    check_legal(x, rounded, threat)
+    steps = rounded.double() * 255
+    off = (steps - steps.round()).abs() > 1e-4
+    assert (rounded[off] == x[off]).all()  # only what the data set itself has off the grid
+    assert not (off.any() and grid_images)
+    assert (rounded - x_adv).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_rounding_goes_to_the_nearest_level_unless_that_leaves_the_ball():
+    x = torch.full((1, 1, 1, 4), 100 / 255)
+    x_adv = x + torch.tensor([0.6, 1.6, -1.6, 0.0]) / 255
+    assert (on_grid(x, x_adv, Threat("Linf", 2 / 255), 256) * 255).flatten().round().tolist() == [101, 102, 98, 100]
+    assert (on_grid(x, x_adv, Threat("Linf", 1.7 / 255), 256) * 255).flatten().round().tolist() == [101, 101, 99, 100]
+
+
+def test_an_image_on_the_grid_stays_as_it_is():
+    x = torch.arange(256).view(1, 1, 16, 16) / 255
+    x_adv = x.flip(-1)
+    for norm, eps in (("Linf", 1.0), ("L2", 16.0), ("L1", 256.0), ("L0", 256.0)):
+        assert torch.equal((on_grid(x, x_adv, Threat(norm, eps), 256) * 255).round(), (x_adv * 255).round())
+
+
+def test_in_l0_no_further_pixel_is_changed_by_rounding():
+    x, x_adv = torch.rand(2, 1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    x_adv[..., 1:, :] = x[..., 1:, :]
+    check_legal(x, on_grid(x, x_adv, Threat("L0", 6), 256), Threat("L0", 6))
