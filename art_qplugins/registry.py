@@ -1,31 +1,53 @@
-"""Names that recipes and the command line choose by.
+"""Names that recipes and the command line choose by, of this package and of packages installed beside it.
 
 An entry is a name, a lazy target, its options with their defaults and one line of help. Listing or checking names and
-options imports nothing heavy; the target is imported when it is used.
+options imports nothing heavy; the target is imported when it is used. A registry with a ``group`` also holds the entries
+that other packages announce as entry points of that group (see :mod:`art_qplugins.plugins`); they are loaded when the
+registry is first asked.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from art_qplugins import plugins
 from art_qplugins.errors import InputError, did_you_mean
+
+__all__ = ["Entry", "Registry"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One registered name: ``target`` is ``"package.module:attribute"``."""
+    """One registered name: ``target`` is ``"package.module:attribute"``.
+
+    :ivar plugin: the package that it comes from; ``None`` for this one. Set by the registry.
+    """
 
     name: str
     target: str
     help: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    plugin: plugins.Plugin | None = None
 
     def load(self) -> Any:
-        module, attribute = self.target.split(":")
-        return getattr(importlib.import_module(module), attribute)
+        """The target.
+
+        :raises InputError: where it cannot be imported.
+        """
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if self.plugin is None:
+                raise
+            raise InputError(
+                f"{self.name}: {self.plugin} names {self.target!r}, which cannot be loaded ({error}); artq doctor says more"
+            ) from None
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """``options`` over the defaults. An option that is unknown, or not a number where one belongs, is refused."""
@@ -41,21 +63,60 @@ class Entry:
         return {**self.options, **options}
 
 
-E_co = TypeVar("E_co", bound=Entry, covariant=True)
+E = TypeVar("E", bound=Entry)
 
 
-class Registry(Mapping[str, E_co], Generic[E_co]):
-    """Entries by name. An unknown name raises :class:`InputError` that names its nearest neighbour."""
+class Registry(Mapping[str, E], Generic[E]):
+    """Entries by name. An unknown name raises :class:`InputError` that names its nearest neighbour.
 
-    def __init__(self, kind: str, entries: Iterable[E_co]) -> None:
-        self.kind = kind
-        self._entries = {entry.name: entry for entry in entries}
+    :param kind: what an entry is, for messages, e.g. ``"attack"``.
+    :param entries: those of this package.
+    :param group: entry points of other packages, by their group, e.g. ``"art_qplugins.attacks"``.
+    :param row: the class that an entry must be of.
+    :param deprecated: today's name by the one that it had; the old one works with a warning.
+    """
 
-    def __getitem__(self, name: str) -> E_co:
+    def __init__(
+        self,
+        kind: str,
+        entries: Iterable[E],
+        *,
+        group: str | None = None,
+        row: type[E] | None = None,
+        deprecated: Mapping[str, str] | None = None,
+    ) -> None:
+        self.kind, self.group, self.row = kind, group, row or Entry
+        self.deprecated = dict(deprecated or {})
+        self._own = {entry.name: entry for entry in entries}
+        self._found: dict[str, E] | None = None
+
+    @property
+    def _entries(self) -> dict[str, E]:
+        if self._found is None:
+            self._found = dict(self._own)  # first, since what a package imports may ask for a name
+            if self.group is not None:
+                for plugin, entry in plugins.entries(self.group, self.row):
+                    if entry.name in self._found:
+                        plugins.refuse(plugin, f"{self.kind} {entry.name!r} exists already; rename it")
+                    else:
+                        self._found[entry.name] = dataclasses.replace(entry, plugin=plugin)
+        return self._found
+
+    def __getitem__(self, name: str) -> E:
+        entries = self._entries
+        if name in self.deprecated and name not in entries:
+            warnings.warn(
+                f"{self.kind} {name!r} is called {self.deprecated[name]!r} now; the old name goes with the next release",
+                FutureWarning,
+                stacklevel=2,
+            )
+            name = self.deprecated[name]
         try:
-            return self._entries[name]
+            return entries[name]
         except KeyError:
-            raise InputError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}") from None
+            broken = plugins.broken(self.group)
+            also = f"; {broken[0].plugin.package} could not be loaded, see artq doctor" if broken else ""
+            raise InputError(f"unknown {self.kind} {name!r}{did_you_mean(name, entries)}{also}") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -320,7 +320,7 @@ def test_a_failed_cell_is_a_row_and_no_number_counts_it(monkeypatch, tmp_path):
         assert cell.params == {"max_iter": 4}
     for model in results.models:
         assert not {c.id for c in failed} & {i for r in model.robust for i in r.attacks}
-        (validity,) = [f for f in model.findings if f.id == "V0"]
+        (validity,) = [f for f in model.findings if f.id == "failed-cells"]
         assert validity.fired and "torchattacks:mifgsm" in validity.evidence
         assert model.verdict != "NOT_REFUTED"
     read_back, samples = read(tmp_path)

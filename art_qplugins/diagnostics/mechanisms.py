@@ -19,8 +19,8 @@ __all__ = ["FLOAT32_LOSS_GAP", "MECHANISMS"]
 #: Above this distance of the top two logits, 1 - p_y rounds to 0 in float32: -log2(eps / 2) * ln 2 = 24 ln 2.
 FLOAT32_LOSS_GAP = 24 * np.log(2)
 
-_BACKWARD = ("BPDA", "P1", "P2")
-_UNFAITHFUL = (*_BACKWARD, "PGD")
+_BACKWARD = ("surrogate-gradient", "black-box-search", "transfer")
+_UNFAITHFUL = (*_BACKWARD, "ordinary-attack-gap")
 
 
 def _share(
@@ -143,7 +143,7 @@ def _guilty(case: ModelRecords, threshold: float) -> Measurement:
 
 MECHANISMS: tuple[Indicator, ...] = (
     Indicator(
-        id="M1",
+        id="no-gradient",
         title="No gradient reaches the pixels",
         class_="M",
         threshold=0.0,
@@ -157,7 +157,7 @@ MECHANISMS: tuple[Indicator, ...] = (
         proof=_BACKWARD,
     ),
     Indicator(
-        id="M2",
+        id="zero-gradient",
         title="The gradient of the loss is exactly zero",
         class_="M",
         threshold=0.10,
@@ -168,10 +168,10 @@ MECHANISMS: tuple[Indicator, ...] = (
         source="Pintor et al. 2022, I1; AutoAttack's and ART's flags without their blind spots",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant; if it stays zero, a layer blocks it.",
         read=_vanished,
-        proof=("INV-T", *_BACKWARD),
+        proof=("logit-scale", *_BACKWARD),
     ),
     Indicator(
-        id="M3",
+        id="loss-underflow",
         title="The loss underflows to zero",
         class_="M",
         threshold=0.25,
@@ -182,10 +182,10 @@ MECHANISMS: tuple[Indicator, ...] = (
         source="numerics of softmax in float32; Lee et al. 2020",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant.",
         read=_share("cross-entropy is exactly 0 in float32", "loss", lambda case: case.clean.column("loss") == 0),
-        proof=("INV-T",),
+        proof=("logit-scale",),
     ),
     Indicator(
-        id="M4",
+        id="large-logits",
         title="The logits are too large for float32",
         class_="M",
         threshold=float(FLOAT32_LOSS_GAP),
@@ -196,10 +196,10 @@ MECHANISMS: tuple[Indicator, ...] = (
         source="arithmetic: 24 ln 2 = 16.6",
         mitigation="Divide the logits by a constant: no answer changes.",
         read=_band,
-        proof=("INV-T",),
+        proof=("logit-scale",),
     ),
     Indicator(
-        id="M5",
+        id="gradient-underflow",
         title="The gradient of the loss is about to underflow",
         class_="M",
         threshold=0.50,
@@ -210,10 +210,10 @@ MECHANISMS: tuple[Indicator, ...] = (
         source="numerics of softmax in float32",
         mitigation="Normalise per image in float64, or use a margin loss.",
         read=_share("the gradient of cross-entropy is below 1e-6 of that of the margin", "gradient_ratio", _tiny),
-        proof=("INV-T",),
+        proof=("logit-scale",),
     ),
     Indicator(
-        id="M6",
+        id="blocking-operation",
         title="One operation takes the gradient to zero",
         class_="M",
         threshold=0.90,
@@ -227,7 +227,7 @@ MECHANISMS: tuple[Indicator, ...] = (
         proof=_BACKWARD,
     ),
     Indicator(
-        id="M7",
+        id="unfaithful-gradient",
         title="The gradient does not predict what steps do",
         class_="M",
         threshold=0.70,
@@ -242,7 +242,7 @@ MECHANISMS: tuple[Indicator, ...] = (
         proof=_UNFAITHFUL,
     ),
     Indicator(
-        id="L2",
+        id="gradient-alignment",
         title="Gradients at two points of the ball do not agree",
         class_="M",
         threshold=0.75,
@@ -255,10 +255,10 @@ MECHANISMS: tuple[Indicator, ...] = (
         read=_low(
             "alignment", "The gradient at an image and at a random point of its ball have a cosine of {:.2f} (median)."
         ),
-        proof=("STEPS", *_BACKWARD),
+        proof=("single-step", *_BACKWARD),
     ),
     Indicator(
-        id="M8",
+        id="noisy-gradient",
         title="The gradient of one call says little of the mean",
         class_="M",
         threshold=0.90,
@@ -269,6 +269,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         source="Athalye et al. 2018; split-half signal to noise",
         mitigation="Average the gradient over draws (EOT) until its split-half cosine reaches 0.6.",
         read=_noisy,
-        proof=("EOT", "P1", "P2", "GAP"),
+        proof=("mean-gradient", "black-box-search", "transfer", "attack-gap"),
     ),
 )

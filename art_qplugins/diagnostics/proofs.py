@@ -125,7 +125,7 @@ _ATHALYE = "Athalye, Carlini & Wagner 2018; Carlini et al. 2019"
 
 PROOFS: tuple[Indicator, ...] = (
     Indicator(
-        id="GAP",
+        id="attack-gap",
         title="Other attacks break what the claimed attack leaves",
         class_="P",
         threshold=MATERIAL,
@@ -138,7 +138,7 @@ PROOFS: tuple[Indicator, ...] = (
         read=_gap,
     ),
     Indicator(
-        id="PGD",
+        id="ordinary-attack-gap",
         title="Other attacks break what an ordinary attack leaves",
         class_="P",
         threshold=ORDINARY,
@@ -151,7 +151,7 @@ PROOFS: tuple[Indicator, ...] = (
         read=_ordinary,
     ),
     Indicator(
-        id="INV-T",
+        id="logit-scale",
         title="The claimed accuracy depends on the scale of the logits",
         class_="P",
         threshold=MATERIAL,
@@ -164,7 +164,7 @@ PROOFS: tuple[Indicator, ...] = (
         read=_scale,
     ),
     Indicator(
-        id="BPDA",
+        id="surrogate-gradient",
         title="A repaired gradient breaks what the model's own gradient leaves",
         class_="P",
         threshold=CONTROL,
@@ -175,10 +175,10 @@ PROOFS: tuple[Indicator, ...] = (
         source=_ATHALYE,
         mitigation="Evaluate with several surrogate gradients and report the worst case per image.",
         read=_repaired,
-        proof=("BPDA",),
+        proof=("surrogate-gradient",),
     ),
     Indicator(
-        id="EOT",
+        id="mean-gradient",
         title="Averaging over draws breaks what single draws leave",
         class_="P",
         threshold=CONTROL,
@@ -191,7 +191,7 @@ PROOFS: tuple[Indicator, ...] = (
         read=_beyond("attack along the mean over draws", lambda case: case.averaged),
     ),
     Indicator(
-        id="P1",
+        id="black-box-search",
         title="An attack without gradients breaks what gradients leave",
         class_="P",
         threshold=CONTROL,
@@ -204,7 +204,7 @@ PROOFS: tuple[Indicator, ...] = (
         read=_beyond("black-box search", lambda case: case.black_box),
     ),
     Indicator(
-        id="P2",
+        id="transfer",
         title="Images crafted on another model break what gradients leave",
         class_="P",
         threshold=CONTROL,
@@ -217,7 +217,7 @@ PROOFS: tuple[Indicator, ...] = (
         read=_beyond("transfer from other models", lambda case: case.transferred),
     ),
     Indicator(
-        id="STEPS",
+        id="single-step",
         title="Many steps break what the claimed single step leaves",
         class_="P",
         threshold=MATERIAL,

@@ -322,7 +322,7 @@ def _take(rung: DiagnosisStep, now: Situation, run: Run, budget: float | None) -
         reason = (
             f"it may take {expected:.0f} gradient evaluations an image and {max(budget, 0):.0f} are left of the budget"
         )
-        return Step(**about, status="skipped", reason=reason, standing=attacked), []
+        return Step(**about, status="skipped", reason=reason, robust=attacked), []
     found = [run(spec) for spec in planned]
     failed = [o for o in found if not o.ok]
     step = Step(
@@ -330,7 +330,7 @@ def _take(rung: DiagnosisStep, now: Situation, run: Run, budget: float | None) -
         status="failed" if len(failed) == len(found) else "run",
         reason=failed[0].cell.error_line if failed else "",
         cells=[o.cell.id for o in found],
-        standing=attacked // len(planned),
+        robust=attacked // len(planned),
         forward=sum(o.cell.forward_samples for o in found) / n,
         backward=sum(o.cell.backward_samples for o in found) / n,
     )

@@ -179,7 +179,7 @@ def _symptom(
 
 SYMPTOMS: tuple[Indicator, ...] = (
     _symptom(
-        "S1",
+        "one-step-beats-many",
         "One step breaks what many steps leave",
         "direction",
         _more("one step", lambda case: case.reference, _one_step),
@@ -187,7 +187,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         mitigation="Find out why more steps do worse: step size, random start, or a surface trained against one of them.",
     ),
     _symptom(
-        "S2",
+        "unbounded-attack-fails",
         "A budget that allows every image is not enough",
         "eps-curve",
         _unbounded,
@@ -195,9 +195,15 @@ SYMPTOMS: tuple[Indicator, ...] = (
         formula="binomial test of what stands at eps = 0.5 against chance",
         mitigation="The attack is broken on this model; use another loss or gradient.",
     ),
-    _symptom("S3", "Accuracy rises with eps", "eps-curve", _curve, cost="0 where a recipe asks for several eps"),
     _symptom(
-        "S5",
+        "accuracy-rises-with-eps",
+        "Accuracy rises with eps",
+        "eps-curve",
+        _curve,
+        cost="0 where a recipe asks for several eps",
+    ),
+    _symptom(
+        "more-steps",
         "More than twice the steps break more",
         "step-count",
         _more(
@@ -208,7 +214,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         cost="50 B on the images that are left",
     ),
     _symptom(
-        "S6",
+        "another-start",
         "Another random start breaks more",
         "restarts",
         _more(
@@ -219,7 +225,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         source="Mosbach et al. 2018; " + _CARLINI,
     ),
     _symptom(
-        "S7",
+        "targeted-attack",
         "Aiming at each class breaks what aiming away leaves",
         "direction",
         _more(
@@ -231,7 +237,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         mitigation="Report attacks that aim at each class (APGD-T, multi-targeted).",
     ),
     _symptom(
-        "S9",
+        "misled-loss",
         "An ordinary attack is fooled on many images",
         "ordinary attack",
         _fooled,
@@ -242,7 +248,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         shows="Cross-entropy leads an attack astray on this model.",
     ),
     _symptom(
-        "I2",
+        "unstable-margin",
         "The margin is unstable around the image",
         "surface",
         _surface("instability", "Random steps of 4/255 change the logit margin by {:.2f} of itself (median)."),
@@ -252,7 +258,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         formula="median of mean |m(x) - m(x + d)| / |m(x)|",
     ),
     _symptom(
-        "L6",
+        "gradient-imbalance",
         "The gradients of the two largest logits are out of balance",
         "surface",
         _surface("imbalance", "The gradients of the two largest logits differ by a factor of {:.3g} in norm (median)."),
@@ -263,7 +269,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         mitigation="Attack single logits in turn (MD attack), or aim at each class.",
     ),
     _symptom(
-        "I3",
+        "silent-success",
         "The claimed attack returns a worse image than it had",
         ATTACK_HEALTH,
         _silent,
@@ -275,7 +281,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         mitigation="Return the best iterate, not the last.",
     ),
     _symptom(
-        "I4",
+        "not-converged",
         "The claimed attack had not converged",
         ATTACK_HEALTH,
         _unfinished,
@@ -286,7 +292,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         shows="The claimed attack needed more steps or larger ones.",
     ),
     _symptom(
-        "B1",
+        "binarization",
         "The claimed attack misses adversarial images put in by hand",
         ATTACK_HEALTH,
         _planted,
@@ -299,7 +305,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         mitigation="Use an attack that passes it before any number is believed.",
     ),
     _symptom(
-        "I5",
+        "failed-transfer",
         "The claimed attack was crafted on another model and does not transfer",
         ATTACK_HEALTH,
         _transfer_failure,

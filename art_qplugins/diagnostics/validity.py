@@ -11,7 +11,7 @@ from art_qplugins.diagnostics.records import Indicator, Measurement, ModelRecord
 __all__ = ["FATAL", "VALIDITY"]
 
 #: Those that leave no number. The others are facts that a reader must know.
-FATAL = ("V1", "V2", "V4", "M9")
+FATAL = ("chance-accuracy", "eps-too-large", "batch-dependence", "probabilities")
 
 
 def _fact(name: str, words: str, no: str) -> Callable[[ModelRecords, float], Measurement]:
@@ -77,13 +77,13 @@ def _validity(
 
 VALIDITY: tuple[Indicator, ...] = (
     _validity(
-        "V0",
+        "failed-cells",
         "Cells of this model failed",
         _failed,
         "Read the errors in the table of cells, mend their cause and run the same command again.",
     ),
     _validity(
-        "V1",
+        "chance-accuracy",
         "The model is no better than guessing",
         _chance,
         "Check labels, pixel range (images are in [0, 1]), normalisation and weights.",
@@ -91,14 +91,14 @@ VALIDITY: tuple[Indicator, ...] = (
         formula="binomial test of clean accuracy against 1 / classes",
     ),
     _validity(
-        "V2",
+        "eps-too-large",
         "The budget allows every image",
         _budget,
         "Give eps in units of pixels in [0, 1]: 8/255 and not 8.",
         formula="eps against the largest distance of two images",
     ),
     _validity(
-        "V4",
+        "batch-dependence",
         "An image's answer depends on the others in its batch",
         _fact(
             "batch_dependent",
@@ -111,14 +111,14 @@ VALIDITY: tuple[Indicator, ...] = (
         "gradient of one half of a batch in the pixels of the other, relative to that in its own",
     ),
     _validity(
-        "V5",
+        "stateful-model",
         "Asking the model changes it",
         _fact("stateful", "A forward pass in eval mode changes {}.", "A forward pass leaves every buffer as it was."),
         "Keep what the model learns or counts out of its forward pass.",
         formula="buffers and parameters before and after a forward pass",
     ),
     _validity(
-        "M9",
+        "probabilities",
         "The model returns probabilities",
         _fact(
             "probabilities", "Every row of its output is non-negative and sums to 1.", "Its output is no distribution."
@@ -127,14 +127,14 @@ VALIDITY: tuple[Indicator, ...] = (
         formula="all rows in [0, 1] and summing to 1, within 1e-5",
     ),
     _validity(
-        "M10",
+        "test-time-optimisation",
         "The model optimises while it answers",
         _fact("dynamic", "It computes gradients during a forward pass.", "A forward pass computes no gradient."),
         "Attack it adaptively: standard attacks do not see what it does at test time (Croce et al. 2022).",
         formula="calls of autograd during a forward pass",
     ),
     _validity(
-        "V6",
+        "random-model",
         "The model is random",
         _fact(
             "random",

@@ -35,14 +35,14 @@ _TOO_WIDE = 0.10
 #: Error rate that Holm's correction keeps over all symptoms together.
 _FAMILY = 0.05
 #: Mechanisms that hide images from other attacks on this loss too, whether or not the claimed one was fooled ...
-_NUMERIC = ("M2", "M3", "M4")
+_NUMERIC = ("zero-gradient", "loss-underflow", "large-logits")
 #: ... and the one that divided logits settle, where they were tried and found nothing, and little is unexplained: steps by
 #: the gradient's sign survive a loss of zero.
-_SETTLED_BY_SCALE = "M3"
+_SETTLED_BY_SCALE = "loss-underflow"
 #: Proofs that speak of the model's gradient, not of the claimed attack's strength.
-_OF_THE_MODEL = ("BPDA", "EOT", "P1", "P2")
+_OF_THE_MODEL = ("surrogate-gradient", "mean-gradient", "black-box-search", "transfer")
 #: Without these, silence proves nothing. The others do not apply to every model and threat.
-_REQUIRED = ("GAP", "INV-T", "P1", "M2", "M3", "M4")
+_REQUIRED = ("attack-gap", "logit-scale", "black-box-search", "zero-gradient", "loss-underflow", "large-logits")
 
 
 def assess(
@@ -83,11 +83,11 @@ def assess(
         reasons = [findings[f].title[0].lower() + findings[f].title[1:] for f in invalid]
         if not measurable:
             reasons.append(f"{claimed.cell.attack} failed: {_errors([claimed])}")
-            findings = {k: f for k, f in findings.items() if f.class_ == "V" or k == "M1"}
+            findings = {k: f for k, f in findings.items() if f.class_ == "V" or k == "no-gradient"}
         said = {**_nothing("; ".join(reasons)), **about, "findings": list(findings.values()), "robust": []}
         return ModelResult(**said)  # type: ignore[arg-type]
     robust = robust_at(outcomes, claimed.cell.norm, claimed.cell.eps)
-    claim = _claim(case, robust, claimed_accuracy, bool(readings["GAP"].fired))
+    claim = _claim(case, robust, claimed_accuracy, bool(readings["attack-gap"].fired))
     explaining = explanations(readings)
     verdict = _verdict(readings, explaining, robust)
     guilty = case.facts.get("blocking")
@@ -146,14 +146,18 @@ def _verdict(readings: Mapping[str, Measurement], explaining: Sequence[object], 
     fired = {name for name, reading in readings.items() if reading.fired}
     if explaining:
         return "MASKED"
-    scale = readings["INV-T"]
-    if scale.fired is False and scale.value is not None and "PGD" not in fired:
+    scale = readings["logit-scale"]
+    if scale.fired is False and scale.value is not None and "ordinary-attack-gap" not in fired:
         fired.discard(_SETTLED_BY_SCALE)
     groups = {s.group for s in SYMPTOMS if s.id in fired} - {ATTACK_HEALTH}
-    if fired & {*_OF_THE_MODEL, *_NUMERIC, "M1", "M10", "S9"} or len(groups) >= 2 or _unsettled(readings):
+    if (
+        fired & {*_OF_THE_MODEL, *_NUMERIC, "no-gradient", "test-time-optimisation", "misled-loss"}
+        or len(groups) >= 2
+        or _unsettled(readings)
+    ):
         return "SUSPECT"
     skipped = any(readings[name].fired is None for name in _REQUIRED)
-    if "V0" in fired or skipped or (robust.interval[1] - robust.interval[0]) / 2 > _TOO_WIDE:
+    if "failed-cells" in fired or skipped or (robust.interval[1] - robust.interval[0]) / 2 > _TOO_WIDE:
         return "INCONCLUSIVE"
     return "NOT_REFUTED"
 
@@ -161,7 +165,7 @@ def _verdict(readings: Mapping[str, Measurement], explaining: Sequence[object], 
 def _unsettled(readings: Mapping[str, Measurement]) -> list[Indicator]:
     """Mechanisms that fired and for which no control experiment was made. One that was made and found nothing settles."""
     others = [m for m in MECHANISMS if m.id not in _NUMERIC]
-    controls = {m.id: [p for p in m.proof if p not in ("GAP", "PGD")] for m in others}
+    controls = {m.id: [p for p in m.proof if p not in ("attack-gap", "ordinary-attack-gap")] for m in others}
     return [m for m in others if readings[m.id].fired and all(readings[p].fired is None for p in controls[m.id])]
 
 

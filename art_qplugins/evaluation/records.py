@@ -138,7 +138,7 @@ class Step(Record):
     status: Literal["run", "skipped", "failed"]
     reason: str = ""  # why it was skipped
     cells: list[str] = []
-    standing: int | None = None  # images that no attack had broken before it
+    robust: int | None = None  # images that no attack had broken before it
     forward: float = 0.0  # passes per image of the whole set
     backward: float = 0.0  # gradient evaluations per image of the whole set
 

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from art_qplugins.errors import InputError
+from art_qplugins.evaluation.old_names import upgrade
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Results, Sample
 from art_qplugins.files import write_atomically
 
@@ -75,7 +76,7 @@ def _read_results(path: Path) -> Results:
             "run the recipe again, or use the version that wrote it"
         )
     try:
-        return Results.model_validate(raw)
+        return Results.model_validate(upgrade(raw))
     except ValidationError as error:
         raise InputError(f"{path}: {_first(error)}; run the recipe again to rewrite it") from None
 

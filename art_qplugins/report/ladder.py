@@ -141,7 +141,7 @@ def _rung(step: Step, model: ModelResult, run: Run) -> DiagnosisStep:
         title=step.title,
         status=step.status,
         reason=step.reason,
-        standing=step.standing,
+        standing=step.robust,
         broke=len(_broken(cells, run) - _lost(model, run)) if step.status == "run" else None,
         at=_elsewhere(cells, model),
         forward=step.forward,

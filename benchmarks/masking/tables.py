@@ -24,11 +24,11 @@ _ACCUSED = ("MASKED", "SUSPECT", "INVALID")
 TOOK = 0.02
 #: Indicators with a value to choose a threshold on: what they are about, and whether large (1) or small (-1) is bad.
 _ROC = {
-    "M4": (("scale",), 1),
-    "M5": (("scale",), 1),
-    "L2": (("rugged",), -1),
-    "M7": (("no-gradient", "bad-gradient"), -1),
-    "M8": (("random",), -1),
+    "large-logits": (("scale",), 1),
+    "gradient-underflow": (("scale",), 1),
+    "gradient-alignment": (("rugged",), -1),
+    "unfaithful-gradient": (("no-gradient", "bad-gradient"), -1),
+    "noisy-gradient": (("random",), -1),
 }
 
 

@@ -64,7 +64,7 @@ def read(folder: Path) -> dict[str, Any]:
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     try:
-        from art_qplugins.evaluation.records import upgrade
+        from art_qplugins.evaluation.old_names import upgrade
     except ImportError:
         pass
     else:

@@ -210,8 +210,21 @@ def test_what_was_not_measured_is_not_said_to_be_healthy(which):
     outcomes = CASES[which]()
     findings, _ = read_all(records_of(outcomes, outcomes[1]))
     assert {
-        i for i in ("M2", "M3", "M5", "M7", "M8", "L2", "L6", "I2", "I3", "I4") if findings[i].fired is not None
-    } <= ({"M3"} if which == "nothing measured" else set())
+        i
+        for i in (
+            "zero-gradient",
+            "loss-underflow",
+            "gradient-underflow",
+            "unfaithful-gradient",
+            "noisy-gradient",
+            "gradient-alignment",
+            "gradient-imbalance",
+            "unstable-margin",
+            "silent-success",
+            "not-converged",
+        )
+        if findings[i].fired is not None
+    } <= ({"loss-underflow"} if which == "nothing measured" else set())
 
 
 def test_a_healthy_model_fires_nothing():
@@ -230,36 +243,36 @@ def unlimited(left):
 
 
 PLANTED = {
-    "S1": ([claim(), cell("art:fgsm", first(0.3))], [claim(), cell("art:fgsm", first(0.6))]),
-    "S2": ([claim(), unlimited(1.0)], [claim(), unlimited(0.0)]),
-    "S3": (
+    "one-step-beats-many": ([claim(), cell("art:fgsm", first(0.3))], [claim(), cell("art:fgsm", first(0.6))]),
+    "unbounded-attack-fails": ([claim(), unlimited(1.0)], [claim(), unlimited(0.0)]),
+    "accuracy-rises-with-eps": (
         [claim(0.5), cell("art:pgd", first(0.3), role="attack", eps=0.05)],
         [claim(0.5), cell("art:pgd", first(0.8), role="attack", eps=0.05)],
     ),
-    "S5": (
+    "more-steps": (
         [claim(), cell("artq:apgd-margin", first(0.3), params={"max_iter": 50})],
         [claim(), cell("artq:apgd-margin", first(0.49), params={"max_iter": 50})],
     ),
-    "S6": (
+    "another-start": (
         [claim(), cell("artq:apgd-margin", first(0.3), params={"restart": 1})],
         [claim(), cell("artq:apgd-margin", first(0.3)), cell("artq:apgd-margin", first(0.3), params={"restart": 1})],
     ),
-    "S7": (
+    "targeted-attack": (
         [claim(), cell("artq:multi-targeted", first(0.3))],
         [claim(), cell("artq:apgd-margin", first(0.3)), cell("artq:multi-targeted", first(0.3))],
     ),
-    "I2": ([clean(instability=0.8), claim()], [clean(instability=0.2), claim()]),
-    "L6": ([clean(imbalance=20.0), claim()], [clean(imbalance=2.0), claim()]),
-    "I3": (
+    "unstable-margin": ([clean(instability=0.8), claim()], [clean(instability=0.2), claim()]),
+    "gradient-imbalance": ([clean(imbalance=20.0), claim()], [clean(imbalance=2.0), claim()]),
+    "silent-success": (
         [claim(path_best=np.where(np.arange(N) < 5, -1.0, 1.0))],
         # Adversarial iterates, and what came back is adversarial too.
         [claim(path_best=np.where(np.arange(N) < 5, -1.0, 1.0), margin=np.where(np.arange(N) < 5, -1.0, 1.0))],
     ),
-    "I4": (
+    "not-converged": (
         [claim(path_progress=np.where(first(0.5), 0.5, 0.0))],
         [claim(path_progress=np.where(first(0.5), 0.0, 0.5))],  # only those that it breaks anyway
     ),
-    "B1": (
+    "binarization": (
         [
             claim(),
             cell(
@@ -273,23 +286,32 @@ PLANTED = {
             ),
         ],
     ),
-    "I5": ([claim(0.9, source="other")], [claim(0.2, source="other")]),
-    "M5": ([clean(gradient_ratio=1e-9), claim()], [clean(gradient_ratio=1e-3), claim()]),
-    "M6": (
+    "failed-transfer": ([claim(0.9, source="other")], [claim(0.2, source="other")]),
+    "gradient-underflow": ([clean(gradient_ratio=1e-9), claim()], [clean(gradient_ratio=1e-3), claim()]),
+    "blocking-operation": (
         [clean(facts={"blocking": {"layer": "act", "op": "RoundBackward0", "share": 1.0}}), claim()],
         [clean(facts={"blocking": {"layer": "act", "op": "ReluBackward0", "share": 0.5}}), claim()],
     ),
-    "M7": ([clean(fidelity=0.1, fidelity_eps=0.1), claim()], [clean(fidelity=0.1, fidelity_eps=0.9), claim()]),
-    "L2": ([clean(alignment=0.1), claim()], [clean(alignment=0.9), claim()]),
-    "M8": ([clean(coherence=0.1), claim()], [clean(coherence=0.9), claim()]),
-    "M1": ([clean(facts={"reaches_pixels": False, "ends_at": "detach"}), claim()], [claim()]),
-    "V0": ([claim(), failed()], [claim()]),
-    "V1": ([clean(first(0.12)), claim(0.1)], [clean(first(0.4)), claim(0.1)]),
-    "V4": ([clean(facts={"batch_dependent": 0.4}), claim()], [clean(facts={"batch_dependent": 1e-6}), claim()]),
-    "V5": ([clean(facts={"stateful": ["norm.running_mean"]}), claim()], [clean(facts={"stateful": []}), claim()]),
-    "M9": ([clean(facts={"probabilities": True}), claim()], [claim()]),
-    "M10": ([clean(facts={"dynamic": True}), claim()], [claim()]),
-    "V6": ([clean(facts={"random": True}), claim()], [claim()]),
+    "unfaithful-gradient": (
+        [clean(fidelity=0.1, fidelity_eps=0.1), claim()],
+        [clean(fidelity=0.1, fidelity_eps=0.9), claim()],
+    ),
+    "gradient-alignment": ([clean(alignment=0.1), claim()], [clean(alignment=0.9), claim()]),
+    "noisy-gradient": ([clean(coherence=0.1), claim()], [clean(coherence=0.9), claim()]),
+    "no-gradient": ([clean(facts={"reaches_pixels": False, "ends_at": "detach"}), claim()], [claim()]),
+    "failed-cells": ([claim(), failed()], [claim()]),
+    "chance-accuracy": ([clean(first(0.12)), claim(0.1)], [clean(first(0.4)), claim(0.1)]),
+    "batch-dependence": (
+        [clean(facts={"batch_dependent": 0.4}), claim()],
+        [clean(facts={"batch_dependent": 1e-6}), claim()],
+    ),
+    "stateful-model": (
+        [clean(facts={"stateful": ["norm.running_mean"]}), claim()],
+        [clean(facts={"stateful": []}), claim()],
+    ),
+    "probabilities": ([clean(facts={"probabilities": True}), claim()], [claim()]),
+    "test-time-optimisation": ([clean(facts={"dynamic": True}), claim()], [claim()]),
+    "random-model": ([clean(facts={"random": True}), claim()], [claim()]),
 }
 
 
@@ -312,8 +334,8 @@ def test_the_images_that_a_mechanism_is_at_work_on_are_named():
     odd = np.arange(N) < 40
     outcomes = [clean(gradient_ratio=np.where(odd, 1e-9, 0.5)), claim()]
     _, readings = read_all(records_of(outcomes, outcomes[1]))
-    np.testing.assert_array_equal(readings["M5"].present, odd)
-    assert readings["M5"].value == pytest.approx(0.4)
+    np.testing.assert_array_equal(readings["gradient-underflow"].present, odd)
+    assert readings["gradient-underflow"].value == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("attack", [a for a in SCALE_FREE if a not in SUITES and ATTACKS[a].knowledge != "black-box"])
@@ -330,8 +352,8 @@ def test_attacks_that_are_said_to_ignore_the_scale_of_the_logits_do(attack, fp32
 
 def test_an_attack_health_is_not_judged_from_what_a_random_model_passed_on_its_way():
     outcomes = [clean(facts={"random": True}), claim(path_best=-1.0)]
-    assert found("I3", outcomes).fired is False
+    assert found("silent-success", outcomes).fired is False
 
 
 def test_a_claim_that_was_crafted_on_the_model_itself_is_no_failed_transfer():
-    assert found("I5", [claim(1.0)]).fired is False
+    assert found("failed-transfer", [claim(1.0)]).fired is False

@@ -194,10 +194,10 @@ def test_a_model_that_cannot_be_evaluated_has_no_number_and_says_why(make, says,
 @pytest.mark.parametrize(
     ("make", "finding", "verdicts"),
     [
-        (Dynamic, "M10", {"SUSPECT", "MASKED"}),
-        (Counting, "V5", {"NOT_REFUTED", "INCONCLUSIVE", "SUSPECT"}),
-        (NoGrad, "M1", {"INVALID"}),
-        (Numpy, "M1", {"INVALID"}),
+        (Dynamic, "test-time-optimisation", {"SUSPECT", "MASKED"}),
+        (Counting, "stateful-model", {"NOT_REFUTED", "INCONCLUSIVE", "SUSPECT"}),
+        (NoGrad, "no-gradient", {"INVALID"}),
+        (Numpy, "no-gradient", {"INVALID"}),
     ],
 )
 def test_what_is_odd_about_a_model_is_a_finding(make, finding, verdicts, fp32, images):
@@ -213,7 +213,7 @@ def test_logits_without_bounds_are_no_silent_number(fp32, images):
 def test_a_claim_without_gradients_is_no_way_around_a_model_that_has_none(fp32, images):
     """Square needs none, so there is a number; that no gradient reaches the pixels is said beside it."""
     found = asked(NoGrad(copy.deepcopy(fp32)), images, claimed=("autoattack:square", {"n_queries": 50}), level=1)
-    assert "M1" in fired(found) and found.verdict in ("SUSPECT", "MASKED")
+    assert "no-gradient" in fired(found) and found.verdict in ("SUSPECT", "MASKED")
     assert found.claimed_accuracy is not None
 
 
@@ -223,7 +223,7 @@ def test_a_model_in_train_mode_is_asked_as_it_is_deployed(fp32, images):
     deployed = asked(network, images, level=1)
     trained = asked(copy.deepcopy(network).train(), images, level=1)
     assert (trained.verdict, trained.claim) == (deployed.verdict, deployed.claim)
-    assert not {"V4", "V6"} & fired(trained)
+    assert not {"batch-dependence", "random-model"} & fired(trained)
 
 
 def two_classes(images, scale=1.0):
@@ -267,7 +267,7 @@ def test_two_classes_fail_at_no_step_of_the_ladder(make, ran, binary):
     steps = found.run.models[0].steps
     assert not [s for s in steps if s.status == "failed"], steps
     assert ran <= {s.id for s in steps if s.status == "run"}
-    assert "V0" not in fired(found) and found.claimed_accuracy is not None
+    assert "failed-cells" not in fired(found) and found.claimed_accuracy is not None
 
 
 def test_one_image_is_too_few_to_conclude_anything(fp32, images):

@@ -188,7 +188,7 @@ def test_steps_say_which_cells_they_ran_on_how_many_images_and_at_what_cost():
         mine = [next(asked) for _ in step.cells]
         assert {rung_of(spec) for spec in mine} == {rung.id}
         assert step.cells == [made.id_of(spec) for spec in mine]
-        assert {len(spec.rows) for spec in mine} == {step.standing}
+        assert {len(spec.rows) for spec in mine} == {step.robust}
         attacked = sum(len(spec.rows) for spec in mine)
         assert step.backward == pytest.approx(rung.cost * attacked / N)
         assert step.forward == pytest.approx(2 * step.backward)
@@ -313,7 +313,7 @@ def test_a_budget_is_never_exceeded_and_what_it_leaves_out_is_said(budget):
     _, steps = made.climb(level=3, budget=budget)
     assert sum(s.backward for s in steps) <= budget
     left_out = [s for s in steps if s.status == "skipped"]
-    assert left_out and all("are left of the budget" in s.reason and s.standing for s in left_out)
+    assert left_out and all("are left of the budget" in s.reason and s.robust for s in left_out)
     assert {"search", "search-long"} <= {s.id for s in steps if s.status == "run"}  # they take no gradient
     if budget >= 100:
         assert {"one-step", "cross-entropy", "margin"} <= {s.id for s in steps if s.status == "run"}
@@ -442,5 +442,5 @@ def test_a_claim_in_a_norm_that_most_attacks_do_not_have_fails_at_no_step(tmp_pa
     lacking = [a for a in ("artq:apgd-margin", "art:pgd") if "L1" not in ATTACKS[a].norms]
     reasons = {s.reason for s in result.steps if s.id in ("margin", "restart", "doubling", "transfer")}
     assert lacking and {f"{a} has no norm L1" for a in lacking} == reasons - {""}
-    assert "V0" not in {f.id for f in result.findings if f.fired}
+    assert "failed-cells" not in {f.id for f in result.findings if f.fired}
     assert all(s.reason for s in result.steps if s.status == "skipped")

@@ -129,7 +129,11 @@ def test_the_records_of_an_honest_model_are_not_refuted():
 
 def test_a_gap_without_a_mechanism_is_an_overstated_claim_and_no_masking():
     result = judged(claimed=0.5, found=0.3)
-    assert (result.verdict, result.claim.status, fired(result)) == ("NOT_REFUTED", "OVERSTATED", {"GAP", "PGD"})
+    assert (result.verdict, result.claim.status, fired(result)) == (
+        "NOT_REFUTED",
+        "OVERSTATED",
+        {"attack-gap", "ordinary-attack-gap"},
+    )
     assert (result.claim.accuracy, result.claim.corrected) == (0.5, 0.3)
     assert result.claim.overstated_by == pytest.approx(0.2)
     low, high = result.claim.overstated_interval
@@ -137,7 +141,8 @@ def test_a_gap_without_a_mechanism_is_an_overstated_claim_and_no_masking():
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "findings"), [({"gradient": 0.0}, {"M2"}), ({"loss": 0.0}, {"M3"}), ({"margin": 20.0}, {"M4"})]
+    ("mechanism", "findings"),
+    [({"gradient": 0.0}, {"zero-gradient"}), ({"loss": 0.0}, {"loss-underflow"}), ({"margin": 20.0}, {"large-logits"})],
 )
 def test_a_mechanism_of_numbers_is_a_suspicion_without_a_gap(mechanism, findings):
     """Other attacks on the same loss will be fooled, even if this one was not."""
@@ -171,7 +176,7 @@ def test_a_gradient_that_is_about_to_vanish_is_at_work_where_some_have_vanished(
 def test_an_unfaithful_gradient_is_settled_by_its_control_experiments():
     assert judged(clean=UNFAITHFUL).verdict == "NOT_REFUTED"
     without = judged(clean=UNFAITHFUL, drop=["repaired", "square"])
-    assert fired(without) == {"M7"} and without.verdict in ("SUSPECT", "INCONCLUSIVE")
+    assert fired(without) == {"unfaithful-gradient"} and without.verdict in ("SUSPECT", "INCONCLUSIVE")
 
 
 @pytest.mark.parametrize(
@@ -221,22 +226,22 @@ def test_a_mechanism_on_other_images_than_those_that_broke_explains_nothing(mech
 
 def test_a_number_that_depends_on_the_scale_of_sensible_logits_is_a_weak_attack():
     result = judged(claimed=0.5, found=0.5, scaled=0.3)
-    assert "INV-T" in fired(result)
+    assert "logit-scale" in fired(result)
     assert (result.verdict, result.claim.status, result.claim.corrected) == ("NOT_REFUTED", "OVERSTATED", 0.3)
 
 
 @pytest.mark.parametrize(
     ("extra", "finding"),
     [
-        (cell("autoattack:square", first(0.3)), "P1"),
-        (cell("art:pgd", first(0.3), source="other"), "P2"),
-        (cell("artq:surrogates", first(0.3)), "BPDA"),
-        (cell("artq:eot", first(0.3)), "EOT"),
+        (cell("autoattack:square", first(0.3)), "black-box-search"),
+        (cell("art:pgd", first(0.3), source="other"), "transfer"),
+        (cell("artq:surrogates", first(0.3)), "surrogate-gradient"),
+        (cell("artq:eot", first(0.3)), "mean-gradient"),
     ],
 )
 def test_who_finds_more_without_the_models_own_gradient_is_a_suspicion(extra, finding):
     result = judged(claimed=0.5, extra=[extra])
-    assert {finding, "GAP"} <= fired(result)
+    assert {finding, "attack-gap"} <= fired(result)
     assert result.verdict == "SUSPECT"
 
 
@@ -244,21 +249,21 @@ def test_a_repaired_gradient_that_goes_further_than_every_attack_on_its_own_is_m
     repaired = cell("artq:surrogates", first(0.3))
     aimed = cell("artq:multi-targeted", first(0.5))
     result = judged(claimed=0.5, extra=[repaired, aimed])
-    assert fired(result) == {"GAP", "PGD", "BPDA"}
+    assert fired(result) == {"attack-gap", "ordinary-attack-gap", "surrogate-gradient"}
     assert (result.verdict, result.claim.status, result.claim.corrected) == ("MASKED", "OVERSTATED", 0.3)
     assert "a repaired gradient breaks what the model's own gradient leaves" in result.summary
 
 
 def test_what_the_models_own_gradient_finds_too_accuses_nobody():
     result = judged(claimed=0.5, found=0.3, search=0.3, repaired=0.3)
-    assert (result.verdict, fired(result)) == ("NOT_REFUTED", {"GAP", "PGD"})
+    assert (result.verdict, fired(result)) == ("NOT_REFUTED", {"attack-gap", "ordinary-attack-gap"})
 
 
 def test_one_step_that_beats_many_is_a_symptom_and_no_verdict():
     result = judged(claimed=0.5, extra=[cell("torchattacks:fgsm", first(0.3))])
-    assert {"S1", "GAP"} <= fired(result) and result.verdict == "NOT_REFUTED"
+    assert {"one-step-beats-many", "attack-gap"} <= fired(result) and result.verdict == "NOT_REFUTED"
     weaker_eps = judged(claimed=0.5, extra=[cell("torchattacks:fgsm", first(0.3), eps=0.05)])
-    assert "S1" not in fired(weaker_eps)
+    assert "one-step-beats-many" not in fired(weaker_eps)
 
 
 def test_two_symptoms_of_one_group_count_once_and_of_two_groups_are_a_suspicion():
@@ -268,9 +273,9 @@ def test_two_symptoms_of_one_group_count_once_and_of_two_groups_are_a_suspicion(
         cell("artq:multi-targeted", first(0.32), params={"max_iter": 20}),
     ]
     one_group = judged(extra=direction)
-    assert {"S1", "S7"} <= fired(one_group) and one_group.verdict == "NOT_REFUTED"
+    assert {"one-step-beats-many", "targeted-attack"} <= fired(one_group) and one_group.verdict == "NOT_REFUTED"
     two = judged(extra=[direction[0], long])
-    assert {"S1", "S5"} <= fired(two) and two.verdict == "SUSPECT"
+    assert {"one-step-beats-many", "more-steps"} <= fired(two) and two.verdict == "SUSPECT"
 
 
 def test_an_ordinary_attack_that_is_fooled_on_many_images_is_a_suspicion():
@@ -324,7 +329,9 @@ def test_a_claim_that_follows_noise_and_is_too_high_is_masked_unless_its_attack_
     assert result.verdict == verdict
 
 
-@pytest.mark.parametrize(("facts", "finding"), [({"probabilities": True}, "M9"), ({"batch_dependent": 0.4}, "V4")])
+@pytest.mark.parametrize(
+    ("facts", "finding"), [({"probabilities": True}, "probabilities"), ({"batch_dependent": 0.4}, "batch-dependence")]
+)
 def test_an_evaluation_that_cannot_count_has_no_number(facts, finding):
     result = judged(facts=facts)
     assert (result.verdict, result.claim.status, result.robust) == ("INVALID", "NONE", [])
@@ -342,7 +349,7 @@ def test_a_gap_that_chance_explains_is_none():
     """The exact test: with 2 % truly broken, would so many of 200 be a rare sight?"""
     for broken in range(20):
         rare = broken > 0 and binom.sf(broken - 1, N, 0.02) < 0.05
-        assert ("GAP" in fired(judged(claimed=0.5, found=0.5 - broken / N))) is bool(rare), broken
+        assert ("attack-gap" in fired(judged(claimed=0.5, found=0.5 - broken / N))) is bool(rare), broken
 
 
 @pytest.mark.parametrize("which", ["claim", "clean"])
@@ -359,7 +366,7 @@ def test_where_the_claimed_or_the_clean_cell_failed_there_is_no_number(which):
 
 def test_a_failed_probe_makes_silence_inconclusive():
     result = judged(extra=[failed("artq:pgd-margin")])
-    assert (result.verdict, fired(result)) == ("INCONCLUSIVE", {"V0"})
+    assert (result.verdict, fired(result)) == ("INCONCLUSIVE", {"failed-cells"})
     assert judged(repaired=0.3, clean={"gradient": 0.0}, extra=[failed("art:fgsm")]).verdict == "MASKED"
 
 
@@ -407,8 +414,8 @@ def test_only_correct_images_count_for_a_mechanism():
     wrong = np.arange(N) >= 150  # a zero gradient there says nothing
     clean = cell("artq:clean", ~wrong, role="clean", eps=0.0, **{**HONEST, "gradient": np.where(wrong, 0.0, 0.1)})
     result = judged(drop=["clean"], extra=[clean])
-    assert "M2" not in fired(result)
-    (finding,) = [f for f in result.findings if f.id == "M2"]
+    assert "zero-gradient" not in fired(result)
+    (finding,) = [f for f in result.findings if f.id == "zero-gradient"]
     assert finding.value == 0.0
 
 

@@ -123,7 +123,7 @@ def _record(**more):
     return {
         "row": "a", "dataset": "digits", "seed": 0, "half": "B", "kind": "masked", "family": "f", "mechanism": "scale",
         "version": "v", "expected": ["MASKED"], "verdict": "MASKED", "claim": "OVERSTATED", "clean": 1.0, "claimed": 0.9,
-        "corrected": 0.2, "reference": 0.1, "must_fire": ["M4"], "fired": ["M4"], "not_run": [], "values": {"M4": 40.0},
+        "corrected": 0.2, "reference": 0.1, "must_fire": ["large-logits"], "fired": ["large-logits"], "not_run": [], "values": {"large-logits": 40.0},
         "forward": 1.0, "backward": 2.0, "levels": {"1": {"forward": 1.0, "backward": 2.0}}, "seconds": 3.0,
         "autoattack_backward": 8.0, **more,
     }  # fmt: skip
@@ -134,16 +134,16 @@ def test_the_tables_are_made_from_records(zoo, measure):
     honest = {"kind": "honest", "mechanism": "honest", "expected": ["NOT_REFUTED"], "must_fire": [], "claimed": 0.11}
     records = [
         _record(),
-        _record(seed=1, verdict="SUSPECT", fired=[], values={"M4": 5.0}),
+        _record(seed=1, verdict="SUSPECT", fired=[], values={"large-logits": 5.0}),
         _record(seed=2, claimed=0.11, verdict="NOT_REFUTED", claim="HOLDS"),  # a plant that did not take
-        _record(row="b", **honest, verdict="NOT_REFUTED", claim="HOLDS", fired=[], values={"M4": 4.0}),
+        _record(row="b", **honest, verdict="NOT_REFUTED", claim="HOLDS", fired=[], values={"large-logits": 4.0}),
     ]
     text = tables.report(records, 200)
     assert "| recall of MASKED, where it is the only right verdict | – | 1 of 2, 50.0 % " in text
     assert "| false MASKED, of honest models | – | 0 of 1, 0.0 % " in text
     assert "**SUSPECT**" in text and "**NOT_REFUTED***" in text
     assert "| masked | 2 | 10.0 | 10.0 | 10.0 | 10.0 | 0 of 2 |" in text  # corrected against reference
-    assert "| M4 | scale | 2 | 1 | 1.000 | 100 at 5 |" in text
+    assert "| large-logits | scale | 2 | 1 | 1.000 | 100 at 5 |" in text
     assert "| masked | 2 (2) | 1 (1) | 3.0 (3.0) | 0.25 (0.25) | 2 (2) |" in text
     assert tables.took(records[0]) and not tables.took(records[2])
 

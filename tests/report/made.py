@@ -93,13 +93,25 @@ def findings(verdict: str) -> list[Finding]:
         )
 
     return [
-        finding("V1", "V", "Images in bounds and budget", False, "All 4 000 images lie in [0, 1] and within eps."),
-        finding("S2", "S", "More steps, same answer", None, "Not run: the budget allows 20 steps.", None),
         finding(
-            "M4", "M", "Margins past float32", masked, f"Median margin {331 if masked else 5.2}; the limit is 16.6."
+            "chance-accuracy",
+            "V",
+            "Images in bounds and budget",
+            False,
+            "All 4 000 images lie in [0, 1] and within eps.",
         ),
         finding(
-            "INV-T",
+            "unbounded-attack-fails", "S", "More steps, same answer", None, "Not run: the budget allows 20 steps.", None
+        ),
+        finding(
+            "large-logits",
+            "M",
+            "Margins past float32",
+            masked,
+            f"Median margin {331 if masked else 5.2}; the limit is 16.6.",
+        ),
+        finding(
+            "logit-scale",
             "P",
             "Same model, scaled logits",
             masked,
@@ -107,9 +119,19 @@ def findings(verdict: str) -> list[Finding]:
             if masked
             else "PGD on z/T breaks 1 of 35 images more than PGD on z, lower bound 0.1 %.",
         ),
-        finding("M7", "M", "Finite differences agree", verdict == "SUSPECT", "Correlation 0.81 over 20 directions."),
         finding(
-            "I4", "S", "The attack had not converged", masked, "Its loss still rose at its end on 31 % of images."
+            "unfaithful-gradient",
+            "M",
+            "Finite differences agree",
+            verdict == "SUSPECT",
+            "Correlation 0.81 over 20 directions.",
+        ),
+        finding(
+            "not-converged",
+            "S",
+            "The attack had not converged",
+            masked,
+            "Its loss still rose at its end on 31 % of images.",
         ).model_copy(update={"group": "claimed attack", "p_value": 0.0021, "shows_not": "Anything of <the> model."}),
     ]
 
@@ -126,12 +148,12 @@ def steps(cells: list[Cell]) -> list[Step]:
             title="20 steps on the <margin>",
             status="run",
             cells=[margin.id],
-            standing=190,
+            robust=190,
             **cost,
         ),
-        Step(id="unbounded", level=2, title="every image", status="run", cells=[free.id], standing=50, **cost),
+        Step(id="unbounded", level=2, title="every image", status="run", cells=[free.id], robust=50, **cost),
         Step(id="restart", level=2, title="another random start", **nothing),
-        Step(id="search", level=2, title="search", status="failed", reason="RuntimeError: <gone>", standing=10),
+        Step(id="search", level=2, title="search", status="failed", reason="RuntimeError: <gone>", robust=10),
         Step(id="rescaled", level=3, title="logits rescaled", **nothing),
     ]
 

@@ -80,9 +80,15 @@ def test_what_was_checked_shows_all_three_outcomes_alike(masked: str) -> None:
     strip = rows_of(masked.split("What was checked")[1].split("</table>")[0])
     assert strip[0].split(" | ") == ["", "Proof", "Mechanism", "Symptom", "Claimed attack", "Validity"]
     shown = {row.split(":")[0]: row.split(" | ") for row in strip[1:]}
-    assert shown["Found"][0] == "Found: 3" and "✕ INV-T Same model" in shown["Found"][1]
-    assert "✕ I4 The attack had not converged" in shown["Found"][4], "of the attack, not a symptom of the model"
-    assert shown["Found"][3] == "none" and "– S2" in shown["Not run"][3] and "✓ V1" in shown["Not found"][5]
+    assert shown["Found"][0] == "Found: 3" and "✕ logit-scale Same model" in shown["Found"][1]
+    assert "✕ not-converged The attack had not converged" in shown["Found"][4], (
+        "of the attack, not a symptom of the model"
+    )
+    assert (
+        shown["Found"][3] == "none"
+        and "– unbounded-attack-fails" in shown["Not run"][3]
+        and "✓ chance-accuracy" in shown["Not found"][5]
+    )
     # The same mark-up for all outcomes: nothing makes one of them smaller or fainter than another.
     entries = re.findall(r"<li>(<a href=.*?)<span class=.o-([a-z-]+)", masked)
     assert {kind for _, kind in entries} == {"found", "not-found", "not-run"}
@@ -104,9 +110,9 @@ def test_the_ladder_says_what_broke_what_it_cost_and_why_not(masked: str) -> Non
 
 def test_a_finding_has_everything_that_a_reader_needs(masked: str) -> None:
     rows = rows_of(masked.split('id="model-3-findings"')[1].split("</table>")[0])
-    row = next(row for row in rows if " I4 " in f" {row} ")
+    row = next(row for row in rows if " not-converged " in f" {row} ")
     assert row.startswith(
-        "Found | I4 The attack had not converged symptom of the claimed attack, not of the model | 0 (p ="
+        "Found | not-converged The attack had not converged symptom of the claimed attack, not of the model | 0 (p ="
     )
     assert row.split(" | ")[3] == "0.05" and "Anything of <the> model." in row
     assert "Attack the margin loss" in row

@@ -1,0 +1,103 @@
+"""What earlier versions called things in ``results.json``. Records written then are read with today's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["ATTACKS", "INDICATORS", "upgrade"]
+
+#: Indicators by the codes that they had before version 0.2.
+INDICATORS: Mapping[str, str] = {
+    "GAP": "attack-gap",
+    "PGD": "ordinary-attack-gap",
+    "INV-T": "logit-scale",
+    "BPDA": "surrogate-gradient",
+    "EOT": "mean-gradient",
+    "P1": "black-box-search",
+    "P2": "transfer",
+    "STEPS": "single-step",
+    "M1": "no-gradient",
+    "M2": "zero-gradient",
+    "M3": "loss-underflow",
+    "M4": "large-logits",
+    "M5": "gradient-underflow",
+    "M6": "blocking-operation",
+    "M7": "unfaithful-gradient",
+    "L2": "gradient-alignment",
+    "M8": "noisy-gradient",
+    "S1": "one-step-beats-many",
+    "S2": "unbounded-attack-fails",
+    "S3": "accuracy-rises-with-eps",
+    "S5": "more-steps",
+    "S6": "another-start",
+    "S7": "targeted-attack",
+    "S9": "misled-loss",
+    "I2": "unstable-margin",
+    "L6": "gradient-imbalance",
+    "I3": "silent-success",
+    "I4": "not-converged",
+    "B1": "binarization",
+    "I5": "failed-transfer",
+    "V0": "failed-cells",
+    "V1": "chance-accuracy",
+    "V2": "eps-too-large",
+    "V4": "batch-dependence",
+    "V5": "stateful-model",
+    "V6": "random-model",
+    "M9": "probabilities",
+    "M10": "test-time-optimisation",
+}
+ATTACKS: Mapping[str, str] = {"artq:shadow": "artq:full-precision"}
+_STEPS: Mapping[str, str] = {"shadow": "full-precision"}
+_FACTS: Mapping[str, str] = {"guilty": "blocking", "suspects": "replaceable"}
+
+
+def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a ``results.json`` of schema 1, of whatever version, with today's names.
+
+    What is not shaped as such is left as it is, for the schema to refuse.
+    """
+    models = [_model(m) if isinstance(m, dict) else m for m in _listed(results.get("models"))]
+    cells = [_cell(c) if isinstance(c, dict) else c for c in _listed(results.get("cells"))]
+    changed = {
+        name: value for name, value in (("models", models), ("cells", cells)) if isinstance(results.get(name), list)
+    }
+    return {**results, **changed}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _model(model: dict[str, Any]) -> dict[str, Any]:
+    renamed = dict(model)
+    if isinstance(model.get("findings"), list):
+        renamed["findings"] = [_id(f, INDICATORS) for f in model["findings"]]
+    if isinstance(model.get("steps"), list):
+        renamed["steps"] = [_step(s) for s in model["steps"]]
+    if isinstance(claim := model.get("claim"), dict) and claim.get("attack") in ATTACKS:
+        renamed["claim"] = {**claim, "attack": ATTACKS[claim["attack"]]}
+    return renamed
+
+
+def _step(step: Any) -> Any:
+    if not isinstance(step, dict):
+        return step
+    renamed = {("robust" if key == "standing" else key): value for key, value in step.items()}
+    return _id(renamed, _STEPS)
+
+
+def _id(row: Any, names: Mapping[str, str]) -> Any:
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+        return row
+    return {**row, "id": names.get(row["id"], row["id"])}
+
+
+def _cell(cell: dict[str, Any]) -> dict[str, Any]:
+    renamed = dict(cell)
+    if isinstance(cell.get("attack"), str):
+        renamed["attack"] = ATTACKS.get(cell["attack"], cell["attack"])
+    if isinstance(cell.get("facts"), dict):
+        renamed["facts"] = {_FACTS.get(key, key): value for key, value in cell["facts"].items()}
+    return renamed
