@@ -8,8 +8,8 @@ the zoo under ``benchmarks/masking`` and measured on the other.
 from __future__ import annotations
 
 from art_qplugins.diagnostics.mechanisms import MECHANISMS
+from art_qplugins.diagnostics.model_records import Indicator
 from art_qplugins.diagnostics.proofs import PROOFS
-from art_qplugins.diagnostics.records import Indicator
 from art_qplugins.diagnostics.symptoms import SYMPTOMS
 from art_qplugins.diagnostics.validity import VALIDITY
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.diagnostics.records import Indicator, Measurement, ModelRecords, percent
+from art_qplugins.diagnostics.model_records import Indicator, Measurement, ModelRecords, percent
 
 __all__ = ["FLOAT32_LOSS_GAP", "MECHANISMS"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.diagnostics.records import (
+from art_qplugins.diagnostics.model_records import (
     CONTROL,
     MATERIAL,
     ORDINARY,

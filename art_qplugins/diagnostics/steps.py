@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.diagnostics.model_records import SCALE_FREE, ModelRecords, records_of
 from art_qplugins.diagnostics.proofs import LARGE_GAP
-from art_qplugins.diagnostics.records import SCALE_FREE, ModelRecords, records_of
 from art_qplugins.diagnostics.verdict import verdict_of
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.outcome import Outcome

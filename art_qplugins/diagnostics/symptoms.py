@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import binom
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.diagnostics.records import MATERIAL, Indicator, Measurement, ModelRecords, beats, percent
+from art_qplugins.diagnostics.model_records import MATERIAL, Indicator, Measurement, ModelRecords, beats, percent
 from art_qplugins.evaluation.outcome import Outcome
 
 __all__ = ["ATTACK_HEALTH", "SYMPTOMS"]

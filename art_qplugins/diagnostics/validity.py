@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from scipy.stats import binom
 
-from art_qplugins.diagnostics.records import Indicator, Measurement, ModelRecords, percent
+from art_qplugins.diagnostics.model_records import Indicator, Measurement, ModelRecords, percent
 
 __all__ = ["FATAL", "VALIDITY"]
 

@@ -17,11 +17,11 @@ import numpy as np
 from art_qplugins import metrics
 from art_qplugins.diagnostics.indicators import INDICATORS
 from art_qplugins.diagnostics.mechanisms import MECHANISMS
+from art_qplugins.diagnostics.model_records import MATERIAL, Indicator, Measurement, ModelRecords, records_of
 from art_qplugins.diagnostics.proofs import PROOFS
-from art_qplugins.diagnostics.records import MATERIAL, Indicator, Measurement, ModelRecords, records_of
+from art_qplugins.diagnostics.summary import summary
 from art_qplugins.diagnostics.symptoms import ATTACK_HEALTH, SYMPTOMS
 from art_qplugins.diagnostics.validity import FATAL
-from art_qplugins.diagnostics.words import summary
 from art_qplugins.evaluation import compare
 from art_qplugins.evaluation.outcome import Outcome, robust_at, worst_case
 from art_qplugins.evaluation.records import Claim, Finding, Layer, ModelResult, Robust, Step, Verdict

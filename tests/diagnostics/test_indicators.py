@@ -17,7 +17,7 @@ from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.views import LogitScale
 from art_qplugins.diagnostics import INDICATORS
-from art_qplugins.diagnostics.records import SCALE_FREE, records_of
+from art_qplugins.diagnostics.model_records import SCALE_FREE, records_of
 from art_qplugins.diagnostics.verdict import read_all
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Finding, Sample

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from art_qplugins.diagnostics.records import ModelRecords
+from art_qplugins.diagnostics.model_records import ModelRecords
 from art_qplugins.evaluation.records import Claim, Finding, Layer, Verdict
 
 __all__ = ["summary"]
