@@ -1,7 +1,6 @@
-"""Are two models, or two runs, really different? Paired tests on per-image correctness, from records alone.
+"""Are two models, or two runs, really different? Paired image by image, from records alone.
 
-Neither torch nor ART is needed. What the tests speak of is the sampling of images (and, of replicates, of nothing more
-than the seeds at hand); a significant difference between attacks that were too weak is still one between weak attacks.
+Neither torch nor ART is needed. The tests themselves are in ``significance.py``.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
 from art_qplugins.evaluation.records import Interval, Results, Sample
-from art_qplugins.metrics import resampled_means
+from art_qplugins.evaluation.significance import clustered_bootstrap, holm, paired_test
 
-__all__ = ["Comparison", "Difference", "McNemar", "Records", "clustered_bootstrap", "compare", "holm", "mcnemar"]
-__all__ += ["paired_test", "pairs"]
+__all__ = ["Comparison", "Difference", "Records", "compare", "pairs"]
 
 Metric = Literal["clean_accuracy", "robust_accuracy"]
 
@@ -32,103 +30,6 @@ class Records(Protocol):
     def results(self) -> Results: ...
     @property
     def samples(self) -> Mapping[str, Sequence[Sample]]: ...
-
-
-# ------------------------------------------------------------------------------------------------ tests on arrays
-
-
-class McNemar(NamedTuple):
-    """``only_first`` images are right under the first alone, ``only_second`` under the second alone."""
-
-    p_value: float
-    only_first: int
-    only_second: int
-
-
-def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """McNemar's exact test (McNemar 1947): of the images on which two models differ, is each right on half?
-
-    :param first: (images,) 0 or 1, like ``second``, of the same images in the same order.
-    :return: the two-sided binomial p value; 1 where they never differ.
-    :raises ValueError: where an entry is neither 0 nor 1.
-    """
-    from scipy.stats import binomtest
-
-    one, other = _same_shape(first, second)
-    if not (np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all()):
-        raise ValueError("McNemar's test is for images that are right or wrong; use paired_test for fractions")
-    only_first, only_second = int((one > other).sum()), int((one < other).sum())
-    differ = only_first + only_second
-    p = float(binomtest(only_first, differ).pvalue) if differ else 1.0
-    return McNemar(p, only_first, only_second)
-
-
-def clustered_bootstrap(
-    first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95, resamples: int = 4000
-) -> Interval:
-    """Percentile interval of ``mean(first) - mean(second)``, resampling images with all that was measured of each.
-
-    An image's results under several seeds go together, so replicates do not count as further images.
-
-    :param first: (replicates, images) or (images,) correctness in [0, 1]; ``second`` of the same images, whose number of
-        replicates may be another.
-    """
-    difference = _by_image(first) - _by_image(second)
-    low, high = np.quantile(
-        resampled_means(difference, resamples=resamples), [(1 - confidence) / 2, (1 + confidence) / 2]
-    )
-    return float(low), float(high)
-
-
-def paired_test(first: ArrayLike, second: ArrayLike, *, flips: int = 9999) -> float:
-    """Two-sided p value of "no difference", by image: exact McNemar for right or wrong, else a sign-flip test.
-
-    The latter exchanges the two models on random sets of images (Fisher's randomization test), which is what McNemar's
-    does on images that are right or wrong, and keeps an image's replicates together.
-
-    :param first: (replicates, images) or (images,), like ``second``.
-    """
-    one, other = _by_image(first), _by_image(second)
-    if np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():
-        return mcnemar(one, other).p_value
-    difference = one - other
-    difference = difference[difference != 0]
-    if not len(difference):
-        return 1.0
-    draws = np.random.default_rng(0)
-    seen = abs(difference.sum())
-    at_least = sum(
-        abs((difference * draws.choice((-1.0, 1.0), len(difference))).sum()) >= seen - 1e-12 for _ in range(flips)
-    )
-    return (at_least + 1) / (flips + 1)
-
-
-def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Holm's step-down adjustment (Holm 1979): rejecting those below alpha errs anywhere with at most alpha.
-
-    :return: as many, in the same order, at most 1.
-    """
-    p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p, kind="stable")
-    factors = len(p) - np.arange(len(p))
-    adjusted = np.empty_like(p)
-    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
-    return adjusted
-
-
-def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if one.shape != other.shape or one.ndim != 1 or not len(one):
-        raise ValueError(f"paired tests need the same images: shapes are {one.shape} and {other.shape}")
-    return one, other
-
-
-def _by_image(values: ArrayLike) -> NDArray[np.float64]:
-    result = np.asarray(values, dtype=float)
-    return result if result.ndim == 1 else result.mean(0)
-
-
-# ---------------------------------------------------------------------------------------------------- from records
 
 
 @dataclass(frozen=True, kw_only=True)

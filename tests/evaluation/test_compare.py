@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import binomtest
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.compare import clustered_bootstrap, compare, holm, mcnemar, paired_test, pairs
+from art_qplugins.evaluation.compare import compare, pairs
 from art_qplugins.evaluation.records import Cell, Claim, Environment, ModelResult, Results, Sample
+from art_qplugins.evaluation.significance import clustered_bootstrap, holm, mcnemar, paired_test
 
 # --- Arrays
 

@@ -1,0 +1,110 @@
+"""Paired tests on per-image correctness: pure functions on arrays.
+
+What they speak of is the sampling of images; of replicates, they speak of nothing more than the seeds at hand. A significant
+difference between attacks that were too weak is still one between weak attacks. Whole runs are compared in ``compare.py``;
+intervals of one number are in :mod:`art_qplugins.metrics`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from art_qplugins.evaluation.records import Interval
+from art_qplugins.metrics import resampled_means
+
+__all__ = ["McNemar", "clustered_bootstrap", "holm", "mcnemar", "paired_test"]
+
+
+class McNemar(NamedTuple):
+    """``only_first`` images are right under the first alone, ``only_second`` under the second alone."""
+
+    p_value: float
+    only_first: int
+    only_second: int
+
+
+def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
+    """McNemar's exact test (McNemar 1947): of the images on which two models differ, is each right on half?
+
+    :param first: (images,) 0 or 1, like ``second``, of the same images in the same order.
+    :return: the two-sided binomial p value; 1 where they never differ.
+    :raises ValueError: where an entry is neither 0 nor 1, or the shapes differ.
+    """
+    from scipy.stats import binomtest
+
+    one, other = _same_shape(first, second)
+    if not (np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all()):
+        raise ValueError("McNemar's test is for images that are right or wrong; use paired_test for fractions")
+    only_first, only_second = int((one > other).sum()), int((one < other).sum())
+    differ = only_first + only_second
+    p = float(binomtest(only_first, differ).pvalue) if differ else 1.0
+    return McNemar(p, only_first, only_second)
+
+
+def clustered_bootstrap(
+    first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95, resamples: int = 4000
+) -> Interval:
+    """Percentile interval of ``mean(first) - mean(second)``, resampling images with all that was measured of each.
+
+    An image's results under several seeds go together, so replicates do not count as further images.
+
+    :param first: (replicates, images) or (images,) correctness in [0, 1]; ``second`` of the same images, whose number of
+        replicates may be another.
+    """
+    means = resampled_means(_by_image(first) - _by_image(second), resamples=resamples)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def paired_test(first: ArrayLike, second: ArrayLike, *, flips: int = 9999) -> float:
+    """Two-sided p value of "no difference", by image.
+
+    It is McNemar's exact test where every image is right or wrong. Else it is a sign-flip test (Fisher's randomization
+    test), which exchanges the two models on random sets of images. That is what McNemar's test does on images that are right
+    or wrong, and it keeps an image's replicates together.
+
+    :param first: (replicates, images) or (images,), like ``second``.
+    """
+    one, other = _by_image(first), _by_image(second)
+    if np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():
+        return mcnemar(one, other).p_value
+    difference = one - other
+    difference = difference[difference != 0]
+    if not len(difference):
+        return 1.0
+    draws = np.random.default_rng(0)
+    observed = abs(float(difference.sum()))
+    at_least = sum(
+        abs(float((difference * draws.choice((-1.0, 1.0), len(difference))).sum())) >= observed - 1e-12
+        for _ in range(flips)
+    )
+    return (at_least + 1) / (flips + 1)
+
+
+def holm(p_values: ArrayLike) -> NDArray[np.float64]:
+    """Holm's step-down adjustment (Holm 1979): rejecting those below alpha errs anywhere with at most alpha.
+
+    :return: as many, in the same order, at most 1.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    factors = len(p) - np.arange(len(p))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * factors))
+    return adjusted
+
+
+def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if one.shape != other.shape or one.ndim != 1 or not len(one):
+        raise ValueError(f"paired tests need the same images: shapes are {one.shape} and {other.shape}")
+    return one, other
+
+
+def _by_image(values: ArrayLike) -> NDArray[np.float64]:
+    """(images,): the mean over replicates, if there are any."""
+    result: NDArray[np.float64] = np.asarray(values, dtype=float)
+    return result if result.ndim == 1 else np.asarray(result.mean(0))
