@@ -386,7 +386,7 @@ class Work:
         steps: list[Step] = []
         clean = next(o for o in mine if o.cell.role == "clean")
         if climb and claimed is not None and subject.claim is not None and claimed.ok and clean.ok:
-            mine, steps = diagnostics.climb(
+            mine, steps = diagnostics.run_steps(
                 subject.claim, claimed, mine, self._probe, others=others, level=level, budget=budget
             )
         result = diagnostics.assess(

@@ -1,8 +1,24 @@
-"""Gradient-masking diagnostics: is a claimed number an illusion, and why? Pure functions of records."""
+"""Gradient-masking diagnostics: is a claimed number an illusion, and why? Pure functions of records.
 
+A package that adds an indicator needs :class:`Indicator`, :class:`Measurement` and :class:`ModelRecords`.
+"""
+
+from art_qplugins.diagnostics.indicator import Indicator, Measurement
 from art_qplugins.diagnostics.indicators import INDICATORS
-from art_qplugins.diagnostics.model_records import Indicator
-from art_qplugins.diagnostics.steps import STEPS, clean_cell, climb
-from art_qplugins.diagnostics.verdict import assess, verdict_of
+from art_qplugins.diagnostics.model_records import ModelRecords
+from art_qplugins.diagnostics.model_result import assess, verdict_of
+from art_qplugins.diagnostics.running import run_steps
+from art_qplugins.diagnostics.state import clean_cell
+from art_qplugins.diagnostics.steps import STEPS
 
-__all__ = ["INDICATORS", "STEPS", "Indicator", "assess", "clean_cell", "climb", "verdict_of"]
+__all__ = [
+    "INDICATORS",
+    "STEPS",
+    "Indicator",
+    "Measurement",
+    "ModelRecords",
+    "assess",
+    "clean_cell",
+    "run_steps",
+    "verdict_of",
+]

@@ -1,18 +1,32 @@
-"""The indicators: pure functions from the records of one model to findings.
+"""The registry of indicators: the built-in ones, and those of other packages.
 
-Classes: P proof (the same images, broken by another legal attack, or by the same attack after a change that cannot alter
-any answer), M mechanism (why gradients fail), S symptom, V validity of the evaluation. Thresholds were set on one half of
-the zoo under ``benchmarks/masking`` and measured on the other.
+A package adds an indicator by an entry point of the group ``art_qplugins.indicators`` that resolves to an
+:class:`~art_qplugins.diagnostics.indicator.Indicator`, or to a list of them. It counts by the rules of its class, as the
+built-in ones do. Entry points are loaded when the registry is first asked, never by an import.
 """
 
 from __future__ import annotations
 
+from art_qplugins.diagnostics.attack_health import ATTACK_HEALTH
+from art_qplugins.diagnostics.indicator import Indicator
 from art_qplugins.diagnostics.mechanisms import MECHANISMS
-from art_qplugins.diagnostics.model_records import Indicator
 from art_qplugins.diagnostics.proofs import PROOFS
 from art_qplugins.diagnostics.symptoms import SYMPTOMS
 from art_qplugins.diagnostics.validity import VALIDITY
+from art_qplugins.evaluation.records import FindingClass
+from art_qplugins.registry import Registry
 
-__all__ = ["INDICATORS"]
+__all__ = ["INDICATORS", "of_class"]
 
-INDICATORS: tuple[Indicator, ...] = (*PROOFS, *MECHANISMS, *SYMPTOMS, *VALIDITY)
+#: In the order of the findings of a record.
+INDICATORS: Registry[Indicator] = Registry(
+    "indicator",
+    [*PROOFS, *MECHANISMS, *SYMPTOMS, *ATTACK_HEALTH, *VALIDITY],
+    group="art_qplugins.indicators",
+    row=Indicator,
+)
+
+
+def of_class(class_: FindingClass) -> list[Indicator]:
+    """The indicators of one class, in the registry's order."""
+    return [indicator for indicator in INDICATORS.values() if indicator.class_ == class_]

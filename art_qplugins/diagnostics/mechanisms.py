@@ -1,6 +1,7 @@
 """Mechanisms (class M): why a gradient fails, measured at the clean images and in their neighbourhood.
 
-A mechanism alone proves nothing. With the control experiment named in ``proof``, on the same images, it explains a gap.
+A mechanism alone proves nothing. Together with a control experiment that its row names in ``proof``, on the same images,
+it explains a gap. What is measured is in ``gradients/measure.py``; here it is only compared. Sources are in the rows.
 """
 
 from __future__ import annotations
@@ -12,74 +13,98 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.diagnostics.model_records import Indicator, Measurement, ModelRecords, percent
+from art_qplugins.diagnostics.indicator import Indicator, Measure, Measurement, percent
+from art_qplugins.diagnostics.model_records import ModelRecords
+from art_qplugins.diagnostics.thresholds import FLOAT32_LOSS_GAP
 
-__all__ = ["FLOAT32_LOSS_GAP", "MECHANISMS"]
-
-#: Above this distance of the top two logits, 1 - p_y rounds to 0 in float32: -log2(eps / 2) * ln 2 = 24 ln 2.
-FLOAT32_LOSS_GAP = 24 * np.log(2)
+__all__ = ["MECHANISMS"]
 
 _BACKWARD = ("surrogate-gradient", "black-box-search", "transfer")
 _UNFAITHFUL = (*_BACKWARD, "ordinary-attack-gap")
 
 
-def _share(
-    describe: str, column: str, at_work: Callable[[ModelRecords], NDArray[np.bool_]]
-) -> Callable[[ModelRecords, float], Measurement]:
-    def read(case: ModelRecords, threshold: float) -> Measurement:
-        if not case.right.any() or np.isnan(case.clean.column(column)).all():
-            return Measurement(None, None, f"Not measured: {_why(case, column)}.")
-        present = at_work(case)
-        share = float(present[case.right].mean())
-        return Measurement(
-            share >= threshold, share, f"On {percent(share)} of the correctly answered images {describe}.", present
-        )
+def _share(words: str, column: str, at_work: Callable[[ModelRecords], NDArray[np.bool_]]) -> Measure:
+    """The share of correct images on which a mechanism is at work, against the threshold.
 
-    return read
+    :param column: the measure of the clean cell without which there is no answer.
+    """
 
+    def measure(records: ModelRecords, threshold: float) -> Measurement:
+        if not records.correct.any() or np.isnan(records.clean.column(column)).all():
+            return _not_measured(records, column)
+        present = at_work(records)
+        share = float(present[records.correct].mean())
+        evidence = f"On {percent(share)} of the correctly answered images {words}."
+        return Measurement(share >= threshold, share, evidence, present)
 
-def _why(case: ModelRecords, column: str) -> str:
-    if not case.right.any():
-        return "no image is answered correctly"
-    return str(case.facts.get("skipped", {}).get(column, f"the clean cell has no {column}"))
+    return measure
 
 
-def _interrupted(case: ModelRecords, threshold: float) -> Measurement:
-    reaches = case.facts.get("reaches_pixels")
+def _low(column: str, words: str) -> Measure:
+    """The median over correct images of a measure of the clean cell; it fires below the threshold."""
+
+    def measure(records: ModelRecords, threshold: float) -> Measurement:
+        values = records.clean.column(column)
+        if _lacking(records, values):
+            return _not_measured(records, column)
+        middle = float(np.nanmedian(values[records.correct]))
+        return Measurement(middle < threshold, middle, words.format(middle), np.asarray(values < threshold))
+
+    return measure
+
+
+def _lacking(records: ModelRecords, values: NDArray[np.float64]) -> bool:
+    """Whether no correct image has a value."""
+    return not records.correct.any() or bool(np.isnan(values[records.correct]).all())
+
+
+def _not_measured(records: ModelRecords, column: str) -> Measurement:
+    why = str(records.facts.get("skipped", {}).get(column, f"the clean cell has no {column}"))
+    if not records.correct.any():
+        why = "no image is answered correctly"
+    return Measurement(None, None, f"Not measured: {why}.")
+
+
+def no_gradient(records: ModelRecords, threshold: float) -> Measurement:
+    reaches = records.facts.get("reaches_pixels")
     if reaches is None:
         return Measurement(None, None, "Not measured.")
     if reaches:
         return Measurement(False, 0.0, "The graph of the backward pass reaches the pixels.")
-    at = case.facts.get("ends_at") or "somewhere in the model"
-    return Measurement(
-        True, 1.0, f"No gradient reaches the pixels: the graph ends at {at}.", np.ones(case.n, dtype=bool)
-    )
+    at = records.facts.get("ends_at") or "somewhere in the model"
+    everywhere = np.ones(records.n, dtype=bool)
+    return Measurement(True, 1.0, f"No gradient reaches the pixels: the graph ends at {at}.", everywhere)
 
 
-def _zero(case: ModelRecords) -> NDArray[np.bool_]:
-    start = case.clean.column("gradient_start")
-    return np.asarray((case.clean.column("gradient") == 0) | (start == 0))
+def _exactly_zero(records: ModelRecords) -> NDArray[np.bool_]:
+    start = records.clean.column("gradient_start")
+    return np.asarray((records.clean.column("gradient") == 0) | (start == 0))
 
 
-def _vanished(case: ModelRecords, threshold: float) -> Measurement:
-    """Counted where it is exactly zero; at work also where it is about to be: a few steps away, or as part of a mean."""
-    words = "the gradient that an attack on cross-entropy starts from is exactly zero"
-    reading = _share(words, "gradient", _zero)(case, threshold)
-    return reading if reading.present is None else replace(reading, present=reading.present | _tiny(case))
-
-
-def _tiny(case: ModelRecords) -> NDArray[np.bool_]:
-    ratio, squared = case.clean.column("gradient_ratio"), case.clean.column("gradient_l2")
-    if case.claimed.cell.norm == "Linf":
+def _about_to_vanish(records: ModelRecords) -> NDArray[np.bool_]:
+    ratio, squared = records.clean.column("gradient_ratio"), records.clean.column("gradient_l2")
+    if records.claimed.cell.norm == "Linf":
         return np.asarray(ratio < 1e-6)
     return np.asarray((ratio < 1e-6) | (squared == 0))
 
 
-def _band(case: ModelRecords, threshold: float) -> Measurement:
-    margin = case.clean.column("margin")
-    if not case.right.any() or np.isnan(margin[case.right]).all():
-        return Measurement(None, None, f"Not measured: {_why(case, 'margin')}.")
-    middle = float(np.nanmedian(margin[case.right]))
+def zero_gradient(records: ModelRecords, threshold: float) -> Measurement:
+    """Counted where the gradient is exactly zero. At work also where it is about to vanish, a few steps away or in a mean."""
+    words = "the gradient that an attack on cross-entropy starts from is exactly zero"
+    found = _share(words, "gradient", _exactly_zero)(records, threshold)
+    return found if found.present is None else replace(found, present=found.present | _about_to_vanish(records))
+
+
+loss_underflow = _share(
+    "cross-entropy is exactly 0 in float32", "loss", lambda records: records.clean.column("loss") == 0
+)
+
+
+def large_logits(records: ModelRecords, threshold: float) -> Measurement:
+    margin = records.clean.column("margin")
+    if _lacking(records, margin):
+        return _not_measured(records, "margin")
+    middle = float(np.nanmedian(margin[records.correct]))
     return Measurement(
         middle > threshold,
         middle,
@@ -89,33 +114,38 @@ def _band(case: ModelRecords, threshold: float) -> Measurement:
     )
 
 
-def _low(column: str, words: str) -> Callable[[ModelRecords, float], Measurement]:
-    def read(case: ModelRecords, threshold: float) -> Measurement:
-        values = case.clean.column(column)
-        if not case.right.any() or np.isnan(values[case.right]).all():
-            return Measurement(None, None, f"Not measured: {_why(case, column)}.")
-        middle = float(np.nanmedian(values[case.right]))
-        return Measurement(middle < threshold, middle, words.format(middle), np.asarray(values < threshold))
-
-    return read
+gradient_underflow = _share(
+    "the gradient of cross-entropy is below 1e-6 of that of the margin", "gradient_ratio", _about_to_vanish
+)
 
 
-def _noisy(case: ModelRecords, threshold: float) -> Measurement:
-    measured = _low("coherence", "Two gradients of the same image, from other draws, have a cosine of {:.2f} (median).")
-    reading = measured(case, threshold)
-    if not (reading.fired and case.claim_averages):
-        return reading
-    return replace(reading, fired=False, evidence=f"{reading.evidence} The claimed attack averages over draws.")
+def blocking_operation(records: ModelRecords, threshold: float) -> Measurement:
+    if "blocking" not in records.facts:
+        return Measurement(None, None, "Not measured: there is no ledger of this model.")
+    blocking = records.facts["blocking"]
+    if blocking is None:
+        return Measurement(False, 0.0, "No operation takes the gradient of most images to exactly zero.")
+    share = float(blocking["share"])
+    return Measurement(
+        share > threshold,
+        share,
+        f"The gradient of {percent(share)} of the images is exactly zero behind {blocking['op']} in {blocking['layer']} "
+        "and was not before it.",
+        np.ones(records.n, dtype=bool),
+    )
 
 
-def _unfaithful(case: ModelRecords, threshold: float) -> Measurement:
-    """Small steps may cross no step of a staircase, or too many: a gradient that predicts large ones leads somewhere."""
-    small, large = case.clean.column("fidelity"), case.clean.column("fidelity_eps")
-    if not case.right.any() or np.isnan(small[case.right]).all():
-        return Measurement(None, None, f"Not measured: {_why(case, 'fidelity')}.")
-    best = large if ATTACKS[case.claimed.cell.attack].one_step else np.fmax(small, large)
-    middle = float(np.nanmedian(best[case.right]))
-    a, b = (float(np.nanmedian(v[case.right])) if not np.isnan(v).all() else np.nan for v in (small, large))
+def unfaithful_gradient(records: ModelRecords, threshold: float) -> Measurement:
+    """The better of two step lengths counts: on a staircase, small steps may cross no step, or too many.
+
+    An attack of one step takes a large one, so only large ones count for it.
+    """
+    small, large = records.clean.column("fidelity"), records.clean.column("fidelity_eps")
+    if _lacking(records, small):
+        return _not_measured(records, "fidelity")
+    best = large if ATTACKS[records.claimed.cell.attack].one_step else np.fmax(small, large)
+    middle = float(np.nanmedian(best[records.correct]))
+    a, b = (float(np.nanmedian(v[records.correct])) if not np.isnan(v).all() else np.nan for v in (small, large))
     return Measurement(
         middle < threshold,
         middle,
@@ -125,26 +155,25 @@ def _unfaithful(case: ModelRecords, threshold: float) -> Measurement:
     )
 
 
-def _guilty(case: ModelRecords, threshold: float) -> Measurement:
-    if "blocking" not in case.facts:
-        return Measurement(None, None, "Not measured: there is no ledger of this model.")
-    guilty = case.facts["blocking"]
-    if guilty is None:
-        return Measurement(False, 0.0, "No operation takes the gradient of most images to exactly zero.")
-    share = float(guilty["share"])
-    return Measurement(
-        share > threshold,
-        share,
-        f"The gradient of {percent(share)} of the images is exactly zero behind {guilty['op']} in {guilty['layer']} and "
-        "was not before it.",
-        np.ones(case.n, dtype=bool),
-    )
+gradient_alignment = _low(
+    "alignment", "The gradient at an image and at a random point of its ball have a cosine of {:.2f} (median)."
+)
+
+
+def noisy_gradient(records: ModelRecords, threshold: float) -> Measurement:
+    """It does not fire for a claimed attack that averages over draws."""
+    words = "Two gradients of the same image, from other draws, have a cosine of {:.2f} (median)."
+    found = _low("coherence", words)(records, threshold)
+    if not (found.fired and records.claim_averages):
+        return found
+    return replace(found, fired=False, evidence=f"{found.evidence} The claimed attack averages over draws.")
 
 
 MECHANISMS: tuple[Indicator, ...] = (
     Indicator(
-        id="no-gradient",
-        title="No gradient reaches the pixels",
+        name="no-gradient",
+        target=f"{__name__}:no_gradient",
+        help="No gradient reaches the pixels",
         class_="M",
         threshold=0.0,
         formula="the graph of d margin / d x has no path to x",
@@ -153,12 +182,13 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That the model is or is not robust.",
         source="Pintor et al. 2022, I1",
         mitigation="Give the layer a surrogate gradient (BPDA), or claim by black-box and transfer attacks.",
-        read=_interrupted,
         proof=_BACKWARD,
+        alone="SUSPECT",
     ),
     Indicator(
-        id="zero-gradient",
-        title="The gradient of the loss is exactly zero",
+        name="zero-gradient",
+        target=f"{__name__}:zero_gradient",
+        help="The gradient of the loss is exactly zero",
         class_="M",
         threshold=0.10,
         formula="share of right images with max |d CE / d x| = 0 in float32, at x or at a random point of the ball",
@@ -167,12 +197,14 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="Whether the loss (see M3) or a layer (see M6) is to blame.",
         source="Pintor et al. 2022, I1; AutoAttack's and ART's flags without their blind spots",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant; if it stays zero, a layer blocks it.",
-        read=_vanished,
         proof=("logit-scale", *_BACKWARD),
+        alone="SUSPECT",
+        required=True,
     ),
     Indicator(
-        id="loss-underflow",
-        title="The loss underflows to zero",
+        name="loss-underflow",
+        target=f"{__name__}:loss_underflow",
+        help="The loss underflows to zero",
         class_="M",
         threshold=0.25,
         formula="share of right images with cross-entropy = 0 in float32",
@@ -181,26 +213,30 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That an attack by the gradient's sign fails: it often survives.",
         source="numerics of softmax in float32; Lee et al. 2020",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant.",
-        read=_share("cross-entropy is exactly 0 in float32", "loss", lambda case: case.clean.column("loss") == 0),
         proof=("logit-scale",),
+        alone="SUSPECT",
+        required=True,
     ),
     Indicator(
-        id="large-logits",
-        title="The logits are too large for float32",
+        name="large-logits",
+        target=f"{__name__}:large_logits",
+        help="The logits are too large for float32",
         class_="M",
-        threshold=float(FLOAT32_LOSS_GAP),
+        threshold=FLOAT32_LOSS_GAP,
         formula="median over right images of z_y - max other z",
         cost="1 F",
         shows="Which band of float32 underflow the model works in.",
         shows_not="That an attack by the gradient's sign fails: it often survives.",
         source="arithmetic: 24 ln 2 = 16.6",
         mitigation="Divide the logits by a constant: no answer changes.",
-        read=_band,
         proof=("logit-scale",),
+        alone="SUSPECT",
+        required=True,
     ),
     Indicator(
-        id="gradient-underflow",
-        title="The gradient of the loss is about to underflow",
+        name="gradient-underflow",
+        target=f"{__name__}:gradient_underflow",
+        help="The gradient of the loss is about to underflow",
         class_="M",
         threshold=0.50,
         formula="share of right images with ||d CE|| / ||d margin|| < 1e-6; for L2 also with a squared norm of 0",
@@ -209,12 +245,12 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="Anything for steps by the sign while the gradient is not exactly zero.",
         source="numerics of softmax in float32",
         mitigation="Normalise per image in float64, or use a margin loss.",
-        read=_share("the gradient of cross-entropy is below 1e-6 of that of the margin", "gradient_ratio", _tiny),
         proof=("logit-scale",),
     ),
     Indicator(
-        id="blocking-operation",
-        title="One operation takes the gradient to zero",
+        name="blocking-operation",
+        target=f"{__name__}:blocking_operation",
+        help="One operation takes the gradient to zero",
         class_="M",
         threshold=0.90,
         formula="ledger of gradient norms before and behind every node of the backward pass",
@@ -223,12 +259,12 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That another gradient gets further; see BPDA.",
         source="here; idea of Athalye et al. 2018",
         mitigation="Replace that operation's backward pass by a surrogate.",
-        read=_guilty,
         proof=_BACKWARD,
     ),
     Indicator(
-        id="unfaithful-gradient",
-        title="The gradient does not predict what steps do",
+        name="unfaithful-gradient",
+        target=f"{__name__}:unfaithful_gradient",
+        help="The gradient does not predict what steps do",
         class_="M",
         threshold=0.70,
         formula="median over right images of corr_u(m(x + h u) - m(x), h u.g) over 20 random directions u, the larger of h = "
@@ -238,12 +274,12 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That an attack fails: a coarse surrogate may lead the right way.",
         source="finite differences; idea of Athalye et al. 2018",
         mitigation="Choose another surrogate gradient by its fidelity, smooth the gradient, or attack without gradients.",
-        read=_unfaithful,
         proof=_UNFAITHFUL,
     ),
     Indicator(
-        id="gradient-alignment",
-        title="Gradients at two points of the ball do not agree",
+        name="gradient-alignment",
+        target=f"{__name__}:gradient_alignment",
+        help="Gradients at two points of the ball do not agree",
         class_="M",
         threshold=0.75,
         formula="median over right images of cos(d m(x), d m(x + eta)), eta uniform in the ball",
@@ -252,14 +288,12 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That attacks of many steps fail.",
         source="Andriushchenko & Flammarion 2020",
         mitigation="Use attacks of many steps with random starts; do not train with one step alone.",
-        read=_low(
-            "alignment", "The gradient at an image and at a random point of its ball have a cosine of {:.2f} (median)."
-        ),
         proof=("single-step", *_BACKWARD),
     ),
     Indicator(
-        id="noisy-gradient",
-        title="The gradient of one call says little of the mean",
+        name="noisy-gradient",
+        target=f"{__name__}:noisy_gradient",
+        help="The gradient of one call says little of the mean",
         class_="M",
         threshold=0.90,
         formula="median over right images of the cosine of two independent gradients of a random model",
@@ -268,7 +302,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That more draws are enough; the split-half cosine of the mean says so.",
         source="Athalye et al. 2018; split-half signal to noise",
         mitigation="Average the gradient over draws (EOT) until its split-half cosine reaches 0.6.",
-        read=_noisy,
         proof=("mean-gradient", "black-box-search", "transfer", "attack-gap"),
     ),
 )

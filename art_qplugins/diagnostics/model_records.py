@@ -1,4 +1,7 @@
-"""What the indicators read: all the records of one model, grouped by what an attack could see of it."""
+"""The records of one model, as indicators read them: its cells, sorted by what their attacks follow.
+
+Nothing is judged here. What a record holds is said in ``evaluation/records.py``.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,9 @@ from numpy.typing import NDArray
 from art_qplugins import metrics
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
-from art_qplugins.evaluation.records import Finding, FindingClass
 
-__all__ = [
-    "CONTROL",
-    "MATERIAL",
-    "ORDINARY",
-    "SCALE_FREE",
-    "Indicator",
-    "Measurement",
-    "ModelRecords",
-    "beats",
-    "percent",
-    "records_of",
-]
+__all__ = ["SCALE_FREE", "ModelRecords", "records_of"]
 
-#: Accuracy by which a number must be off, beyond doubt, to count: the lower confidence bound exceeds it.
-MATERIAL = 0.02
-#: The same for a control experiment, whose attacks try more often than those that it is held against.
-CONTROL = 0.04
-#: And for all attacks against an ordinary one: honest models of half A of the zoo stay below it.
-ORDINARY = 0.12
 #: Attacks that follow another gradient than the one that the model gives at one call: a repaired one, or a mean over draws.
 _REPAIRING = ("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint")
 _AVERAGING = ("artq:eot", "torchattacks:eotpgd")
@@ -73,20 +58,26 @@ SCALE_FREE = (
 class ModelRecords:
     """Every cell of one model, and the claimed one among them.
 
-    :param legal: finished cells whose images count at the claim's budget.
-    :param other: finished cells beyond that budget or at another.
-    :param tests: cells that put the claimed attack to a test.
+    Arrays over images are in the order of the clean cell.
+
+    :ivar clean: the cell without an attack.
+    :ivar claimed: the cell whose accuracy is claimed; the clean one where that failed.
+    :ivar legal: finished cells whose images count at the claim's norm and eps, ``clean`` and ``claimed`` among them.
+    :ivar other_budgets: finished cells of another norm or a larger eps.
+    :ivar failed: cells without a result.
+    :ivar tests: cells that test the claimed attack, finished or not.
     """
 
     clean: Outcome
     claimed: Outcome
     legal: Sequence[Outcome]
-    other: Sequence[Outcome] = ()
+    other_budgets: Sequence[Outcome] = ()
     failed: Sequence[Outcome] = ()
     tests: Sequence[Outcome] = ()
 
     @property
     def n(self) -> int:
+        """Number of images."""
         return len(self.clean.samples)
 
     @property
@@ -95,14 +86,14 @@ class ModelRecords:
         return self.clean.cell.facts
 
     @cached_property
-    def right(self) -> NDArray[np.bool_]:
-        """The images that the model answers correctly when nobody attacks."""
+    def correct(self) -> NDArray[np.bool_]:
+        """(images,) whether the model answers the clean image correctly; a random one in half of its draws or more."""
         return np.asarray(self.clean.column("correct") >= 0.5)
 
     @cached_property
-    def gap(self) -> float:
-        """Median distance between the logit of the answer and the next, over right images."""
-        margin = self.clean.column("margin")[self.right]
+    def logit_gap(self) -> float:
+        """Median gap of the label's logit to the next largest, over correct images; 0 where it was not measured."""
+        margin = self.clean.column("margin")[self.correct]
         return 0.0 if np.isnan(margin).all() else float(np.nanmedian(margin))
 
     @cached_property
@@ -115,18 +106,18 @@ class ModelRecords:
 
     @cached_property
     def reference(self) -> list[Outcome]:
-        """PGD as this package runs it by default: what an ordinary attack does. None where only others were run."""
+        """The ordinary attack: PGD on cross-entropy as this package runs it by default. Empty where it was not run."""
         return [o for o in self.as_is if _plain_pgd(o)]
 
     @cached_property
     def longer(self) -> list[Outcome]:
-        """More than twice the steps of a probe of level 1."""
-        return [o for o in self.as_is if _again(o) and o.cell.params["max_iter"] > 20]
+        """The attack on the margin with more than twice the steps of level 1."""
+        return [o for o in self.as_is if _on_margin(o) and o.cell.params["max_iter"] > 20]
 
     @cached_property
     def restarted(self) -> list[Outcome]:
-        """A probe of level 1 from another random start."""
-        return [o for o in self.as_is if _again(o) and "restart" in o.cell.params]
+        """The attack on the margin of level 1 from another random start."""
+        return [o for o in self.as_is if _on_margin(o) and "restart" in o.cell.params]
 
     @cached_property
     def targeted(self) -> list[Outcome]:
@@ -135,7 +126,7 @@ class ModelRecords:
 
     @cached_property
     def first(self) -> list[Outcome]:
-        """Attacks along the model's gradient, before any of these three goes further."""
+        """Attacks along the model's gradient that are neither longer, nor restarted, nor targeted; and the claimed one."""
         further = [*self.longer, *self.restarted, *self.targeted]
         return [o for o in self.as_is if not any(o is f for f in further) or o is self.claimed]
 
@@ -163,33 +154,50 @@ class ModelRecords:
 
     @cached_property
     def black_box(self) -> list[Outcome]:
+        """Attacks without gradients."""
         return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "black-box")
 
     @cached_property
     def transferred(self) -> list[Outcome]:
+        """Attacks that were crafted on another model."""
         return self.where(lambda o: not _own(o))
 
     def where(self, keep: Callable[[Outcome], bool]) -> list[Outcome]:
-        """Legal cells other than the clean and the claimed one."""
+        """The legal cells for which ``keep`` holds, without the clean and the claimed one."""
         return [o for o in self.legal if o is not self.clean and o is not self.claimed and keep(o)]
 
-    def left(self, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-        """Per image, what the worst of these attacks leaves; the clean answer where none was run on it."""
+    def worst_case(self, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
+        """(images,) correctness in [0, 1] under the worst of these attacks and without any."""
         return worst_case([self.clean, *outcomes])
+
+    def accuracy_gap(
+        self, weaker: Sequence[Outcome], stronger: Sequence[Outcome]
+    ) -> tuple[float, float, NDArray[np.bool_]]:
+        """What ``stronger`` attacks break beyond ``weaker`` ones, on the same images.
+
+        :return: the gap in accuracy, its one-sided 95 % lower bound, and (images,) those that are newly broken.
+        """
+        before, after = self.worst_case(weaker), self.worst_case([*weaker, *stronger])
+        gap, bound = metrics.gap_lower_bound(before, after)
+        return gap, bound, np.asarray((before >= 0.5) & (after < 0.5))
 
 
 def records_of(outcomes: Sequence[Outcome], claimed: Outcome) -> ModelRecords:
-    """The records of one model, sorted by what counts at the claim's budget."""
+    """The records of one model, sorted by what counts at the norm and eps of the claim.
+
+    :param outcomes: all its cells, one of them with the role "clean".
+    :param claimed: one of ``outcomes``.
+    """
     clean = next(o for o in outcomes if o.cell.role == "clean")
     tests = [o for o in outcomes if _is_test(o)]
     outcomes = [o for o in outcomes if not _is_test(o)]
     legal = legal_at(outcomes, claimed.cell.norm, claimed.cell.eps)
-    other = [o for o in outcomes if o.ok and not any(o is chosen for chosen in legal)]
-    return ModelRecords(clean, claimed, legal, other, [o for o in outcomes if not o.ok], tests)
+    other_budgets = [o for o in outcomes if o.ok and not any(o is chosen for chosen in legal)]
+    return ModelRecords(clean, claimed, legal, other_budgets, [o for o in outcomes if not o.ok], tests)
 
 
 def _is_test(o: Outcome) -> bool:
-    """A test of an attack: it crafts no image of the model, and one that failed leaves no number unknown."""
+    """Whether it tests an attack. It crafts no image of the model, so one that failed leaves no number unknown."""
     return "check" in o.cell.params
 
 
@@ -198,7 +206,7 @@ def _plain_pgd(o: Outcome) -> bool:
     return o.cell.attack == "art:pgd" and params.get("max_iter") == 20 and params.get("rel_eps_step") is None
 
 
-def _again(o: Outcome) -> bool:
+def _on_margin(o: Outcome) -> bool:
     return o.cell.role == "probe" and o.cell.attack == "artq:apgd-margin"
 
 
@@ -209,74 +217,3 @@ def _own(o: Outcome) -> bool:
 def _white(o: Outcome) -> bool:
     scaled = "temperature" in o.cell.params
     return ATTACKS[o.cell.attack].knowledge == "white-box" and not scaled
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What an indicator measured.
-
-    ``present``: the images on which a mechanism is at work. ``broke``: those that a proof newly broke.
-    """
-
-    fired: bool | None
-    value: float | None
-    evidence: str
-    present: NDArray[np.bool_] | None = None
-    broke: NDArray[np.bool_] | None = None
-    p_value: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Indicator:
-    """One check, with what a reader has to know of it.
-
-    :param cost: what its records cost an image, in gradient evaluations (B) and forward passes (F).
-    :param proof: of a mechanism: the ids of the control experiments that show that it hides adversarial images;
-        its own, where nothing but the mechanism is exchanged.
-    :param group: of a symptom: those that go together count once.
-    """
-
-    id: str
-    title: str
-    class_: FindingClass
-    threshold: float
-    formula: str
-    cost: str
-    shows: str
-    shows_not: str
-    source: str
-    mitigation: str
-    read: Callable[[ModelRecords, float], Measurement]
-    proof: tuple[str, ...] = ()
-    group: str | None = None
-
-    def __call__(self, case: ModelRecords) -> tuple[Finding, Measurement]:
-        reading = self.read(case, self.threshold)
-        finding = Finding(
-            id=self.id,
-            title=self.title,
-            class_=self.class_,
-            fired=reading.fired,
-            value=reading.value,
-            threshold=self.threshold,
-            evidence=reading.evidence,
-            mitigation=self.mitigation,
-            p_value=reading.p_value,
-            group=self.group,
-            shows_not=self.shows_not,
-            source=self.source,
-        )
-        return finding, reading
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def beats(
-    case: ModelRecords, weaker: Sequence[Outcome], stronger: Sequence[Outcome]
-) -> tuple[float, float, NDArray[np.bool_]]:
-    """What ``stronger`` adds to ``weaker`` on the same images: the gap, its one-sided 95 % lower bound, the images."""
-    before, after = case.left(weaker), case.left([*weaker, *stronger])
-    gap, bound = metrics.gap_lower_bound(before, after)
-    return gap, bound, np.asarray((before >= 0.5) & (after < 0.5))

@@ -173,7 +173,7 @@ def _counts(record: Record) -> bool:
 
 def _indicators(records: Sequence[Record]) -> list[str]:
     counted = [r for r in records if _counts(r)]
-    names = [*dict.fromkeys([*(i.id for i in INDICATORS), *(name for r in counted for name in r["values"])])]
+    names = [*dict.fromkeys([*INDICATORS, *(name for r in counted for name in r["values"])])]
 
     def line(name: str) -> Sequence[object]:
         must = [r for r in counted if name in r["must_fire"] and name in r["values"] and name not in r["not_run"]]

@@ -17,15 +17,14 @@ from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.views import LogitScale
 from art_qplugins.diagnostics import INDICATORS
+from art_qplugins.diagnostics.measurements import findings_of, measure_all
 from art_qplugins.diagnostics.model_records import SCALE_FREE, records_of
-from art_qplugins.diagnostics.verdict import read_all
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Finding, Sample
 
 N = 100
 #: Of these, parts climb cross-entropy too.
 SUITES = ("autoattack:standard", "autoattack:plus", "autoattack:rand")
-BY_ID = {i.id: i for i in INDICATORS}
 PGD = {"max_iter": 20, "rel_eps_step": None, "num_random_init": 1}
 HEALTHY = {
     **{"gradient": 0.1, "gradient_start": 0.1, "gradient_ratio": 0.5, "gradient_l2": 0.3, "gradient_float64": 0.1},
@@ -118,19 +117,19 @@ def failed():
 
 
 def test_ids_titles_and_formulas_tell_indicators_apart():
-    assert len(BY_ID) == len(INDICATORS) == len({i.title for i in INDICATORS})
-    assert {i.class_ for i in INDICATORS} == set("PMSV")
+    assert len(INDICATORS) == len({i.help for i in INDICATORS.values()})
+    assert {i.class_ for i in INDICATORS.values()} == set("PMSV")
 
 
-@pytest.mark.parametrize("indicator", INDICATORS, ids=lambda i: i.id)
+@pytest.mark.parametrize("indicator", INDICATORS.values(), ids=lambda i: i.name)
 def test_every_indicator_says_what_a_reader_has_to_know(indicator):
-    for text in ("id", "title", "formula", "cost", "shows", "shows_not", "source", "mitigation"):
+    for text in ("name", "help", "formula", "cost", "shows", "shows_not", "source", "mitigation"):
         assert getattr(indicator, text).strip(), text
     assert indicator.shows.endswith(".") and indicator.shows_not.endswith(".") and indicator.mitigation.endswith(".")
     assert math.isfinite(indicator.threshold)
-    assert {BY_ID[proof].class_ for proof in indicator.proof} <= {"P"}
+    assert {INDICATORS[proof].class_ for proof in indicator.proof} <= {"P"}
     # Each mechanism has its control experiment, which may be itself.
-    assert bool(indicator.proof) is (indicator.class_ == "M" or indicator.proof == (indicator.id,))
+    assert bool(indicator.proof) is (indicator.class_ == "M" or indicator.proof == (indicator.name,))
     assert bool(indicator.group) is (indicator.class_ == "S")
 
 
@@ -189,10 +188,11 @@ CASES = {
 @pytest.mark.parametrize("which", CASES)
 def test_no_record_is_so_odd_that_an_indicator_raises(which):
     outcomes = CASES[which]()
-    case = records_of(outcomes, outcomes[1])
-    for indicator in INDICATORS:
-        finding, reading = indicator(case)
-        said = f"{indicator.id} on {which}: {reading}"
+    records = records_of(outcomes, outcomes[1])
+    for indicator in INDICATORS.values():
+        measurement = indicator.measure(records)
+        finding = indicator.finding(measurement)
+        said = f"{indicator.name} on {which}: {measurement}"
         assert finding.fired in (True, False, None), said
         assert finding.value is None or math.isfinite(finding.value), said
         assert finding.p_value is None or 0 <= finding.p_value <= 1, said
@@ -200,15 +200,15 @@ def test_no_record_is_so_odd_that_an_indicator_raises(which):
             said
         )
         assert finding.fired is not None or finding.evidence.startswith("Not "), said
-        for images in (reading.present, reading.broke):
-            assert images is None or (images.shape == (case.n,) and images.dtype == bool), said
+        for images in (measurement.present, measurement.broke):
+            assert images is None or (images.shape == (records.n,) and images.dtype == bool), said
         assert Finding.model_validate_json(finding.model_dump_json(by_alias=True)) == finding
 
 
 @pytest.mark.parametrize("which", ["nothing measured", "nothing finite"])
 def test_what_was_not_measured_is_not_said_to_be_healthy(which):
     outcomes = CASES[which]()
-    findings, _ = read_all(records_of(outcomes, outcomes[1]))
+    measurements = measure_all(records_of(outcomes, outcomes[1]))
     assert {
         i
         for i in (
@@ -223,14 +223,14 @@ def test_what_was_not_measured_is_not_said_to_be_healthy(which):
             "silent-success",
             "not-converged",
         )
-        if findings[i].fired is not None
+        if measurements[i].fired is not None
     } <= ({"loss-underflow"} if which == "nothing measured" else set())
 
 
 def test_a_healthy_model_fires_nothing():
     outcomes = CASES["healthy"]()
-    findings, _ = read_all(records_of(outcomes, outcomes[1]))
-    assert not [i for i, f in findings.items() if f.fired]
+    measurements = measure_all(records_of(outcomes, outcomes[1]))
+    assert not [name for name, m in measurements.items() if m.fired]
 
 
 # --- Planted failures, each with its healthy twin
@@ -317,7 +317,7 @@ PLANTED = {
 
 def found(name, outcomes):
     known = outcomes if outcomes[0].cell.role == "clean" else [clean(), *outcomes]
-    return read_all(records_of(known, known[1]))[0][name]
+    return findings_of(measure_all(records_of(known, known[1])))[name]
 
 
 @pytest.mark.parametrize("name", PLANTED)
@@ -333,9 +333,9 @@ def test_a_planted_failure_is_found_and_its_healthy_twin_is_not_accused(name):
 def test_the_images_that_a_mechanism_is_at_work_on_are_named():
     odd = np.arange(N) < 40
     outcomes = [clean(gradient_ratio=np.where(odd, 1e-9, 0.5)), claim()]
-    _, readings = read_all(records_of(outcomes, outcomes[1]))
-    np.testing.assert_array_equal(readings["gradient-underflow"].present, odd)
-    assert readings["gradient-underflow"].value == pytest.approx(0.4)
+    measurements = measure_all(records_of(outcomes, outcomes[1]))
+    np.testing.assert_array_equal(measurements["gradient-underflow"].present, odd)
+    assert measurements["gradient-underflow"].value == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("attack", [a for a in SCALE_FREE if a not in SUITES and ATTACKS[a].knowledge != "black-box"])

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.diagnostics import STEPS, clean_cell, climb
-from art_qplugins.diagnostics.verdict import assess
+from art_qplugins.diagnostics import STEPS, assess, clean_cell, run_steps
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cell import CellSpec, cell_id
 from art_qplugins.evaluation.evaluator import Evaluator
@@ -24,7 +23,7 @@ from art_qplugins.runner import ModelUnderTest, Progress, Work
 
 N = 60
 CLAIM = CellSpec(model="m", source="m", attack="art:mifgsm", norm="Linf", eps=0.1, seed=0)
-COST = {rung.id: rung.cost for rung in STEPS}
+COST = {step.id: step.cost for step in STEPS}
 
 #: A model on which every step has something to do.
 EVERYTHING = {
@@ -40,7 +39,7 @@ PLAIN = {
 }
 
 
-def rung_of(spec: CellSpec) -> str:
+def step_of(spec: CellSpec) -> str:
     """The step that a cell belongs to, by what it asks for."""
     options = spec.options
     if (
@@ -77,7 +76,7 @@ class MadeUp:
 
     def __call__(self, spec):
         self.asked.append(spec)
-        return self.outcome(spec, rung_of(spec))
+        return self.outcome(spec, step_of(spec))
 
     def outcome(self, spec, step):
         rows = range(self.n) if spec.rows is None else spec.rows
@@ -137,14 +136,14 @@ class MadeUp:
         clean = self.outcome(clean_cell(claim.model, norm=claim.norm, seed=0, eps=claim.eps), "clean")
         return claimed, [clean, claimed]
 
-    def climb(self, claim=CLAIM, **settings):
+    def diagnose(self, claim=CLAIM, **settings):
         claimed, outcomes = self.begin(claim)
-        return climb(claim, claimed, outcomes, self, others=("m", "o"), **settings)
+        return run_steps(claim, claimed, outcomes, self, others=("m", "o"), **settings)
 
 
 def everything(**more):
     """The claim and each step break two images of their own."""
-    steps = ["claim", *(rung.id for rung in STEPS)]
+    steps = ["claim", *(step.id for step in STEPS)]
     return MadeUp({step: {2 * i, 2 * i + 1} for i, step in enumerate(steps)}, **{**EVERYTHING, **more})
 
 
@@ -164,11 +163,11 @@ NO_NUMBER = {"unbounded", "binarization"}
 
 def test_every_step_attacks_the_images_that_its_comparison_needs_and_no_others():
     made = everything()
-    _, steps = made.climb(level=3)
-    assert [s.id for s in steps if s.status == "run"] == [rung.id for rung in STEPS]
+    _, steps = made.diagnose(level=3)
+    assert [s.id for s in steps if s.status == "run"] == [step.id for step in STEPS]
     done = ["claim"]
     for spec in made.asked:
-        step = rung_of(spec)
+        step = step_of(spec)
         others = COMPARED.get(step, [d for d in done if d not in NO_NUMBER])
         gone = set().union(*(made.breaks[d] for d in done if d in others and d != step))
         rows = {i for i in range(N) if i not in gone}
@@ -182,33 +181,33 @@ def test_every_step_attacks_the_images_that_its_comparison_needs_and_no_others()
 
 def test_steps_say_which_cells_they_ran_on_how_many_images_and_at_what_cost():
     made = everything()
-    outcomes, steps = made.climb(level=3)
+    outcomes, records = made.diagnose(level=3)
     asked = iter(made.asked)
-    for step, rung in zip(steps, STEPS, strict=True):
-        mine = [next(asked) for _ in step.cells]
-        assert {rung_of(spec) for spec in mine} == {rung.id}
-        assert step.cells == [made.id_of(spec) for spec in mine]
-        assert {len(spec.rows) for spec in mine} == {step.robust}
+    for step, record in zip(STEPS, records, strict=True):
+        mine = [next(asked) for _ in record.cells]
+        assert {step_of(spec) for spec in mine} == {step.id}
+        assert record.cells == [made.id_of(spec) for spec in mine]
+        assert {len(spec.rows) for spec in mine} == {record.robust}
         attacked = sum(len(spec.rows) for spec in mine)
-        assert step.backward == pytest.approx(rung.cost * attacked / N)
-        assert step.forward == pytest.approx(2 * step.backward)
+        assert record.backward == pytest.approx(step.cost * attacked / N)
+        assert record.forward == pytest.approx(2 * record.backward)
     assert [o.cell.id for o in outcomes[2:]] == [made.id_of(spec) for spec in made.asked]
 
 
 def test_images_that_are_wrong_already_are_never_attacked():
     wrong = np.arange(N) < 20
     made = MadeUp({}, **{**EVERYTHING, "clean": (~wrong).astype(float)})
-    made.climb(level=3)
+    made.diagnose(level=3)
     assert made.asked and all(min(spec.rows) >= 20 for spec in made.asked)
 
 
 def test_late_steps_start_from_everything_that_is_legal():
     made = everything()
-    outcomes, _ = made.climb(level=3)
+    outcomes, _ = made.diagnose(level=3)
     legal = {o.cell.id for o in outcomes if o.cell.eps == CLAIM.eps and "check" not in o.cell.params}
     for spec in made.asked:
-        late = rung_of(spec) in ("rescaled", "bits", "joint", "closing-repaired", "closing")
-        assert bool(spec.start) is late, rung_of(spec)
+        late = step_of(spec) in ("rescaled", "bits", "joint", "closing-repaired", "closing")
+        assert bool(spec.start) is late, step_of(spec)
         assert set(spec.start) <= legal
     assert set(made.asked[-1].start) == legal - {made.id_of(made.asked[-1])}
 
@@ -216,8 +215,8 @@ def test_late_steps_start_from_everything_that_is_legal():
 def test_nothing_exceeds_the_claims_budget_but_the_unlimited_one_that_counts_in_no_number():
     made = MadeUp({"claim": set(), "unbounded": set(range(N))}, n=40, **EVERYTHING)  # few: it takes all of them
     claimed, outcomes = made.begin()
-    known, steps = climb(CLAIM, claimed, outcomes, made, others=("m", "o"), level=3)
-    assert {spec.eps for spec in made.asked if rung_of(spec) != "unbounded"} == {CLAIM.eps}
+    known, steps = run_steps(CLAIM, claimed, outcomes, made, others=("m", "o"), level=3)
+    assert {spec.eps for spec in made.asked if step_of(spec) != "unbounded"} == {CLAIM.eps}
     (beyond,) = [made.id_of(spec) for spec in made.asked if spec.eps > CLAIM.eps]
     result = assess("m", known, claimed=claimed, steps=steps)
     assert [(r.norm, r.eps, r.accuracy) for r in result.robust] == [("Linf", 0.1, 1.0)]
@@ -232,14 +231,14 @@ def test_nothing_exceeds_the_claims_budget_but_the_unlimited_one_that_counts_in_
 
 def test_where_no_image_is_left_nothing_is_attacked_and_every_step_says_why():
     made = MadeUp({"claim": set(range(N))}, **EVERYTHING)
-    _, steps = made.climb(level=3)
-    assert {rung_of(spec) for spec in made.asked} == {"binarization"}  # that tests the attack, not the model
+    _, steps = made.diagnose(level=3)
+    assert {step_of(spec) for spec in made.asked} == {"binarization"}  # that tests the attack, not the model
     assert {s.reason for s in steps if s.id != "binarization"} == {"no image is left to attack"}
 
 
 def test_where_no_image_is_right_nothing_runs():
     made = MadeUp({}, **{**EVERYTHING, "clean": 0.0})
-    _, steps = made.climb(level=3)
+    _, steps = made.diagnose(level=3)
     assert made.asked == []
     assert all(s.status == "skipped" and s.reason for s in steps)
 
@@ -247,9 +246,9 @@ def test_where_no_image_is_right_nothing_runs():
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_a_level_is_the_highest_that_runs(level):
     made = everything()
-    _, steps = made.climb(level=level)
-    assert [s.id for s in steps] == [rung.id for rung in STEPS]
-    assert {s.id for s in steps if s.status == "run"} == {rung.id for rung in STEPS if rung.level <= level}
+    _, steps = made.diagnose(level=level)
+    assert [s.id for s in steps] == [step.id for step in STEPS]
+    assert {s.id for s in steps if s.status == "run"} == {step.id for step in STEPS if step.level <= level}
     skipped = [s for s in steps if s.status == "skipped"]
     assert all(s.reason == f"the diagnosis ends at level {level}" and not s.cells for s in skipped)
 
@@ -266,7 +265,7 @@ def test_a_level_is_the_highest_that_runs(level):
 def test_without_a_level_it_goes_to_the_last_only_after_something_was_found(change, breaks, verdict, further):
     made = MadeUp(breaks, n=200, **{**PLAIN, "measures": PLAIN["measures"] | change})
     claimed, outcomes = made.begin()
-    known, steps = climb(CLAIM, claimed, outcomes, made)
+    known, steps = run_steps(CLAIM, claimed, outcomes, made)
     assert assess("m", known, claimed=claimed).verdict == verdict
     last = [s for s in steps if s.level == 3]
     assert any(s.status == "run" for s in last) is further
@@ -276,7 +275,7 @@ def test_without_a_level_it_goes_to_the_last_only_after_something_was_found(chan
 def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
     made = MadeUp({}, **PLAIN)
     claimed, outcomes = made.begin(dataclasses.replace(CLAIM, attack="art:pgd"))
-    _, steps = climb(dataclasses.replace(CLAIM, attack="art:pgd"), claimed, outcomes, made, level=3)
+    _, steps = run_steps(dataclasses.replace(CLAIM, attack="art:pgd"), claimed, outcomes, made, level=3)
     reasons = {s.id: s.reason for s in steps if s.status == "skipped"}
     expected = {
         "cross-entropy": "the claim is made by this attack",
@@ -298,7 +297,7 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
 def test_an_attack_is_only_asked_for_a_norm_that_it_has(norm):
     made = everything()
     claim = dataclasses.replace(CLAIM, attack="autoattack:apgd-ce", norm=norm)
-    _, steps = made.climb(claim, level=3)
+    _, steps = made.diagnose(claim, level=3)
     assert made.asked and all(spec.norm in ATTACKS[spec.attack].norms for spec in made.asked)
     assert all(s.reason for s in steps if s.status == "skipped")
     assert {s.status for s in steps} == {"run", "skipped"}  # AutoAttack's losses need more than two classes
@@ -310,7 +309,7 @@ def test_an_attack_is_only_asked_for_a_norm_that_it_has(norm):
 @pytest.mark.parametrize("budget", [0, 1, 30, 100, 400])
 def test_a_budget_is_never_exceeded_and_what_it_leaves_out_is_said(budget):
     made = everything()
-    _, steps = made.climb(level=3, budget=budget)
+    _, steps = made.diagnose(level=3, budget=budget)
     assert sum(s.backward for s in steps) <= budget
     left_out = [s for s in steps if s.status == "skipped"]
     assert left_out and all("are left of the budget" in s.reason and s.robust for s in left_out)
@@ -321,13 +320,13 @@ def test_a_budget_is_never_exceeded_and_what_it_leaves_out_is_said(budget):
 
 def test_a_budget_that_is_large_enough_changes_nothing():
     free, paid = everything(), everything()
-    assert free.climb(level=3)[1] == paid.climb(level=3, budget=1e9)[1]
+    assert free.diagnose(level=3)[1] == paid.diagnose(level=3, budget=1e9)[1]
 
 
 def test_a_step_costs_gradients_unless_it_sees_none():
     made = everything()
-    made.climb(level=3)
-    seen = {rung_of(spec): ATTACKS[spec.attack].knowledge for spec in made.asked}
+    made.diagnose(level=3)
+    seen = {step_of(spec): ATTACKS[spec.attack].knowledge for spec in made.asked}
     assert seen.keys() == COST.keys()
     for step, knowledge in seen.items():
         assert (COST[step] > 0) is (knowledge == "white-box"), step
@@ -335,9 +334,9 @@ def test_a_step_costs_gradients_unless_it_sees_none():
 
 
 def test_the_ladder_goes_up_and_every_step_has_a_name_of_its_own():
-    levels = [rung.level for rung in STEPS]
+    levels = [step.level for step in STEPS]
     assert levels == sorted(levels) and set(levels) == {1, 2, 3}
-    assert len({rung.id for rung in STEPS}) == len({rung.title for rung in STEPS}) == len(STEPS)
+    assert len({step.id for step in STEPS}) == len({step.title for step in STEPS}) == len(STEPS)
 
 
 # --- Failures, and again
@@ -349,13 +348,13 @@ def test_a_step_whose_cells_fail_says_so_and_the_others_go_on():
 
     def sometimes(spec):
         found = run(spec)
-        if rung_of(spec) not in ("margin", "search"):
+        if step_of(spec) not in ("margin", "search"):
             return found
         broken = {"status": "error", "error": "Traceback\nBoom: it failed", "accuracy": None, "interval": None, "n": 0}
         return Outcome(found.cell.model_copy(update={**broken, "rows": None, "of": None}), [])
 
     claimed, outcomes = made.begin()
-    known, steps = climb(CLAIM, claimed, outcomes, sometimes, others=("o",), level=3)
+    known, steps = run_steps(CLAIM, claimed, outcomes, sometimes, others=("o",), level=3)
     assert {s.id: s.reason for s in steps if s.status == "failed"} == dict.fromkeys(
         ["margin", "search"], "Boom: it failed"
     )
@@ -363,9 +362,9 @@ def test_a_step_whose_cells_fail_says_so_and_the_others_go_on():
     assert assess("m", known, claimed=claimed).verdict != "NOT_REFUTED"
 
 
-def test_a_second_climb_asks_for_the_same_cells():
+def test_a_second_diagnosis_asks_for_the_same_cells():
     first, second = everything(), everything()
-    assert first.climb(level=3)[1] == second.climb(level=3)[1]
+    assert first.diagnose(level=3)[1] == second.diagnose(level=3)[1]
     assert [first.id_of(s) for s in first.asked] == [second.id_of(s) for s in second.asked]
     assert len({first.id_of(s) for s in first.asked}) == len(first.asked)
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import binom
 
 from art_qplugins.diagnostics import INDICATORS, assess
-from art_qplugins.diagnostics.verdict import holm
+from art_qplugins.diagnostics.measurements import holm
 from art_qplugins.evaluation.outcome import Outcome, worst_case
 from art_qplugins.evaluation.records import Cell, Sample
 
@@ -123,7 +123,7 @@ def test_the_records_of_an_honest_model_are_not_refuted():
     result = judged()
     assert (result.verdict, result.claim.status, fired(result)) == ("NOT_REFUTED", "HOLDS", set())
     assert (result.claim.accuracy, result.claim.corrected) == (0.5, 0.5)
-    assert {f.id for f in result.findings} == {i.id for i in INDICATORS}
+    assert {f.id for f in result.findings} == set(INDICATORS)
     assert "not a guarantee" in result.summary
 
 

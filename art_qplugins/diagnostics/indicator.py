@@ -1,0 +1,146 @@
+"""One indicator of the diagnosis: the row that describes it, what it measures on the records of a model, its finding.
+
+Classes: P proof (the same images, broken by another legal attack, or by the same attack after a change that cannot alter
+any answer), M mechanism (why gradients fail), S symptom, V validity of the evaluation. The rows themselves are in
+``proofs.py``, ``mechanisms.py``, ``symptoms.py``, ``attack_health.py`` and ``validity.py``, all of them together in
+``indicators.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from art_qplugins.diagnostics.model_records import ModelRecords
+from art_qplugins.evaluation.records import Finding, FindingClass
+from art_qplugins.registry import Entry
+
+__all__ = ["Indicator", "Measure", "Measurement", "percent"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an indicator measured on the records of one model.
+
+    :ivar fired: whether it found something; ``None`` where it did not run or could not measure.
+    :ivar value: what is compared with the threshold; finite, or ``None`` where there is no value.
+    :ivar evidence: a sentence with the numbers in it, or why there are none.
+    :ivar present: (images,) of a mechanism: where it is at work.
+    :ivar broke: (images,) of a proof: what it newly broke.
+    :ivar p_value: of a symptom that is a test, before Holm's correction. The correction decides whether it fired.
+    """
+
+    fired: bool | None
+    value: float | None
+    evidence: str
+    present: NDArray[np.bool_] | None = None
+    broke: NDArray[np.bool_] | None = None
+    p_value: float | None = None
+
+
+#: Reads the records of a model and a threshold. It runs no model and no attack.
+Measure: TypeAlias = Callable[[ModelRecords, float], Measurement]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indicator(Entry):
+    """One check, with what a reader has to know of it.
+
+    ``name`` is the id of its finding and ``help`` the finding's title. ``target`` names a :data:`Measure`.
+
+    :ivar cost: what its records cost an image, in gradient evaluations (B) and forward passes (F).
+    :ivar proof: of a mechanism: the proofs that are control experiments of it. A proof that exchanges nothing but the
+        mechanism names itself.
+    :ivar group: of a symptom: symptoms of one group count once. Those of the group ``"claimed attack"`` say nothing of the
+        model.
+    :ivar alone: the verdict where it fires and nothing is proved: a suspicion, or that there is no number.
+    :ivar required: where it did not run, silence of the others proves nothing.
+    """
+
+    class_: FindingClass
+    threshold: float
+    formula: str
+    cost: str
+    shows: str
+    shows_not: str
+    source: str
+    mitigation: str
+    proof: tuple[str, ...] = ()
+    group: str | None = None
+    alone: Literal["SUSPECT", "INVALID"] | None = None
+    required: bool = False
+
+    def measure(self, records: ModelRecords) -> Measurement:
+        """Its measurement. What another package's indicator raises is evidence that it did not run."""
+        if self.plugin is None:
+            found: Measurement = self.load()(records, self.threshold)
+            return found
+        try:
+            return _checked(self.load()(records, self.threshold), records.n)
+        except Exception as error:  # it is somebody else's code: it may do anything
+            logger.debug("%s of %s failed", self.name, self.plugin, exc_info=True)
+            lines = str(error).strip().splitlines()
+            message = lines[0].rstrip(".") if lines else "no message"
+            return Measurement(None, None, f"Not run: {self.plugin} raised {type(error).__name__}: {message}.")
+
+    def finding(self, measurement: Measurement) -> Finding:
+        """The record of a measurement."""
+        return Finding(
+            id=self.name,
+            title=self.help,
+            class_=self.class_,
+            fired=measurement.fired,
+            value=measurement.value,
+            threshold=self.threshold,
+            evidence=measurement.evidence,
+            mitigation=self.mitigation,
+            p_value=measurement.p_value,
+            group=self.group,
+            shows_not=self.shows_not,
+            source=self.source,
+        )
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _checked(measurement: object, images: int) -> Measurement:
+    """The measurement in Python's own types.
+
+    :raises TypeError: where it is none.
+    :raises ValueError: where a number is not finite, a p value is none, or an array is not over the images.
+    """
+    if not isinstance(measurement, Measurement):
+        raise TypeError(f"it gave a {type(measurement).__name__}; it must give a {Measurement.__qualname__}")
+    value, p_value = (None if v is None else float(v) for v in (measurement.value, measurement.p_value))
+    if value is not None and not math.isfinite(value):
+        raise ValueError(f"its value is {value}; it must be finite or None")
+    if p_value is not None and not 0 <= p_value <= 1:
+        raise ValueError(f"its p value is {p_value}; it must be in [0, 1] or None")
+    return replace(
+        measurement,
+        fired=None if measurement.fired is None else bool(measurement.fired),
+        value=value,
+        evidence=str(measurement.evidence),
+        present=_mask(measurement.present, images),
+        broke=_mask(measurement.broke, images),
+        p_value=p_value,
+    )
+
+
+def _mask(given: object, images: int) -> NDArray[np.bool_] | None:
+    if given is None:
+        return None
+    mask = np.asarray(given)
+    if mask.shape != (images,) or mask.dtype != np.bool_:
+        raise ValueError(f"it gave {mask.dtype} of shape {mask.shape}; present and broke are bool of shape ({images},)")
+    return mask

@@ -1,0 +1,155 @@
+"""The result of one model: what its records say about the claim and about its gradients.
+
+Two answers are kept apart. The claim speaks of a number: is it too high, and by how much? The verdict speaks of the model's
+gradients; its rules are in ``verdict.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from art_qplugins import metrics
+from art_qplugins.diagnostics.indicator import Measurement
+from art_qplugins.diagnostics.measurements import findings_of, measure_all
+from art_qplugins.diagnostics.model_records import ModelRecords, records_of
+from art_qplugins.diagnostics.summary import lower_first, summary
+from art_qplugins.diagnostics.thresholds import MATERIAL
+from art_qplugins.diagnostics.verdict import decide, explanations, invalidating
+from art_qplugins.evaluation.outcome import Outcome, robust_at, worst_case
+from art_qplugins.evaluation.records import Claim, Finding, Interval, Layer, ModelResult, Robust, Step, Verdict
+from art_qplugins.evaluation.significance import clustered_bootstrap
+
+__all__ = ["assess", "verdict_of"]
+
+_NO_CLAIM = Claim(status="NONE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judgement:
+    """What the diagnosis concludes of one model."""
+
+    verdict: Verdict
+    summary: str
+    claim: Claim = _NO_CLAIM
+    findings: Sequence[Finding] = ()
+    layer: Layer | None = None
+
+
+def assess(
+    name: str,
+    outcomes: Sequence[Outcome],
+    *,
+    claimed: Outcome | None,
+    claimed_accuracy: float | None = None,
+    description: str = "",
+    stochastic: bool = False,
+    steps: Sequence[Step] = (),
+) -> ModelResult:
+    """The record of one model.
+
+    :param outcomes: all its cells, failed ones included; one has the role "clean".
+    :param claimed: the cell whose accuracy is the claim, one of ``outcomes``; ``None`` where nothing is claimed.
+    :param claimed_accuracy: the number claimed, in [0, 1], if it is another than the cell's own.
+    :param steps: what the diagnosis did.
+    """
+    clean = next((o for o in outcomes if o.cell.role == "clean" and o.ok), None)
+    accuracy, interval, n = 0.0, (0.0, 1.0), 0
+    if clean is None:
+        failed = [o for o in outcomes if not o.ok]
+        judgement = _invalid([f"it could not even be asked: {_errors(failed)}"])
+    else:
+        accuracy, interval = metrics.accuracy(clean.column("correct"))
+        n, stochastic = len(clean.samples), stochastic or bool(clean.cell.facts.get("random"))
+        judgement = _judge(outcomes, clean, claimed, claimed_accuracy)
+    return ModelResult(
+        name=name,
+        description=description,
+        stochastic=stochastic,
+        clean_accuracy=accuracy,
+        clean_interval=interval,
+        n=n,
+        robust=[] if judgement.verdict == "INVALID" else _robust(outcomes),
+        verdict=judgement.verdict,
+        summary=judgement.summary,
+        claim=judgement.claim,
+        findings=list(judgement.findings),
+        steps=list(steps),
+        layer=judgement.layer,
+    )
+
+
+def verdict_of(outcomes: Sequence[Outcome], claimed: Outcome) -> Verdict:
+    """The verdict alone."""
+    return assess("", outcomes, claimed=claimed).verdict
+
+
+def _judge(
+    outcomes: Sequence[Outcome], clean: Outcome, claimed: Outcome | None, claimed_accuracy: float | None
+) -> _Judgement:
+    if claimed is None:
+        why = "No number was claimed, so there was nothing to test."
+        return _Judgement(verdict="INCONCLUSIVE", summary=why)
+    records = records_of(outcomes, claimed if claimed.ok else clean)
+    measurements = measure_all(records)
+    findings = findings_of(measurements)
+    reasons = [lower_first(findings[name].title) for name in invalidating(measurements)]
+    kept = list(findings.values())
+    if not claimed.ok:
+        reasons.append(f"{claimed.cell.attack} failed: {_errors([claimed])}")
+        kept = [f for f in kept if f.class_ == "V" or f.id == "no-gradient"]
+    if reasons:
+        return _invalid(reasons, kept)
+    robust = robust_at(outcomes, claimed.cell.norm, claimed.cell.eps)
+    claim = _claim(records, robust, claimed_accuracy, measurements["attack-gap"])
+    explaining = explanations(measurements)
+    verdict = decide(measurements, explained=bool(explaining), interval=robust.interval)
+    layer = _layer(records)
+    words = summary(verdict, records, claim, [findings[mechanism] for mechanism, _ in explaining], layer)
+    return _Judgement(verdict=verdict, summary=words, claim=claim, findings=kept, layer=layer)
+
+
+def _invalid(reasons: Sequence[str], findings: Sequence[Finding] = ()) -> _Judgement:
+    why = f"The evaluation itself failed, so there is no number: {'; '.join(reasons)}."
+    return _Judgement(verdict="INVALID", summary=why, findings=findings)
+
+
+def _robust(outcomes: Sequence[Outcome]) -> list[Robust]:
+    """At every norm and eps at which a cell was on all images."""
+    whole = [o for o in outcomes if o.ok and o.cell.eps > 0 and o.cell.rows is None]
+    budgets = sorted({(o.cell.norm, o.cell.eps) for o in whole})
+    return [robust_at(outcomes, norm, eps) for norm, eps in budgets]
+
+
+def _claim(records: ModelRecords, robust: Robust, claimed_accuracy: float | None, attack_gap: Measurement) -> Claim:
+    """A number of our own is held against other attacks image by image; one from elsewhere against an interval."""
+    measured, interval = records.claimed.column("correct"), robust.interval
+    if claimed_accuracy is None:
+        accuracy, overstated = float(measured.mean()), bool(attack_gap.fired)
+        by: Interval = clustered_bootstrap(measured, worst_case(records.legal))
+    else:
+        accuracy, overstated = claimed_accuracy, interval[1] < claimed_accuracy - MATERIAL
+        by = (claimed_accuracy - interval[1], claimed_accuracy - interval[0])
+    return Claim(
+        status="OVERSTATED" if overstated else "HOLDS",
+        attack=records.claimed.cell.attack,
+        cell=records.claimed.cell.id,
+        norm=robust.norm,
+        eps=robust.eps,
+        accuracy=accuracy,
+        corrected=robust.accuracy,
+        interval=interval,
+        overstated_by=accuracy - robust.accuracy,
+        overstated_interval=by,
+    )
+
+
+def _layer(records: ModelRecords) -> Layer | None:
+    """The operation that takes the gradient to zero, where there is one."""
+    blocking = records.facts.get("blocking")
+    return Layer(layer=blocking["layer"], op=blocking["op"], share=blocking["share"]) if blocking else None
+
+
+def _errors(failed: Sequence[Outcome]) -> str:
+    lines = {o.cell.error_line for o in failed if o.cell.error}
+    return "; ".join(sorted(line.removeprefix("art_qplugins.errors.InputError: ") for line in lines)) or "no clean cell"
