@@ -1,19 +1,20 @@
-"""Can this attack find what is there? A test of the attack and not of the model, with adversarial images put in by hand.
+"""The binarization test: does an attack find adversarial images that were put in by hand? It tests the attack, not the model.
 
-Zimmermann, Brendel, Tramer & Carlini 2022, "Increasing Confidence in Adversarial Robustness Evaluations": around each image
-the last layer is replaced by a binary one that tells random points inside the ball from a few on its boundary. The latter
-are adversarial by construction, so an attack that misses them cannot be trusted on this network. Passing shows no
-robustness.
+Around each image the last layer is replaced by a binary readout. It separates random points inside the ball from a few points
+on its boundary. The latter are adversarial by construction, so an attack that misses them cannot be trusted on this network.
+Passing shows no robustness.
 
-Their readout has logits of range 1, which hides a masking by scale (theirs to choose; here not): it gets the range of the
-network's own logits.
+Source: Zimmermann, Brendel, Tramer & Carlini 2022, "Increasing Confidence in Adversarial Robustness Evaluations". Their
+readout has logits of range 1, which would hide a masking by the scale of the logits. Here it has the range of the network's
+own logits.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -33,21 +34,22 @@ __all__ = ["Binarization", "binarization_test"]
 
 #: Inner points stay within this share of eps.
 _INNER = 0.95
-#: Where the decision boundary lies between the inner points, 0, and those on the boundary, 1: near these luck is rare.
+#: Place of the decision boundary between the inner points, 0, and the points at eps, 1. Close to 1, random points rarely
+#: succeed.
 _CLOSENESS = 0.99
-#: What an attack makes of an estimator with two classes, images (1, C, H, W) and labels (1,).
+#: An attack: from an estimator with two classes, images (1, C, H, W) and labels (1,) to adversarial images.
 AttackFunction = Callable[[QuantizedClassifier, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Binarization:
-    """What came of it.
+    """The result of the test.
 
-    :param success: share of the images used on which the attack found an adversarial image; NaN where none was used.
-    :param random: the same of as many random points of the ball as were fitted: if high, the test was too easy.
-    :param used: images tested.
-    :param dropped: images left out, because no linear readout tells their points apart.
-    :param each: (N,) 1 where the attack succeeded, 0 where not, NaN where the image was dropped.
+    :ivar success: share of the used images on which the attack found an adversarial image; NaN where none was used.
+    :ivar random: the same for random points of the ball, as many as were fitted. Where it is high, the test was too easy.
+    :ivar used: number of images tested.
+    :ivar dropped: number of images left out, because no linear readout separates their points.
+    :ivar each: (N,) 1 where the attack succeeded, 0 where not, NaN where the image was dropped.
     """
 
     success: float
@@ -70,22 +72,23 @@ def binarization_test(
 ) -> Binarization:
     """Run ``attack`` against a binary network around each image. Modes, hooks and random states are as before.
 
-    It costs ``2 * (inner + boundary)`` forward passes an image and the attack, which sees one image at a time; 64 images
-    give the share to within 12 points. A random module is fitted on the mean of its features and judged as any other.
+    It costs ``2 * (inner + boundary)`` forward passes an image, and the attack, which sees one image at a time. 64 images
+    give the share of successes to within 12 points. A random module is fitted on the mean of its features and judged as any
+    other.
 
-    :param attack: the one to be tested, with the settings that are claimed; it must do with two classes.
-    :param x: (N, C, H, W) in [0, 1]; ``y`` (N,) labels, used for nothing but their device.
+    :param attack: the attack under test, with the settings that are claimed; it must work with two classes.
+    :param x: (N, C, H, W) in [0, 1]; ``y`` (N,) labels, of which only the device and the type are used.
     :param threat: Linf, L2 or L1 with eps above 0.
-    :param inner: random points within 0.95 eps beside the image itself.
-    :param boundary: random points at eps, at least 1. With ten, as in some of their scripts, random points of the ball do as
-        well on half of the images of digits, and on none with one: see ``random``.
+    :param inner: number of random points within 0.95 eps, beside the image itself.
+    :param boundary: number of random points at eps, at least 1. With ten, as in some scripts of the paper, random points of
+        the ball succeed on half of the images of digits; with one, on none. See ``random``.
     :raises InputError: where the network runs no ``nn.Linear``, or the threat is L0.
     """
     if threat.norm == "L0" or threat.eps <= 0:
         raise InputError(f"threat: {threat} has no boundary to put points on; give Linf, L2 or L1 with eps above 0")
     module = estimator.model
     head = _head(module, x[:1], seed)
-    each, lucky = np.full(len(x), np.nan), []
+    each, random = np.full(len(x), np.nan), []
     for i in range(len(x)):
         image, drawn = x[i : i + 1], derive_seed(seed, f"binarization/{i}")
         points = torch.cat([image, _around(image, threat, inner, boundary, drawn)])
@@ -98,11 +101,11 @@ def binarization_test(
         check_legal(image, found, threat)
         each[i] = judge(binary, found, label, seed=drawn).correct[0] < 0.5
         tried = random_point(image.expand(len(points), *image.shape[1:]), threat, drawn)
-        lucky.append(judge(binary, tried, label.expand(len(tried)), seed=drawn).correct.min() < 0.5)
-    used = len(lucky)
+        random.append(judge(binary, tried, label.expand(len(tried)), seed=drawn).correct.min() < 0.5)
+    used = len(random)
     return Binarization(
         success=float(np.nanmean(each)) if used else float("nan"),
-        random=float(np.mean(lucky)) if used else float("nan"),
+        random=float(np.mean(random)) if used else float("nan"),
         used=used,
         dropped=len(x) - used,
         each=each,
@@ -110,7 +113,7 @@ def binarization_test(
 
 
 class _Readout(nn.Module):
-    """A network that answers by a linear function d of what goes into its last linear layer, as logits (-d/2, d/2)."""
+    """A network with two classes: a linear function d of the inputs of its last linear layer, as logits (-d/2, d/2)."""
 
     weight: Tensor
     bias: Tensor
@@ -129,13 +132,17 @@ class _Readout(nn.Module):
 
 
 def _head(module: nn.Module, x: Tensor, seed: int) -> str:
-    """Path of the linear layer that runs last."""
+    """Path of the linear layer that runs last.
+
+    :raises InputError: where none runs.
+    """
     ran: list[str] = []
-    handles = [
-        part.register_forward_hook(lambda *_, name=name: ran.append(name))  # type: ignore[misc]
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear)
-    ]
+
+    def note(name: str, *_: object) -> None:
+        ran.append(name)
+
+    linear = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    handles = [part.register_forward_hook(partial(note, name)) for name, part in linear]
     try:
         with isolated(module, seed), draws_from(module, seed), torch.no_grad():
             module(x)
@@ -148,18 +155,25 @@ def _head(module: nn.Module, x: Tensor, seed: int) -> str:
 
 
 def _features(module: nn.Module, head: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What goes into the head, (N, F), the mean over draws where the module takes several; and the logits."""
-    seen: list[Tensor] = []
-    handle = module.get_submodule(head).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    """The inputs of the head, (N, F), averaged over draws where the module takes several; and the logits, (N, K)."""
+    inputs: list[Tensor] = []
+
+    def note(_: nn.Module, given: Sequence[Tensor]) -> None:
+        inputs.append(given[0])
+
+    handle = module.get_submodule(head).register_forward_pre_hook(note)
     try:
         logits = module(x)
     finally:
         handle.remove()
-    return torch.cat(seen).unflatten(0, (-1, len(x))).mean(0).flatten(1), logits
+    return torch.cat(inputs).unflatten(0, (-1, len(x))).mean(0).flatten(1), logits
 
 
 def _around(x: Tensor, threat: Threat, inner: int, boundary: int, seed: int) -> Tensor:
-    """Random points around one image: ``inner`` within 0.95 eps and then ``boundary`` at eps, clipped to [0, 1]."""
+    """(inner + boundary, C, H, W) random points around one image, clipped to [0, 1].
+
+    First ``inner`` points within 0.95 eps, then ``boundary`` points at eps.
+    """
     generator = torch.Generator().manual_seed(derive_seed(seed, "points"))
     shape = (inner + boundary, *x.shape[1:])
     if threat.norm == "Linf":
@@ -178,31 +192,43 @@ def _around(x: Tensor, threat: Threat, inner: int, boundary: int, seed: int) -> 
 
 
 def _binary(module: nn.Module, head: str, points: Tensor, boundary: int, seed: int) -> _Readout | None:
-    """A readout that is above 0 on the last ``boundary`` points and below on the others; ``None`` if none is."""
-    from sklearn.linear_model import LogisticRegression
-
+    """A readout that is above 0 on the last ``boundary`` points and below on the others; ``None`` where there is none."""
     with isolated(module, seed), draws_from(module, seed), torch.no_grad():
         features, logits = _features(module, head, points)
-    f = features.double().cpu().numpy()
-    spread = f.std()
-    if not (np.isfinite(f).all() and spread > 0):
+    outside = np.arange(len(points)) >= len(points) - boundary
+    found = _separation(features.double().cpu().numpy(), outside, float(logits.max() - logits.min()))
+    if found is None:
         return None
-    outside = np.arange(len(f)) >= len(f) - boundary
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a separable fit never converges: its direction is what is wanted
-        fit = LogisticRegression(C=np.inf, max_iter=1000).fit((f - f.mean(0)) / spread, outside)
-    weight = fit.coef_[0] / spread
-    d = f @ weight
-    inside, beyond = d[~outside].max(), d[outside].min()
-    if inside >= beyond:
-        return None
-    gain = float(logits.max() - logits.min()) / (d.max() - d.min())
-    bias = -gain * (inside + _CLOSENESS * (beyond - inside))
-    readout = _Readout(module, head, torch.as_tensor(gain * weight).to(features), torch.as_tensor(bias).to(features))
-    # Once more as it will be asked: one image at a time would only round otherwise.
+    weight, bias = (torch.as_tensor(value).to(features) for value in found)
+    readout = _Readout(module, head, weight, bias)
+    # The points are asked once more as in the test. Rounding may have moved one to the other side.
     with isolated(module, seed), draws_from(module, seed), torch.no_grad():
         answers = readout(points).argmax(1).cpu().numpy()
     return readout if (answers == outside).all() else None
+
+
+def _separation(
+    features: NDArray[np.float64], outside: NDArray[np.bool_], logit_range: float
+) -> tuple[NDArray[np.float64], float] | None:
+    """Weight and bias of a linear function that is above 0 on the points outside alone; ``None`` where there is none.
+
+    Its values on the points have the range ``logit_range``.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    spread = features.std()
+    if not (np.isfinite(features).all() and spread > 0):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a separable fit never converges; only its direction is wanted
+        fit = LogisticRegression(C=np.inf, max_iter=1000).fit((features - features.mean(0)) / spread, outside)
+    weight = fit.coef_[0] / spread
+    d = features @ weight
+    inside, beyond = d[~outside].max(), d[outside].min()
+    if inside >= beyond:
+        return None
+    gain = logit_range / (d.max() - d.min())
+    return gain * weight, -gain * (inside + _CLOSENESS * (beyond - inside))
 
 
 def _estimator(like: QuantizedClassifier, binary: _Readout) -> QuantizedClassifier:
