@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from made_up import FACTS, HEALTHY, N, cell, clean, failed, first
 from torch import nn
 
 from art_qplugins import QuantizedClassifier, Threat, quantize
@@ -20,97 +21,16 @@ from art_qplugins.diagnostics import INDICATORS
 from art_qplugins.diagnostics.measurements import findings_of, measure_all
 from art_qplugins.diagnostics.model_records import SCALE_FREE, records_of
 from art_qplugins.evaluation.outcome import Outcome
-from art_qplugins.evaluation.records import Cell, Finding, Sample
+from art_qplugins.evaluation.records import Finding
 
-N = 100
-#: Of these, parts climb cross-entropy too.
+#: Parts of these follow cross-entropy too.
 SUITES = ("autoattack:standard", "autoattack:plus", "autoattack:rand")
-PGD = {"max_iter": 20, "rel_eps_step": None, "num_random_init": 1}
-HEALTHY = {
-    **{"gradient": 0.1, "gradient_start": 0.1, "gradient_ratio": 0.5, "gradient_l2": 0.3, "gradient_float64": 0.1},
-    **{"fidelity": 0.9, "fidelity_eps": 0.9, "linearity": 0.1, "instability": 0.1, "alignment": 0.9, "growth": 1.0},
-    **{"imbalance": 1.5, "coherence": 0.9, "flips": 0.0},
-}
-FACTS = {
-    **{"reaches_pixels": True, "ends_at": None, "blocking": None, "ledger": [], "replaceable": [], "quantizers": 0},
-    **{"probabilities": False, "dynamic": False, "stateful": [], "batch_dependent": 0.0, "random": False},
-    **{"training": [], "pixels": 64, "skipped": {}},
-}
-
-
-def first(share, n=N):
-    """The images left standing: the first ``share`` of them."""
-    return np.arange(n) < share * n
-
-
-def cell(
-    attack, correct, *, role="probe", eps=0.1, source="m", params=None, rows=None, n=N, facts=None, margin=1.0, **of
-):
-    """A made-up cell. ``correct`` and the measures ``of`` its images are one for all images, or one for each row."""
-    where = range(n) if rows is None else rows
-    shape = (len(where),)
-    correct = np.broadcast_to(np.asarray(correct, dtype=float), shape)
-    columns = {k: np.broadcast_to(np.asarray(v, dtype=float), shape) for k, v in {"margin": margin, **of}.items()}
-    name = f"{attack}-{eps}-{source}-{params}"
-
-    def told(key, i):
-        value = float(columns[key][i])
-        return value if math.isfinite(value) else None
-
-    samples = [
-        Sample(
-            cell=name,
-            sample=str(row),
-            label=row % 10,
-            prediction=0,
-            correct=correct[i],
-            selection=correct[i],
-            distance=eps,
-            margin=told("margin", i),
-            loss=told("loss", i) if "loss" in of else 0.1,
-            measures={k: told(k, i) for k in columns if k not in ("margin", "loss")},
-        )
-        for i, row in enumerate(where)
-    ]
-    record = Cell(
-        id=name,
-        model="m",
-        source=source,
-        attack=attack,
-        knowledge=ATTACKS[attack].knowledge,
-        role=role,
-        params={**ATTACKS[attack].resolve({}), **(params or {})},
-        norm="Linf",
-        eps=eps,
-        seed=0,
-        n=len(samples),
-        accuracy=float(correct.mean()),
-        interval=(0.0, 1.0),
-        forward_samples=0,
-        backward_samples=0,
-        seconds=0.0,
-        status="success",
-        rows=None if rows is None else list(rows),
-        of=None if rows is None else n,
-        facts=facts or {},
-    )
-    return Outcome(record, samples)
-
-
-def clean(correct=1.0, *, n=N, facts=None, **columns):
-    columns = {**HEALTHY, "margin": 3.0, **columns}
-    return cell("artq:clean", correct, role="clean", eps=0.0, n=n, facts={**FACTS, **(facts or {})}, **columns)
 
 
 def claim(left=0.5, *, n=N, **more):
+    """The claimed cell, by PGD that converged."""
     more = {"path_best": 1.0, "path_progress": 0.0, **more}
     return cell("art:pgd", first(left, n) if np.isscalar(left) else left, role="attack", n=n, **more)
-
-
-def failed():
-    done = cell("art:fgsm", 1.0)
-    error = {"status": "error", "error": "Boom: it failed", "accuracy": None, "interval": None, "n": 0}
-    return Outcome(done.cell.model_copy(update=error), [])
 
 
 # --- Contract
@@ -158,7 +78,7 @@ def partly():
         cell("artq:apgd-margin", 1.0, rows=[2, 3], eps=0.5),
         cell("art:pgd", 0.0, role="attack", eps=0.05),
         cell("art:pgd", 1.0, rows=[2, 3], params={"check": "binarization"}, facts={"used": 0, "success": None}),
-        failed(),
+        failed("art:fgsm"),
     ]
     return [clean(), claim(), *cells, *more]
 
@@ -299,7 +219,7 @@ PLANTED = {
     "gradient-alignment": ([clean(alignment=0.1), claim()], [clean(alignment=0.9), claim()]),
     "noisy-gradient": ([clean(coherence=0.1), claim()], [clean(coherence=0.9), claim()]),
     "no-gradient": ([clean(facts={"reaches_pixels": False, "ends_at": "detach"}), claim()], [claim()]),
-    "failed-cells": ([claim(), failed()], [claim()]),
+    "failed-cells": ([claim(), failed("art:fgsm")], [claim()]),
     "chance-accuracy": ([clean(first(0.12)), claim(0.1)], [clean(first(0.4)), claim(0.1)]),
     "batch-dependence": (
         [clean(facts={"batch_dependent": 0.4}), claim()],
@@ -331,7 +251,7 @@ def test_a_planted_failure_is_found_and_its_healthy_twin_is_not_accused(name):
 
 
 def test_the_images_that_a_mechanism_is_at_work_on_are_named():
-    odd = np.arange(N) < 40
+    odd = np.arange(N) < 0.4 * N
     outcomes = [clean(gradient_ratio=np.where(odd, 1e-9, 0.5)), claim()]
     measurements = measure_all(records_of(outcomes, outcomes[1]))
     np.testing.assert_array_equal(measurements["gradient-underflow"].present, odd)
