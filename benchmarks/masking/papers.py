@@ -2,8 +2,8 @@
 
     python benchmarks/masking/papers.py --data-root FOLDER        # minutes; resumable
 
-The papers' own numbers stand beside ours for the pattern and not for the value: theirs are of large networks, mostly on
-CIFAR-10, and here is a small one, trained on 10,000 images of MNIST.
+The papers' own numbers stand beside ours for the pattern, not for the value. Theirs are of large networks, mostly on
+CIFAR-10. Ours are of a small one, trained on 10,000 images of MNIST.
 
 * Song, Fallon & Li 2020 (arXiv 2012.14965), table 3: mu-law weights of the last layers, 3 bit, against FGSM and PGD.
 * Lin, Gan & Han 2019 (Defensive Quantization), table 5: tanh quantization and adversarial training, against PGD.
@@ -17,6 +17,7 @@ import argparse
 import copy
 import datetime
 import functools
+import itertools
 import json
 import platform
 import sys
@@ -36,17 +37,20 @@ from art_qplugins.models.mnist_cnn import MnistCNN
 from art_qplugins.quantizers import QuantReLU, bake
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import Record, diagnosed, version
-from networks import Recipe, Shape, Site, adversarial, cached, cross_entropy, fingerprint, fit, network, trained
+from losses import adversarial, cross_entropy
+from measure import version
+from networks import Shape, Site, network
+from one_run import Record, diagnosed
 from plants import Scaled, TanhQuantized
+from rows import Built, Row
 from tables import percent, table
-from zoo import Built, Row
+from training import Recipe, cached, fingerprint, fit, trained
 
 _MNIST = "mnist"
 
 
 def _float(site: Site) -> nn.Module:
-    """The four-layer network of the mu-law paper, narrow."""
+    """The four-layer network of the mu-law paper, but narrow."""
     recipe = Recipe(epochs=5, learning_rate=0.02)
 
     def make() -> nn.Module:
@@ -63,23 +67,23 @@ def _mu_law(site: Site, layers: int = 2) -> Built:
 
 
 def _adversarial(site: Site, name: str, activation: Callable[[], nn.Module], width: int = 8) -> Built:
-    """Madry's training at eps 0.2 with these activations.
+    """Adversarially trained at eps 0.2 (Madry et al. 2018) with these activations.
 
-    :param name: of the activation, for the cache.
+    :param name: of the activation, as part of the key of the cache.
     """
-    options = {"eps": 0.2, "steps": 4}
+    options: dict[str, Any] = {"eps": 0.2, "steps": 4}
     recipe = Recipe(shape=Shape(width=width), loss="adversarial", options=tuple(options.items()), epochs=7)
     model = cached(
         site,
         (name, recipe),
         lambda: network(site, recipe.shape, activation),
-        lambda m: fit(m, adversarial(**options), site, recipe),  # type: ignore[arg-type]
+        lambda m: fit(m, adversarial(**options), site, recipe),
     )
     return Built(model)
 
 
 def _random_fgsm(eps: float) -> Callable[..., Tensor]:
-    """R+FGSM: half the budget along a random sign, the rest along the gradient's (Lin et al. 2019, eq. 2)."""
+    """R+FGSM: half of eps along a random sign, the rest along the gradient's sign (Lin et al. 2019, eq. 2)."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor, random: torch.Generator, done: float) -> Tensor:
         model.eval()
@@ -101,7 +105,7 @@ def _one_step(site: Site, random: bool) -> Built:
 
 def _ensemble(site: Site, eot_draws: int | None) -> Built:
     recipe = Recipe(epochs=3, learning_rate=0.02)
-    base = trained(site, Recipe())  # with strides, since every pass here is ten
+    base = trained(site, Recipe())  # with strides, which are fast: every pass here is ten
     model = cached(
         site,
         ("stochastic", fingerprint(base), 2, recipe),
@@ -127,7 +131,8 @@ def _case(name: str, build: Callable[[Site], Built], paper: str, eps: float, att
     )
 
 
-_STEEP = 2.0  # of the tanh: at 1 its activations seldom reach the outer levels
+#: Gain of the tanh. At 1, its activations seldom reach the outer levels.
+_STEEP = 2.0
 
 CASES: tuple[Row, ...] = (
     _case("float, FGSM", lambda s: Built(_float(s)), "CIFAR-10: 20.9", 0.1, "art:fgsm"),
@@ -160,7 +165,13 @@ def _line(record: Record) -> tuple[object, ...]:
     )
 
 
-def main() -> None:
+_HEADER = (
+    *("case", "seed", "clean", "claimed", "corrected", "strongest known"),
+    *("claim", "verdict", "fired", "paper's claim"),
+)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--cases", nargs="+", help="parts of names, e.g. mu-law")
@@ -169,46 +180,41 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, help="folder with MNIST; by default ARTQ_DATA")
     parser.add_argument("--cache", type=Path, default=Path("results/masking-weights"), help="folder of trained weights")
     parser.add_argument("--out", type=Path, default=Path("results/papers.jsonl"))
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def _finished(path: Path, current: str) -> dict[tuple[str, int], Record]:
+    """Records of this version by case and seed."""
+    if not path.exists():
+        return {}
+    records = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return {(r["row"], r["seed"]): r for r in records if r["version"] == current}
+
+
+def main() -> None:
+    arguments = _arguments()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     current = f"{version(Path(__file__))} {arguments.n} {arguments.reference}"
-    done: dict[tuple[str, int], Record] = {}
-    if arguments.out.exists():
-        lines = map(json.loads, arguments.out.read_text(encoding="utf-8").splitlines())
-        done = {(r["row"], r["seed"]): r for r in lines if r["version"] == current}
+    done = _finished(arguments.out, current)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     records = []
-    for case in CASES:
-        if arguments.cases and not any(part in case.name for part in arguments.cases):
-            continue
-        for seed in arguments.seeds:
-            if (record := done.get((case.name, seed))) is None:
-                site = Site(_MNIST, seed, arguments.data_root, arguments.cache)
-                record = diagnosed(case, site, n=arguments.n, reference=arguments.reference)
-                record |= {"version": current, "paper": case.why}
-                with arguments.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
-                print(*_line(record), sep="  ", file=sys.stderr, flush=True)
-            records.append(record)
-    header = (
-        "case",
-        "seed",
-        "clean",
-        "claimed",
-        "corrected",
-        "strongest known",
-        "claim",
-        "verdict",
-        "fired",
-        "paper's claim",
-    )
+    chosen = [c for c in CASES if not arguments.cases or any(part in c.name for part in arguments.cases)]
+    for case, seed in itertools.product(chosen, arguments.seeds):
+        if (record := done.get((case.name, seed))) is None:
+            site = Site(_MNIST, seed, arguments.data_root, arguments.cache)
+            record = diagnosed(case, site, n=arguments.n, reference=arguments.reference)
+            record |= {"version": current, "paper": case.why}
+            with arguments.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            print(*_line(record), sep="  ", file=sys.stderr, flush=True)
+        records.append(record)
     print(
         f"# Numbers that were too good, on MNIST\n\n{datetime.date.today()}; art_qplugins {art_qplugins.__version__}, torch "
         f"{torch.__version__}, Python {platform.python_version()}; {arguments.n} test images, networks trained on 10,000 "
         "images; accuracies in percent; one CPU thread.\n"
     )
-    print("\n".join(table(header, map(_line, records))))
+    print("\n".join(table(_HEADER, map(_line, records))))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What is planted in the zoo: modules that hide gradients, and attacks that are broken.
+"""The failures that are planted in the zoo: modules that hide gradients, and broken attacks.
 
-A plant wraps a network, so that taking it off gives the same function with an honest gradient, to attack it through.
+Most wrap a network. The network without its wrapper is then the same function with an honest gradient, to attack it through.
 """
 
 from __future__ import annotations
@@ -36,30 +36,37 @@ __all__ = [
 
 
 class _Wrapped(nn.Module):
+    """A network in a module of its own."""
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The answers of the network itself, (N, K)."""
+        logits: Tensor = self.network(x)
+        return logits
 
 
 # --- Scale of the logits
 
 
 class Scaled(_Wrapped):
-    """The same answers, the logits times ``factor``."""
+    """The same answers, with the logits times ``factor``."""
 
     def __init__(self, network: nn.Module, factor: float) -> None:
         super().__init__(network)
         self.factor = factor
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) * self.factor  # type: ignore[no-any-return]
+        return self.logits(x) * self.factor
 
 
 class Saturated(_Wrapped):
-    """Logits squeezed by a tanh and blown up after: no scale of the output gives the gradient back.
+    """Logits squeezed by a tanh and blown up after. No scale of the output gives the gradient back.
 
-    The middle of the tanh lies between the image's two largest logits, a constant to autograd: in this way float32 makes
-    no ties of any image, whatever the network's own scale.
+    The middle of the tanh lies between the image's two largest logits, and is a constant to autograd. So the two stay apart
+    in float32, whatever the network's own scale.
     """
 
     def __init__(self, network: nn.Module, steepness: float) -> None:
@@ -67,7 +74,7 @@ class Saturated(_Wrapped):
         self.steepness = steepness
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
+        logits = self.logits(x)
         middle = logits.detach().topk(2, dim=1).values.mean(1, keepdim=True)
         return torch.tanh((logits - middle) * self.steepness) * 1e4
 
@@ -77,7 +84,7 @@ class Saturated(_Wrapped):
 
 class Detached(_Wrapped):
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x.detach())  # type: ignore[no-any-return]
+        return self.logits(x.detach())
 
 
 class NoGrad(_Wrapped):
@@ -85,8 +92,9 @@ class NoGrad(_Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            features = self.network.features(x)  # type: ignore[operator]
-        return self.network.head(features)  # type: ignore[no-any-return, operator]
+            features = self.network.get_submodule("features")(x)
+        logits: Tensor = self.network.get_submodule("head")(features)
+        return logits
 
 
 class _ZeroBackward(torch.autograd.Function):
@@ -103,14 +111,17 @@ class Killed(_Wrapped):
     """A gradient of exactly zero; AutoAttack's issue 43."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(_ZeroBackward.apply(x))  # type: ignore[no-any-return]
+        return self.logits(_ZeroBackward.apply(x))
 
 
 # --- Pixels
 
 
 class _Input(_Wrapped):
-    """:param through: with BPDA, an identity backward (Athalye et al. 2018); else the derivative of rounding, zero."""
+    """A network behind a change of its pixels.
+
+    :param through: with BPDA, an identity as backward pass (Athalye et al. 2018); else with the true derivative.
+    """
 
     def __init__(self, network: nn.Module, through: bool = False) -> None:
         super().__init__(network)
@@ -118,7 +129,7 @@ class _Input(_Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         changed = self.change(x)
-        return self.network(x + (changed - x).detach() if self.through else changed)  # type: ignore[no-any-return]
+        return self.logits(x + (changed - x).detach() if self.through else changed)
 
     def change(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -136,10 +147,12 @@ class Rounded(_Input):
 
 
 class Compressed(_Input):
-    """JPEG's lossy step without its color transform and tables: the DCT of blocks, its coefficients rounded to ``step``.
+    """The lossy step of JPEG: the coefficients of a DCT of blocks, rounded to ``step``. No color transform, no tables.
 
     :param step: in units of an orthonormal DCT of pixels in [0, 1]; JPEG at quality 50 has 16 / 255 to 121 / 255.
     """
+
+    basis: Tensor
 
     def __init__(self, network: nn.Module, step: float, through: bool = False, block: int = 4) -> None:
         super().__init__(network, through)
@@ -153,8 +166,8 @@ class Compressed(_Input):
         n, c, height, width = x.shape
         b, basis = self.block, self.basis
         blocks = x.view(n, c, height // b, b, width // b, b).transpose(3, 4)
-        coefficients = basis @ blocks @ basis.T  # type: ignore[operator, union-attr]
-        back = basis.T @ ((coefficients / self.step).round() * self.step) @ basis  # type: ignore[operator, union-attr]
+        coefficients = basis @ blocks @ basis.T
+        back = basis.T @ ((coefficients / self.step).round() * self.step) @ basis
         return back.transpose(3, 4).reshape(x.shape).clamp(0, 1)
 
 
@@ -179,14 +192,19 @@ class _SignFunction(torch.autograd.Function):
 
 
 class Sign(nn.Module):
-    """Binary activations. ``slope``: 0 trains straight through; ``None`` is the true derivative, zero."""
+    """Binary activations.
+
+    :ivar slope: of the backward pass: 0 is a clipped identity, above 0 the derivative of tanh(slope x), ``None`` the true
+        derivative, zero.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.slope: float | None = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.sign() if self.slope is None else _SignFunction.apply(x, self.slope)  # type: ignore[no-any-return]
+        signs: Tensor = x.sign() if self.slope is None else _SignFunction.apply(x, self.slope)
+        return signs
 
 
 class KWinners(nn.Module):
@@ -213,16 +231,17 @@ class TanhQuantized(nn.Module):
         self.levels, self.gain = 2**bits - 1, gain
 
     def forward(self, x: Tensor) -> Tensor:
-        squashed = (torch.tanh(self.gain * x) + 1) / 2
+        squashed: Tensor = (torch.tanh(self.gain * x) + 1) / 2
         rounded = (squashed * self.levels).round() / self.levels
-        return 2 * (squashed + (rounded - squashed).detach()) - 1
+        straight_through: Tensor = squashed + (rounded - squashed).detach()
+        return 2 * straight_through - 1
 
 
 # --- Random
 
 
 class Noisy(_Wrapped):
-    """Gaussian noise on the pixels at every call, from the global generator: no layer of ours says so.
+    """Gaussian noise on the pixels at every call, from the global generator. No layer of this package announces it.
 
     :param calls: noisy copies whose logits are averaged in one call.
     """
@@ -233,12 +252,14 @@ class Noisy(_Wrapped):
 
     def forward(self, x: Tensor) -> Tensor:
         many = x.repeat(self.calls, 1, 1, 1)
-        logits = self.network(many + self.deviation * torch.randn_like(many))
-        return logits.view(self.calls, len(x), -1).mean(0)  # type: ignore[no-any-return]
+        logits = self.logits(many + self.deviation * torch.randn_like(many))
+        return logits.view(self.calls, len(x), -1).mean(0)
 
 
 class FrozenNoise(_Wrapped):
     """The mean logits under a fixed bank of noise: deterministic and differentiable, so nothing is hidden."""
+
+    bank: Tensor
 
     def __init__(self, network: nn.Module, shape: tuple[int, int, int], deviation: float, seed: int) -> None:
         super().__init__(network)
@@ -246,8 +267,8 @@ class FrozenNoise(_Wrapped):
         self.register_buffer("bank", bank)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.network((x + self.bank).flatten(0, 1))  # type: ignore[operator]
-        return logits.view(len(self.bank), len(x), -1).mean(0)  # type: ignore[no-any-return, arg-type]
+        logits = self.logits((x + self.bank).flatten(0, 1))
+        return logits.view(len(self.bank), len(x), -1).mean(0)
 
 
 # --- Output and state
@@ -255,16 +276,16 @@ class FrozenNoise(_Wrapped):
 
 class Probabilities(_Wrapped):
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).softmax(1)  # type: ignore[no-any-return]
+        return self.logits(x).softmax(1)
 
 
 class DoubleSoftmax(_Wrapped):
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x).softmax(1).softmax(1)  # type: ignore[no-any-return]
+        return self.logits(x).softmax(1).softmax(1)
 
 
 class _BatchNorm(nn.BatchNorm2d):
-    """Normalizes by the batch it sees also in eval mode."""
+    """It normalizes by the statistics of the batch also in eval mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
@@ -282,10 +303,10 @@ class BatchStatistics(_Wrapped):
                 module.__class__ = _BatchNorm
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x)  # type: ignore[no-any-return]
+        return self.logits(x)
 
 
-# --- Broken attacks: what somebody measured with a loop of their own
+# --- Broken attacks: numbers that somebody measured with a loop of their own
 
 
 def _cross_entropy_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -302,7 +323,7 @@ def _accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def last_iterate(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
     """Accuracy under a PGD that steps by twice eps and reports its last iterate, not its best (Pintor et al. 2022, I3).
 
-    Its iterates jump between corners of the ball, many of them adversarial; the last is one among many.
+    Its iterates jump between corners of the ball. Many of them are adversarial; the last one is one among many.
     """
     random = torch.Generator().manual_seed(seed)
     x_adv = x + (2 * torch.rand(x.shape, generator=random) - 1) * threat.eps
@@ -313,7 +334,7 @@ def last_iterate(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: i
 
 
 def wrong_units(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
-    """Accuracy under a PGD whose steps were written for pixels in [0, 255]: each is 255 times too small."""
+    """Accuracy under a PGD whose steps were meant for pixels in [0, 255]: each is 255 times too small."""
     x_adv = x.clone()
     for _ in range(20):
         step = threat.eps / 255 / 8 * _cross_entropy_gradient(model, x_adv, y).sign()

@@ -1,35 +1,18 @@
-"""The tables of the zoo: pure functions from its records, as :func:`measure.measure` and :func:`measure.check` give them."""
+"""What the tables of the zoo are made of, and the table of ``--check``. The report is in ``report.py``."""
 
 from __future__ import annotations
 
-import datetime
-import platform
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
-import art_qplugins
 from art_qplugins import metrics
-from art_qplugins.diagnostics import INDICATORS
 
-__all__ = ["TOOK", "VERDICTS", "check_table", "percent", "report", "took"]
+__all__ = ["TOOK", "VERDICTS", "check_table", "counts", "percent", "rate", "table", "took"]
 
 Record = dict[str, Any]
 VERDICTS = ("MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE", "INVALID")
-_ACCUSED = ("MASKED", "SUSPECT", "INVALID")
 #: A planted failure took where the claimed number is more than this above the strongest attack known.
 TOOK = 0.02
-#: Indicators with a value to choose a threshold on: what they are about, and whether large (1) or small (-1) is bad.
-_ROC = {
-    "large-logits": (("scale",), 1),
-    "gradient-underflow": (("scale",), 1),
-    "gradient-alignment": (("rugged",), -1),
-    "unfaithful-gradient": (("no-gradient", "bad-gradient"), -1),
-    "noisy-gradient": (("random",), -1),
-}
 
 
 def percent(value: float | None) -> str:
@@ -37,14 +20,15 @@ def percent(value: float | None) -> str:
 
 
 def took(record: Record) -> bool:
-    """Whether the claimed number is really an illusion, whatever the diagnosis says. Without a number: yes."""
+    """Whether the claimed number is too high, whatever the diagnosis finds. Where there is no number: yes."""
     if record["claimed"] is None:
         return True
     strongest = record.get("reference", record.get("strongest", record.get("corrected")))
     return bool(record["claimed"] - strongest > TOOK)
 
 
-def _rate(records: Sequence[Record], hit: Callable[[Record], bool]) -> str:
+def rate(records: Sequence[Record], hit: Callable[[Record], bool]) -> str:
+    """Of how many records ``hit`` holds, in percent, with a 95 % Wilson interval."""
     if not records:
         return "–"
     k, n = sum(map(hit, records)), len(records)
@@ -52,12 +36,18 @@ def _rate(records: Sequence[Record], hit: Callable[[Record], bool]) -> str:
     return f"{k} of {n}, {100 * k / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def counts(record: Record) -> bool:
+    """Whether it counts in the rates: a plant or a weak attack must have taken."""
+    return record["kind"] in ("honest", "invalid") or took(record)
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of a Markdown table, and an empty line."""
     return [f"| {' | '.join(map(str, r))} |" for r in (header, ["---"] * len(header), *rows)] + [""]
 
 
 def check_table(records: Sequence[Record]) -> list[str]:
-    """Of ``--check``; "no" where a planted failure, or a weak attack, is not off by enough to count."""
+    """The table of ``--check``: "no" where a planted failure, or a weak attack, is not off by enough to count."""
     header = ("row", "data", "seed", "clean", "claimed", "strongest", "took", "train s", "attack s")
     return table(
         header,
@@ -72,283 +62,3 @@ def check_table(records: Sequence[Record]) -> list[str]:
             for r in records
         ),
     )
-
-
-def report(records: Sequence[Record], n: int) -> str:
-    if not records:
-        return "Nothing was measured yet."
-    datasets, seeds = sorted({r["dataset"] for r in records}), sorted({r["seed"] for r in records})
-    versions = Counter(r["version"] for r in records)
-    lines = [
-        "# The diagnostics, measured on the zoo",
-        "",
-        f"{datetime.date.today()}; art_qplugins {art_qplugins.__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}; {n} test images of {' and of '.join(datasets)}, {len({r['row'] for r in records})} "
-        f"rows, seeds {', '.join(map(str, seeds))}, {len(records)} runs; one CPU thread each. "
-        f"By version of the code: {', '.join(f'{v} {k} runs' for v, k in versions.most_common())}.",
-        "`python benchmarks/masking/measure.py --workers 2 --reference` measures, `--report-only` prints this again.",
-        "",
-    ]
-    for part in (_rates, _confusion, _indicators, _roc, _corrected, _cost, _apart, _every):
-        lines += part(records)
-    return "\n".join(lines)
-
-
-# --- The parts, in their order
-
-
-def _rates(records: Sequence[Record]) -> list[str]:
-    """Each rate on both halves; what thresholds were tuned on says nothing of how well they do."""
-
-    def column(half: str) -> list[str]:
-        here = [r for r in records if r["half"] == half]
-        of = {kind: [r for r in here if r["kind"] == kind] for kind in ("masked", "weak", "invalid", "honest")}
-        real = [r for r in of["masked"] if took(r)]
-        strict = [r for r in real if r["expected"] == ["MASKED"]]
-        weak = [r for r in of["weak"] if took(r)]
-        numbers = [r for r in here if r["claimed"] is not None and r["kind"] != "invalid"]
-        return [
-            _rate(strict, lambda r: r["verdict"] == "MASKED"),
-            _rate(real, lambda r: r["verdict"] == "MASKED"),
-            _rate(real, lambda r: r["verdict"] in _ACCUSED),
-            _rate(real, lambda r: r["verdict"] in r["expected"]),
-            _rate(of["invalid"], lambda r: r["verdict"] == "INVALID"),
-            _rate([r for r in here if r["verdict"] == "MASKED"], lambda r: r["kind"] == "masked"),
-            _rate([r for r in here if r["verdict"] == "SUSPECT"], lambda r: r["kind"] == "masked"),
-            _rate(of["honest"], lambda r: r["verdict"] == "MASKED"),
-            _rate(of["honest"], lambda r: r["verdict"] == "SUSPECT"),
-            _rate(of["honest"], lambda r: r["verdict"] in ("INCONCLUSIVE", "INVALID")),
-            _rate(weak, lambda r: r["verdict"] == "MASKED"),
-            _rate(weak, lambda r: r["verdict"] in r["expected"]),
-            _rate([r for r in numbers if took(r)], lambda r: r["claim"] == "OVERSTATED"),
-            _rate([r for r in numbers if not took(r)], lambda r: r["claim"] == "OVERSTATED"),
-        ]
-
-    names = (
-        "recall of MASKED, where it is the only right verdict",
-        "recall of MASKED, of all planted failures",
-        "accused (MASKED, SUSPECT or INVALID), of all planted failures",
-        "verdict as expected, of all planted failures",
-        "INVALID, of evaluations that have no number",
-        "precision of MASKED: a planted failure",
-        "precision of SUSPECT: a planted failure",
-        "false MASKED, of honest models",
-        "false SUSPECT, of honest models",
-        "INCONCLUSIVE or INVALID, of honest models",
-        "false MASKED, of weak attacks on models that hide nothing",
-        "verdict as expected, of these",
-        f"claim OVERSTATED, of numbers more than {100 * TOOK:.0f} points off",
-        "claim OVERSTATED, of numbers that are not",
-    )
-    head = [
-        "## Rates",
-        "",
-        "95 % Wilson intervals. Only plants that took count: the number claimed is more than "
-        f"{100 * TOOK:.0f} points above the strongest attack known; the others are listed below. A family of rows is in "
-        "one half only; thresholds may be tuned on A.",
-        "",
-    ]
-    return head + table(["what", "half A", "half B"], zip(names, column("A"), column("B"), strict=True))
-
-
-def _confusion(records: Sequence[Record]) -> list[str]:
-    counts = Counter((r["half"], r["kind"], " or ".join(r["expected"]), r["verdict"]) for r in records if _counts(r))
-    keys = sorted({key[:3] for key in counts})
-    lines = table(
-        ["half", "kind", "expected", *VERDICTS],
-        [(*key, *(counts[(*key, v)] for v in VERDICTS)) for key in keys],
-    )
-    return [
-        "## Confusion matrix",
-        "",
-        "Expected (rows) against given; plants that did not take are left out.",
-        "",
-        *lines,
-    ]
-
-
-def _counts(record: Record) -> bool:
-    return record["kind"] in ("honest", "invalid") or took(record)
-
-
-def _indicators(records: Sequence[Record]) -> list[str]:
-    counted = [r for r in records if _counts(r)]
-    names = [*dict.fromkeys([*INDICATORS, *(name for r in counted for name in r["values"])])]
-
-    def line(name: str) -> Sequence[object]:
-        must = [r for r in counted if name in r["must_fire"] and name in r["values"] and name not in r["not_run"]]
-        fired = [r for r in counted if name in r["fired"]]
-        ran = [r for r in counted if r["kind"] == "honest" and name in r["values"] and name not in r["not_run"]]
-        return (
-            name,
-            _rate(must, lambda r: name in r["fired"]),
-            _rate(fired, lambda r: r["kind"] != "honest"),
-            _rate(ran, lambda r: name in r["fired"]),
-            sum(name in r["not_run"] for r in counted),
-        )
-
-    return [
-        "## Indicators",
-        "",
-        "Recall: of the runs whose plant has to set it off, where it was run. Precision: the share of its firings that were not on honest "
-        "models. Both halves.",
-        "",
-        *table(["indicator", "recall", "precision", "fired on honest", "not run"], map(line, names)),
-    ]
-
-
-def _roc(records: Sequence[Record]) -> list[str]:
-    """How well a value tells the plants it is about from honest models, at any threshold."""
-    from sklearn.metrics import roc_auc_score, roc_curve
-
-    rows = []
-    for name, (mechanisms, direction) in _ROC.items():
-        values = [(r, r["values"].get(name)) for r in records]
-        known = [(r, direction * v) for r, v in values if v is not None and np.isfinite(v)]
-        bad = [v for r, v in known if r["mechanism"] in mechanisms and took(r)]
-        good = [v for r, v in known if r["kind"] == "honest"]
-        if not bad or not good:
-            continue
-        truth, scores = [1] * len(bad) + [0] * len(good), bad + good
-        false, true, at = roc_curve(truth, scores, drop_intermediate=False)
-        points = [max(np.flatnonzero(false <= limit)) for limit in (0.0, 0.01, 0.05, 0.1)]
-        cells = [f"{100 * true[i]:.0f} at {direction * at[i]:.3g}" for i in points]
-        ends = [
-            max((v for r, v in known if r["half"] == "A" and r["kind"] == "honest"), default=None),
-            min((v for r, v in known if r["half"] == "A" and r["mechanism"] in mechanisms and took(r)), default=None),
-        ]
-        cells += ["–" if v is None else f"{direction * v:.3g}" for v in ends]
-        rows.append((name, " ".join(mechanisms), len(bad), len(good), f"{roc_auc_score(truth, scores):.3f}", *cells))
-    if not rows:
-        return []
-    limits = ["no false alarm", "1 %", "5 %", "10 %"]
-    return [
-        "## Values and thresholds",
-        "",
-        "Area under the ROC curve, and recall in percent (at which threshold) where so many honest models would set it off. "
-        "Last, of half A alone: the worst value of an honest model, and the least bad one of a plant.",
-        "",
-        *table(["indicator", "against", "plants", "honest", "AUROC", *limits, "A: honest", "A: plants"], rows),
-    ]
-
-
-def _corrected(records: Sequence[Record]) -> list[str]:
-    pairs = [r for r in records if "reference" in r and r["corrected"] is not None]
-    lines = []
-    far = [r for r in pairs if r["verdict"] == "MASKED" and r["corrected"] - r["reference"] > TOOK + 1e-9]
-    for kind in ("masked", "weak", "honest"):
-        errors = [100 * (r["corrected"] - r["reference"]) for r in pairs if r["kind"] == kind and _counts(r)]
-        if errors:
-            numbers = (np.mean(errors), np.median(errors), np.quantile(errors, 0.9), max(errors))
-            within = (f"{sum(e <= limit + 1e-9 for e in errors)} of {len(errors)}" for limit in (1, 2))
-            lines.append((kind, len(errors), *(f"{v:.1f}" for v in numbers), *within))
-    if not lines:
-        return []
-    return [
-        "## Corrected accuracy",
-        "",
-        "Corrected minus the strongest attack known, in points.",
-        "",
-        *table(["kind", "runs", "mean", "median", "90 % below", "largest", "within 1 point", "within 2"], lines),
-        f"Of {sum(r['verdict'] == 'MASKED' for r in pairs)} that are MASKED, further off than {100 * TOOK:.0f} points: "
-        + (", ".join(f"{r['row']} ({r['dataset']}, seed {r['seed']}, {_error(r)})" for r in far) or "none")
-        + ".",
-        "",
-    ]
-
-
-def _error(record: Record) -> str:
-    return f"{100 * (record['corrected'] - record['reference']):.1f}"
-
-
-def _cost(records: Sequence[Record]) -> list[str]:
-    ran = [r for r in records if r["backward"] or r["forward"]]
-    levels = sorted({level for r in ran for level in r["levels"]})
-    rows = [
-        (kind, *_costs([r for r in ran if r["kind"] == kind], levels))
-        for kind in ("honest", "masked", "weak")
-        if any(r["kind"] == kind for r in ran)
-    ]
-    header = ["kind", "gradients", "passes", "seconds", "gradients / AutoAttack's"]
-    note = "Per image, median (largest). AutoAttack's standard version is on the same model, or on its honest twin."
-    honest = [r for r in ran if r["kind"] == "honest"]
-    first = [sum(r["levels"].get(level, {"backward": 0.0})["backward"] for level in "01") for r in honest]
-    whole = [r["backward"] / r["autoattack_backward"] for r in honest if r.get("autoattack_backward")]
-    budgets = (
-        f"Levels 0 and 1 of honest models: at most 80 gradients in {sum(v <= 80 for v in first)} of {len(first)} runs; "
-        f"all levels: at most a third of AutoAttack's in {sum(v <= 1 / 3 for v in whole)} of {len(whole)}."
-    )
-    names = [*header, *(f"level {level}: gradients" for level in levels)]
-    return ["## Cost", "", note, "", *table(names, rows), budgets, ""]
-
-
-def _costs(records: Sequence[Record], levels: Sequence[str]) -> list[str]:
-    shares = [r["backward"] / r["autoattack_backward"] for r in records if r.get("autoattack_backward")]
-    return [
-        *(_spread([r[key] for r in records], d) for key, d in (("backward", 0), ("forward", 0), ("seconds", 1))),
-        _spread(shares, 2),
-        *(_spread([r["levels"][level]["backward"] for r in records if level in r["levels"]], 0) for level in levels),
-    ]
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    return f"{np.median(values):.{digits}f} ({max(values):.{digits}f})" if values else "–"
-
-
-def _apart(records: Sequence[Record]) -> list[str]:
-    """What the rates leave out, and honest models whose number is far off for all that."""
-    missed = [r for r in records if not _counts(r)]
-    far = [r for r in records if r["kind"] == "honest" and r["claimed"] is not None and took(r)]
-    far = sorted(far, key=lambda r: r.get("reference", r["corrected"]) - r["claimed"])[:12]
-
-    def listed(some: Sequence[Record]) -> list[str]:
-        keys = ("claimed", "corrected", "reference")
-        body = ((r["row"], r["dataset"], r["seed"], r["verdict"], *(percent(r.get(k)) for k in keys)) for r in some)
-        return table(["row", "data", "seed", "verdict", *keys], body)
-
-    lines = ["## Plants that did not take", "", *(listed(missed) if missed else ["None.", ""])]
-    return [*lines, "## Honest models with the largest gaps", "", *(listed(far) if far else ["None.", ""])]
-
-
-def _every(records: Sequence[Record]) -> list[str]:
-    lines = []
-    for name, dataset in dict.fromkeys((r["row"], r["dataset"]) for r in records):
-        mine = [r for r in records if (r["row"], r["dataset"]) == (name, dataset)]
-        fired = Counter(i for r in mine for i in r["fired"])
-        numbers = ("clean", "claimed", "corrected", "reference")
-        lines.append(
-            (
-                name,
-                dataset,
-                mine[0]["half"],
-                " or ".join(mine[0]["expected"]),
-                ", ".join(map(_verdict, mine)),
-                ", ".join(r["claim"] for r in mine),
-                *(", ".join(percent(r.get(key)) for r in mine) for key in numbers),
-                " ".join(i if k == len(mine) else f"{i}({k})" for i, k in fired.items()),
-            )
-        )
-    header = [
-        "row",
-        "data",
-        "half",
-        "expected",
-        "verdict",
-        "claim",
-        "clean",
-        "claimed",
-        "corrected",
-        "reference",
-        "fired",
-    ]
-    note = (
-        "Verdicts and numbers by seed; accuracies in percent; in brackets, how many seeds, if not all. Bold: not as "
-        "expected. `*`: this plant did not take."
-    )
-    return ["## Every row", "", note, "", *table(header, lines)]
-
-
-def _verdict(record: Record) -> str:
-    star = "" if _counts(record) else "*"
-    right = record["verdict"] in record["expected"]
-    return (record["verdict"] if right else f"**{record['verdict']}**") + star

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+from art_qplugins.diagnostics import INDICATORS
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks" / "masking"
 
@@ -24,8 +27,23 @@ def measure():
 
 
 @pytest.fixture(scope="module")
+def one_run():
+    return _module("one_run")
+
+
+@pytest.fixture(scope="module")
 def networks():
     return _module("networks")
+
+
+@pytest.fixture(scope="module")
+def training():
+    return _module("training")
+
+
+@pytest.fixture(scope="module")
+def report():
+    return _module("report").report
 
 
 def _module(name):
@@ -42,7 +60,7 @@ def site(networks, tmp_path_factory):
     return networks.Site("digits", 0, cache=tmp_path_factory.mktemp("weights"))
 
 
-def test_the_table_is_sound(zoo, measure):
+def test_the_table_is_sound(zoo):
     rows = {row.name: row for row in zoo.ROWS}
     assert len(rows) == len(zoo.ROWS)
     tables = _module("tables")
@@ -51,6 +69,7 @@ def test_the_table_is_sound(zoo, measure):
         assert row.kind != "honest" or (row.expected == {"NOT_REFUTED"} and not row.must_fire)
         assert row.kind not in ("weak", "honest") or "MASKED" not in row.expected
         assert (row.mechanism == row.kind) == (row.kind != "masked")  # every planted failure has one
+        assert row.must_fire <= set(INDICATORS)
 
 
 def test_a_family_is_in_one_half_and_both_halves_have_every_kind(zoo):
@@ -64,9 +83,9 @@ def test_a_family_is_in_one_half_and_both_halves_have_every_kind(zoo):
 
 
 @pytest.mark.parametrize("name", ["4bit", "x1e4", "rounded", "sign", "detached", "three-steps"])
-def test_the_diagnosis_of_a_row_is_the_truth(name, zoo, measure, site):
-    row = measure.row_named(name)
-    record = measure.measure(measure.Job(name, site))
+def test_the_diagnosis_of_a_row_is_the_truth(name, one_run, site):
+    row = one_run.row_named(name)
+    record = one_run.measure(one_run.Job(name, site))
     assert record["verdict"] in row.expected, record["summary"]
     assert row.must_fire <= {*record["fired"], *record["not_run"]}  # and for the right reason
     if row.kind in ("masked", "weak") and record["verdict"] != "INVALID":
@@ -74,16 +93,16 @@ def test_the_diagnosis_of_a_row_is_the_truth(name, zoo, measure, site):
 
 
 @pytest.mark.parametrize("name", ["tanh-pgd", "compressed", "sign-steep", "last-iterate"])
-def test_a_plant_takes(name, measure, site):
+def test_a_plant_takes(name, one_run, site):
     """The number claimed is far above what cheap attacks leave through the honest twin."""
-    record = measure.check(measure.Job(name, site, n=60))
+    record = one_run.check(one_run.Job(name, site, n=60))
     assert record["clean"] > 0.9
     assert record["claimed"] - record["strongest"] > 0.05
 
 
 @pytest.mark.parametrize("name", ["x1e4", "rounded", "compressed", "sign", "gradient-killer"])
-def test_a_twin_is_the_same_function_with_a_gradient(name, zoo, measure, site):
-    built = measure.row_named(name).build(site)
+def test_a_twin_is_the_same_function_with_a_gradient(name, one_run, site):
+    built = one_run.row_named(name).build(site)
     x, y = site.test(20)
     assert built.twin is not None
     assert torch.equal(built.model(x).argmax(1), built.twin(x).argmax(1))
@@ -92,22 +111,22 @@ def test_a_twin_is_the_same_function_with_a_gradient(name, zoo, measure, site):
     assert gradient.abs().amax() > 0
 
 
-def test_a_cached_network_is_the_one_that_was_trained(networks, tmp_path):
+def test_a_cached_network_is_the_one_that_was_trained(networks, training, tmp_path):
     site = networks.Site("digits", 3, cache=tmp_path)
-    recipe = networks.Recipe(epochs=1)
+    recipe = training.Recipe(epochs=1)
     x, _ = site.test(20)
-    first = networks.trained(site, recipe)(x)
+    first = training.trained(site, recipe)(x)
     files = sorted(tmp_path.iterdir())
-    networks.trained.cache_clear()
+    training.trained.cache_clear()
     stamp = files[-1].stat().st_mtime_ns
-    assert torch.equal(networks.trained(site, recipe)(x), first)
+    assert torch.equal(training.trained(site, recipe)(x), first)
     assert files == sorted(tmp_path.iterdir()) and files[-1].stat().st_mtime_ns == stamp  # nothing was trained again
-    networks.trained.cache_clear()
-    other = networks.trained(networks.Site("digits", 4, cache=tmp_path), recipe)(x)
+    training.trained.cache_clear()
+    other = training.trained(networks.Site("digits", 4, cache=tmp_path), recipe)(x)
     assert not torch.equal(other, first) and len(list(tmp_path.iterdir())) == 2 * len(files)
 
 
-def test_compression_is_nothing_at_a_tiny_step_and_the_mean_at_a_huge_one(zoo):
+def test_compression_is_nothing_at_a_tiny_step_and_the_mean_at_a_huge_one():
     plants = _module("plants")
     x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(plants.Compressed(nn.Identity(), 1e-6)(x), x, atol=1e-5)
@@ -129,7 +148,7 @@ def _record(**more):
     }  # fmt: skip
 
 
-def test_the_tables_are_made_from_records(zoo, measure):
+def test_the_tables_are_made_from_records(report):
     tables = _module("tables")
     honest = {"kind": "honest", "mechanism": "honest", "expected": ["NOT_REFUTED"], "must_fire": [], "claimed": 0.11}
     records = [
@@ -138,7 +157,7 @@ def test_the_tables_are_made_from_records(zoo, measure):
         _record(seed=2, claimed=0.11, verdict="NOT_REFUTED", claim="HOLDS"),  # a plant that did not take
         _record(row="b", **honest, verdict="NOT_REFUTED", claim="HOLDS", fired=[], values={"large-logits": 4.0}),
     ]
-    text = tables.report(records, 200)
+    text = report(records, 200)
     assert "| recall of MASKED, where it is the only right verdict | – | 1 of 2, 50.0 % " in text
     assert "| false MASKED, of honest models | – | 0 of 1, 0.0 % " in text
     assert "**SUSPECT**" in text and "**NOT_REFUTED***" in text
@@ -148,7 +167,17 @@ def test_the_tables_are_made_from_records(zoo, measure):
     assert tables.took(records[0]) and not tables.took(records[2])
 
 
-def test_records_are_resumed_by_version_and_an_error_stops_nothing(measure, networks, tmp_path):
+def test_records_with_old_ids_of_indicators_are_reported_with_todays(measure, report, tmp_path):
+    old = {"must_fire": ["M4"], "fired": ["M4"], "not_run": ["INV-T"], "values": {"M4": 40.0, "INV-T": None}}
+    path = tmp_path / "out.jsonl"
+    path.write_text(f"{json.dumps(_record(**old))}\n{json.dumps(_record(seed=1))}\n")
+    records = list(measure.read(path, None).values())
+    assert records[0]["values"] == {"large-logits": 40.0, "logit-scale": None}
+    text = report(records, 200)
+    assert "| large-logits | 2 of 2, 100.0 % " in text and "M4" not in text and "INV-T" not in text
+
+
+def test_records_are_resumed_by_version_and_an_error_stops_nothing(measure, one_run, networks, tmp_path):
     path = tmp_path / "out.jsonl"
     assert measure.read(path, "v") == {}
     path.write_text('{"row": "a", "dataset": "digits", "seed": 0, "version": "v", "x": 1}\n')
@@ -160,6 +189,6 @@ def test_records_are_resumed_by_version_and_an_error_stops_nothing(measure, netw
             raise RuntimeError("no")
         return {"row": job.row}
 
-    jobs = [measure.Job(name, networks.Site("digits", 0)) for name in ("bad", "good")]
+    jobs = [one_run.Job(name, networks.Site("digits", 0)) for name in ("bad", "good")]
     found = list(measure.run_all(work, jobs, 1))
     assert "RuntimeError: no" in found[0][2] and found[1][1] == {"row": "good"}
