@@ -1,4 +1,7 @@
-"""The ladder of a diagnosis: which images each step attacks, when it stops, what it costs, and that it can be repeated."""
+"""The steps of a diagnosis on a made-up model: which images each attacks, when it stops, what it costs.
+
+Real models are in ``test_real_steps.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,146 +9,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from made_up_steps import CLAIM, COST, EVERYTHING, PLAIN, MadeUp, N, everything, step_of
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.diagnostics import STEPS, assess, clean_cell, run_steps
-from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.cell import CellSpec, cell_id
-from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.diagnostics import STEPS, assess, run_steps
 from art_qplugins.evaluation.outcome import Outcome
-from art_qplugins.evaluation.records import Cell, Sample
-from art_qplugins.evaluation.store import Store
-from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import quantize
-from art_qplugins.runner import ModelUnderTest, Progress, Work
-
-N = 60
-CLAIM = CellSpec(model="m", source="m", attack="art:mifgsm", norm="Linf", eps=0.1, seed=0)
-COST = {step.id: step.cost for step in STEPS}
-
-#: A model on which every step has something to do.
-EVERYTHING = {
-    "measures": {"gradient": 0.1, "gradient_start": 0.1, "fidelity": 0.9, "fidelity_eps": 0.9, "coherence": 0.1},
-    "facts": {"quantizers": 1, "random": True, "reaches_pixels": True, "pixels": 64, "blocking": None},
-    "margin": 30.0,
-}
-#: Nothing to undo, to average or to repair.
-PLAIN = {
-    "measures": {"gradient": 0.1, "gradient_start": 0.1, "fidelity": 0.9, "fidelity_eps": 0.9},
-    "facts": {"quantizers": 0, "random": False, "reaches_pixels": True, "pixels": 64, "blocking": None},
-    "margin": 3.0,
-}
-
-
-def step_of(spec: CellSpec) -> str:
-    """The step that a cell belongs to, by what it asks for."""
-    options = spec.options
-    if (
-        spec == dataclasses.replace(CLAIM, attack=spec.attack, norm=spec.norm, options=options)
-        and spec.role == "attack"
-    ):
-        return "claim"
-    if spec.check:
-        return "binarization"
-    if spec.gap:
-        return "scale"
-    if spec.restart:
-        return "restart"
-    if spec.source != spec.model:
-        return "transfer"
-    if spec.attack == "artq:apgd-margin":
-        return "unbounded" if spec.eps > CLAIM.eps else "doubling" if options else "margin"
-    if spec.attack == "artq:multi-targeted":
-        return "closing" if options else "targeted"
-    if spec.attack == "artq:surrogates":
-        return "closing-repaired" if options else "surrogates"
-    if spec.attack == "autoattack:square":
-        return "search" if options["n_queries"] == 1000 else "search-long"
-    names = {"art:fgsm": "one-step", "art:pgd": "cross-entropy", "artq:eot": "averaging"}
-    return names.get(spec.attack, spec.attack.removeprefix("artq:"))
-
-
-class MadeUp:
-    """Runs cells of a made-up model, and remembers which. ``breaks``: positions of images by the step that breaks them."""
-
-    def __init__(self, breaks, *, n=N, measures, facts, margin, clean=1.0):
-        self.breaks, self.n, self.asked = breaks, n, []
-        self.measures, self.facts, self.margin, self.clean = measures, facts, margin, clean
-
-    def __call__(self, spec):
-        self.asked.append(spec)
-        return self.outcome(spec, step_of(spec))
-
-    def outcome(self, spec, step):
-        rows = range(self.n) if spec.rows is None else spec.rows
-        broken = self.breaks.get(step, ())
-        correct = [0.0 if i in broken else float(np.broadcast_to(self.clean, self.n)[i]) for i in rows]
-        name = self.id_of(spec)
-        samples = [
-            Sample(
-                cell=name,
-                sample=str(i),
-                label=i % 10,
-                prediction=0,
-                correct=c,
-                selection=c,
-                distance=spec.eps,
-                margin=self.margin,
-                loss=0.1,
-                measures=self.measures if step == "clean" else {},
-            )
-            for i, c in zip(rows, correct, strict=True)
-        ]
-        params = ATTACKS[spec.attack].resolve(spec.options)
-        params |= {"temperature": 9.0} if spec.gap else {}
-        params |= {"restart": spec.restart} if spec.restart else {}
-        params |= {"check": spec.check} if spec.check else {}
-        cost = round(COST.get(step, 0) * len(samples))
-        cell = Cell(
-            id=name,
-            model=spec.model,
-            source=spec.source,
-            attack=spec.attack,
-            knowledge=ATTACKS[spec.attack].knowledge,
-            role=spec.role,
-            params=params,
-            norm=spec.norm,
-            eps=spec.eps,
-            seed=spec.seed,
-            n=len(samples),
-            accuracy=sum(correct) / len(correct),
-            interval=(0.0, 1.0),
-            forward_samples=2 * cost,
-            backward_samples=cost,
-            seconds=0.0,
-            status="success",
-            rows=None if spec.rows is None else list(spec.rows),
-            of=None if spec.rows is None else self.n,
-            facts=self.facts if step == "clean" else {"used": 32, "success": 1.0, "random": 0.0} if spec.check else {},
-        )
-        return Outcome(cell, samples)
-
-    def id_of(self, spec):
-        return cell_id(spec, target="t", source=f"s-{spec.source}", data="d", batch_size=250)
-
-    def begin(self, claim=CLAIM):
-        """The claimed outcome, and all that a run has before its diagnosis."""
-        claimed = self.outcome(claim, "claim")
-        clean = self.outcome(clean_cell(claim.model, norm=claim.norm, seed=0, eps=claim.eps), "clean")
-        return claimed, [clean, claimed]
-
-    def diagnose(self, claim=CLAIM, **settings):
-        claimed, outcomes = self.begin(claim)
-        return run_steps(claim, claimed, outcomes, self, others=("m", "o"), **settings)
-
-
-def everything(**more):
-    """The claim and each step break two images of their own."""
-    steps = ["claim", *(step.id for step in STEPS)]
-    return MadeUp({step: {2 * i, 2 * i + 1} for i, step in enumerate(steps)}, **{**EVERYTHING, **more})
-
 
 FIRST = ["claim", "one-step", "cross-entropy", "margin"]
 AS_IS = [*FIRST, "doubling", "restart", "targeted"]
@@ -326,14 +194,14 @@ def test_a_budget_that_is_large_enough_changes_nothing():
 def test_a_step_costs_gradients_unless_it_sees_none():
     made = everything()
     made.diagnose(level=3)
-    seen = {step_of(spec): ATTACKS[spec.attack].knowledge for spec in made.asked}
-    assert seen.keys() == COST.keys()
-    for step, knowledge in seen.items():
+    by_step = {step_of(spec): ATTACKS[spec.attack].knowledge for spec in made.asked}
+    assert by_step.keys() == COST.keys()
+    for step, knowledge in by_step.items():
         assert (COST[step] > 0) is (knowledge == "white-box"), step
         assert COST[step] >= 0
 
 
-def test_the_ladder_goes_up_and_every_step_has_a_name_of_its_own():
+def test_levels_rise_and_every_step_has_a_name_of_its_own():
     levels = [step.level for step in STEPS]
     assert levels == sorted(levels) and set(levels) == {1, 2, 3}
     assert len({step.id for step in STEPS}) == len({step.title for step in STEPS}) == len(STEPS)
@@ -367,79 +235,3 @@ def test_a_second_diagnosis_asks_for_the_same_cells():
     assert first.diagnose(level=3)[1] == second.diagnose(level=3)[1]
     assert [first.id_of(s) for s in first.asked] == [second.id_of(s) for s in second.asked]
     assert len({first.id_of(s) for s in first.asked}) == len(first.asked)
-
-
-class Watch(Progress):
-    def __init__(self):
-        self.computed, self.reused = [], []
-
-    def cell(self, outcome, reused):
-        (self.reused if reused else self.computed).append(outcome.cell.id)
-
-
-def linear(scale=1.0):
-    """A linear network whose nearest adversarial point lies where its answer's margin is eps times the weights' sum."""
-    layer = nn.Linear(64, 4)
-    layer.load_state_dict(
-        {"weight": torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), "bias": -torch.ones(4)}
-    )
-    layer.weight.data -= layer.weight.data.mean(1, keepdim=True)
-    layer.weight.data *= scale
-    return nn.Sequential(nn.Flatten(), layer).eval()
-
-
-def random_network():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 4))
-    return StochasticEnsemble(quantize(network, activation_bits=2, clip=1.0, alpha=2.0), 2).eval()
-
-
-def diagnosed(model, out, *, eps=0.05, n=24, norm="Linf", attack="art:pgd", level=3):
-    x = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.8 + 0.1
-    with torch.no_grad():
-        y = model(x).argmax(1)
-    estimator = QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 4, device_type="cpu")
-    other = QuantizedClassifier(linear(0.5), nn.CrossEntropyLoss(), (1, 8, 8), 4, device_type="cpu")
-    claim = CellSpec(model="m", source="m", attack=attack, norm=norm, eps=eps, seed=0)
-    clean = clean_cell("m", norm=norm, seed=0, eps=eps)
-    watch = Watch()
-    work = Work(Evaluator({"m": estimator, "o": other}, x, y, [str(i) for i in range(n)]), Store(out), watch)
-    work.run([clean, claim])
-    return work, work.diagnose(ModelUnderTest("m", "", False, clean, claim), ["o"], level=level), watch, (x, y)
-
-
-def test_on_a_linear_network_the_number_is_the_one_in_closed_form(tmp_path):
-    """Its margin to class j falls by at most eps times the L1 norm of w_y - w_j, which every attack by a sign reaches."""
-    model = linear()
-    eps = 0.01
-    _, result, watch, (x, y) = diagnosed(model, tmp_path, eps=eps)
-    weight, z = model[1].weight.detach().double(), model(x).detach().double()
-    apart = (weight[y][:, None] - weight[None]).abs().sum(2) * eps
-    margin = z.gather(1, y[:, None]) - z - apart
-    margin.scatter_(1, y[:, None], torch.inf)
-    exact = float((margin.amin(1) > 0).double().mean())
-    assert 0 < exact < 1
-    assert (result.claim.corrected, result.claim.accuracy) == (exact, exact)
-    assert result.verdict != "MASKED" and not [s for s in result.steps if s.status == "failed"]
-    assert len(watch.computed) == 2 + sum(len(s.cells) for s in result.steps)
-
-
-@pytest.mark.parametrize("make", [lambda: linear(100.0), random_network], ids=["large logits", "random"])
-def test_a_real_diagnosis_again_computes_nothing_and_says_the_same(make, tmp_path):
-    model = make()
-    _, first, watch, _ = diagnosed(model, tmp_path, n=8)
-    assert not [s for s in first.steps if s.status == "failed"], first.steps
-    assert watch.reused == []
-    _, again, watched, _ = diagnosed(model, tmp_path, n=8)
-    assert watched.computed == [] and watched.reused == watch.computed
-    assert again == first
-
-
-def test_a_claim_in_a_norm_that_most_attacks_do_not_have_fails_at_no_step(tmp_path):
-    _, result, _, _ = diagnosed(linear(), tmp_path, norm="L1", eps=0.3, attack="autoattack:apgd-ce", level=2, n=12)
-    assert not [s for s in result.steps if s.status == "failed"], result.steps
-    lacking = [a for a in ("artq:apgd-margin", "art:pgd") if "L1" not in ATTACKS[a].norms]
-    reasons = {s.reason for s in result.steps if s.id in ("margin", "restart", "doubling", "transfer")}
-    assert lacking and {f"{a} has no norm L1" for a in lacking} == reasons - {""}
-    assert "failed-cells" not in {f.id for f in result.findings if f.fired}
-    assert all(s.reason for s in result.steps if s.status == "skipped")
