@@ -67,7 +67,7 @@ class Probabilities(Odd):
 
 
 class Labels(Odd):
-    """It says what it sees, and not how sure it is."""
+    """It answers with a class, and not with how sure it is."""
 
     def forward(self, x):
         return nn.functional.one_hot(self.network(x).argmax(1), 10).float()
@@ -154,7 +154,7 @@ def same(before, after):
 
 
 def asked(model, images, **settings):
-    """The diagnosis, after a look that the module and the global generator are as they were."""
+    """The diagnosis. It leaves the module and the global generator as they were."""
     estimator = classifier(model, settings.pop("classes", 10))
     before, random = state_of(model), torch.get_rng_state()
     found = diagnose(estimator, *images, THREAT, **settings)
@@ -261,7 +261,7 @@ def behind(images, **quantized):
     ],
     ids=["plain", "quantized", "random"],
 )
-def test_two_classes_fail_at_no_step_of_the_ladder(make, ran, binary):
+def test_two_classes_fail_at_no_step_of_a_diagnosis(make, ran, binary):
     x, y = binary
     found = diagnose(classifier(make(binary), 2), x[:12], y[:12], Threat("Linf", 0.02), level=3)
     steps = found.run.models[0].steps

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from art_qplugins import Threat
 from art_qplugins.diagnostics import INDICATORS
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks" / "masking"
@@ -92,12 +93,34 @@ def test_the_diagnosis_of_a_row_is_the_truth(name, one_run, site):
         assert record["claim"] == "OVERSTATED"
 
 
-@pytest.mark.parametrize("name", ["tanh-pgd", "compressed", "sign-steep", "last-iterate"])
+@pytest.mark.parametrize("name", ["tanh-pgd", "compressed", "sign-steep"])
 def test_a_plant_takes(name, one_run, site):
     """The number claimed is far above what cheap attacks leave through the honest twin."""
     record = one_run.check(one_run.Job(name, site, n=60))
-    assert record["clean"] > 0.9
-    assert record["claimed"] - record["strongest"] > 0.05
+    assert record["clean"] > 0.8
+    assert record["claimed"] - record["strongest"] > 0.2
+
+
+class Valley(nn.Module):
+    """Two logits of a grey image: class 1 where the mean of the pixels is within ``width`` of ``at``, class 0 elsewhere."""
+
+    def __init__(self, at, width):
+        super().__init__()
+        self.at, self.width = at, width
+
+    def forward(self, x):
+        u = x.flatten(1).mean(1) - self.at
+        return torch.stack([u**2 - self.width**2, torch.zeros_like(u)], dim=1)
+
+
+def test_broken_attacks_miss_what_is_there():
+    """The adversarial images lie half way to a corner of the ball: wide steps jump over them, tiny ones stay away."""
+    plants, eps = _module("plants"), 0.1
+    model = Valley(0.5 + eps / 2, eps / 4)
+    x, y = torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.long)
+    assert model(x).argmax(1).max() == 0 and model(x + eps / 2).argmax(1).min() == 1
+    for broken in (plants.last_iterate, plants.wrong_units):
+        assert broken(model, x, y, Threat("Linf", eps), 0) == 1, broken.__name__
 
 
 @pytest.mark.parametrize("name", ["x1e4", "rounded", "compressed", "sign", "gradient-killer"])
