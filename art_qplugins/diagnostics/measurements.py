@@ -29,7 +29,7 @@ def findings_of(measurements: Mapping[str, Measurement]) -> dict[str, Finding]:
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, bool]:
-    """Which of these are significant together at 5 % (Holm 1979). Those without a p value are left out."""
+    """Which of these are significant together at 5 % (Holm 1979). Those without a p value are dropped."""
     known = {name: p for name, p in p_values.items() if p is not None}
     adjusted = significance.holm(list(known.values()))
     return {name: bool(p <= SIGNIFICANT) for name, p in zip(known, adjusted, strict=True)}

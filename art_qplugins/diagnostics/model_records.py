@@ -1,6 +1,6 @@
 """The records of one model, as indicators read them: its cells, sorted by what their attacks follow.
 
-Nothing is judged here. What a record holds is said in ``evaluation/records.py``.
+Nothing is judged here. ``evaluation/records.py`` documents what a record holds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class ModelRecords:
     :ivar clean: the cell without an attack.
     :ivar claimed: the cell whose accuracy is claimed; the clean one where that failed.
     :ivar legal: finished cells whose images count at the claim's norm and eps, ``clean`` and ``claimed`` among them.
-    :ivar other_budgets: finished cells of another norm or a larger eps.
+    :ivar other_threats: finished cells of another norm or a larger eps.
     :ivar failed: cells without a result.
     :ivar tests: cells that test the claimed attack, finished or not.
     """
@@ -71,7 +71,7 @@ class ModelRecords:
     clean: Outcome
     claimed: Outcome
     legal: Sequence[Outcome]
-    other_budgets: Sequence[Outcome] = ()
+    other_threats: Sequence[Outcome] = ()
     failed: Sequence[Outcome] = ()
     tests: Sequence[Outcome] = ()
 
@@ -192,8 +192,8 @@ def records_of(outcomes: Sequence[Outcome], claimed: Outcome) -> ModelRecords:
     tests = [o for o in outcomes if _is_test(o)]
     outcomes = [o for o in outcomes if not _is_test(o)]
     legal = legal_at(outcomes, claimed.cell.norm, claimed.cell.eps)
-    other_budgets = [o for o in outcomes if o.ok and not any(o is chosen for chosen in legal)]
-    return ModelRecords(clean, claimed, legal, other_budgets, [o for o in outcomes if not o.ok], tests)
+    other_threats = [o for o in outcomes if o.ok and not any(o is chosen for chosen in legal)]
+    return ModelRecords(clean, claimed, legal, other_threats, [o for o in outcomes if not o.ok], tests)
 
 
 def _is_test(o: Outcome) -> bool:

@@ -117,8 +117,8 @@ def _invalid(reasons: Sequence[str], findings: Sequence[Finding] = ()) -> _Judge
 def _robust(outcomes: Sequence[Outcome]) -> list[Robust]:
     """At every norm and eps at which a cell was on all images."""
     whole = [o for o in outcomes if o.ok and o.cell.eps > 0 and o.cell.rows is None]
-    budgets = sorted({(o.cell.norm, o.cell.eps) for o in whole})
-    return [robust_at(outcomes, norm, eps) for norm, eps in budgets]
+    threats = sorted({(o.cell.norm, o.cell.eps) for o in whole})
+    return [robust_at(outcomes, norm, eps) for norm, eps in threats]
 
 
 def _claim(records: ModelRecords, robust: Robust, claimed_accuracy: float | None, attack_gap: Measurement) -> Claim:

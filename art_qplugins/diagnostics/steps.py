@@ -1,8 +1,8 @@
 """What a diagnosis tries, in the order of its cost.
 
 Level 0 measures the model and runs the claimed attack. Level 1 are cheap attacks. Level 2 controls every way in which a
-gradient can mislead an attack. Level 3 is for numbers that were found to be wrong or suspect, and looks for what is left of
-them. Each step attacks only images that its baseline failed to break, since its comparison can change nowhere else.
+gradient can mislead an attack. Level 3 is for numbers that were found to be wrong or suspect: it looks for the accuracy that
+remains. Each step attacks only images that its baseline failed to break, since its comparison can change nowhere else.
 
 A step plans cells like any other, or says why there are none. ``running.py`` runs them.
 """
@@ -26,7 +26,7 @@ __all__ = ["STEPS", "DiagnosisStep"]
 
 #: Median gaps of the two largest logits at which the claimed attack is tried again. The network's answers stay the same.
 _GAPS = (5.0, 1.0)
-#: Images of the attack with a budget that allows every image.
+#: Images of the attack at an eps that allows every image.
 _FEW = 50
 #: Images around which the claimed attack is tested.
 _TESTED = 32

@@ -59,9 +59,9 @@ targeted_attack = _more(
 
 
 def unbounded_attack_fails(records: ModelRecords, threshold: float) -> Measurement:
-    """Whether more images survive a budget that allows every image than chance and the threshold together explain."""
+    """Whether more images are robust at an eps that allows every image than chance and the threshold together explain."""
     eps = records.claimed.cell.eps
-    found = [o for o in records.other_budgets if o.cell.role == "probe" and o.cell.eps > eps]
+    found = [o for o in records.other_threats if o.cell.role == "probe" and o.cell.eps > eps]
     if not found:
         return Measurement(None, None, "Not run: no attack with a budget that allows every image.")
     correct = found[0].column("correct")
@@ -97,7 +97,7 @@ def _curve(records: ModelRecords) -> list[Outcome]:
     same = records.claimed.cell
     curve = [
         o
-        for o in [*records.legal, *records.other_budgets]
+        for o in [*records.legal, *records.other_threats]
         if (o.cell.attack, o.cell.source, o.cell.norm) == (same.attack, same.source, same.norm)
         and o.cell.rows is None
         and o.cell.params == same.params

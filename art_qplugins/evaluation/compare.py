@@ -34,9 +34,14 @@ class Records(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One number of two models or of one model in two runs, on the same images.
+    """One number of two models, or of one model in two runs, on the same images.
 
-    ``difference`` is second minus first, and so is its 95 % ``interval``: negative where the second is worse.
+    Accuracies are in [0, 1].
+
+    :ivar norm: with ``eps``, of a robust accuracy; ``None`` of a clean one.
+    :ivar n: images; ``replicates`` of the first and of the second.
+    :ivar difference: second minus first, negative where the second is worse; ``interval`` is its 95 % interval.
+    :ivar p_holm: the p value after Holm's correction over all rows of the table.
     """
 
     first: str
@@ -51,12 +56,15 @@ class Difference:
     difference: float
     interval: Interval
     p_value: float
-    p_holm: float = 1.0  # over all rows of its table
+    p_holm: float = 1.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, model by model and budget by budget; what only one of them has is named."""
+    """Two runs, paired model by model at every norm and eps.
+
+    :ivar only_first: names of the models that only the first run has; ``only_second`` of the second.
+    """
 
     rows: Sequence[Difference]
     only_first: Sequence[str]
@@ -73,7 +81,7 @@ _Table = dict[str, dict[_Measured, NDArray[np.float64]]]
 
 
 def pairs(run: Records) -> list[Difference]:
-    """Every two models of a run, at every budget that both have. Replicates of a model count as one."""
+    """Every two models of a run, at every norm and eps that both have. Replicates of a model count as one."""
     table = _pooled(run)
     rows = [
         _difference(a, b, what, table[a][what], table[b][what])
@@ -121,7 +129,7 @@ def _check_same_images(a: Records, b: Records) -> None:
 
 
 def _pooled(run: Records) -> _Table:
-    """(replicates, images) of every model, or (1, images), in the order of the sample ids."""
+    """By name of a model, its correctness: (replicates, images) in the order of the sample ids; (1, images) of a single one."""
     groups: dict[str, list[str]] = {}
     replicate_of = _replicates(run.results)
     for model in run.results.models:
@@ -140,7 +148,7 @@ def _stack(parts: Sequence[Mapping[_Measured, NDArray[np.float64]]]) -> dict[_Me
 
 
 def _correct(run: Records, model: str) -> dict[_Measured, NDArray[np.float64]]:
-    """Per image, what the clean images and the worst case at every budget leave, sorted by sample id."""
+    """(images,) correctness, clean and in the worst case at every norm and eps, in the order of the sample ids."""
     outcomes = [Outcome(c, run.samples.get(c.id, [])) for c in run.results.cells if c.model == model]
     outcomes = [o for o in outcomes if o.ok]
     clean = [o for o in outcomes if o.cell.role == "clean"]
@@ -150,7 +158,7 @@ def _correct(run: Records, model: str) -> dict[_Measured, NDArray[np.float64]]:
     found: dict[_Measured, NDArray[np.float64]] = {
         _Measured("clean_accuracy", None, None): clean[0].column("correct")[order]
     }
-    # Budgets of the recipe's attacks: a probe may have been given a budget that allows every image.
+    # The recipe's attacks alone say at which eps. A probe may have an eps that allows every image.
     for norm, eps in sorted({(o.cell.norm, o.cell.eps) for o in outcomes if o.cell.role == "attack"}):
         found[_Measured("robust_accuracy", norm, eps)] = worst_case(legal_at(outcomes, norm, eps))[order]
     return found

@@ -63,12 +63,12 @@ def adversarial(*, eps: float, steps: int = 5, random_start: bool = True, warm: 
     """
 
     def loss(model: nn.Module, x: Tensor, y: Tensor, random: torch.Generator, done: float) -> Tensor:
-        budget = eps * min(1.0, (done + 0.05) / warm) if warm else eps
+        current = eps * min(1.0, (done + 0.05) / warm) if warm else eps
 
         def worse(z: Tensor) -> Tensor:
             return F.cross_entropy(z, y)
 
-        x_adv = pgd(model.eval(), x, worse, budget, steps, random if random_start else None)
+        x_adv = pgd(model.eval(), x, worse, current, steps, random if random_start else None)
         return F.cross_entropy(model.train()(x_adv), y)
 
     return loss
@@ -78,14 +78,14 @@ def trades(*, eps: float, beta: float, steps: int = 5, warm: float = 0.3) -> Los
     """TRADES: cross-entropy plus ``beta`` times the divergence from clean to adversarial answers (Zhang et al. 2019, eq. 5)."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor, random: torch.Generator, done: float) -> Tensor:
-        budget = eps * min(1.0, (done + 0.05) / warm)
+        current = eps * min(1.0, (done + 0.05) / warm)
         with torch.no_grad():
             clean = model.eval()(x).softmax(1)
 
         def apart(z: Tensor) -> Tensor:
             return F.kl_div(z.log_softmax(1), clean, reduction="batchmean")
 
-        x_adv = pgd(model, x, apart, budget, steps, random)
+        x_adv = pgd(model, x, apart, current, steps, random)
         logits = model.train()(torch.cat([x, x_adv]))
         here, there = logits[: len(x)], logits[len(x) :]
         divergence = F.kl_div(there.log_softmax(1), here.softmax(1), reduction="batchmean")

@@ -225,12 +225,12 @@ def _cost(records: Sequence[Record]) -> list[str]:
     honest = [r for r in ran if r["kind"] == "honest"]
     first = [sum(r["levels"].get(level, {"backward": 0.0})["backward"] for level in "01") for r in honest]
     whole = [r["backward"] / r["autoattack_backward"] for r in honest if r.get("autoattack_backward")]
-    budgets = (
+    within = (
         f"Levels 0 and 1 of honest models: at most 80 gradients in {sum(v <= 80 for v in first)} of {len(first)} runs; "
         f"all levels: at most a third of AutoAttack's in {sum(v <= 1 / 3 for v in whole)} of {len(whole)}."
     )
     names = [*header, *(f"level {level}: gradients" for level in levels)]
-    return ["## Cost", "", note, "", *table(names, rows), budgets, ""]
+    return ["## Cost", "", note, "", *table(names, rows), within, ""]
 
 
 def _costs(records: Sequence[Record], levels: Sequence[str]) -> list[str]:

@@ -141,16 +141,16 @@ def judged(
     """
     pgd = {"max_iter": 20, "rel_eps_step": None}
 
-    def left(share):
+    def robust(share):
         return first(claimed if share is None else share, n)
 
     cells = {
         "clean": clean(n=n, facts=facts, **{"margin": 9.0, "loss": 0.01, **(shown or {})}),
-        "claim": cell("art:pgd", left(None), role="attack", n=n, params={**pgd, **(params or {})}),
-        "scaled": cell("art:pgd", left(scaled), params={**pgd, "temperature": 3.0}, n=n),
-        "margin": cell("artq:apgd-margin", left(found), n=n, params={"max_iter": 20}),
-        "square": cell("autoattack:square", left(search), n=n),
-        "repaired": cell("artq:surrogates", left(repaired), n=n),
+        "claim": cell("art:pgd", robust(None), role="attack", n=n, params={**pgd, **(params or {})}),
+        "scaled": cell("art:pgd", robust(scaled), params={**pgd, "temperature": 3.0}, n=n),
+        "margin": cell("artq:apgd-margin", robust(found), n=n, params={"max_iter": 20}),
+        "square": cell("autoattack:square", robust(search), n=n),
+        "repaired": cell("artq:surrogates", robust(repaired), n=n),
         "fgsm": cell("art:fgsm", first(min(1.0, claimed + 0.1), n), n=n),
     }
     kept = [c for name, c in cells.items() if name not in drop]

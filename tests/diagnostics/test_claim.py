@@ -102,7 +102,7 @@ def test_only_correct_images_count_for_a_mechanism():
 # --- Worst cases
 
 
-def test_what_a_smaller_budget_breaks_a_larger_one_breaks_too():
+def test_what_a_smaller_eps_breaks_a_larger_one_breaks_too():
     """The raw accuracies go up with eps; the worst case over what is legal cannot."""
     small = cell("art:fgsm", first(0.4), eps=0.05)
     large = cell("art:pgd", first(0.7), role="attack", eps=0.1)
@@ -112,7 +112,7 @@ def test_what_a_smaller_budget_breaks_a_larger_one_breaks_too():
     assert result.claim.corrected == 0.4
 
 
-def test_another_norm_or_a_larger_budget_does_not_count():
+def test_another_norm_or_a_larger_eps_does_not_count():
     other = cell("art:pgd", 0.0, eps=0.1)
     other = Outcome(other.cell.model_copy(update={"norm": "L2"}), other.samples)
     larger = cell("art:pgd", 0.0, eps=0.2)

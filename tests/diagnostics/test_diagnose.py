@@ -138,7 +138,7 @@ def test_mu_law_masks_and_its_corrected_number_is_that_of_the_same_network_with_
     small = diagnose(classifier(Scaled(mu_law, 0.02), 10), *handwritten, Threat("Linf", 0.15), level=2)
     assert (found.verdict, found.claim.status) == ("MASKED", "OVERSTATED")
     assert found.claimed_accuracy > small.corrected_accuracy + 0.2
-    assert abs(found.corrected_accuracy - small.corrected_accuracy) < 0.08
+    assert abs(found.corrected_accuracy - small.corrected_accuracy) < 0.03
     assert {"attack-gap", "logit-scale", "loss-underflow", "large-logits"} <= fired(found)
 
 

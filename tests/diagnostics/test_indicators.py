@@ -27,10 +27,10 @@ from art_qplugins.evaluation.records import Finding
 SUITES = ("autoattack:standard", "autoattack:plus", "autoattack:rand")
 
 
-def claim(left=0.5, *, n=N, **more):
+def claim(correct=0.5, *, n=N, **more):
     """The claimed cell, by PGD that converged."""
     more = {"path_best": 1.0, "path_progress": 0.0, **more}
-    return cell("art:pgd", first(left, n) if np.isscalar(left) else left, role="attack", n=n, **more)
+    return cell("art:pgd", first(correct, n) if np.isscalar(correct) else correct, role="attack", n=n, **more)
 
 
 # --- Contract
@@ -112,16 +112,16 @@ def test_no_record_is_so_odd_that_an_indicator_raises(which):
     for indicator in INDICATORS.values():
         measurement = indicator.measure(records)
         finding = indicator.finding(measurement)
-        said = f"{indicator.name} on {which}: {measurement}"
-        assert finding.fired in (True, False, None), said
-        assert finding.value is None or math.isfinite(finding.value), said
-        assert finding.p_value is None or 0 <= finding.p_value <= 1, said
+        context = f"{indicator.name} on {which}: {measurement}"
+        assert finding.fired in (True, False, None), context
+        assert finding.value is None or math.isfinite(finding.value), context
+        assert finding.p_value is None or 0 <= finding.p_value <= 1, context
         assert not finding.evidence[0].islower() and finding.evidence.endswith(".") and "nan" not in finding.evidence, (
-            said
+            context
         )
-        assert finding.fired is not None or finding.evidence.startswith("Not "), said
+        assert finding.fired is not None or finding.evidence.startswith("Not "), context
         for images in (measurement.present, measurement.broke):
-            assert images is None or (images.shape == (records.n,) and images.dtype == bool), said
+            assert images is None or (images.shape == (records.n,) and images.dtype == bool), context
         assert Finding.model_validate_json(finding.model_dump_json(by_alias=True)) == finding
 
 
@@ -158,8 +158,8 @@ def test_a_healthy_model_fires_nothing():
 AGAIN = {"max_iter": 20}
 
 
-def unlimited(left):
-    return cell("artq:apgd-margin", left, eps=0.5, rows=range(50))
+def unlimited(correct):
+    return cell("artq:apgd-margin", correct, eps=0.5, rows=range(50))
 
 
 PLANTED = {

@@ -80,7 +80,7 @@ def test_late_steps_start_from_everything_that_is_legal():
     assert set(made.asked[-1].start) == legal - {made.id_of(made.asked[-1])}
 
 
-def test_nothing_exceeds_the_claims_budget_but_the_unlimited_one_that_counts_in_no_number():
+def test_nothing_exceeds_the_eps_of_the_claim_but_the_unlimited_attack_that_counts_in_no_number():
     made = MadeUp({"claim": set(), "unbounded": set(range(N))}, n=40, **EVERYTHING)  # few: it takes all of them
     claimed, outcomes = made.begin()
     known, steps = run_steps(CLAIM, claimed, outcomes, made, others=("m", "o"), level=3)

@@ -62,7 +62,7 @@ def test_a_strong_attack_passes_and_one_that_does_nothing_fails(wide, digits):
     x, y = digits[1].x()[:16], digits[1].y()[:16]
     strong = binarization_test(classifier(wide), descent, x, y, threat=LINF)
     assert strong.used + strong.dropped == 16 and strong.used >= 12
-    assert strong.success >= 0.9 and strong.random <= 0.1
+    assert strong.success >= 0.9 and strong.random <= 0.2
     assert strong.success == np.nanmean(strong.each) and np.isnan(strong.each).sum() == strong.dropped
     none = binarization_test(classifier(wide), nothing, x, y, threat=LINF)
     assert none.success == 0 and none.used == strong.used
