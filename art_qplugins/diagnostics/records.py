@@ -87,7 +87,7 @@ class ModelRecords:
 
     @property
     def n(self) -> int:
-        return len(self.clean.samples)
+        return len(self.clean.ids)
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -38,7 +38,7 @@ def _failed(case: ModelRecords, threshold: float) -> Measurement:
 
 
 def _chance(case: ModelRecords, threshold: float) -> Measurement:
-    classes = max(2, max(row.label for row in case.clean.samples) + 1)
+    classes = max(2, int(case.clean.column("label").max()) + 1)
     right, n = int(case.right.sum()), case.n
     p = float(binom.sf(right - 1, n, 1 / classes))
     return Measurement(

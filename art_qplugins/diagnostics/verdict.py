@@ -69,7 +69,7 @@ def assess(
         return ModelResult(**about, **_nothing(f"it could not even be asked: {_errors(failed)}"))  # type: ignore[arg-type]
     accuracy, interval = metrics.accuracy(clean.column("correct"))
     about["stochastic"] = stochastic or bool(clean.cell.facts.get("random"))
-    about |= {"clean_accuracy": accuracy, "clean_interval": interval, "n": len(clean.samples)}
+    about |= {"clean_accuracy": accuracy, "clean_interval": interval, "n": len(clean.ids)}
     budgets = sorted({(o.cell.norm, o.cell.eps) for o in outcomes if o.ok and o.cell.eps > 0 and _whole(o)})
     about["robust"] = [robust_at(outcomes, *budget) for budget in budgets]
     if claimed is None:

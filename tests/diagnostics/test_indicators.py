@@ -95,7 +95,7 @@ def cell(
         of=None if rows is None else n,
         facts=facts or {},
     )
-    return Outcome(record, samples)
+    return Outcome.from_samples(record, samples)
 
 
 def clean(correct=1.0, *, n=N, facts=None, **columns):
@@ -111,7 +111,7 @@ def claim(left=0.5, *, n=N, **more):
 def failed():
     done = cell("art:fgsm", 1.0)
     error = {"status": "error", "error": "Boom: it failed", "accuracy": None, "interval": None, "n": 0}
-    return Outcome(done.cell.model_copy(update=error), [])
+    return Outcome(done.cell.model_copy(update=error))
 
 
 # --- Contract
@@ -136,8 +136,8 @@ def test_every_indicator_says_what_a_reader_has_to_know(indicator):
 
 def blank(outcome):
     """The same cell, of whose images nothing is known but the answers."""
-    samples = [s.model_copy(update={"margin": None, "loss": None, "measures": {}}) for s in outcome.samples]
-    return Outcome(outcome.cell.model_copy(update={"facts": {}}), samples)
+    samples = [s.model_copy(update={"margin": None, "loss": None, "measures": {}}) for s in outcome.samples()]
+    return Outcome.from_samples(outcome.cell.model_copy(update={"facts": {}}), samples)
 
 
 #: Along the model's gradient, along others, along means, without any; of one step, of several libraries.

@@ -17,10 +17,14 @@ from art_qplugins.evaluation.cell import CellSpec, cell_id
 from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
+from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Store
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
-from art_qplugins.runner import ModelUnderTest, Progress, Work
+from art_qplugins.recipes.schema import Diagnosis
+from art_qplugins.runner.assess import assess_model
+from art_qplugins.runner.plan import ModelUnderTest
+from art_qplugins.runner.progress import Progress
 
 N = 60
 CLAIM = CellSpec(model="m", source="m", attack="art:mifgsm", norm="Linf", eps=0.1, seed=0)
@@ -126,7 +130,7 @@ class MadeUp:
             of=None if spec.rows is None else self.n,
             facts=self.facts if step == "clean" else {"used": 32, "success": 1.0, "random": 0.0} if spec.check else {},
         )
-        return Outcome(cell, samples)
+        return Outcome.from_samples(cell, samples)
 
     def id_of(self, spec):
         return cell_id(spec, target="t", source=f"s-{spec.source}", data="d", batch_size=250)
@@ -352,7 +356,7 @@ def test_a_step_whose_cells_fail_says_so_and_the_others_go_on():
         if rung_of(spec) not in ("margin", "search"):
             return found
         broken = {"status": "error", "error": "Traceback\nBoom: it failed", "accuracy": None, "interval": None, "n": 0}
-        return Outcome(found.cell.model_copy(update={**broken, "rows": None, "of": None}), [])
+        return Outcome(found.cell.model_copy(update={**broken, "rows": None, "of": None}))
 
     claimed, outcomes = made.begin()
     known, steps = climb(CLAIM, claimed, outcomes, sometimes, others=("o",), level=3)
@@ -404,9 +408,10 @@ def diagnosed(model, out, *, eps=0.05, n=24, norm="Linf", attack="art:pgd", leve
     claim = CellSpec(model="m", source="m", attack=attack, norm=norm, eps=eps, seed=0)
     clean = clean_cell("m", norm=norm, seed=0, eps=eps)
     watch = Watch()
-    work = Work(Evaluator({"m": estimator, "o": other}, x, y, [str(i) for i in range(n)]), Store(out), watch)
-    work.run([clean, claim])
-    return work, work.diagnose(ModelUnderTest("m", "", False, clean, claim), ["o"], level=level), watch, (x, y)
+    scheduler = Scheduler(Evaluator({"m": estimator, "o": other}, x, y, [str(i) for i in range(n)]), Store(out), watch)
+    scheduler.run([clean, claim])
+    result = assess_model(scheduler, ModelUnderTest("m", "", clean, claim), diagnosis=Diagnosis(level=level))
+    return scheduler, result, watch, (x, y)
 
 
 def test_on_a_linear_network_the_number_is_the_one_in_closed_form(tmp_path):

@@ -53,13 +53,13 @@ def cell(attack, correct, *, role="probe", eps=0.1, source="m", params=None, n=N
         seconds=0.0,
         status="success",
     )
-    return Outcome(record, rows)
+    return Outcome.from_samples(record, rows)
 
 
 def failed(attack, role="probe"):
     record = cell(attack, 1.0, role=role).cell
     changes = {"status": "error", "error": "Traceback\nBoom: it failed", "accuracy": None, "interval": None, "n": 0}
-    return Outcome(record.model_copy(update=changes), [])
+    return Outcome(record.model_copy(update=changes))
 
 
 def first(share, n=N):
@@ -107,7 +107,7 @@ def judged(
     }
     if facts:
         known = cells["clean"]
-        cells["clean"] = Outcome(known.cell.model_copy(update={"facts": facts}), known.samples)
+        cells["clean"] = known.with_cell(facts=facts)
     kept = [c for name, c in cells.items() if name not in drop]
     return assess("m", [*kept, *extra], claimed=cells["claim"], **more)
 
@@ -340,8 +340,8 @@ def test_an_evaluation_that_cannot_count_has_no_number(facts, finding):
 
 def test_a_model_that_guesses_is_no_model():
     clean = cell("artq:clean", first(0.3), role="clean", eps=0.0, **HONEST)
-    rows = [row.model_copy(update={"label": i % 3}) for i, row in enumerate(clean.samples)]
-    result = judged(claimed=0.1, drop=["clean"], extra=[Outcome(clean.cell, rows)])
+    rows = [row.model_copy(update={"label": i % 3}) for i, row in enumerate(clean.samples())]
+    result = judged(claimed=0.1, drop=["clean"], extra=[Outcome.from_samples(clean.cell, rows)])
     assert result.verdict == "INVALID" and "guessing" in result.summary
 
 
@@ -386,8 +386,10 @@ def test_a_claim_that_leaves_nothing_needs_no_control():
 @pytest.mark.parametrize("column", ["gradient", "loss"])
 def test_a_probe_without_its_measurement_makes_silence_inconclusive(column):
     clean = cell("artq:clean", 1.0, role="clean", eps=0.0, **HONEST)
-    rows = [s.model_copy(update={"measures": {**s.measures, column: None}}) for s in clean.samples]
-    blind = Outcome(clean.cell, [s.model_copy(update={"loss": None}) if column == "loss" else s for s in rows])
+    rows = [s.model_copy(update={"measures": {**s.measures, column: None}}) for s in clean.samples()]
+    blind = Outcome.from_samples(
+        clean.cell, [s.model_copy(update={"loss": None}) if column == "loss" else s for s in rows]
+    )
     result = judged(drop=["clean"], extra=[blind])
     assert result.verdict == "INCONCLUSIVE"
 
@@ -434,7 +436,7 @@ def test_what_a_smaller_budget_breaks_a_larger_one_breaks_too():
 
 def test_another_norm_or_a_larger_budget_does_not_count():
     other = cell("art:pgd", 0.0, eps=0.1)
-    other = Outcome(other.cell.model_copy(update={"norm": "L2"}), other.samples)
+    other = other.with_cell(norm="L2")
     larger = cell("art:pgd", 0.0, eps=0.2)
     result = judged(extra=[other, larger])
     assert result.claim.corrected == 0.5

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import art_qplugins
 from art_qplugins import files
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.records import Results, Sample
 from art_qplugins.evaluation.store import Store
-from art_qplugins.recipes.schema import parse_recipe
-from art_qplugins.runner import Progress, run_recipe
+from art_qplugins.runner.progress import Progress
 
 _KILL = Path(__file__).parents[2] / "benchmarks" / "faults" / "kill.py"
 SMALL = {"name": "convnet", "options": {"width": 2}}
@@ -39,7 +39,7 @@ RECIPE = {
 
 
 def run(out, recipe=RECIPE, progress=None):
-    return run_recipe(parse_recipe(recipe), recipe, out, progress=progress)
+    return art_qplugins.run(recipe, out=out, progress=progress).results
 
 
 def everything(folder):
@@ -52,6 +52,8 @@ def everything(folder):
             cells = [c.model_copy(update={"seconds": 0.0}) for c in results.cells]
             # The commit that runs may change under a test, too.
             found[name] = results.model_copy(update={"created": "", "environment": None, "cells": cells})
+        elif name in ("report.html", "results.md", "results.csv", "results.tex"):
+            found[name] = path.stat().st_size > 0  # they show times and dates
         elif path.is_file() and not (name.startswith("cells/") and path.suffix == ".json"):
             found[name] = path.read_bytes()
     return found

@@ -10,7 +10,7 @@ import torch
 from art_qplugins.api import evaluate
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.recipes.schema import load_recipe, parse_recipe
+from art_qplugins.recipes.load import load_recipe, parse_recipe
 from art_qplugins.threat import Threat
 
 GOOD = {
