@@ -128,8 +128,6 @@ def evaluate(
         raise InputError("evaluate: give at least one threat and one attack")
     if len(norms := sorted({t.norm for t in threats})) > 1:
         raise InputError(f"evaluate: the threats have the norms {' and '.join(norms)}; call it once for each norm")
-    if claimed_accuracy is not None and not 0 <= claimed_accuracy <= 1:
-        raise InputError(f"claimed is {claimed_accuracy}; give an accuracy in [0, 1], e.g. {claimed_accuracy / 100:g}")
     if claim is not None and claim not in (ids := [a for a, _ in wanted]):
         raise InputError(f"evaluate: claim {claim!r} is not among the attacks {ids}")
     tables: dict[str, Any] = {

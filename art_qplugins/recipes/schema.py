@@ -34,6 +34,12 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _accuracy(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value <= 1:
+        raise ValueError(f"give an accuracy in [0, 1], e.g. {value / 100:g}")
+    return value
+
+
 Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Bits = Annotated[int, Field(ge=1, le=16)]
 # Names end up in file names and in ids.
@@ -78,7 +84,7 @@ class ClaimSettings(Settings):
 
     attack: str
     eps: Eps
-    accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    accuracy: Annotated[float, BeforeValidator(_accuracy)] | None = None
 
 
 class Quantization(Settings):

@@ -121,8 +121,10 @@ def _ladder(rungs: Sequence[ladder.DiagnosisStep], width: int) -> Iterable[str]:
     for rung in rungs:
         start = f"{rung.level:<5}  {rung.id:{wide}}  "
         if rung.status != "run":
-            margins = {"initial_indent": start, "subsequent_indent": " " * len(start)}
-            yield from textwrap.wrap(spaced(rung.told), max(width, 2 * len(start)), **margins)
+            wide_enough = max(width, 2 * len(start))
+            yield from textwrap.wrap(
+                spaced(rung.told), wide_enough, initial_indent=start, subsequent_indent=" " * len(start)
+            )
             continue
         counts = ["-" if value is None else str(value) for value in (rung.standing, rung.broke)]
         passes = [words.count(value) for value in (rung.backward, rung.forward)]
