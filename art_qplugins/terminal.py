@@ -23,7 +23,7 @@ from rich.table import Table
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.records import Finding, Interval, ModelResult, Results
 from art_qplugins.registry import Entry
-from art_qplugins.report import Run, ladder, words
+from art_qplugins.report import Run, steps, words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -255,10 +255,10 @@ def show_diagnosis(model: ModelResult, run: Run) -> None:
     for name, value in _facts(model):
         facts.add_row(name, escape(_spaced(value)))
     console.print(facts)
-    rungs = ladder.rungs(model, run)
-    if rungs:
+    rows = steps.steps(model, run)
+    if rows:
         console.print()
-        for line in _ladder(rungs, console.width):
+        for line in _steps(rows, console.width):
             console.print(line, markup=False, soft_wrap=True)
     if model.evidence is not None:
         path = str(run.folder / model.evidence)
@@ -295,19 +295,19 @@ def _of_attack(finding: Finding) -> bool:
     return words.subject(finding) == words.ABOUT_THE_ATTACK
 
 
-def _ladder(rungs: Sequence[ladder.DiagnosisStep], width: int) -> Iterable[str]:
+def _steps(rows: Sequence[steps.StepRow], width: int) -> Iterable[str]:
     """The steps as columns; a step without an answer says why across all of them."""
-    wide = max(len("step"), *(len(rung.id) for rung in rungs))
-    yield f"level  {'step':{wide}}  standing  broke  grad/img  fwd/img"
-    for rung in rungs:
-        start = f"{rung.level:<5}  {rung.id:{wide}}  "
-        if rung.status != "run":
+    wide = max(len("step"), *(len(step.id) for step in rows))
+    yield f"level  {'step':{wide}}  attacked  broke  grad/img  fwd/img"
+    for step in rows:
+        start = f"{step.level:<5}  {step.id:{wide}}  "
+        if step.status != "run":
             margins = {"initial_indent": start, "subsequent_indent": " " * len(start)}
-            yield from textwrap.wrap(_spaced(rung.told), max(width, 2 * len(start)), **margins)
+            yield from textwrap.wrap(_spaced(step.result), max(width, 2 * len(start)), **margins)
             continue
-        counts = ["-" if value is None else str(value) for value in (rung.standing, rung.broke)]
-        passes = [words.count(value) for value in (rung.backward, rung.forward)]
-        at = f"  at {_spaced(rung.at)}" if rung.at else ""
+        counts = ["-" if value is None else str(value) for value in (step.robust, step.broke)]
+        passes = [words.count(value) for value in (step.backward, step.forward)]
+        at = f"  at {_spaced(step.at)}" if step.at else ""
         yield f"{start}{counts[0]:>8}  {counts[1]:>5}  {passes[0]:>8}  {passes[1]:>7}{at}"
 
 
