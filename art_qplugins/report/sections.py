@@ -67,7 +67,9 @@ def _show(section: Section, run: Run) -> ShownSection | None:
         if made is None:
             return None
         if not isinstance(made, str):
-            raise TypeError(f"it returned a {type(made).__name__}, not HTML as a string")
+            raise TypeError(
+                f"it returned a value of type {type(made).__name__}; it must return HTML as a string, or None"
+            )
         html = checked(made, f"{anchor}-")
     except (Exception, SystemExit) as error:  # it is somebody else's code: it may do anything
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
