@@ -95,7 +95,7 @@ def _checks(model: ModelResult) -> list[str]:
     rows = [
         [
             words.OUTCOMES[finding.fired],
-            f"{finding.id} {finding.title}",
+            f"{finding.id}: {finding.title}",
             words.class_of(finding),
             finding.evidence,
             finding.shows_not,

@@ -27,9 +27,10 @@ logger = logging.getLogger(__name__)
 class Section(Entry):
     """A section of the page: ``target`` is ``"module:function"``, and the function is a ``Callable[[Run], str | None]``.
 
-    The HTML may use the classes of the page, e.g. ``<table class="sortable">``. It holds no scripts and no style sheets,
-    each ``href`` and ``src`` starts with ``#`` or ``data:``, each element is closed, and each id begins with
-    ``section-NAME-``.
+    The HTML may use the page's classes: ``<table class="sortable">`` sorts, and ``<figure class="plot"><div class="panel">``
+    gives a figure a light ground in the dark too. :func:`~art_qplugins.report.figures.svg.inline` makes such figures with
+    Matplotlib. There are no scripts and no style sheets. Each ``href`` and ``src`` starts with ``#`` or ``data:``, each
+    element is closed, and each id begins with ``section-NAME-``.
 
     :ivar title: the heading of the section.
     """

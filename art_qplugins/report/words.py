@@ -224,27 +224,44 @@ def headline(results: Results) -> str:
     if not models:
         return "This run holds no finished model yet."
     masked = [model for model in models if model.verdict == "MASKED"]
-    wrong = masked or [model for model in models if model.claim.status == "OVERSTATED"]
-    if wrong:
-        illusion, weaker = ("shows", "is") if len(wrong) == 1 else ("show", "are")
-        what = f"{illusion} robustness that is an illusion" if masked else f"{weaker} less robust than claimed"
-        named = [
-            model.name if model.claim.accuracy is None else f"{model.name} {claim(model.claim)}" for model in wrong[:2]
-        ]
-        who = "; ".join([*named, f"and {len(wrong) - 2} more"] if len(wrong) > 2 else named)
-        return f"{_share(len(wrong), len(models))} {what}: {who}."
-    rest = {"INVALID": "could not be evaluated", "SUSPECT": "shows signs of hidden gradients"}
-    for name, words in rest.items():
-        found = [model for model in models if model.verdict == name]
+    overstated = [model for model in models if model.claim.status == "OVERSTATED"]
+    if masked:
+        return _wrong(
+            masked, len(models), "shows robustness that is an illusion", "show robustness that is an illusion"
+        )
+    if overstated:
+        return _wrong(overstated, len(models), "is less robust than claimed", "are less robust than claimed")
+    return _doubtful(models) or _unrefuted(models)
+
+
+def _wrong(wrong: list[ModelResult], of: int, what: str, plural: str) -> str:
+    """The first two models with their numbers, and how many more there are."""
+    named = [
+        model.name if model.claim.accuracy is None else f"{model.name} {claim(model.claim)}" for model in wrong[:2]
+    ]
+    who = "; ".join([*named, f"and {len(wrong) - 2} more"] if len(wrong) > 2 else named)
+    return f"{_share(len(wrong), of)} {what if len(wrong) == 1 else plural}: {who}."
+
+
+def _doubtful(models: list[ModelResult]) -> str:
+    rest = {
+        "INVALID": ("could not be evaluated", "could not be evaluated"),
+        "SUSPECT": ("shows signs of hidden gradients", "show signs of hidden gradients"),
+    }
+    for name, (what, plural) in rest.items():
+        found = [model.name for model in models if model.verdict == name]
         if found:
-            words = words if len(found) == 1 else words.replace("shows", "show")
-            return f"{_share(len(found), len(models))} {words}: {', '.join(model.name for model in found)}."
+            return f"{_share(len(found), len(models))} {what if len(found) == 1 else plural}: {', '.join(found)}."
+    return ""
+
+
+def _unrefuted(models: list[ModelResult]) -> str:
     unclear = sum(model.verdict == "INCONCLUSIVE" for model in models)
     if unclear == len(models):
         return "Too little was run to tell whether these numbers can be trusted."
     if unclear:
         return f"No sign of hidden gradients was found, but for {unclear} of {len(models)} models too little was run to say."
-    return "No sign of hidden gradients was found; each number is an upper bound under the attacks that were run."
+    return "No sign of hidden gradients was found. Each number is an upper bound under the attacks that were run."
 
 
 def _share(part: int, whole: int) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import configparser
 import hashlib
 import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -203,13 +206,29 @@ def test_kinds_and_labels_tell_cells_apart() -> None:
     assert list(select.labels(cells).values()) == expected
 
 
+def test_everything_that_the_page_is_made_of_is_shipped() -> None:
+    templates = resources.files("art_qplugins.report").joinpath("templates")
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    patterns = setup["options.package_data"]["art_qplugins.report"].split(", ")
+    names = {f"templates/{file.name}" for file in templates.iterdir()}
+    assert {"templates/page.html.j2", "templates/style.css", "templates/sort.js"} < names
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_the_style_sheet_is_on_the_page_and_fetches_nothing(html: str) -> None:
+    style = resources.files("art_qplugins.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    assert html.count("<style") == 1 and f"<style>\n{style}</style>" in html
+    assert "url(" not in style and "@import" not in style and "<" not in style
+
+
 def test_import_brings_neither_torch_nor_art() -> None:
     code = (
         "import sys, art_qplugins.report, art_qplugins.report.html\n"
         "heavy = {'torch', 'art', 'torchattacks', 'matplotlib.pyplot'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": root},

@@ -47,7 +47,8 @@ def drawing(run):
         figure.add_subplot().plot([0, 1], [1, 0], label="<line>")
         return figure
 
-    return inline(to_svg(draw(), alt="A line that falls", prefix="section-fake-drawing-"))
+    svg = inline(to_svg(draw(), alt="A line that falls", prefix="section-fake-drawing-"))
+    return f'<figure class="plot"><div class="panel">{svg}</div></figure>'
 
 def section(name, target=None):
     target = target or f"fake_sections:{name}"
