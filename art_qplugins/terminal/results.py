@@ -13,7 +13,7 @@ from rich.table import Table
 from art_qplugins.evaluation.compare import Comparison
 from art_qplugins.evaluation.records import Finding, Interval, ModelResult
 from art_qplugins.report import Run as Written
-from art_qplugins.report import ladder, words
+from art_qplugins.report import steps, words
 from art_qplugins.terminal.console import STYLES, console, spaced
 from art_qplugins.terminal.progress import LiveProgress
 
@@ -76,10 +76,10 @@ def show_diagnosis(model: ModelResult, run: Written) -> None:
     for name, value in _facts(model):
         facts.add_row(name, escape(spaced(value)))
     screen.print(facts)
-    rungs = ladder.rungs(model, run)
-    if rungs:
+    rows = steps.steps(model, run)
+    if rows:
         screen.print()
-        for line in _ladder(rungs, screen.width):
+        for line in _steps(rows, screen.width):
             screen.print(line, markup=False, soft_wrap=True)
     if model.evidence is not None:
         path = str(run.folder / model.evidence)
@@ -114,21 +114,21 @@ def _of_attack(finding: Finding) -> bool:
     return words.subject(finding) == words.ABOUT_THE_ATTACK
 
 
-def _ladder(rungs: Sequence[ladder.DiagnosisStep], width: int) -> Iterable[str]:
+def _steps(rows: Sequence[steps.StepRow], width: int) -> Iterable[str]:
     """The steps as columns; a step without an answer says why across all of them."""
-    wide = max(len("step"), *(len(rung.id) for rung in rungs))
-    yield f"level  {'step':{wide}}  standing  broke  grad/img  fwd/img"
-    for rung in rungs:
-        start = f"{rung.level:<5}  {rung.id:{wide}}  "
-        if rung.status != "run":
+    wide = max(len("step"), *(len(step.id) for step in rows))
+    yield f"level  {'step':{wide}}  attacked  broke  grad/img  fwd/img"
+    for step in rows:
+        start = f"{step.level:<5}  {step.id:{wide}}  "
+        if step.status != "run":
             wide_enough = max(width, 2 * len(start))
             yield from textwrap.wrap(
-                spaced(rung.told), wide_enough, initial_indent=start, subsequent_indent=" " * len(start)
+                spaced(step.result), wide_enough, initial_indent=start, subsequent_indent=" " * len(start)
             )
             continue
-        counts = ["-" if value is None else str(value) for value in (rung.standing, rung.broke)]
-        passes = [words.count(value) for value in (rung.backward, rung.forward)]
-        at = f"  at {spaced(rung.at)}" if rung.at else ""
+        counts = ["-" if value is None else str(value) for value in (step.robust, step.broke)]
+        passes = [words.count(value) for value in (step.backward, step.forward)]
+        at = f"  at {spaced(step.at)}" if step.at else ""
         yield f"{start}{counts[0]:>8}  {counts[1]:>5}  {passes[0]:>8}  {passes[1]:>7}{at}"
 
 
