@@ -79,7 +79,8 @@ def run(
 ) -> None:
     """Train what has no checkpoint, attack, verify, diagnose, report.
 
-    The same command again reuses everything that is finished. Example: artq run benchmarks/digits.toml
+    RECIPE is a TOML file, or the name of a recipe that comes with this package. The same command again reuses everything
+    that is finished. Example: artq run digits
     """
     from art_qplugins.recipes.load import load_recipe
 

@@ -9,6 +9,7 @@ import copy
 import sys
 import typing
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["change", "load_recipe", "parse_recipe", "read_tables"]
+__all__ = ["change", "load_recipe", "parse_recipe", "read_tables", "shipped_recipes"]
+
+_SHIPPED = files("art_qplugins.recipes")
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
@@ -37,14 +40,25 @@ def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, dict[s
     return parse_recipe(given, where=str(path)), given
 
 
+def shipped_recipes() -> dict[str, str]:
+    """The titles of the recipes that come with this package, by name."""
+    found = sorted(p.name for p in _SHIPPED.iterdir() if p.name.endswith(".toml"))
+    return {name.removesuffix(".toml"): tomllib.loads((_SHIPPED / name).read_text())["title"] for name in found}
+
+
 def read_tables(path: Path) -> dict[str, Any]:
-    """What a TOML file says, unchecked."""
+    """What a TOML file says, unchecked.
+
+    :param path: of a file, or the name of a recipe that comes with this package.
+    """
+    shipped = _SHIPPED / f"{path}.toml"
+    by_name = path.name == str(path) and not path.exists() and shipped.is_file()
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads((shipped if by_name else path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
-        hint = did_you_mean(str(path), near) if near else "; give the path of a TOML file"
-        raise InputError(f"{path}: no such recipe{hint}") from None
+        hint = did_you_mean(str(path), [*near, *shipped_recipes()])
+        raise InputError(f"{path}: no such recipe{hint}; or give the path of a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:
