@@ -58,7 +58,8 @@ def read_tables(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         hint = did_you_mean(str(path), [*near, *shipped_recipes()])
-        raise InputError(f"{path}: no such recipe{hint}; or give the path of a TOML file") from None
+        more = "" if hint.endswith("?") else ", or give the path of a TOML file"
+        raise InputError(f"{path}: no such recipe{hint}{more}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:

@@ -346,7 +346,7 @@ def test_a_recipe_that_is_not_there_names_its_neighbour(path):
     with pytest.raises(InputError, match=r"smal\.toml: no such recipe; did you mean .*small\.toml") as caught:
         load_recipe(path.with_name("smal.toml"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"no such recipe; give the path of a TOML file"):
+    with pytest.raises(InputError, match=r"no such recipe; there is: digits, or give the path of a TOML file"):
         load_recipe(path.parent / "nowhere" / "x.toml")
 
 
