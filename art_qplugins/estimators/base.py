@@ -22,6 +22,7 @@ from art_qplugins.estimators.activations import ActivationsMixin
 from art_qplugins.estimators.devices import resolve_device
 from art_qplugins.estimators.fitting import FittingMixin
 from art_qplugins.estimators.pickling import PicklingMixin
+from art_qplugins.estimators.precision import accept_float64
 from art_qplugins.guard import evaluating
 
 __all__ = ["QuantizedClassifier", "check_inside"]
@@ -84,7 +85,7 @@ class QuantizedClassifier(PicklingMixin, FittingMixin, ActivationsMixin, PyTorch
         )
         self._device, self._device_type = device, device_type
         self._model.to(device)
-        self._accept_float64(model)
+        accept_float64(model)
         self.training_defences = tuple(training_defences)
         self._checked = False
         if not (self._reduce_labels or isinstance(loss, (nn.BCELoss, nn.BCEWithLogitsLoss))):
@@ -170,7 +171,7 @@ class QuantizedClassifier(PicklingMixin, FittingMixin, ActivationsMixin, PyTorch
         super().set_params(**kwargs)
         if model is not self.model:
             self._model = self._make_model_wrapper(model).to(self._device)
-            self._accept_float64(model)
+            accept_float64(model)
             self._checked = False
 
     def with_model(self, model: nn.Module, loss: nn.Module | None = None) -> QuantizedClassifier:
@@ -276,14 +277,6 @@ class QuantizedClassifier(PicklingMixin, FittingMixin, ActivationsMixin, PyTorch
             )
         return chosen
 
-    @staticmethod
-    def _accept_float64(model: nn.Module) -> None:
-        """Under NumPy 2 some attacks hand on float64, also to plain classifiers that they build around the module."""
-        # ART's wrapper runs the children of a Sequential one by one, past the hooks of the Sequential itself.
-        entry = next(iter(model.children()), model) if isinstance(model, nn.Sequential) else model
-        if _to_float32 not in entry._forward_pre_hooks.values():
-            entry.register_forward_pre_hook(_to_float32)
-
 
 def check_inside(name: str, estimator: PyTorchClassifier) -> None:
     """Images are judged by the module, so whatever belongs to the model must be inside it."""
@@ -293,13 +286,6 @@ def check_inside(name: str, estimator: PyTorchClassifier) -> None:
         raise InputError(
             f"{name}: move its pre- and postprocessing into the module, so that every attack and the judge see it"
         )
-
-
-def _to_float32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    if inputs and isinstance(inputs[0], Tensor) and inputs[0].dtype == torch.float64:
-        first = next((p for p in module.parameters() if p.is_floating_point()), None)
-        return (inputs[0].to(torch.float32 if first is None else first.dtype), *inputs[1:])
-    return None
 
 
 def _give_tensor(gradient: Tensor) -> Tensor:

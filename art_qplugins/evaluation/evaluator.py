@@ -129,7 +129,7 @@ class Evaluator:
         measured, facts, costs = crafted.path, crafted.facts, (crafted.forward_samples, crafted.backward_samples)
         if spec.role == "clean" and crafted.options["radius"] > 0:
             found = measure(
-                target,
+                target.model,
                 x,
                 y,
                 threat=Threat(spec.norm, crafted.options["radius"]),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.geometry import TOLERANCE, distances
-from art_qplugins.gradients.fidelity import logit_margin
+from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
 

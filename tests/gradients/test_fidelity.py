@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from art_qplugins import InputError, quantize
-from art_qplugins.gradients.fidelity import best_surrogate, fidelity, gradient, logit_margin
+from art_qplugins.gradients.fidelity import best_surrogate, fidelity
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.probe import gradient
 from art_qplugins.quantizers import QuantReLU, StochasticQuantizer, TwinGradient, surrogate
 from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from art_qplugins.gradients.fidelity import gradient, logit_margin
-from art_qplugins.gradients.graph import GradientRepair, blocking_operation, ledger, replaceable_operations
+from art_qplugins.gradients.ledger import blocking_operation, ledger
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.probe import gradient
+from art_qplugins.gradients.repair import GradientRepair
+from art_qplugins.gradients.replaceable import replaceable_operations
 from art_qplugins.models.ensemble import StochasticEnsemble
 
 
