@@ -97,6 +97,7 @@ class SQEnsembleClassifier(QuantizedClassifier):
     """
 
     estimator_params = [*QuantizedClassifier.estimator_params, "draws", "activation_bits", "alpha", "seed", "options"]
+    model: StochasticEnsemble
 
     def __init__(
         self,
@@ -124,8 +125,8 @@ class SQEnsembleClassifier(QuantizedClassifier):
 
     @property
     def draws(self) -> int:
-        """Members of the ensemble."""
-        return int(self.model.draws)
+        """Number of members of the ensemble."""
+        return self.model.draws
 
     @draws.setter
     def draws(self, draws: int | None) -> None:
@@ -136,7 +137,8 @@ class SQEnsembleClassifier(QuantizedClassifier):
         if self.model.gradient_of == "mean":
             return super()._training_loss(inputs, labels)
         members = self.model.members(inputs)
-        return self._loss(members.flatten(0, 1), labels.repeat(len(members), *[1] * (labels.dim() - 1)))  # type: ignore
+        loss: Tensor = self._loss(members.flatten(0, 1), labels.repeat(len(members), *[1] * (labels.dim() - 1)))
+        return loss
 
 
 def _ensemble(model: nn.Module, draws: int | None, options: Mapping[str, Any]) -> StochasticEnsemble:
