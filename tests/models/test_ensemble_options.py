@@ -13,7 +13,8 @@ from torch import nn
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import SQEnsembleClassifier
 from art_qplugins.models.convnet import ConvNet
-from art_qplugins.models.ensemble import RULES, StochasticEnsemble
+from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.models.rules import RULES
 from art_qplugins.models.wide_resnet import WideResNet
 from art_qplugins.quantizers import StochasticQuantizer, draws_from, quantize
 
