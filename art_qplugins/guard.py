@@ -1,7 +1,7 @@
 """Puts back what other code changes: modes, parameters, buffers, flags, random states and the trace function.
 
-ART and torchattacks switch the whole module tree to eval mode. AutoAttack seeds the global generators and clears the trace
-function. Every call of such code is inside :func:`evaluating` or :func:`isolated`.
+ART and torchattacks switch the whole module tree to eval mode. AutoAttack seeds the global generators and clears the
+trace function. Every call of such code is inside :func:`evaluating` or :func:`isolated`.
 """
 
 from __future__ import annotations

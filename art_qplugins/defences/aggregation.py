@@ -1,4 +1,4 @@
-"""The convex aggregation layers of Parseval networks (Cisse et al. 2017, section 4.3), as Defensive Quantization uses them."""
+"""Convex aggregation layers (Parseval networks, Cisse et al. 2017, section 4.3), also used by Defensive Quantization."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ __all__ = ["Defence"]
 class Defence:
     """Something that shapes training. Subclasses override the methods that they need.
 
-    Every training step has this order: the forward pass, cross-entropy plus every :meth:`penalty`, the optimizer's step,
-    :meth:`after_step`.
+    Every training step has this order: the forward pass, cross-entropy plus every :meth:`penalty`, the optimizer's
+    step, :meth:`after_step`.
     """
 
     def start(self, model: nn.Module) -> None:

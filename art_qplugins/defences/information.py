@@ -2,8 +2,8 @@ r"""The objective of stochastic-quantization ensembles (arXiv 2312.00105; a RECO
 
 .. math:: L = CE - \beta\, \hat I(X; Q) + \lambda\, \mathrm{mean}_l \Delta_l
 
-It maximises the information between the input and the deepest quantized representation. It keeps the average bin spacing
-small, which bounds how much noise the quantizers add.
+It maximises the information between the input and the deepest quantized representation. It keeps the average bin
+spacing small, which bounds how much noise the quantizers add.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["BinSpacing", "MutualInformation", "mutual_information"]
 def mutual_information(p: Tensor) -> Tensor:
     r"""Mean over units of :math:`H(\bar p_i) - \overline{H(p_i)}`, divided by log K, so in [0, 1].
 
-    It has a closed form, because a stochastic quantizer shows its distribution. With independent noise the sum over units
-    is an upper bound of I(X; Q).
+    It has a closed form, because a stochastic quantizer shows its distribution. With independent noise the sum over
+    units is an upper bound of I(X; Q).
 
     :param p: (N, ..., K), the distribution over K bins of each unit for each image.
     """

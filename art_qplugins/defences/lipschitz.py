@@ -12,7 +12,7 @@ __all__ = ["Orthogonality", "orthogonality_penalty"]
 
 
 def orthogonality_penalty(weight: Tensor) -> Tensor:
-    r""":math:`\|W W^T - I\|_F^2` for W = ``weight`` as a matrix (out, rest), through the smaller of its two Gram matrices.
+    r""":math:`\|W W^T - I\|_F^2` for W = ``weight`` as a matrix (out, rest), by the smaller of its two Gram matrices.
 
     Equation 8 has :math:`W^T W`. The two differ by a constant, the difference of the dimensions, and have the same
     gradient. So the choice affects the cost alone. The minimum is 0, where all singular values are 1.

@@ -107,7 +107,7 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
             return self._logits(self._tensor(inputs)), y
 
     def set_params(self, **kwargs: Any) -> None:
-        """As ART's, except for two parameters: ``model`` is wrapped as ART needs it, ``device_type`` moves the model."""
+        """As ART's but for two parameters: ``model`` is wrapped as ART needs it, ``device_type`` moves the model."""
         model = kwargs.pop("model", self.model)
         if "device_type" in kwargs:
             self._device = resolve_device(kwargs["device_type"])

@@ -27,8 +27,8 @@ ENSEMBLE_OPTIONS = ("rule", "eot_draws", "eot_chunk", "frozen", "antithetic", "g
 class DQClassifier(QuantizedClassifier):
     """Defensive Quantization (Lin, Gan & Han 2019): k-bit activations, attacked through the straight-through gradient.
 
-    :param activation_bits: bits of the activations of a copy of ``model``. ``None`` takes ``model`` as it is, which then
-        needs a :class:`QuantReLU`.
+    :param activation_bits: bits of the activations of a copy of ``model``. ``None`` takes ``model`` as it is, which
+        then needs a :class:`QuantReLU`.
     :param clip: upper level of the activations, if ``activation_bits`` is given.
     :param training_defences: what shapes :meth:`fit`; by default the paper's orthogonality penalty.
     :raises InputError: where there is no quantized activation.
@@ -64,7 +64,8 @@ class DQClassifier(QuantizedClassifier):
 class MuLawClassifier(QuantizedClassifier):
     """Mu-law mapped, weight-quantized network (Song et al. 2021).
 
-    :param weight_bits: bits of the weights of a copy of ``model``. If ``mu`` is ``None`` too, ``model`` is taken as it is.
+    :param weight_bits: bits of the weights of a copy of ``model``. If ``mu`` is ``None`` too, ``model`` is taken as it
+        is.
     :param mu: strength of the mapping of the last ``mu_layers`` layers, e.g. 255.
     :param mu_layers: number of layers that are mapped.
     :param mu_normalize: see :class:`~art_qplugins.MuLawMapping`.
@@ -95,8 +96,8 @@ class SQEnsembleClassifier(QuantizedClassifier):
     """Stochastic-quantization ensemble (arXiv 2312.00105; a reconstruction). Attacks see the average over draws.
 
     :param model: a network with stochastic layers, or a :class:`~art_qplugins.models.ensemble.StochasticEnsemble`.
-    :param draws: number of members of the ensemble, drawn afresh at every call. ``None`` takes the number of the ensemble
-        that ``model`` is, else 8.
+    :param draws: number of members of the ensemble, drawn afresh at every call. ``None`` takes the number of the
+        ensemble that ``model`` is, else 8.
     :param activation_bits: bits of the stochastic activations of a copy of ``model``.
     :param alpha: sparsity of the stochastic activations, if ``activation_bits`` is given.
     :param seed: key of the noise, if ``activation_bits`` is given.

@@ -1,7 +1,7 @@
 """Losses and their gradients in the pixels.
 
-This part of :class:`~art_qplugins.estimators.QuantizedClassifier` holds its one backward path. A gradient is taken in the
-pixels and in nothing else, and comes back as what the pixels were, an array or a tensor.
+This part of :class:`~art_qplugins.estimators.QuantizedClassifier` holds its one backward path. A gradient is taken in
+the pixels and in nothing else, and comes back as what the pixels were, an array or a tensor.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Gradients(Inputs):
         return value
 
     def _differentiable(self, x: Pixels) -> tuple[Tensor, Tensor, Callable[[Tensor], Pixels]]:
-        """The leaf to differentiate in, what the module gets, and a function that turns a gradient into what ``x`` was."""
+        """The leaf to differentiate in, what the module gets, and what turns a gradient into an array or a tensor."""
         give = _as_tensor if isinstance(x, Tensor) else _as_array
         if self.all_framework_preprocessing:
             leaf = self._tensor(x).detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Pickling and copying without files. ART writes the weights to its data folder at every copy, and never deletes them."""
+"""Pickling and copying without files. ART writes weights to its data folder at every copy and never deletes them."""
 
 from __future__ import annotations
 

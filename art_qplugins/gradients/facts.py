@@ -1,4 +1,4 @@
-"""Facts of a module as a whole: what its outputs look like, what a call changes, and what its gradient passes through."""
+"""Facts of a module as a whole: what its outputs are, what a call changes, and what its gradient passes through."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _output_facts(logits: Tensor | None) -> dict[str, Any]:
 
 
 def _batch_dependence(module: nn.Module, x: Tensor, seed: int, logits: Tensor) -> float:
-    """Largest change of a logit when the image is in another batch, relative to the largest logit; 0 but for rounding."""
+    """Largest change of a logit in another batch, relative to the largest logit. It is 0 but for rounding."""
     halves = torch.cat([answer(module, part, seed, 0) for part in (x[::2], x[1::2])])
     whole = torch.cat([logits[::2], logits[1::2]])
     return float((halves - whole).abs().max() / whole.abs().max().clamp_min(1e-30))

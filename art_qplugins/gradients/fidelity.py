@@ -1,8 +1,8 @@
 """Fidelity: does the gradient predict what small steps really do?
 
 A gradient may differ from the slope because it is shattered, or because it is that of a bad surrogate. It then misleads
-every attack that follows it, whatever its size (Athalye, Carlini & Wagner 2018). Fidelity is measured on the logit margin,
-so the scale of the logits does not matter.
+every attack that follows it, whatever its size (Athalye, Carlini & Wagner 2018). Fidelity is measured on the logit
+margin, so the scale of the logits does not matter.
 """
 
 from __future__ import annotations

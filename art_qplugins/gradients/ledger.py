@@ -1,8 +1,8 @@
 """Where a gradient is lost on its way from the logits to the pixels.
 
-The gradient ledger is a list with the norm of the gradient before and behind every operation. A layer with a derivative of
-zero, a rounding or a saturated unit takes the whole gradient away (Athalye, Carlini & Wagner 2018, section 3). The ledger
-names the operation that does so, and the layer that it belongs to.
+The gradient ledger is a list with the norm of the gradient before and behind every operation. A layer with a derivative
+of zero, a rounding or a saturated unit takes the whole gradient away (Athalye, Carlini & Wagner 2018, section 3). The
+ledger names the operation that does so, and the layer that it belongs to.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class LedgerRow:
     :param op: the node's name, e.g. ``"RoundBackward0"``.
     :param layer: path of the innermost submodule that made the node; the module's class where its own forward did.
     :param ratio: median over images of ||behind|| / ||before||; NaN where the node has no dimension of images.
-    :param zeroed: share of images whose gradient is not zero before the node, and exactly zero behind it and in the pixels.
+    :param zeroed: share of images whose gradient is not zero before the node, and exactly zero behind it and in the
+        pixels.
     :param elements: share of the nonzero elements that the node makes zero; NaN where it changes the shape.
     """
 

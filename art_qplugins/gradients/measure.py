@@ -63,7 +63,7 @@ def measure(
 
     ==================== ==========================================================================================
     ``gradient``         :math:`\max |dL/dx|` in float32, as an attack computes it
-    ``gradient_start``   the same at a random point :math:`x + \eta` of the ball, where attacks with a random start begin
+    ``gradient_start``   the same at :math:`x + \eta`, a random point of the ball
     ``gradient_l2``      :math:`\|dL/dx\|_2` from a float32 sum of squares, which underflows below about 1e-23
     ``gradient_float64`` :math:`\max |dL/dx|` of a float64 copy of the module
     ``gradient_ratio``   :math:`\|dL/dx\| / \|g\|`
@@ -88,7 +88,8 @@ def measure(
     ``ends_at``          the layer in whose forward the graph ends, where it does not reach the pixels
     ``blocking``         the blocking operation: its layer, its name, and the share of images that it leaves without
                          a gradient (:func:`~art_qplugins.gradients.ledger.blocking_operation`)
-    ``ledger``           the rows of the gradient ledger that lose most (:class:`~art_qplugins.gradients.ledger.LedgerRow`)
+    ``ledger``           the rows of the gradient ledger that lose most,
+                         :class:`~art_qplugins.gradients.ledger.LedgerRow`
     ``replaceable``      :func:`~art_qplugins.gradients.replaceable.replaceable_operations`
     ``probabilities``    whether the outputs are probabilities, by AutoAttack's rule
     ``softmax_like``     whether they are probabilities times a constant
@@ -104,13 +105,14 @@ def measure(
     ``skipped``          the reason of every measurement that failed, by name
     ==================== ==========================================================================================
 
-    A random module is measured as the mean over its draws, which are the same at every point. Modes, parameters, buffers,
-    hooks and random states are as before afterwards, also after an exception.
+    A random module is measured as the mean over its draws, which are the same at every point. Modes, parameters,
+    buffers, hooks and random states are as before afterwards, also after an exception.
 
     :param x: (N, C, H, W) in [0, 1], N at least 1.
     :param y: (N,) labels.
     :param threat: its eps, above 0, is the length of the steps and the radius of the ball.
-    :param directions: number of random directions per image. A random module with few draws per call takes fewer of them.
+    :param directions: number of random directions per image. A random module with few draws per call takes fewer of
+        them.
     :param seed: fixes directions, random points and draws.
     :param batch_size: images that go through the module at a time.
     """

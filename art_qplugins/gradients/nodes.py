@@ -1,7 +1,7 @@
 """Nodes of the autograd graph: what kind of operation made each, and the path from the logits to the pixels.
 
-A node stands for one operation of the forward pass. In the backward pass it takes the gradient of the operation's output,
-here called *before*, and gives the gradients of its inputs, here called *behind*.
+A node stands for one operation of the forward pass. In the backward pass it takes the gradient of the operation's
+output, here called *before*, and gives the gradients of its inputs, here called *behind*.
 """
 
 from __future__ import annotations
@@ -115,6 +115,6 @@ def straight_edge(node: Node, edges: Sequence[int]) -> int | None:
 
 
 def per_image(gradient: Tensor, images: int) -> Tensor:
-    """``gradient`` with one row per image, or per draw of an image; with one row in all where dimension 0 is neither."""
+    """``gradient`` with one row per image or draw of an image; with one row in all where dimension 0 is neither."""
     alike = gradient.dim() > 0 and len(gradient) % images == 0 and (gradient.dim() > 1 or len(gradient) == images)
     return gradient.flatten(1) if alike and gradient.dim() > 1 else gradient.reshape(len(gradient) if alike else 1, -1)

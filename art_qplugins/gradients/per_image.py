@@ -1,4 +1,4 @@
-"""Measurements of a module's gradients at single images. :func:`~art_qplugins.gradients.measure.measure` defines them."""
+"""Measurements of gradients at single images, which :func:`~art_qplugins.gradients.measure.measure` defines."""
 
 from __future__ import annotations
 

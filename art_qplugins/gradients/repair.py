@@ -1,8 +1,8 @@
 """The same network with another backward pass, which carries the gradient past operations that take it away.
 
-This is BPDA with the identity (Athalye, Carlini & Wagner 2018, section 4.1) at every operation that zeroes a gradient. The
-operations are found by their gradients and not by their layers, so no knowledge of the network is needed. A gradient that
-the graph does not hold (detach, no_grad, a comparison) cannot be repaired.
+This is BPDA with the identity (Athalye, Carlini & Wagner 2018, section 4.1) at every operation that zeroes a gradient.
+The operations are found by their gradients and not by their layers, so no knowledge of the network is needed. A
+gradient that the graph does not hold (detach, no_grad, a comparison) cannot be repaired.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _ZEROED = 0.9
 class GradientRepair(nn.Module):
     """The answers of ``network``, bit for bit, with a repaired backward pass.
 
-    The repair acts at each operation that keeps the shape, image by image. Where at least 90 % of the gradient's nonzero
-    elements become exactly zero, the gradient passes straight through. Rounding, sign, a custom backward of zeros, and
-    saturated tanh, sigmoid, softmax and clamp become the identity in this way. ReLU and similar gates zero elements as a
-    rule, so they are repaired only where no element is left. A linear operation, e.g. the product with a mask, has no
-    other gradient and keeps it.
+    The repair acts at each operation that keeps the shape, image by image. Where at least 90 % of the gradient's
+    nonzero elements become exactly zero, the gradient passes straight through. Rounding, sign, a custom backward of
+    zeros, and saturated tanh, sigmoid, softmax and clamp become the identity in this way. ReLU and similar gates zero
+    elements as a rule, so they are repaired only where no element is left. A linear operation, e.g. the product with a
+    mask, has no other gradient and keeps it.
 
     :param network: gives logits. The gradients of its parameters change likewise.
     :param straight: names of operations that always pass the gradient straight through, see

@@ -1,8 +1,8 @@
 """The points that an attack visits on its way, whichever library runs it, seen by a hook on the module.
 
-An attack may visit an adversarial image and return another one, which is a silent success. An attack whose loss still falls
-when it stops was stopped too early. These are the indicators I3 and I4 of Pintor et al. 2022, "Indicators of Attack
-Failure". Nothing is judged here and no answer is changed. To prove a success, ask the target about
+An attack may visit an adversarial image and return another one, which is a silent success. An attack whose loss still
+falls when it stops was stopped too early. These are the indicators I3 and I4 of Pintor et al. 2022, "Indicators of
+Attack Failure". Nothing is judged here and no answer is changed. To prove a success, ask the target about
 :attr:`Path.best_image` again.
 """
 
@@ -68,7 +68,7 @@ class Path:
         return np.split(values[order], np.cumsum(counts)[:-1])
 
     def measures(self) -> dict[str, NDArray[np.float64]]:
-        """``path_best``, ``path_last``, ``path_progress`` and ``path_calls``, (N,) each; NaN where there is no iterate."""
+        """``path_best``, ``path_last``, ``path_progress`` and ``path_calls``, (N,); NaN where there is no iterate."""
         best = self.best_margin.double().cpu().numpy()
         return {
             "path_best": np.where(np.isinf(best), np.nan, best),
@@ -93,7 +93,8 @@ class Path:
         margin = logit_margin(logits.detach()[rows].to(self.best_margin), self.y[images])
         self._visits.append((images, margin))
         self.calls.index_add_(0, images, torch.ones_like(images))
-        # An image may be in a batch more than once. Its last row is the latest, or the lowest if rows are sorted downwards.
+        # An image may be in a batch more than once. Its last row is the latest, or the lowest if rows are sorted
+        # downwards.
         latest = _last_of_each(images, torch.arange(len(images)))
         self.last[images[latest]] = margin[latest]
         order = margin.argsort(descending=True)
@@ -144,8 +145,8 @@ def progress(margins: NDArray[np.float64]) -> float:
     """The share of a path's whole fall that its end makes, in [0, 1]. It is 0 for a path that has converged.
 
     This is I4 of Pintor et al. 2022: scale the loss to [0, 1], take its running minimum, and see by how much that falls
-    over the last ten points. Two things differ. A path that is flat but for rounding gives 0 and is not scaled up. The end
-    is at most half of the path, since any path of ten points falls within its last ten. A single point gives NaN.
+    over the last ten points. Two things differ. A path that is flat but for rounding gives 0 and is not scaled up. The
+    end is at most half of the path, since any path of ten points falls within its last ten. A single point gives NaN.
 
     :param margins: (T,) margins in the order of the path; those that are not finite are left out.
     """

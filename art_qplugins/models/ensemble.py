@@ -1,7 +1,7 @@
 """The ensemble that a stochastic network is: the average over draws, inside one module.
 
-The average is in ``forward``, so whatever attacks the module attacks the average. That includes torchattacks, AutoAttack,
-and those of ART's attacks that rebuild a plain classifier from ``estimator.model``.
+The average is in ``forward``, so whatever attacks the module attacks the average. That includes torchattacks,
+AutoAttack, and those of ART's attacks that rebuild a plain classifier from ``estimator.model``.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class StochasticEnsemble(nn.Module):
     majority-vote      log share of votes, with half a vote spread over the classes    that of mean-probability
     ================== =============================================================== ==============================
 
-    ``draws = 1`` is the single-draw rule. Cross-entropy of the first rule is the negative log of the mean probability, so
-    its gradient is the EOT gradient of the deployed rule. Every call takes fresh draws.
+    ``draws = 1`` is the single-draw rule. Cross-entropy of the first rule is the negative log of the mean probability,
+    so its gradient is the EOT gradient of the deployed rule. Every call takes fresh draws.
 
     :param network: a module with :class:`~art_qplugins.StochasticQuantizer` layers that gives logits.
     :param draws: M, number of members for a prediction, at least 1.
     :param eot_draws: number of members where a gradient in the pixels is wanted; ``None`` for ``draws``.
-    :param eot_chunk: number of draws that are computed in one batch; results differ by rounding only. If it is given, it
-        bounds the memory of gradients too: each chunk is computed again in the backward pass, which takes a third longer.
-        With ``None`` a batch has at least 4 draws and about 256 images, and nothing is computed twice.
+    :param eot_chunk: number of draws that are computed in one batch; results differ by rounding only. If it is given,
+        it bounds the memory of gradients too: each chunk is computed again in the backward pass, which takes a third
+        longer. With ``None`` a batch has at least 4 draws and about 256 images, and nothing is computed twice.
     :param frozen: the same draws at every call (common random numbers): one deterministic member of the family.
     :param antithetic: draws 2i and 2i + 1 use the noise u and 1 - u, whose rounding errors cancel to first order.
-    :param gradient_of: ``"mean"``, the loss of the mean; or ``"losses"``, the mean of the members' losses. A module that
-        gives one answer cannot express the latter. :class:`~art_qplugins.SQEnsembleClassifier` honours it, other clients
-        get a warning.
+    :param gradient_of: ``"mean"``, the loss of the mean; or ``"losses"``, the mean of the members' losses. A module
+        that gives one answer cannot express the latter. :class:`~art_qplugins.SQEnsembleClassifier` honours it, other
+        clients get a warning.
     :raises InputError: where the network has no stochastic layer, or an option is unknown or out of range.
     """
 

@@ -1,7 +1,7 @@
 """Several draws of a stochastic network in one batch.
 
-The batch is repeated inside the network, at the input of one part. What comes before that part has no randomness, and is
-computed once for all draws.
+The batch is repeated inside the network, at the input of one part. What comes before that part has no randomness, and
+is computed once for all draws.
 """
 
 from __future__ import annotations

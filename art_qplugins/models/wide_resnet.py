@@ -1,7 +1,7 @@
 """Wide residual networks, WRN-d-w (Zagoruyko & Komodakis 2016), pre-activated as in He et al. 2016.
 
-With ``aggregation=True`` every block ends in the aggregation layer of Parseval networks (Cisse et al. 2017, section 4.3),
-which Defensive Quantization uses too. The defence ``convex-aggregation`` keeps its weights convex.
+With ``aggregation=True`` every block ends in the aggregation layer of Parseval networks (Cisse et al. 2017, section
+4.3), which Defensive Quantization uses too. The defence ``convex-aggregation`` keeps its weights convex.
 """
 
 from __future__ import annotations
