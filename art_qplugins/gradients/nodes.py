@@ -16,18 +16,18 @@ from torch.autograd.graph import Node
 __all__ = [
     "GATES",
     "LAYERS",
-    "Path",
+    "GraphPath",
     "find_path",
     "is_custom",
+    "is_mixing",
     "is_named",
-    "mixes",
+    "is_step",
     "per_image",
-    "steps",
     "straight_edge",
 ]
 
 #: Nodes from the logits to the pixels in order, each with the positions of its inputs that lead to the pixels.
-Path: TypeAlias = dict[Node, list[int]]
+GraphPath: TypeAlias = dict[Node, list[int]]
 
 #: Operations that set elements to zero as a rule: ReLU, and what one written by hand consists of.
 GATES = ("Relu", "Threshold", "Hardtanh", "Maximum", "Minimum", "Where", "MaskedFill", "Abs")
@@ -55,12 +55,12 @@ def is_named(node: Node, names: Sequence[str]) -> bool:
     return not is_custom(node) and not _rounds_a_division(node) and any(kind in name for kind in names)
 
 
-def mixes(node: Node) -> bool:
+def is_mixing(node: Node) -> bool:
     """Whether the operation is linear, or joins several elements, or is a checkpoint, which holds any operations."""
     return is_named(node, _MIXING) or (is_custom(node) and node.name() == "CheckpointFunctionBackward")
 
 
-def steps(node: Node) -> bool:
+def is_step(node: Node) -> bool:
     """Whether the operation is one of PyTorch's that are constant between jumps, e.g. round, sign or floor."""
     return _rounds_a_division(node) or is_named(node, _STEPS)
 
@@ -70,9 +70,9 @@ def _rounds_a_division(node: Node) -> bool:
     return not is_custom(node) and getattr(node, "_saved_rounding_mode", None) is not None
 
 
-def find_path(last: Node | None, entrance: Node | None) -> Path:
+def find_path(last: Node | None, entrance: Node | None) -> GraphPath:
     """The path from ``last`` to ``entrance``, with all its branches. It is empty where none leads there."""
-    path: Path = {}
+    path: GraphPath = {}
     for node in _inputs_first(last, entrance):
         ends = node is entrance or node.name().endswith("NotImplemented")  # the backward pass of the latter raises
         edges = [] if ends else [i for i, (after, _) in enumerate(node.next_functions) if after in path]

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.nodes import GATES, find_path, is_named, mixes, per_image, straight_edge
+from art_qplugins.gradients.nodes import GATES, find_path, is_mixing, is_named, per_image, straight_edge
 
 __all__ = ["GradientRepair"]
 
@@ -52,7 +52,7 @@ class GradientRepair(nn.Module):
         entrance = entered.grad_fn
         logits: Tensor = self.network(entered)
         for node, edges in find_path(logits.grad_fn, entrance).items():
-            if node is entrance or mixes(node):
+            if node is entrance or is_mixing(node):
                 continue
             edge = straight_edge(node, edges)
             if edge is not None:

@@ -11,12 +11,12 @@ from torch.autograd.graph import Node
 from art_qplugins.gradients.nodes import (
     GATES,
     LAYERS,
-    Path,
+    GraphPath,
     find_path,
     is_custom,
+    is_mixing,
     is_named,
-    mixes,
-    steps,
+    is_step,
     straight_edge,
 )
 from art_qplugins.guard import isolated
@@ -52,10 +52,10 @@ def replaceable_operations(module: nn.Module, x: Tensor, *, seed: int = 0) -> tu
 
 
 def _is_chosen(node: Node) -> bool:
-    return not mixes(node) and (is_custom(node) or steps(node))
+    return not is_mixing(node) and (is_custom(node) or is_step(node))
 
 
-def _squashing(path: Path, logits: Tensor, pixels: Tensor) -> Iterator[Node]:
+def _squashing(path: GraphPath, logits: Tensor, pixels: Tensor) -> Iterator[Node]:
     """Operations on numbers of the logits' shape behind the last layers, and of the pixels' shape anywhere.
 
     Linear operations and casts are not among them. Gates are not either, since a network is full of them.
@@ -64,11 +64,11 @@ def _squashing(path: Path, logits: Tensor, pixels: Tensor) -> Iterator[Node]:
     for node in path:
         gave = [tuple(metadata.shape) for metadata in node._input_metadata]
         squashed = gave == [pixels.shape] or (gave == [logits.shape] and node in behind)
-        if squashed and not mixes(node) and not is_named(node, (*GATES, "ToCopy")):
+        if squashed and not is_mixing(node) and not is_named(node, (*GATES, "ToCopy")):
             yield node
 
 
-def _behind_the_last_layers(path: Path) -> set[Node]:
+def _behind_the_last_layers(path: GraphPath) -> set[Node]:
     """The nodes between the logits and the first layers with weights on each branch back to the pixels."""
     behind: set[Node] = set()
     stack: list[Node | None] = [next(iter(path))] if path else []
