@@ -231,12 +231,12 @@ def test_it_knows_its_way_through_several_outputs_shared_tensors_and_in_place_wo
 
 
 def test_an_ensemble_also_in_checkpointed_chunks_keeps_its_gradient(stochastic, digits):
-    x, y = digits[1].x()[:8], digits[1].y()[:8]
-    network = stochastic.network
+    x, y = digits[1].x()[:8].double(), digits[1].y()[:8]
+    network = copy.deepcopy(stochastic.network).double()  # chunks of another size round to the same bins
     expected = slope(StochasticEnsemble(network, draws=4).eval(), x, y)
     for chunk in (None, 2):
         model = StochasticEnsemble(network, draws=4, eot_chunk=chunk).eval()
-        torch.testing.assert_close(slope(GradientRepair(model), x, y), expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(slope(GradientRepair(model), x, y), expected)
         assert any(row.layer.startswith("network.") for row in ledger(model, x, y).rows)
         assert "_StochasticRoundBackward" in replaceable_operations(model, x)
 

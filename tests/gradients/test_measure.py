@@ -252,7 +252,7 @@ def test_a_stochastic_ensemble_agrees_with_itself_more_than_one_draw(stochastic,
         assert found.cell["random"] and found.cell["log_softmax"]
         coherence.append(np.median(found.samples["coherence"]))
     assert coherence[0] < coherence[1] < 1
-    assert np.median(found.samples["fidelity"]) > 0.5
+    assert np.median(found.samples["fidelity"]) > 0.3  # a gradient that tells nothing has 0
 
 
 def test_quantizers_with_a_surrogate_are_counted():
