@@ -1,6 +1,6 @@
 """Images and labels to evaluate on: named data sets, folders, ``.npz`` files and arrays from Python.
 
-``dataset`` holds one split in memory, ``checks`` says what every input must be, ``sources`` knows the data sets by
+``dataset`` holds one split in memory, ``checks`` defines what every input must be, ``sources`` knows the data sets by
 name, and ``cache`` keeps decoded arrays on disk. Nothing here trains, augments or normalizes; a model that normalizes
 does so inside itself. Importing this package imports neither torch nor torchvision nor scikit-learn.
 """

@@ -93,7 +93,7 @@ def make_dataset(
     classes: Sequence[str],
     scale: int | None = None,
 ) -> Dataset:
-    """A data set of arrays that nobody else holds. They are checked and made read-only.
+    """A data set of these arrays, which are checked and made read-only.
 
     :param scale: the pixel value that means 1.0; by default 255 for uint8 and 1 for floats.
     :raises InputError: where images or labels are not what :mod:`art_qplugins.data.checks` demands.

@@ -1,4 +1,4 @@
-"""What the sources on disk share: how a path is found, how a change of a file is seen, and how an error is quoted."""
+"""What the sources on disk share: finding a path, noticing a change of a file, quoting an error."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ class SQEnsembleClassifier(QuantizedClassifier):
             self.model.draws = check_count("draws", draws)
 
     def _training_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The loss of the mean, or the mean of the members' losses, as the ensemble's ``gradient_of`` says."""
+        """The loss of the mean, or the mean of the members' losses, depending on the ensemble's ``gradient_of``."""
         if self.model.gradient_of == "mean":
             return super()._training_loss(inputs, labels)
         members = self.model.members(inputs)

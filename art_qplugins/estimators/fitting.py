@@ -126,6 +126,6 @@ def _step(
     value: Tensor = loss(network(pixels), targets)
     (value + sum(defence.penalty(network) for defence in defences)).backward()
     optimizer.step()
-    optimizer.zero_grad()  # no gradient is left behind
+    optimizer.zero_grad()  # parameters have no gradient afterwards
     for defence in defences:
         defence.after_step(network)

@@ -1,4 +1,4 @@
-"""Counts images on their way through a module and back, and backward passes of anybody."""
+"""Counts images on their way through a module and back, and all backward passes of a process."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class BackwardPasses:
 
 @contextlib.contextmanager
 def counting_backward_passes() -> Iterator[BackwardPasses]:
-    """Count every backward pass that runs within the context, whoever asks for it and by whatever name.
+    """Count every backward pass that runs within the context, by any function of torch.
 
-    AutoAttack uses a trace function to the same end, which ends coverage and debuggers.
+    AutoAttack uses a trace function to the same end, which stops coverage tools and debuggers.
     """
     counter = BackwardPasses()
     autograd: Any = torch.autograd  # the engine is private, so torch's types do not have it

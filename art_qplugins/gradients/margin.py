@@ -1,4 +1,4 @@
-"""The logit margin. Its sign says whether an answer is right, and no softmax can saturate it."""
+"""The logit margin. Its sign tells right answers from wrong ones, and no softmax can saturate it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operations whose gradient somebody chose, so that an attack may choose another one."""
+"""Operations whose gradient is a choice of their author, so that an attack may choose another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The points that an attack visits on its way, whichever library runs it, seen by a hook on the module.
+"""The points that an attack of any library visits on its way, noted by a hook on the module.
 
 An attack may visit an adversarial image and return another one, which is a silent success. An attack whose loss still
 falls when it stops was stopped too early. These are the indicators I3 and I4 of Pintor et al. 2022, "Indicators of
@@ -148,7 +148,7 @@ def progress(margins: NDArray[np.float64]) -> float:
     over the last ten points. Two things differ. A path that is flat but for rounding gives 0 and is not scaled up. The
     end is at most half of the path, since any path of ten points falls within its last ten. A single point gives NaN.
 
-    :param margins: (T,) margins in the order of the path; those that are not finite are left out.
+    :param margins: (T,) margins in the order of the path; those that are not finite do not count.
     """
     m = margins[np.isfinite(margins)]
     if len(m) < 2:

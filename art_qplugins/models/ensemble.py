@@ -22,8 +22,10 @@ from art_qplugins.quantizers.stochastic import stochastic_layers
 
 __all__ = ["StochasticEnsemble"]
 
-#: A batch of all draws has about this many images where ``eot_chunk`` is not given, but at least so many draws.
-_BATCH, _AT_LEAST = 256, 4
+#: Without ``eot_chunk``, a batch of several draws has about this many images ...
+_BATCH = 256
+#: ... but at least this many draws.
+_AT_LEAST = 4
 
 
 class StochasticEnsemble(nn.Module):

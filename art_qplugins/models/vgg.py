@@ -19,7 +19,7 @@ _GROUPS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 class VGG16(nn.Module):
     """Thirteen 3x3 convolutions with batch norm, ``conv1_1`` to ``conv5_3``, global average pooling, a linear layer.
 
-    :param input_shape: (C, H, W), H and W at least 32; at 32x32 nothing is left to average.
+    :param input_shape: (C, H, W), H and W at least 32; at 32x32 there is nothing to average.
     :param nb_classes: number of logits.
     :param width: channels of the first convolution; the last has eight times as many.
     :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.

@@ -155,7 +155,7 @@ def test_a_rounding_layer_is_named(fp32, digits):
         (lambda z: z.sigmoid(), (False, False, False)),
     ],
 )
-def test_what_the_outputs_are_is_told(after, expected):
+def test_probabilities_and_their_logarithms_are_recognized(after, expected):
     torch.manual_seed(1)
     model = Wrapped(linear(), after=lambda z: after(5 * z))
     x, y = images()
@@ -163,7 +163,7 @@ def test_what_the_outputs_are_is_told(after, expected):
     assert (cell["probabilities"], cell["softmax_like"], cell["log_softmax"]) == expected
 
 
-def test_an_optimization_within_forward_is_seen_by_whatever_name_it_goes():
+def test_a_backward_pass_within_forward_is_noticed_under_any_name():
     from torch.autograd import grad
 
     class Purified(nn.Module):
@@ -206,7 +206,7 @@ def test_batch_norm_in_train_mode_depends_on_the_batch_and_changes_buffers_that_
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
-def test_a_random_module_that_depends_on_the_batch_is_told_from_one_that_is_random():
+def test_a_random_module_that_depends_on_the_batch_is_recognized():
     x, y = images()
     noisy = nn.Sequential(FunctionalNorm(), Wrapped(nn.Identity(), before=lambda z: z + torch.randn_like(z)))
     cell = measured(noisy, x, y).cell

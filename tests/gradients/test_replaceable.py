@@ -1,4 +1,4 @@
-"""Replaceable operations are those whose gradient somebody chose, and no others."""
+"""Replaceable operations are those whose gradient is a choice of their author, and no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an attack visited is recognized in whatever order it came, and nothing that it did is changed by it."""
+"""The iterates of an attack are recognized in any order, and tracking them changes nothing."""
 
 from __future__ import annotations
 

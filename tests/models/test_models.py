@@ -52,7 +52,7 @@ def member(module, x, draw):
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0])
-def test_it_is_the_log_of_the_mean_softmax_whatever_the_chunk(alpha):
+def test_it_is_the_log_of_the_mean_softmax_for_every_chunk(alpha):
     module, x, draws = network(alpha=alpha), images(), 5
     with torch.no_grad():
         probabilities = torch.stack([member(module, x, m).softmax(-1) for m in range(draws)])
