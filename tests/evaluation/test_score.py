@@ -13,7 +13,6 @@ from art_qplugins.gradients.measure import measure
 from art_qplugins.quantizers import StochasticQuantizer
 from art_qplugins.seeds import derive_seed
 
-
 # --- Legal images
 
 X = torch.full((3, 2, 4, 4), 0.5)
