@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from art_qplugins.evaluation.outcome import Columns
 from art_qplugins.geometry import TOLERANCE, distances
-from art_qplugins.gradients.fidelity import logit_margin
-from art_qplugins.gradients.measure import same_answers
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.probe import same_answers
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
 from art_qplugins.seeds import derive_seed

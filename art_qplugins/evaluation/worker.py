@@ -212,7 +212,7 @@ def _measured(
     """The clean images with what is measured of the model around them, at that cost."""
     options: Mapping[str, Any] = clean.options
     found = measure(
-        target,
+        target.model,
         x,
         y,
         threat=Threat(shard.spec.norm, options["radius"]),

@@ -8,16 +8,10 @@ import torch
 from torch import nn
 
 from art_qplugins import Threat
-from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, on_grid, score
 from art_qplugins.gradients.measure import measure
 from art_qplugins.quantizers import StochasticQuantizer
 from art_qplugins.seeds import derive_seed
-
-
-def classifier(model, nb_classes=2):
-    return QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), nb_classes, device_type="cpu")
-
 
 # --- Legal images
 
@@ -187,7 +181,7 @@ def measured(model, step=0.01, n=30):
     x = images(n)
     with torch.no_grad():
         y = model(x).argmax(1)
-    return measure(classifier(model), x, y, threat=Threat("Linf", 4 * step), directions=40, seed=0).samples
+    return measure(model, x, y, threat=Threat("Linf", 4 * step), directions=40, seed=0).samples
 
 
 def test_fidelity_is_one_where_the_gradient_is_the_slope():
@@ -211,7 +205,7 @@ def test_fidelity_does_not_depend_on_the_scale_of_the_logits_and_the_gradient_of
 def test_the_gradient_is_that_of_cross_entropy_in_each_image():
     model, x = Linear(nb_classes=3).eval(), images(8)
     y = torch.arange(8) % 3
-    gradient = measure(classifier(model, 3), x, y, threat=Threat("Linf", 0.1), seed=0).samples
+    gradient = measure(model, x, y, threat=Threat("Linf", 0.1), seed=0).samples
     probability = model(x).softmax(1)
     expected = (probability - nn.functional.one_hot(y, 3)) @ model[1].weight
     np.testing.assert_allclose(gradient["gradient"], expected.abs().amax(1).detach(), rtol=1e-5)
