@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from art_qplugins._version import __version__
 
 if TYPE_CHECKING:
-    from art_qplugins.api import Diagnosis, Run, diagnose, evaluate
+    from art_qplugins.api import Diagnosis, Run, diagnose, evaluate, run
     from art_qplugins.attacks import ATTACKS
     from art_qplugins.data import Dataset, load
     from art_qplugins.defences.training import train
@@ -50,6 +50,7 @@ _HOME = {
     "load": "data",
     "quantize": "quantizers",
     "replay": "evidence",
+    "run": "api",
     "surrogate": "quantizers",
     "train": "defences.training",
 }
@@ -76,6 +77,7 @@ __all__ = [
     "load",
     "quantize",
     "replay",
+    "run",
     "surrogate",
     "train",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors for the weights and JSON for what they are weights of. Never a pickle."""
+"""Checkpoints: weights as safetensors and their description as JSON. None is a pickle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write ``path`` (weights) and, after it, ``path`` with suffix ``.json``: where that one is, both are whole."""
+    """Write the weights to ``path``, and after them their description beside it, with the suffix ``.json``.
+
+    Where the description exists, both files are complete.
+
+    :param description: anything that JSON or ``str`` can express, e.g. architecture, options and seed.
+    """
     from safetensors.torch import save
 
     weights = save({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()})
@@ -27,32 +32,17 @@ def save_checkpoint(path: Path, module: nn.Module, description: Mapping[str, Any
 
 
 def load_checkpoint(path: Path, module: nn.Module) -> dict[str, Any]:
-    """Load weights into ``module`` in place. The description from the JSON beside them, empty where there is none.
+    """Load weights into ``module`` in place.
 
-    :raises InputError: where the file is missing, is no safetensors file, was changed after it was written, or holds the
-        weights of another network.
+    :return: the description beside the weights; empty where there is none.
+    :raises InputError: where the file is missing, is no safetensors file, was changed after it was written, or holds
+        the weights of another network.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"checkpoint {path}: cannot be read ({error.strerror}); give the path of a .safetensors file"
-        ) from None
-    description: dict[str, Any] = {}
-    if path.with_suffix(".json").exists():
-        try:
-            description = json.loads(path.with_suffix(".json").read_bytes())
-            intact = description.pop("sha256") == hashlib.sha256(content).hexdigest()
-        except (ValueError, KeyError, AttributeError, TypeError):  # no JSON, or not an object with a hash
-            intact = False
-        if not intact:
-            raise InputError(
-                f"checkpoint {path}: it is corrupt (its SHA-256 is not the one recorded in "
-                f"{path.with_suffix('.json').name}); delete both files to train again"
-            )
+    content = _read(path)
+    description = _read_description(path, content)
     try:
         weights = load(content)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -61,6 +51,33 @@ def load_checkpoint(path: Path, module: nn.Module) -> dict[str, Any]:
         ) from None
     _check_same_network(path, module, {name: tuple(value.shape) for name, value in weights.items()})
     module.load_state_dict(weights)
+    return description
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"checkpoint {path}: cannot be read ({error.strerror}); give the path of a .safetensors file"
+        ) from None
+
+
+def _read_description(path: Path, content: bytes) -> dict[str, Any]:
+    """The description beside the weights, without their hash, which has to be that of ``content``."""
+    beside = path.with_suffix(".json")
+    if not beside.exists():
+        return {}
+    try:
+        description: dict[str, Any] = json.loads(beside.read_bytes())
+        intact = description.pop("sha256") == hashlib.sha256(content).hexdigest()
+    except (ValueError, KeyError, AttributeError, TypeError):  # no JSON, or not an object with a hash
+        intact = False
+    if not intact:
+        raise InputError(
+            f"checkpoint {path}: it is corrupt (its SHA-256 is not the one recorded in "
+            f"{beside.name}); delete both files to train again"
+        )
     return description
 
 

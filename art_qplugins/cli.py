@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -79,29 +79,34 @@ def run(
 ) -> None:
     """Train what has no checkpoint, attack, verify, diagnose, report.
 
-    The same command again reuses everything that is finished. Example: artq run benchmarks/digits.toml
+    RECIPE is a TOML file, or the name of a recipe that comes with this package. The same command again reuses everything
+    that is finished. Example: artq run digits
     """
-    from art_qplugins.recipes.schema import load_recipe
+    from art_qplugins.recipes.load import load_recipe
 
     settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
-    from art_qplugins import terminal
+    from art_qplugins.runner.plan import plan
+    from art_qplugins.runner.runner import Execution, Runner
+    from art_qplugins.terminal.progress import LiveProgress
+    from art_qplugins.terminal.results import show_plan, show_results
+    from art_qplugins.terminal.trackers import LoggedProgress
 
     if dry_run:
-        from art_qplugins.runner import plan
-
-        terminal.show_plan(settings, *plan(settings))
+        show_plan(settings, *plan(settings))
         return
-    from art_qplugins.report import write_report
-    from art_qplugins.runner import run_recipe
-
     folder = out or Path("results") / settings.name
-    with terminal.LoggedProgress(log) if log else terminal.LiveProgress() as progress:
-        results = run_recipe(
-            settings, given, folder, data_root=data_root, download=download, progress=progress, **executor
-        )
-    report = write_report(folder)[-1]
-    terminal.show_results(results, progress, report)
-    if results.status != "success":
+    with LoggedProgress(log) if log else LiveProgress() as progress:
+        found = Runner(
+            settings,
+            asked=given,
+            out=folder,
+            data_root=data_root,
+            download=download,
+            execution=Execution(**executor),
+            progress=progress,
+        ).run()
+    show_results(found, progress)
+    if found.results.status != "success":
         sys.exit(1)
 
 
@@ -112,7 +117,9 @@ def run(
 @click.option(
     "--data", default="digits", show_default=True, help="Data set for --model; 'artq ls datasets' lists them."
 )
-@click.option("--norm", default="Linf", type=click.Choice(["Linf", "L2"]), help="Norm for --model.  [default: Linf]")
+@click.option(
+    "--norm", default="Linf", type=click.Choice(["Linf", "L2", "L1", "L0"]), show_default=True, help="Norm for --model."
+)
 @click.option("--eps", default="8/255", show_default=True, help="Budget for --model.")
 @click.option("--attack", default="art:pgd", show_default=True, help="Attack that the claim for --model rests on.")
 @click.option(
@@ -148,7 +155,7 @@ def diagnose(
     limit: int | None,
     level: int | None,
     budget: float | None,
-    executor: str,
+    executor: Literal["serial", "ray"],
     workers: int | None,
     address: str | None,
     **about_model: Any,
@@ -160,37 +167,53 @@ def diagnose(
     """
     if (recipe is None) == (model is None):
         raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
-    if model is not None and (executor != "serial" or workers is not None or address is not None):
-        raise InputError("--executor ray: a cluster builds its models from a recipe; leave it out, or write a recipe")
-    from art_qplugins import terminal
-    from art_qplugins.report import read_run, write_report
+    from art_qplugins.recipes.load import change, parse_recipe, read_tables
 
-    with terminal.LiveProgress() as progress:
-        if recipe is not None:
-            from art_qplugins.recipes.schema import load_recipe
-            from art_qplugins.runner import run_recipe
+    tables = read_tables(recipe) if recipe is not None else _about(str(model), **about_model)
+    asked = {"data.limit": limit, "diagnosis.level": level, "diagnosis.budget": budget}
+    given = change(tables, [*changes, *(f"{key}={value}" for key, value in asked.items() if value is not None)])
+    settings = parse_recipe(given, where=str(recipe or f"--model {model}")).claims_alone()
+    if not settings.attacks:
+        raise InputError(f"recipe {settings.name!r} claims nothing; add [claim] with an attack and an eps")
+    from art_qplugins.report import read_run
+    from art_qplugins.runner.runner import Execution, Runner
+    from art_qplugins.terminal.progress import LiveProgress
+    from art_qplugins.terminal.results import show_diagnosis, show_results
 
-            settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
-            folder = out or Path("results") / f"{settings.name}-diagnosis"
-            where: dict[str, Any] = {"data_root": data_root, "download": download, "level": level, "budget": budget}
-            where |= {"executor": executor, "workers": workers, "address": address}
-            results = run_recipe(settings, given, folder, **where, progress=progress, claims_only=True)
-        else:
-            assert model is not None
-            from art_qplugins.api import diagnose_module
-
-            folder = out or Path("results") / model.replace(":", ".")
-            where = {"data_root": data_root, "download": download, "level": level, "budget": budget}
-            results = diagnose_module(model, limit=limit or 200, out=folder, progress=progress, **where, **about_model)
-    report = write_report(folder)[-1]
+    folder = out or Path("results") / (str(model).replace(":", ".") if model else f"{settings.name}-diagnosis")
+    with LiveProgress() as progress:
+        found = Runner(
+            settings,
+            asked=given,
+            out=folder,
+            data_root=data_root,
+            download=download,
+            execution=Execution(executor=executor, workers=workers, address=address),
+            progress=progress,
+        ).run()
     written = read_run(folder)
-    for result in results.models:
-        terminal.show_diagnosis(result, written)
-    terminal.show_results(results, progress, report)
-    if any(m.verdict in ("MASKED", "INVALID") for m in results.models):
+    for result in found.models:
+        show_diagnosis(result, written)
+    show_results(found, progress)
+    if any(m.verdict in ("MASKED", "INVALID") for m in found.models):
         sys.exit(3)
-    if results.status != "success":
+    if found.results.status != "success":
         sys.exit(1)
+
+
+def _about(
+    model: str, checkpoint: Path | None, data: str, norm: str, eps: str, attack: str, claimed: float | None
+) -> dict[str, Any]:
+    """The recipe of a claim about one module."""
+    named = {"name": model, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
+    return {
+        "name": model,
+        "data": {"name": data, "limit": 200},
+        "threat": {"norm": norm, "eps": [eps]},
+        "claim": {"attack": attack, "eps": eps, "accuracy": claimed},
+        "models": [named],
+        "attacks": [{"id": attack}],
+    }
 
 
 @artq.command()
@@ -208,15 +231,15 @@ def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
     from art_qplugins.evidence import replay as ask
 
     read_evidence(evidence)  # a bad file is told before a network is built
-    from art_qplugins import terminal
     from art_qplugins.checkpoint import load_checkpoint
     from art_qplugins.recipes.factory import make_module
+    from art_qplugins.terminal.results import show_replay
 
     module = make_module(model)
     if checkpoint is not None:
         load_checkpoint(checkpoint, module)
     found = ask(evidence, module)
-    terminal.show_replay(found)
+    show_replay(found)
     if not found.holds:
         sys.exit(1)
 
@@ -229,16 +252,16 @@ def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
 @_SET
 def train(recipe: Path, out: Path | None, data_root: str | None, download: bool, changes: tuple[str, ...]) -> None:
     """Train the models that have no checkpoint, and stop."""
-    from art_qplugins.recipes.schema import load_recipe
+    from art_qplugins.recipes.load import load_recipe
 
-    settings, _ = load_recipe(recipe, changes)
-    from art_qplugins import terminal
-    from art_qplugins.runner import train_recipe
+    settings, given = load_recipe(recipe, changes)
+    from art_qplugins.runner.runner import Runner
+    from art_qplugins.terminal.progress import LiveProgress
 
     folder = out or Path("results") / settings.name
-    with terminal.LiveProgress() as progress:
-        train_recipe(settings, folder, data_root=data_root, download=download, progress=progress)
-    click.echo(f"checkpoints: {folder / 'checkpoints'}")
+    with LiveProgress() as progress:
+        runner = Runner(settings, asked=given, out=folder, data_root=data_root, download=download, progress=progress)
+        click.echo(f"checkpoints: {runner.train()}")
 
 
 @artq.command()
@@ -271,12 +294,12 @@ def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
     from art_qplugins.report.limits import parse_limit
 
     forbidden = [parse_limit(limit) for limit in limits]
-    from art_qplugins import terminal
     from art_qplugins.evaluation.compare import compare as paired
     from art_qplugins.report import read_run
+    from art_qplugins.terminal.results import show_comparison
 
     found = paired(read_run(a), read_run(b))
-    terminal.show_comparison(found)
+    show_comparison(found)
     broken = [line for limit in forbidden for line in limit.broken_by(found)]
     for line in broken:
         click.echo(f"FAILED: {line}")
@@ -288,17 +311,17 @@ def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
 @click.argument("kind", type=click.Choice(["models", "defences", "attacks", "suites", "datasets"]), required=False)
 def list_names(kind: str | None) -> None:
     """List what recipes can name."""
-    from art_qplugins import terminal
+    from art_qplugins.terminal.registries import show_registries
 
-    terminal.show_registries(kind)
+    show_registries(kind)
 
 
 @artq.command()
 def doctor() -> None:
     """Say whether this machine can run everything."""
-    from art_qplugins import terminal
+    from art_qplugins.terminal.health import show_health
 
-    if not terminal.show_health():
+    if not show_health():
         sys.exit(1)
 
 

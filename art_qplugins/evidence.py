@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, judge
+from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, score
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
 
@@ -138,14 +138,14 @@ def _wrong(
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     try:
         # An image out of bounds is reported as such; what a network says of NaN is no answer to anything.
-        asked = judge(module, x.nan_to_num().to(device), y.to(device), seed=seed, batch_size=batch_size)
+        asked = score(module, x.nan_to_num().to(device), y.to(device), seed=seed, batch_size=batch_size)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         said = " ".join(str(error).split())
         raise InputError(
             f"{path}: {type(module).__name__} cannot be asked its images {tuple(x.shape[1:])}, labels up to "
             f"{int(y.max())} ({said}); give the network that was diagnosed"
         ) from None
-    return 1.0 - asked.correct
+    return 1.0 - asked["correct"]
 
 
 def read_evidence(path: str | Path) -> Evidence:

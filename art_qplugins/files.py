@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all, locks, and names that every file system accepts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 __all__ = ["locked", "safe_name", "short_name", "sweep", "write_atomically"]
 
-#: How the names of files end that are not whole yet; they begin with a dot.
+#: The names of incomplete files end so. They begin with a dot.
 _PART = ".part"
 
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write beside ``path`` and rename: a reader sees the old file or the new one, also after a kill or a full disk.
+    """Write beside ``path`` and rename. A reader sees the old file or the new one, also after a kill or on a full disk.
 
-    :param content: whole, or piece by piece where all of it is too much for the memory.
+    :param content: the whole content, or pieces of it where all of it is too much for the memory.
     :raises OSError: with the file's name in it.
     """
     try:
@@ -40,16 +40,16 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half-written in ``folder``. Nobody else may be writing there."""
+    """Remove the incomplete files of killed processes from ``folder``. No other process may be writing there."""
     for path in folder.glob(f".*{_PART}"):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Hold the file ``path`` alone, and yield whether that is so. The lock dies with its process, however that dies.
+    """Lock the file ``path`` within the context, and yield whether that succeeded. The lock ends with its process.
 
-    Where the system or the file system knows no locks, everybody holds it.
+    It succeeds for everybody where the system or the file system has no locks.
     """
     try:
         import fcntl
@@ -74,12 +74,12 @@ def _umask() -> int:
 
 
 def safe_name(name: str) -> str:
-    """``name`` with everything replaced that some file system refuses. Different names may become one."""
+    """``name`` without the characters that some file system refuses. Different names may become the same."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
 def short_name(name: str) -> str:
-    """``name`` where a file may be called so; else the begin of it and a hash, so that different names stay different."""
+    """``name`` where a file may be called so, else its beginning and a hash. Different names stay different."""
     safe = safe_name(name)
     if safe == name and len(safe.encode()) <= 80:
         return name

@@ -1,4 +1,4 @@
-"""A hash that is another one whenever a module could answer otherwise."""
+"""A hash of a module that changes whenever the module may answer otherwise."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 __all__ = ["fingerprint"]
 
-#: Attributes of modules that use changes (modes, positions in streams of draws), and those that every module has.
+#: Attributes that every module has, and those that a call changes, such as modes and positions in streams of draws.
 _STATE = {*vars(nn.Module()), "draw", "fold", "call", "next_draw", "_split"}
-#: Code of these is named by their versions.
+#: The code of these packages is identified by their versions, which are recorded elsewhere.
 _VERSIONED = ("torch", "torchvision", "art_qplugins", "builtins", "typing")
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Hash of a module's structure, the plain settings of every part (also those that no repr shows), weights and code."""
+    """SHA-256 of a module's structure, weights and code, and of the plain settings of every part.
+
+    The settings include those that no repr shows.
+    """
     digest = hashlib.sha256(repr(module).encode())
     classes: dict[type, None] = {}
     for name, part in module.named_modules():
@@ -38,10 +41,10 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _plain(value: Any) -> str | None:
-    """What a setting says, as text; ``None`` for what is no plain data."""
+    """A setting as text; ``None`` where it is no plain data."""
     if isinstance(value, (bool, int, float, str)):
         return repr(value)
-    if isinstance(value, Tensor):  # held as it is, and not as a buffer
+    if isinstance(value, Tensor):  # a plain attribute, which the state dict does not hold
         value = value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else value.detach().float().cpu().numpy()
     if isinstance(value, np.ndarray) and value.dtype != object:
         content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
@@ -54,7 +57,7 @@ def _plain(value: Any) -> str | None:
 
 
 def _code(cls: type) -> bytes:
-    """The file that a class comes from, so that an edited ``forward`` is another module; else what was compiled of it."""
+    """The file that defines a class, so that an edited ``forward`` changes the hash; else the compiled functions."""
     try:
         return Path(inspect.getfile(cls)).read_bytes()
     except (OSError, TypeError):  # typed into a notebook

@@ -1,4 +1,4 @@
-"""Distances between images and points of a threat's ball."""
+"""Distances between images, and random points of a threat's ball."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from torch import Tensor
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["TOLERANCE", "distances", "random_point"]
+__all__ = ["ORDERS", "TOLERANCE", "distances", "random_point"]
 
-#: eps is compared in float64 after float32 arithmetic in the attack; relative to eps where that is above 1.
+#: How much a distance may exceed eps, relative to eps where eps is above 1. An attack computes in float32, and
+#: distances are compared in float64.
 TOLERANCE = 1e-6
 
-#: The order of each norm in ``torch.linalg.vector_norm``; L0 counts pixels and has none.
-ORDERS = {"Linf": torch.inf, "L2": 2, "L1": 1}
+#: The order of each norm for ``torch.linalg.vector_norm``. L0 counts pixels and has none.
+ORDERS: dict[str, float] = {"Linf": torch.inf, "L2": 2, "L1": 1}
 
 
 def distances(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
-    """(N,) in float64; for L0 the number of pixels in which any channel differs."""
+    """Distance of each image to its adversarial image, (N,) float64.
+
+    :param x: (N, C, H, W), and so is ``x_adv``.
+    :param norm: a key of :data:`ORDERS`, or ``"L0"``, the number of pixels in which any channel differs.
+    """
     delta = (x_adv.double() - x.double()).abs()
     if norm == "L0":
         return (delta.amax(1) > 0).flatten(1).sum(1).double()
@@ -27,18 +32,24 @@ def distances(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
 
 
 def random_point(x: Tensor, threat: Threat, seed: int) -> Tensor:
-    """A random legal image for each: uniform in the cube for Linf, in a uniform direction else, in [0, 1]."""
+    """A random legal image for each image, (N, C, H, W) in [0, 1].
+
+    It is uniform in the cube for Linf. For L2 and L1 it lies in a normally distributed direction, at a radius whose
+    power to the number of pixels and channels is uniform. For L0 it has new values in eps random pixels.
+
+    :param x: (N, C, H, W) in [0, 1].
+    """
     generator = torch.Generator().manual_seed(derive_seed(seed, "start"))
     if threat.norm == "Linf":
         move = (torch.rand(x.shape, generator=generator) * 2 - 1) * threat.eps
         return (x + move.to(x)).clamp(0, 1)
-    if threat.norm == "L0":  # eps pixels, in all channels
+    if threat.norm == "L0":  # the chosen pixels change in all channels
         score = torch.rand((len(x), x[0, 0].numel()), generator=generator)
         chosen = score.argsort(1).argsort(1) < int(threat.eps)
         return torch.where(
             chosen.view(len(x), 1, *x.shape[2:]).to(x.device), torch.rand(x.shape, generator=generator).to(x), x
         )
     move = torch.randn(x.shape, generator=generator)
-    length = torch.linalg.vector_norm(move.reshape(len(x), -1), ord=ORDERS[threat.norm], dim=1)
+    length: Tensor = torch.linalg.vector_norm(move.reshape(len(x), -1), ord=ORDERS[threat.norm], dim=1)
     radius = threat.eps * torch.rand(len(x), generator=generator) ** (1 / x[0].numel())
     return (x + (move * (radius / length).view(-1, *[1] * (x.dim() - 1))).to(x)).clamp(0, 1)

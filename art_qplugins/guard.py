@@ -1,7 +1,7 @@
-"""What others change and do not put back: module modes, random states, gradients of parameters, the trace function.
+"""Puts back what other code changes: modes, parameters, buffers, flags, random states and the trace function.
 
-ART and torchattacks switch the whole module tree to eval mode, AutoAttack reseeds the global generators and clears the
-trace function. Everything of ours that calls them does so inside :func:`evaluating` or :func:`isolated`.
+ART and torchattacks switch the whole module tree to eval mode. AutoAttack seeds the global generators and clears the
+trace function. Every call of such code is inside :func:`evaluating` or :func:`isolated`.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["evaluating", "isolated"]
+__all__ = ["evaluating", "isolated", "restoring"]
 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Eval mode (or train mode) within; every submodule's own mode is back afterwards, also after an exception."""
+    """Within, ``module`` is in eval mode, or in train mode. Every submodule has its own mode back afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     try:
         for m, mode in modes:
@@ -35,10 +36,10 @@ def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def isolated(module: nn.Module, seed: int) -> Iterator[None]:
-    """Run foreign code on ``module``: in eval mode, parameters frozen, every global generator seeded with ``seed``.
+    """Within, ``module`` is in eval mode with frozen parameters, and every global generator is seeded with ``seed``.
 
-    Afterwards modes, ``requires_grad`` flags, the states of torch's (also on the accelerator), NumPy's and Python's
-    generators and the trace function are what they were.
+    Afterwards these are what they were: modes, ``requires_grad`` flags, the trace function, and the states of Python's,
+    NumPy's and torch's generators, also those of the accelerators that hold parameters.
     """
     frozen = [(p, p.requires_grad) for p in module.parameters()]
     numpy_state, python_state, trace = np.random.get_state(), random.getstate(), sys.gettrace()
@@ -57,3 +58,56 @@ def isolated(module: nn.Module, seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
             for p, requires_grad in frozen:
                 p.requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def restoring(module: nn.Module) -> Iterator[Callable[[], list[str]]]:
+    """Parameters and buffers have their values back afterwards.
+
+    :return: a function that lists the paths of those that are not what they were, so far, sorted.
+    """
+    snapshot = _Snapshot(module)
+    try:
+        yield snapshot.changed
+    finally:
+        snapshot.restore()
+
+
+class _Snapshot:
+    """The parameters and buffers that a module has now, and their values."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tables: list[tuple[str, dict[str, Any], dict[str, Tensor | None]]] = [
+            (path, table, dict(table))
+            for path, part in module.named_modules()
+            for table in (part._parameters, part._buffers)
+        ]
+        tensors = [t for _, _, old in self._tables for t in old.values() if t is not None]
+        self._values = {id(t): t.detach().clone() for t in tensors}
+
+    def changed(self) -> list[str]:
+        """Paths of the parameters and buffers that have other values, or were replaced, or added."""
+        return sorted(
+            {
+                f"{path}.{key}".lstrip(".")
+                for path, table, old in self._tables
+                for key in table
+                if not self._is_kept(old.get(key), table[key])
+            }
+        )
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for _, table, old in self._tables:
+            table.clear()
+            table.update(old)
+            for tensor in old.values():
+                if tensor is not None and not self._is_kept(tensor, tensor):
+                    tensor.copy_(self._values[id(tensor)])
+
+    def _is_kept(self, old: Tensor | None, new: Tensor | None) -> bool:
+        """Whether ``new`` has the value that ``old`` had."""
+        if old is None or new is None:
+            return old is new
+        was = self._values[id(old)]
+        return was.shape == new.shape and bool(((was == new) | (was.isnan() & new.isnan())).all())

@@ -1,4 +1,4 @@
-"""Numbers from per-image results: pure functions on arrays."""
+"""Statistics of per-image results, as pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ __all__ = ["accuracy", "finite", "gap_lower_bound", "resampled_means", "wilson_i
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927).
+    """Wilson's score interval of a proportion (Wilson 1927), (lower, upper) in [0, 1].
 
-    ``successes`` may be a fraction (a sum of per-image probabilities): their variance is at most the binomial one, so
-    the interval is then on the safe side.
+    :param successes: at most ``n``. It may be a fraction, as a sum of per-image probabilities is. Their variance is at
+        most the binomial one, so the interval is then conservative.
+    :param n: number of images, at least 1.
+    :raises ValueError: where ``n`` is below 1.
     """
     from scipy.stats import norm
 
@@ -32,17 +34,19 @@ def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
 
 
 def finite(value: float) -> float | None:
-    """JSON has no infinity and no NaN."""
+    """``value``, or ``None`` where it is infinite or NaN, which JSON does not have."""
     return float(value) if np.isfinite(value) else None
 
 
 def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
-    """Per image, the result under the attack that was worst for it.
+    """Per image, the result under the attack that was worst for it; the mean of the results where several were.
 
-    Chosen by ``selection`` and read from ``correct``, both (attacks, images). For a deterministic model they are equal.
-    For a stochastic one they come from independent draws; a minimum over ``correct`` itself would count lucky draws as
-    success of the attack. Between equally bad attacks, their mean. NaN: this attack was not run on this image.
+    The worst attack is chosen by ``selection``, and its result is read from ``correct``. For a deterministic model the
+    two are equal. For a stochastic one they come from independent draws, because a minimum over ``correct`` itself
+    would count lucky draws as success of the attack.
 
+    :param correct: (attacks, images) in [0, 1]; NaN where an attack was not run on an image.
+    :param selection: the same, of other draws.
     :return: (images,) in [0, 1].
     """
     result, chosen_by = np.asarray(correct, dtype=float), np.asarray(selection, dtype=float)
@@ -51,11 +55,13 @@ def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
 
 
 def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
-    """How much lower ``stronger`` leaves accuracy than ``weaker`` on the same images, and a one-sided lower bound.
+    """By how much the accuracy under ``stronger`` is below that under ``weaker``, and a one-sided lower bound of it.
 
-    Both are per-image correctness in [0, 1]. Where each image is 0 or 1 and none is better under ``stronger``, the
-    bound is the exact one of Clopper and Pearson on the count of newly broken images; else a bootstrap over images.
+    The bound is the exact one of Clopper and Pearson on the count of newly broken images, if each image is 0 or 1 and
+    none is better under ``stronger``. Otherwise it is a bootstrap over images.
 
+    :param weaker: (images,) correctness in [0, 1].
+    :param stronger: the same on the same images.
     :return: (gap, lower bound), fractions.
     """
     difference = np.asarray(weaker, dtype=float) - np.asarray(stronger, dtype=float)
@@ -69,6 +75,6 @@ def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float
 
 
 def resampled_means(values: NDArray[np.float64], *, resamples: int = 4000) -> NDArray[np.float64]:
-    """Means of ``values`` (images,) drawn anew with replacement, (resamples,); always with the same seed."""
+    """Means of ``values`` (images,) drawn with replacement, (resamples,). The seed is always the same."""
     draws, n = np.random.default_rng(0), len(values)
     return np.array([values[draws.integers(0, n, n)].mean() for _ in range(resamples)])

@@ -13,7 +13,7 @@ import importlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from art_qplugins import plugins
 from art_qplugins.errors import InputError, did_you_mean
@@ -99,7 +99,7 @@ class Registry(Mapping[str, E], Generic[E]):
                     if entry.name in self._found:
                         plugins.refuse(plugin, f"{self.kind} {entry.name!r} exists already; rename it")
                     else:
-                        self._found[entry.name] = dataclasses.replace(entry, plugin=plugin)
+                        self._found[entry.name] = cast(E, dataclasses.replace(entry, plugin=plugin))
         return self._found
 
     def __getitem__(self, name: str) -> E:

@@ -1,4 +1,4 @@
-"""Seeds derived from one seed: the one place where a purpose becomes a number."""
+"""Seeds for many purposes, derived from one seed."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ __all__ = ["derive_seed"]
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """A seed below 2 ** 48 for one purpose, so that no two purposes share random numbers."""
+    """A seed below 2 ** 48. Different purposes get different seeds, so that they share no random numbers."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=6).digest(), "little")

@@ -1,4 +1,4 @@
-"""What the attacker may do: a norm and a budget, as one value."""
+"""What the attacker may do to an image: a norm and eps, as one value."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from dataclasses import dataclass
 
 from art_qplugins.errors import InputError, did_you_mean
 
+__all__ = ["NORMS", "Threat"]
+
 NORMS = ("Linf", "L2", "L1", "L0")
 
 
 @dataclass(frozen=True)
 class Threat:
-    """All images within ``eps`` of the clean one in ``norm``, and in [0, 1].
+    """All images in [0, 1] within ``eps`` of the clean one in ``norm``.
 
     :param norm: ``"Linf"``, ``"L2"``, ``"L1"`` or ``"L0"``.
-    :param eps: the budget in units of pixels in [0, 1] (for L0: the number of pixels), e.g. ``8 / 255``.
+    :param eps: the radius in units of pixels in [0, 1], e.g. ``8 / 255``; for L0 the number of pixels.
+    :raises InputError: where the norm is unknown, or eps is negative or not finite.
     """
 
     norm: str = "Linf"

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from art_qplugins import ATTACKS
@@ -200,7 +201,6 @@ def test_a_run_and_the_same_again(artq):
 
 
 def finished(correct, *, attack="art:pgd", role="attack", rows=None, eps=0.1):
-    from types import SimpleNamespace
 
     from art_qplugins.evaluation.outcome import Outcome
     from art_qplugins.evaluation.records import Cell
@@ -219,15 +219,19 @@ def finished(correct, *, attack="art:pgd", role="attack", rows=None, eps=0.1):
         **{"forward_samples": 1, "backward_samples": 1, "seconds": 1.0, "status": "success"},
         **{"rows": rows, "of": 4 if rows else None},
     )
-    return Outcome(cell, [SimpleNamespace(measures={}, correct=c, selection=c) for c in correct])
+    return Outcome(
+        cell,
+        [str(i) for i in range(len(correct))],
+        {name: np.array(correct, float) for name in ("correct", "selection")},
+    )
 
 
 def test_each_cell_says_what_is_left_so_far_and_how_long_it_takes(capsys, monkeypatch):
-    from art_qplugins import terminal
+    from art_qplugins.terminal import progress as shown_as
 
     now = [100.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
-    with terminal.LiveProgress() as progress:
+    monkeypatch.setattr(shown_as.time, "monotonic", lambda: now[0])
+    with shown_as.LiveProgress() as progress:
         progress.cells(5)
         told = []
         for outcome in (
@@ -249,16 +253,15 @@ def test_each_cell_says_what_is_left_so_far_and_how_long_it_takes(capsys, monkey
 
 def test_a_random_model_is_not_broken_by_lucky_draws(capsys):
     """Which attack was worse is asked of draws that the number is not read from."""
-    from types import SimpleNamespace
 
     from art_qplugins.evaluation.outcome import Outcome
-    from art_qplugins.terminal import LiveProgress
+    from art_qplugins.terminal.progress import LiveProgress
 
     with LiveProgress() as progress:
         progress.cells(2)
         for correct, selection in ((0.6, 0.2), (0.1, 0.3)):
-            sample = SimpleNamespace(measures={}, correct=correct, selection=selection)
-            progress.cell(Outcome(finished([correct]).cell, [sample]), False)
+            columns = {"correct": np.array([correct]), "selection": np.array([selection])}
+            progress.cell(Outcome(finished([correct]).cell, ["0"], columns), False)
     assert "so far 60.0 %" in capsys.readouterr().out.splitlines()[-1]
 
 
@@ -348,7 +351,7 @@ def diagnosis(**changes):
 def shown(model, capsys):
     from art_qplugins.evaluation.records import Environment, Results
     from art_qplugins.report import Run
-    from art_qplugins.terminal import show_diagnosis
+    from art_qplugins.terminal.results import show_diagnosis
 
     environment = Environment(packages={}, python="", platform="", device="", git=None)
     results = Results(status="success", created="", spec={}, data={}, environment=environment, models=[model], cells=[])

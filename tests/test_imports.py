@@ -19,8 +19,8 @@ ROOT = PACKAGE.parent
 LAYERS = [
     ["__main__"],
     ["cli"],
-    ["evidence"],
     ["api", "terminal"],
+    ["evidence"],
     ["runner"],
     ["report", "diagnostics"],
     ["evaluation"],
@@ -41,12 +41,8 @@ MODULES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p f
 RANK = {part: -i for i, layer in enumerate(LAYERS) for part in layer}
 
 
-def is_type_checking(node):
-    return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-
-
 def imports_of(path):
-    """Every module that a file imports, anywhere in it, but for type checkers alone."""
+    """Every module that a file imports, anywhere in it, also for type checkers alone."""
     pending, found = [ast.parse(path.read_text())], set()
     while pending:
         node = pending.pop()
@@ -57,7 +53,7 @@ def imports_of(path):
             for alias in node.names:  # `from a.b import c` may import the module a.b.c
                 inner = f"{node.module}.{alias.name}"
                 found.add(inner if inner in MODULES or f"{inner}.__init__" in MODULES else node.module)
-        pending += node.orelse if is_type_checking(node) else ast.iter_child_nodes(node)
+        pending += ast.iter_child_nodes(node)
     return found
 
 
@@ -100,7 +96,7 @@ def test_within_a_package_no_imports_go_round_in_circles():
 def test_the_report_knows_records_and_nothing_that_computes():
     known = {i for m, found in LOCAL.items() if part_of(m) == "report" for i in found if part_of(i) != "report"}
     assert {i for i in known if part_of(i) == "evaluation"} == {
-        f"art_qplugins.evaluation.{name}" for name in ("records", "old_names")
+        f"art_qplugins.evaluation.{name}" for name in ("records", "old_names", "compare")
     }
     assert {part_of(i) for i in known} <= {"evaluation", "errors", "files", "metrics", "registry", "threat", "_version"}
 

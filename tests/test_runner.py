@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+import art_qplugins
 from art_qplugins.attacks.adapters import art, torchattacks
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.records import Results, Sample
 from art_qplugins.recipes.build import build_models
-from art_qplugins.recipes.schema import parse_recipe
-from art_qplugins.runner import Progress, distinct, plan, run_recipe
+from art_qplugins.recipes.load import parse_recipe
+from art_qplugins.runner.plan import distinct, plan
+from art_qplugins.runner.progress import Progress
 
 N = 20
 RECIPE = {
@@ -63,7 +65,7 @@ class Watch(Progress):
 
 def run(out, recipe=RECIPE, stop_at=None):
     watch = Watch(stop_at)
-    results = run_recipe(parse_recipe(recipe), recipe, out, progress=watch)
+    results = art_qplugins.run(recipe, out=out, progress=watch).results
     return results, watch
 
 
@@ -385,9 +387,8 @@ def test_an_interrupted_training_is_done_again(tmp_path):
         def training(self, *_):
             raise KeyboardInterrupt
 
-    recipe = parse_recipe(RECIPE)
     with pytest.raises(KeyboardInterrupt):
-        run_recipe(recipe, RECIPE, tmp_path, progress=Impatient())
+        art_qplugins.run(RECIPE, out=tmp_path, progress=Impatient())
     assert Results.model_validate_json((tmp_path / "results.json").read_bytes()).status == "cancelled"
     assert list((tmp_path / "checkpoints").iterdir()) == []
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from art_qplugins.errors import InputError
-from art_qplugins.gradients.fidelity import logit_margin
+from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.guard import evaluating
 from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from
@@ -28,7 +28,6 @@ __all__ = [
     "MarginLoss",
     "Smoothed",
     "StraightThroughSteps",
-    "logit_margin",
     "median_gap",
     "other_bits",
     "quantized_activations",

@@ -1,8 +1,8 @@
 """Images and labels to evaluate on: named data sets, folders, ``.npz`` files and arrays from Python.
 
-``dataset`` is what comes out, ``checks`` what every input must pass, ``sources`` where it comes from, ``cache`` the
-decoded arrays on disk. Nothing here trains, augments or normalizes: a model that normalizes does so inside itself.
-Importing this package imports neither torch nor torchvision nor scikit-learn.
+``dataset`` holds one split in memory, ``checks`` defines what every input must be, ``sources`` knows the data sets by
+name, and ``cache`` keeps decoded arrays on disk. Nothing here trains, augments or normalizes; a model that normalizes
+does so inside itself. Importing this package imports neither torch nor torchvision nor scikit-learn.
 """
 
 from art_qplugins.data.checks import check_images, check_labels

@@ -1,7 +1,8 @@
 """Decoded images on disk, so that sixty thousand small files are opened once.
 
-A file's name hashes everything that identifies its source, so a changed source is another file. The folder may be
-deleted at any time, may be read-only, and may hold broken files: each of these costs time, never a wrong answer.
+A file's name is a hash of everything that identifies its source, so a changed source has another file. The folder may
+be deleted at any time, may be read-only, and may hold broken files. Each of these costs time, and none gives a wrong
+answer.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import numpy as np
 
 from art_qplugins.files import write_atomically
 
+__all__ = ["Arrays", "cached", "user_folder"]
+
 logger = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images (N, C, H, W) uint8, labels (N,) int64
 
-_FORMAT = 1  # count up when the same source decodes to other arrays
+#: Part of every key. Raise it when the same source decodes to other arrays.
+_FORMAT = 1
 
 
 def user_folder(variable: str) -> Path:
@@ -38,13 +42,13 @@ def user_folder(variable: str) -> Path:
 def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
     """What ``build`` returned for this source before, or returns now.
 
-    :param stem: begins the file's name, for people.
+    :param stem: the beginning of the file's name, for people to read.
     :param source: plain JSON that identifies what is decoded: paths, sizes, times of change.
     """
     key = hashlib.sha256(json.dumps([_FORMAT, source]).encode()).hexdigest()
     path = user_folder("ARTQ_CACHE") / "arrays" / f"{stem}-{key[:20]}.npz"
     try:
-        # np.load leaves a file that it opened itself open where it is broken; the zip's checksums catch flipped bits.
+        # np.load does not close a broken file that it has opened itself. The zip's checksums catch flipped bits.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return stored["images"], stored["labels"]
     except FileNotFoundError:

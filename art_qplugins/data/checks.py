@@ -1,4 +1,4 @@
-"""What images and labels must be, whoever gives them. Arrays and tensors alike; torch is not imported for it."""
+"""What images and labels must be, as arrays or tensors. torch is not imported for it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ import numpy as np
 
 from art_qplugins.errors import InputError
 
+__all__ = ["as_array", "check_images", "check_labels"]
+
 
 def as_array(x: Any) -> np.ndarray:
-    """``x`` (array, tensor on any device, nested list) as a NumPy array, without a copy where none is needed."""
+    """``x`` as a NumPy array, without a copy where none is needed.
+
+    :param x: an array, a tensor on any device, or a nested list.
+    """
     if hasattr(x, "detach"):
         x = x.detach().cpu()
         if x.is_floating_point():
@@ -39,7 +44,7 @@ def check_images(x: Any, *, where: str = "x") -> None:
         return
     if not np.issubdtype(x.dtype, np.floating):
         raise InputError(f"{where}: pixels are {x.dtype}; give uint8 in 0 to 255, or floats in [0, 1]")
-    # A float64 that is 1 but for rounding is 1 in float32, the precision images are used in.
+    # Images are used in float32, where a float64 that is 1 but for rounding is exactly 1.
     with np.errstate(invalid="ignore", over="ignore"):
         low, high = np.float32(x.min()), np.float32(x.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -61,8 +66,8 @@ def check_labels(y: Any, nb_classes: int | None, n: int, *, where: str = "y") ->
     """Raise :class:`InputError` unless ``y`` holds one class index for each of ``n`` images.
 
     :param y: (N,) integers in [0, ``nb_classes``).
-    :param nb_classes: how many classes there are; None where the labels themselves will say.
-    :param n: the number of images.
+    :param nb_classes: number of classes; ``None`` where it is to follow from the labels.
+    :param n: number of images.
     :param where: what to call it in the message.
     """
     y = as_array(y)

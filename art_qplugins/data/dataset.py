@@ -1,4 +1,4 @@
-"""One split of a data set as it is held in memory, and the fixed orders by which splits and subsets are chosen."""
+"""One split of a data set in memory, and the fixed orders by which splits and subsets are chosen."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Images, labels and where they come from. The arrays are read-only; :meth:`x` and :meth:`y` give fresh tensors.
+    """Images, labels and where they come from. The arrays are read-only. :meth:`x` and :meth:`y` give fresh tensors.
 
-    :param name: as asked for, e.g. ``"digits"`` or ``"folder:/x"``.
+    :param name: the name that it was loaded by, e.g. ``"digits"`` or ``"folder:/x"``.
     :param split: ``"train"`` or ``"test"``.
-    :param images: (N, C, H, W), uint8, or float32 in [0, 1] where they were given as floats.
+    :param images: (N, C, H, W) uint8; float32 in [0, 1] where floats were given.
     :param labels: (N,) int64.
-    :param ids: one stable id an image, e.g. ``"digits/test/0017"``; the number is the row in the source, so it does not
-        depend on any limit or subset.
+    :param ids: one stable id per image, e.g. ``"digits/test/0017"``. The number is the row in the source, so it does
+        not depend on any limit or subset.
     :param classes: the name of each label.
     :param scale: the pixel value that means 1.0: 255, or 16 for digits, or 1 for floats.
     :param sha256: of images and labels of the whole split, before any :meth:`take`.
@@ -68,10 +68,12 @@ class Dataset:
         return torch.from_numpy(self.labels.copy())
 
     def take(self, n: int, *, seed: int) -> Dataset:
-        """At most ``n`` images: the first of an order that ``seed`` fixes, so ``take(100)`` begins ``take(200)``.
+        """At most ``n`` images, the first of an order that ``seed`` fixes. So ``take(200)`` begins with ``take(100)``.
 
-        Every class has its share of each beginning (see :func:`stratified_order`), so that accuracy on it estimates
-        accuracy on the whole. Ids and ``sha256`` stay those of the whole split.
+        Every class has its share of each beginning (see :func:`stratified_order`), so the accuracy there estimates the
+        accuracy on the whole split. Ids and ``sha256`` stay those of the whole split.
+
+        :raises InputError: where ``n`` is below 1.
         """
         if n < 1:
             raise InputError(f"{self.name}: cannot take {n} images; give a limit of at least 1")
@@ -91,7 +93,11 @@ def make_dataset(
     classes: Sequence[str],
     scale: int | None = None,
 ) -> Dataset:
-    """Check, hash and freeze arrays that nobody else holds."""
+    """A data set of these arrays, which are checked and made read-only.
+
+    :param scale: the pixel value that means 1.0; by default 255 for uint8 and 1 for floats.
+    :raises InputError: where images or labels are not what :mod:`art_qplugins.data.checks` demands.
+    """
     check_images(images, where=name)
     check_labels(labels, len(classes), len(images), where=name)
     floats = images.dtype != np.uint8
@@ -99,7 +105,7 @@ def make_dataset(
     labels = _read_only(np.ascontiguousarray(labels, dtype=np.int64))
     digest = hashlib.sha256(f"{images.dtype} {images.shape}".encode())
     for array in (images, labels):
-        digest.update(memoryview(array).cast("B"))
+        digest.update(array.data.cast("B"))
     return Dataset(
         name=name,
         split=split,
@@ -118,6 +124,7 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays", classes: Sequence[str] 
     :param x: (N, C, H, W) floats in [0, 1], or uint8 in 0 to 255.
     :param y: (N,) integers.
     :param classes: the name of each label; by default ``"0"`` to the greatest label.
+    :raises InputError: where ``x`` or ``y`` is something else.
     """
     x, y = as_array(x), as_array(y)
     check_images(x, where=f"{name}: x")
@@ -128,23 +135,24 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays", classes: Sequence[str] 
 
 
 def class_names(labels: np.ndarray) -> tuple[str, ...]:
+    """``("0", "1", ...)`` up to the greatest label."""
     return tuple(str(label) for label in range(int(labels.max()) + 1))
 
 
 def row_ids(prefix: str, rows: np.ndarray, total: int) -> tuple[str, ...]:
-    """``("digits/test/0017", ...)``; as wide as the source's last row number needs, and at least four digits."""
+    """``("digits/test/0017", ...)``, with at least four digits, or as many as the last of ``total`` rows needs."""
     width = max(4, len(str(total - 1)))
     return tuple(f"{prefix}/{row:0{width}d}" for row in rows)
 
 
 def stratified_order(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """All rows, shuffled such that each beginning holds every class in proportion, to within about one image.
+    """All rows, shuffled. Each beginning of the order holds every class in proportion, to within about one image.
 
-    The k-th of a class's m images in the order of their draws stands at (k + 1/2) / m of the way.
+    A class's m images are sorted by their draws, and the k-th of them is placed at (k + 1/2) / m of the way.
 
     :param labels: (N,) integers.
-    :param draws: (N,) one random number a row. They, and not a permutation, carry the randomness because the raw stream
-        of a NumPy generator is the part least likely to change between versions.
+    :param draws: (N,) one random number per row. A permutation could serve too, but the raw stream of a NumPy generator
+        is the part that is least likely to change between versions.
     """
     position = np.empty(len(labels))
     for label in np.unique(labels):
@@ -154,7 +162,11 @@ def stratified_order(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def split_rows(labels: np.ndarray, split: Split, *, test_share: float, draws: np.ndarray | None = None) -> np.ndarray:
-    """The rows of one side of a fixed stratified split, ascending. Without ``draws`` they come from seed 0."""
+    """The rows of one side of a fixed stratified split, ascending.
+
+    :param test_share: fraction of the rows that go to the test side.
+    :param draws: as in :func:`stratified_order`; by default from seed 0.
+    """
     draws = np.random.default_rng(0).random(len(labels)) if draws is None else draws
     order = stratified_order(labels, draws)
     cut = max(1, round(test_share * len(labels)))
@@ -162,5 +174,5 @@ def split_rows(labels: np.ndarray, split: Split, *, test_share: float, draws: np
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False  # sha256 says what is in it
+    array.flags.writeable = False  # its hash stays true
     return array

@@ -1,4 +1,4 @@
-"""Training-time defences by name, and the loop that they shape."""
+"""Training-time defences by name, and the training loop that they shape."""
 
 from art_qplugins.registry import Entry, Registry
 

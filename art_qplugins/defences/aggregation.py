@@ -1,4 +1,4 @@
-"""The convex aggregation layers of Parseval networks (Cisse et al. 2017, section 4.3), as Defensive Quantization uses them."""
+"""Convex aggregation layers (Parseval networks, Cisse et al. 2017, section 4.3), also used by Defensive Quantization."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ConvexAggregation", "project_to_simplex"]
 
 
 def project_to_simplex(a: Tensor) -> Tensor:
-    """The point of the simplex that is nearest to ``a``, shape (2,): the closed form for two weights."""
+    """The point of the simplex that is nearest to ``a``, (2,), in closed form."""
     t = ((a[0] - a[1] + 1) / 2).clamp(0, 1)
     return torch.stack([t, 1 - t])
 
@@ -21,8 +21,8 @@ def project_to_simplex(a: Tensor) -> Tensor:
 class ConvexAggregation(Defence):
     """Projects the two weights of every :class:`~art_qplugins.models.wide_resnet.Aggregation` after each step.
 
-    A convex combination does not expand where its branches do not. Weight decay acts on these weights too, and pulls
-    them a little towards 0.5 each.
+    A convex combination of branches that do not expand does not expand either. Weight decay acts on these weights too.
+    It pulls each of them a little towards 0.5.
     """
 
     def start(self, model: nn.Module) -> None:

@@ -2,8 +2,8 @@ r"""The objective of stochastic-quantization ensembles (arXiv 2312.00105; a RECO
 
 .. math:: L = CE - \beta\, \hat I(X; Q) + \lambda\, \mathrm{mean}_l \Delta_l
 
-The information between the input and the deepest quantized representation is maximised, and the average bin spacing,
-which bounds how much noise the quantizers add, is kept small.
+It maximises the information between the input and the deepest quantized representation. It keeps the average bin
+spacing small, which bounds how much noise the quantizers add.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ __all__ = ["BinSpacing", "MutualInformation", "mutual_information"]
 def mutual_information(p: Tensor) -> Tensor:
     r"""Mean over units of :math:`H(\bar p_i) - \overline{H(p_i)}`, divided by log K, so in [0, 1].
 
-    In closed form, because a stochastic quantizer exposes its distribution; with independent noise the sum over units
-    is an upper bound of I(X; Q).
+    It has a closed form, because a stochastic quantizer shows its distribution. With independent noise the sum over
+    units is an upper bound of I(X; Q).
 
-    :param p: (N, ..., K), the distribution over bins of each unit for each image.
+    :param p: (N, ..., K), the distribution over K bins of each unit for each image.
     """
-    entropy = torch.special.entr
-    information = entropy(p.mean(0)).sum(-1) - entropy(p).sum(-1).mean(0)
+    information = _entropy(p.mean(0)) - _entropy(p).mean(0)
     return information.mean() / torch.log(torch.tensor(float(p.shape[-1])))
 
 
+def _entropy(p: Tensor) -> Tensor:
+    """Over the last dimension, in nats."""
+    terms: Tensor = torch.special.entr(p)
+    return terms.sum(-1)
+
+
 def _layers(model: nn.Module, name: str) -> list[StochasticQuantizer]:
+    """The stochastic layers, refused where there are none."""
     layers = stochastic_layers(model)
     if not layers:
         raise InputError(
@@ -48,22 +54,21 @@ class MutualInformation(Defence):
         self.beta = beta
 
     def start(self, model: nn.Module) -> None:
-        deepest = _layers(model, "mutual-information")[-1]
-        self._seen: Tensor | None = None
+        self._layer = _layers(model, "mutual-information")[-1]
+        self._inputs: Tensor | None = None  # of the layer, in the last forward pass
 
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._seen = inputs[0]
+            self._inputs = inputs[0]
 
-        self._layer = deepest
-        self._hook = deepest.register_forward_pre_hook(keep)
+        self._hook = self._layer.register_forward_pre_hook(keep)
 
     def penalty(self, model: nn.Module) -> Tensor:
-        assert self._seen is not None, "the deepest stochastic layer was not reached by the forward pass"
-        return -self.beta * mutual_information(self._layer.probabilities(self._seen))
+        assert self._inputs is not None, "the deepest stochastic layer was not reached by the forward pass"
+        return -self.beta * mutual_information(self._layer.probabilities(self._inputs))
 
     def finish(self, model: nn.Module) -> None:
         self._hook.remove()
-        self._seen = None
+        self._inputs = None
 
 
 class BinSpacing(Defence):

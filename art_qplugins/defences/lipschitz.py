@@ -12,10 +12,10 @@ __all__ = ["Orthogonality", "orthogonality_penalty"]
 
 
 def orthogonality_penalty(weight: Tensor) -> Tensor:
-    r""":math:`\|W W^T - I\|_F^2` for W = ``weight`` as a matrix (out, rest), through the smaller of its two Gram matrices.
+    r""":math:`\|W W^T - I\|_F^2` for W = ``weight`` as a matrix (out, rest), by the smaller of its two Gram matrices.
 
-    Equation 8 has :math:`W^T W`. The two differ by a constant (the difference of the dimensions) and have the same
-    gradient, so only the cost depends on the choice. The minimum is 0, where all singular values are 1.
+    Equation 8 has :math:`W^T W`. The two differ by a constant, the difference of the dimensions, and have the same
+    gradient. So the choice affects the cost alone. The minimum is 0, where all singular values are 1.
     """
     matrix = weight.flatten(1).float()
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
@@ -25,8 +25,8 @@ def orthogonality_penalty(weight: Tensor) -> Tensor:
 class Orthogonality(Defence):
     r"""Adds :math:`\frac{\beta}{2} \sum_l \|W_l W_l^T - I\|_F^2` over all linear and convolutional layers.
 
-    It pulls singular values towards 1; it does not make the network non-expansive (a reshaped 3x3 convolution with
-    orthonormal rows can have operator norm 3, and batch norm rescales).
+    It pulls singular values towards 1. It does not make the network non-expansive: a reshaped 3x3 convolution with
+    orthonormal rows can have operator norm 3, and batch norm rescales.
 
     :param beta: weight of the penalty; the paper's best is 2e-3.
     """
@@ -34,5 +34,7 @@ class Orthogonality(Defence):
     def __init__(self, beta: float = 2e-3) -> None:
         self.beta = beta
 
-    def penalty(self, model: nn.Module) -> Tensor:
-        return self.beta / 2 * sum(orthogonality_penalty(m.weight) for _, m in weight_layers(model))  # type: ignore
+    def penalty(self, model: nn.Module) -> Tensor | float:
+        """What is added to the loss; 0.0 for a network without such layers."""
+        weights = [layer.weight for _, layer in weight_layers(model)]
+        return self.beta / 2 * sum(orthogonality_penalty(w) for w in weights if isinstance(w, Tensor))

@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop of every network, with or without defences."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingData(Protocol):
+    """A data set as :func:`train` needs it."""
+
     def x(self) -> Tensor: ...  # (N, C, H, W) float32 in [0, 1]
     def y(self) -> Tensor: ...  # (N,) int64
 
@@ -37,14 +39,14 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place by SGD (Nesterov momentum 0.9, cosine schedule) on cross-entropy plus penalties.
 
-    Stochastic layers take one draw a step. The order of the images comes from ``seed`` and from no global state. The
-    model is in eval mode afterwards.
+    Stochastic layers take one draw per step. The order of the images depends on ``seed`` and on no global state. The
+    model is in eval mode afterwards, also after an exception.
 
     :param data: images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, as a pair or as a data set.
-    :param defences: what shapes the training, in order.
+    :param defences: these shape the training, in their order.
     :param progress: called after each epoch with (epochs done, epochs, mean loss of the epoch).
     :return: ``model``.
-    :raises InputError: where the loss stops being finite.
+    :raises InputError: where the loss is no longer finite.
     """
     x, y = data if isinstance(data, tuple) else (data.x(), data.y())
     device = next(model.parameters()).device
@@ -64,15 +66,7 @@ def train(
         for epoch in range(epochs):
             total = 0.0
             for rows in torch.randperm(len(x), generator=order).to(device).split(batch_size):
-                optimizer.zero_grad(set_to_none=True)
-                loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-                loss = loss + sum(defence.penalty(model) for defence in defences)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                for defence in defences:
-                    defence.after_step(model)
-                total += float(loss.detach()) * len(rows)
+                total += _step(model, (x[rows], y[rows]), optimizer, schedule, defences) * len(rows)
             mean = total / len(x)
             if not torch.isfinite(torch.tensor(mean)):
                 raise InputError(
@@ -82,3 +76,23 @@ def train(
             if progress is not None:
                 progress(epoch + 1, epochs, mean)
     return model
+
+
+def _step(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    defences: Sequence[Defence],
+) -> float:
+    """One step on the images and labels of ``batch``. The loss before it, with the penalties."""
+    x, y = batch
+    optimizer.zero_grad(set_to_none=True)
+    loss = nn.functional.cross_entropy(model(x), y)
+    loss = loss + sum(defence.penalty(model) for defence in defences)
+    loss.backward()
+    optimizer.step()
+    schedule.step()
+    for defence in defences:
+        defence.after_step(model)
+    return float(loss.detach())

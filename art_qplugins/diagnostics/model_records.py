@@ -78,7 +78,7 @@ class ModelRecords:
     @property
     def n(self) -> int:
         """Number of images."""
-        return len(self.clean.samples)
+        return len(self.clean.ids)
 
     @property
     def facts(self) -> Mapping[str, Any]:

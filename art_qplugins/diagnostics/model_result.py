@@ -60,7 +60,7 @@ def assess(
         judgement = _invalid([f"it could not even be asked: {_errors(failed)}"])
     else:
         accuracy, interval = metrics.accuracy(clean.column("correct"))
-        n, stochastic = len(clean.samples), stochastic or bool(clean.cell.facts.get("random"))
+        n, stochastic = len(clean.ids), stochastic or bool(clean.cell.facts.get("random"))
         judgement = _judge(outcomes, clean, claimed, claimed_accuracy)
     return ModelResult(
         name=name,

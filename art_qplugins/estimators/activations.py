@@ -1,4 +1,4 @@
-"""Activations of inner layers, and losses on them: ART's two methods without the hooks that they leave behind."""
+"""Activations of inner layers, and losses on them. Unlike ART's two methods, these leave no hooks behind."""
 
 from __future__ import annotations
 
@@ -9,55 +9,49 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.estimators.gradients import Gradients
+from art_qplugins.estimators.inputs import Pixels
 from art_qplugins.guard import evaluating
 
-__all__ = ["ActivationsMixin"]
+__all__ = ["Activations"]
 
 
-class ActivationsMixin:
-    """``get_activations`` and ``custom_loss_gradient`` of :class:`~art_qplugins.estimators.QuantizedClassifier`."""
-
-    model: nn.Module
-    _tensor: Callable[..., Tensor]
-    _inputs: Callable[..., Tensor]
-    _differentiable: Callable[..., Any]
-    _gradient: Callable[..., Tensor]
+class Activations(Gradients):
+    """``get_activations`` and ``custom_loss_gradient``."""
 
     @property
     def layer_names(self) -> list[str]:
         """Names of the layers directly below the network."""
         return [name for name, _ in self._network.named_children()]
 
-    @property
-    def _network(self) -> nn.Module:
-        """The module that has the layers; behind the average of an ensemble, its network."""
-        return getattr(self.model, "network", self.model) if hasattr(self.model, "draws") else self.model
-
     def get_activations(
-        self, x: np.ndarray | Tensor, layer: int | str | None = None, batch_size: int = 128, framework: bool = False
-    ) -> np.ndarray | Tensor:
+        self, x: Pixels, layer: int | str | None = None, batch_size: int = 128, framework: bool = False
+    ) -> Pixels:
         """Output of one layer; of a stochastic network, its mean over the draws.
 
+        :param x: (N, C, H, W) in [0, 1].
         :param layer: an index into :attr:`layer_names`, one of these names, or a dotted name of any inner module.
         :param framework: give a differentiable tensor in place of an array.
         """
         inner = self._layer(layer)
         with evaluating(self.model), torch.set_grad_enabled(framework):
-            if framework:
-                return self._through(inner, self._inputs(x))
             inputs = self._inputs(x)
-            return torch.cat([self._through(inner, part) for part in inputs.split(batch_size)]).cpu().numpy()
+            if framework:
+                return self._through(inner, inputs)
+            outputs = torch.cat([self._through(inner, part) for part in inputs.split(batch_size)])
+            return np.asarray(outputs.cpu().numpy())
 
     def custom_loss_gradient(
         self,
         loss_fn: Callable[..., Tensor],
-        x: np.ndarray | Tensor,
-        y: np.ndarray | Tensor,
+        x: Pixels,
+        y: Pixels,
         layer_name: int | str,
         training_mode: bool = False,
-    ) -> np.ndarray | Tensor:
+    ) -> Pixels:
         """Gradient in ``x`` of ``loss_fn(a(x) - a(y), p=2)`` for the activations a of one layer.
 
+        :param x: (N, C, H, W) in [0, 1].
         :param y: images, of the shape of ``x``.
         """
         inner = self._layer(layer_name)
@@ -69,7 +63,8 @@ class ActivationsMixin:
             return finish(self._gradient(loss, leaf))
 
     def _layer(self, layer: int | str | None) -> nn.Module:
-        modules, names = dict(self._network.named_modules()), self.layer_names
+        modules: dict[str, nn.Module] = dict(self._network.named_modules())
+        names = self.layer_names
         if isinstance(layer, (int, np.integer)) and not isinstance(layer, bool):
             if not -len(names) <= layer < len(names):
                 raise ValueError(f"Layer index {layer} is out of range: there are {len(names)} layers.")
@@ -81,14 +76,16 @@ class ActivationsMixin:
         raise TypeError("Layer must be of type str or int")
 
     def _through(self, inner: nn.Module, inputs: Tensor) -> Tensor:
-        if hasattr(self.model, "prepare"):  # a pass that the hook must not see
-            self.model.prepare(inputs)
-        seen: list[Tensor] = []
-        hook = inner.register_forward_hook(lambda module, args, output: seen.append(output))
+        """Output of ``inner`` in one call of the model, its mean over the draws where there are several."""
+        prepare: Callable[[Tensor], Any] | None = getattr(self.model, "prepare", None)
+        if prepare is not None:  # an ensemble tries the network once, which the hook must not see
+            prepare(inputs)
+        outputs: list[Tensor] = []
+        hook = inner.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
             self.model(inputs)
         finally:
             hook.remove()
-        output = torch.cat(seen) if len(seen) > 1 else seen[0]
+        output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         draws = len(output) // len(inputs)
         return output if draws <= 1 else output.unflatten(0, (draws, len(inputs))).mean(0)

@@ -1,4 +1,4 @@
-"""What ``device_type`` means."""
+"""The device that ``device_type`` names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ __all__ = ["resolve_device"]
 
 
 def resolve_device(device_type: str) -> torch.device:
-    """``"cpu"``, ``"gpu"`` (the current CUDA device where there is one, else the CPU) or the name of a device."""
+    """The device, which can be used.
+
+    :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, e.g. ``"cuda:1"``.
+    :raises InputError: where there is no such device here.
+    """
     if device_type == "gpu":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:

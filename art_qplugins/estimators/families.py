@@ -1,4 +1,4 @@
-"""The three families as ART estimators. Each takes a network as it is, or quantizes the one it is given."""
+"""The three families as ART estimators. Each takes a quantized network, or quantizes a copy of the one it is given."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
-from art_qplugins.models.ensemble import StochasticEnsemble, check_count
+from art_qplugins.models.common import check_count
+from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.activation import QuantReLU
 from art_qplugins.quantizers.convert import quantize
 from art_qplugins.quantizers.stochastic import is_stochastic
 
 __all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]
 
+#: Options of an ensemble other than its number of draws.
+ENSEMBLE_OPTIONS = ("rule", "eot_draws", "eot_chunk", "frozen", "antithetic", "gradient_of")
+
 
 class DQClassifier(QuantizedClassifier):
     """Defensive Quantization (Lin, Gan & Han 2019): k-bit activations, attacked through the straight-through gradient.
 
-    :param activation_bits: quantize ``model`` (a copy of it) so; ``None`` where it has its :class:`QuantReLU` already.
-    :param clip: upper level of the activations.
+    :param activation_bits: bits of the activations of a copy of ``model``. ``None`` takes ``model`` as it is, which
+        then needs a :class:`QuantReLU`.
+    :param clip: upper level of the activations, if ``activation_bits`` is given.
     :param training_defences: what shapes :meth:`fit`; by default the paper's orthogonality penalty.
+    :raises InputError: where there is no quantized activation.
 
     The other parameters are those of :class:`~art_qplugins.estimators.QuantizedClassifier`, position by position.
     """
@@ -58,8 +64,10 @@ class DQClassifier(QuantizedClassifier):
 class MuLawClassifier(QuantizedClassifier):
     """Mu-law mapped, weight-quantized network (Song et al. 2021).
 
-    :param weight_bits: quantize ``model`` (a copy of it) so; with ``mu`` ``None`` too, it is taken as it is.
+    :param weight_bits: bits of the weights of a copy of ``model``. If ``mu`` is ``None`` too, ``model`` is taken as it
+        is.
     :param mu: strength of the mapping of the last ``mu_layers`` layers, e.g. 255.
+    :param mu_layers: number of layers that are mapped.
     :param mu_normalize: see :class:`~art_qplugins.MuLawMapping`.
     """
 
@@ -88,15 +96,19 @@ class SQEnsembleClassifier(QuantizedClassifier):
     """Stochastic-quantization ensemble (arXiv 2312.00105; a reconstruction). Attacks see the average over draws.
 
     :param model: a network with stochastic layers, or a :class:`~art_qplugins.models.ensemble.StochasticEnsemble`.
-    :param draws: members of the ensemble, drawn afresh at every call; ``None`` for the ensemble's own number, else 8.
-    :param activation_bits: make the activations of ``model`` (a copy of it) stochastic, with this many bits.
+    :param draws: number of members of the ensemble, drawn afresh at every call. ``None`` takes the number of the
+        ensemble that ``model`` is, else 8.
+    :param activation_bits: bits of the stochastic activations of a copy of ``model``.
     :param alpha: sparsity of the stochastic activations, if ``activation_bits`` is given.
     :param seed: key of the noise, if ``activation_bits`` is given.
     :param options: ``rule``, ``eot_draws``, ``eot_chunk``, ``frozen``, ``antithetic`` and ``gradient_of``, each as in
-        :class:`~art_qplugins.models.ensemble.StochasticEnsemble`; what is not given stays as the model has it.
+        :class:`~art_qplugins.models.ensemble.StochasticEnsemble`. Those not given stay as the model has them.
+    :param training_defences: what shapes :meth:`fit`; by default the mutual information and the bin spacing.
+    :raises InputError: where the model has no stochastic layer, or an option is unknown or out of range.
     """
 
     estimator_params = [*QuantizedClassifier.estimator_params, "draws", "activation_bits", "alpha", "seed", "options"]
+    model: StochasticEnsemble
 
     def __init__(
         self,
@@ -124,8 +136,8 @@ class SQEnsembleClassifier(QuantizedClassifier):
 
     @property
     def draws(self) -> int:
-        """Members of the ensemble."""
-        return int(self.model.draws)
+        """Number of members of the ensemble."""
+        return self.model.draws
 
     @draws.setter
     def draws(self, draws: int | None) -> None:
@@ -133,13 +145,16 @@ class SQEnsembleClassifier(QuantizedClassifier):
             self.model.draws = check_count("draws", draws)
 
     def _training_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of the mean, or the mean of the members' losses, depending on the ensemble's ``gradient_of``."""
         if self.model.gradient_of == "mean":
             return super()._training_loss(inputs, labels)
         members = self.model.members(inputs)
-        return self._loss(members.flatten(0, 1), labels.repeat(len(members), *[1] * (labels.dim() - 1)))  # type: ignore
+        loss: Tensor = self._loss(members.flatten(0, 1), labels.repeat(len(members), *[1] * (labels.dim() - 1)))
+        return loss
 
 
 def _ensemble(model: nn.Module, draws: int | None, options: Mapping[str, Any]) -> StochasticEnsemble:
+    """``model`` as an ensemble with these draws and options; ``model`` itself where nothing changes."""
     if not isinstance(model, StochasticEnsemble):
         return StochasticEnsemble(model, 8 if draws is None else draws, **_known(options))
     if draws is None and not options:
@@ -149,10 +164,8 @@ def _ensemble(model: nn.Module, draws: int | None, options: Mapping[str, Any]) -
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options``, refused where the ensemble has no such option."""
     for name in options:
         if name not in ENSEMBLE_OPTIONS:
             raise InputError(f"options: unknown option {name!r}{did_you_mean(name, ENSEMBLE_OPTIONS)}")
     return dict(options)
-
-
-ENSEMBLE_OPTIONS = ("rule", "eot_draws", "eot_chunk", "frozen", "antithetic", "gradient_of")

@@ -1,4 +1,4 @@
-"""Pickling and copying without files. ART writes the weights under its data folder at every copy, and never deletes them."""
+"""Pickling and copying without files. ART writes weights to its data folder at every copy and never deletes them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.devices import resolve_device
+from art_qplugins.estimators.inputs import Inputs
 
-__all__ = ["PicklingMixin"]
+__all__ = ["Pickling"]
 
 
-class PicklingMixin:
-    """``__getstate__`` and ``__setstate__`` of :class:`~art_qplugins.estimators.QuantizedClassifier`."""
+class Pickling(Inputs):
+    """``__getstate__`` and ``__setstate__``, which ``copy`` uses too."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        wrapper = state.pop("_model")  # None where ART's ActivationDefence took it away
+        wrapper = state.pop("_model")  # None where ART's ActivationDefence has taken it away
         state["_model_wrapper"] = None  # a class made inside a method, which no pickle can name
         state["_module"] = None if wrapper is None else wrapper._model
         state["_device"] = str(state["_device"])
@@ -30,9 +31,6 @@ class PicklingMixin:
         del self.__dict__["_model_wrapper"]
         try:
             self._device = resolve_device(state["_device"])
-        except InputError:  # pickled where there was an accelerator, opened where there is none
+        except InputError:  # pickled on a machine with an accelerator, and opened on one without
             self._device = torch.device("cpu")
-        self._model = None
-        if module is not None:
-            self._model = self._make_model_wrapper(module)  # type: ignore[attr-defined]
-            self._model.to(self._device)
+        self._model = None if module is None else self._make_model_wrapper(module).to(self._device)

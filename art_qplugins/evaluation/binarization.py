@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.score import check_legal, judge
+from art_qplugins.evaluation.score import check_legal, score
 from art_qplugins.geometry import random_point
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
@@ -99,9 +99,9 @@ def binarization_test(
         with isolated(module, drawn), draws_from(module, drawn):
             found = attack(_estimator(estimator, binary), image, label).to(image)
         check_legal(image, found, threat)
-        each[i] = judge(binary, found, label, seed=drawn).correct[0] < 0.5
+        each[i] = score(binary, found, label, seed=drawn)["correct"][0] < 0.5
         tried = random_point(image.expand(len(points), *image.shape[1:]), threat, drawn)
-        random.append(judge(binary, tried, label.expand(len(tried)), seed=drawn).correct.min() < 0.5)
+        random.append(score(binary, tried, label.expand(len(tried)), seed=drawn)["correct"].min() < 0.5)
     used = len(random)
     return Binarization(
         success=float(np.nanmean(each)) if used else float("nan"),

@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from art_qplugins._version import __version__
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Role
 from art_qplugins.files import safe_name, short_name
 
-__all__ = ["CellSpec", "cell_id"]
+__all__ = ["CellSpec", "Shard", "cell_id", "images_key"]
 
 _PACKAGES = {
     "art": "adversarial-robustness-toolbox",
@@ -41,6 +44,35 @@ class CellSpec:
     rows: tuple[int, ...] | None = None  # positions of the images to attack; None for all
     check: Literal["binarization"] | None = None  # put the attack to this test in place of the model
     start: tuple[str, ...] = ()  # ids of finished cells: start, per image, from the one that came closest
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shard:
+    """Some images of a cell, which are attacked and scored in one piece.
+
+    :param cell: id of the cell; this is shard ``number``, from 0, ``of`` so many.
+    :param rows: positions of its images.
+    :param start: (len(rows), C, H, W) where the attack starts from images of other cells.
+    """
+
+    cell: str
+    spec: CellSpec
+    number: int
+    of: int
+    rows: tuple[int, ...]
+    start: NDArray[np.float32] | None = None
+
+    @property
+    def id(self) -> str:
+        """What it is stored under: as the cell, where it is all of it."""
+        return self.cell if self.of == 1 else f"{self.cell}.{self.number + 1}-of-{self.of}"
+
+
+def images_key(spec: CellSpec) -> tuple[Any, ...]:
+    """What the adversarial images of a cell depend on, its rows aside: everything but the model that is scored."""
+    options = repr(sorted(ATTACKS[spec.attack].resolve(spec.options).items()))
+    kept = (spec.source, spec.attack, spec.norm, spec.eps, spec.seed, spec.restart)
+    return (*kept, options, spec.gap, spec.start, spec.check)
 
 
 def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: int) -> str:

@@ -149,12 +149,12 @@ def _stack(parts: Sequence[Mapping[_Measured, NDArray[np.float64]]]) -> dict[_Me
 
 def _correct(run: Records, model: str) -> dict[_Measured, NDArray[np.float64]]:
     """(images,) correctness, clean and in the worst case at every norm and eps, in the order of the sample ids."""
-    outcomes = [Outcome(c, run.samples.get(c.id, [])) for c in run.results.cells if c.model == model]
+    outcomes = [Outcome.from_samples(c, run.samples.get(c.id, [])) for c in run.results.cells if c.model == model]
     outcomes = [o for o in outcomes if o.ok]
     clean = [o for o in outcomes if o.cell.role == "clean"]
     if not clean:
         return {}
-    order = np.argsort([s.sample for s in clean[0].samples])
+    order = np.argsort(clean[0].ids)
     found: dict[_Measured, NDArray[np.float64]] = {
         _Measured("clean_accuracy", None, None): clean[0].column("correct")[order]
     }

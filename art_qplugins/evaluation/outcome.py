@@ -1,10 +1,10 @@
-"""A cell together with its images: what diagnostics and tables compute from."""
+"""The record of a cell with its images as columns: what diagnostics, tables and the next cells compute from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,54 +12,83 @@ from numpy.typing import NDArray
 from art_qplugins import metrics
 from art_qplugins.evaluation.records import Cell, Robust, Sample
 
-__all__ = ["Columns", "Outcome", "column", "legal_at", "robust_at", "worst_case", "worst_images"]
+__all__ = ["Columns", "Outcome", "legal_at", "robust_at", "worst_case", "worst_images"]
+
+#: One number for each attacked image, by name: the fields of a :class:`Sample` that are numbers, and its measures. NaN
+#: where a sample has ``None``.
+Columns = Mapping[str, NDArray[np.float64]]
+
+_WHOLE = ("label", "prediction")
+_REAL = ("correct", "selection", "distance")
+_MAY_MISS = ("margin", "loss")
+_FIELDS = (*_WHOLE, *_REAL, *_MAY_MISS)
 
 
 class Images(Protocol):
-    """Where the images of finished cells are."""
+    """Where the adversarial images of finished cells are."""
 
     def images(self, cell_id: str) -> NDArray[np.float32]: ...
 
 
-@runtime_checkable
-class Columns(Protocol):
-    """Samples that are kept as columns."""
-
-    def column(self, name: str) -> NDArray[np.float64]: ...
-
-
-def column(rows: Iterable[Sample], name: str) -> NDArray[np.float64]:
-    """One field or measure of every row; NaN where it is ``None`` or not there."""
-    found = [row.measures.get(name) if name in row.measures else getattr(row, name, None) for row in rows]
-    return np.array(found, dtype=float)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """One finished or failed cell. Its columns are over all images, in the same order in every cell of a model."""
+    """A finished, failed or skipped cell.
+
+    :param ids: of the attacked images, in the order of ``columns``; none where the cell failed.
+    :param columns: (n,) each, of the attacked images.
+    """
 
     cell: Cell
-    samples: Sequence[Sample]
+    ids: Sequence[str] = ()
+    columns: Columns = field(default_factory=dict)
+
+    @classmethod
+    def from_samples(cls, cell: Cell, samples: Sequence[Sample]) -> Outcome:
+        names = {*_FIELDS, *(name for row in samples for name in row.measures)} if samples else set()
+        values = {name: [_value(row, name) for row in samples] for name in sorted(names)}
+        return cls(cell, [row.sample for row in samples], {k: np.array(v, dtype=float) for k, v in values.items()})
 
     @property
     def ok(self) -> bool:
         return self.cell.status == "success"
 
-    def column(self, name: str) -> NDArray[Any]:
-        """One field or measure, (images,); NaN where it is ``None`` and on images that this cell did not attack."""
-        rows = self.samples
-        values = rows.column(name) if isinstance(rows, Columns) else column(rows, name)
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One field or measure, (images,) over all images; NaN where it is missing and on images not attacked."""
+        values = self.columns.get(name)
+        if values is None:
+            values = np.full(len(self.ids), np.nan)
         if self.cell.rows is None:
-            return values
+            return values.copy()
         result = np.full(self.cell.of or 0, np.nan)
         result[self.cell.rows] = values
         return result
 
+    def samples(self) -> Iterator[Sample]:
+        """The rows of ``samples.jsonl``, one for each attacked image."""
+        measures = [name for name in self.columns if name not in _FIELDS]
+        for i, name in enumerate(self.ids):
+            yield Sample(
+                cell=self.cell.id,
+                sample=name,
+                **{key: int(self.columns[key][i]) for key in _WHOLE},
+                **{key: float(self.columns[key][i]) for key in _REAL},
+                **{key: metrics.finite(self.columns[key][i]) for key in _MAY_MISS},
+                measures={key: metrics.finite(self.columns[key][i]) for key in measures},
+            )
+
+    def with_cell(self, **changes: Any) -> Outcome:
+        return replace(self, cell=self.cell.model_copy(update=changes))
+
+
+def _value(row: Sample, name: str) -> float:
+    value = getattr(row, name) if name in _FIELDS else row.measures.get(name)
+    return np.nan if value is None else float(value)
+
 
 def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome]:
-    """The finished cells whose images are legal at this budget: an image within a smaller eps is within a larger one.
+    """The finished cells whose images are legal at this eps: an image within a smaller eps is within a larger one.
 
-    A test of an attack is none of them: it leaves the images as they are.
+    A cell that tests an attack does not count: its images are the clean ones.
     """
     return [
         o
@@ -69,7 +98,7 @@ def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome
 
 
 def worst_case(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-    """Per image, what is left under the attack that was worst for it."""
+    """Per image, correctness under the attack that was worst for it."""
     return metrics.worst_case([o.column("correct") for o in outcomes], [o.column("selection") for o in outcomes])
 
 
@@ -83,7 +112,7 @@ def robust_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> Robust:
 def worst_images(
     outcomes: Sequence[Outcome], images: Images, x: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Per image, which of these cells was worst for it, and the image that it left; ``x`` where there is none."""
+    """Per image, which of these cells was worst for it, and its adversarial image; ``x`` where there is none."""
     chosen = np.nanargmin([o.column("selection") for o in outcomes], axis=0)
     result = x.copy()
     for i in np.unique(chosen):

@@ -1,11 +1,11 @@
 """Shards of cells on the processes, accelerators and machines of a Ray cluster.
 
-Workers get a recipe, and the paths and hashes of its checkpoints and the name and hash of its data set, which they load
-and verify; nothing that is a module is ever pickled. Every shard names the cell that it belongs to, whose id is a hash
-of weights, images, settings and versions: a worker that comes to another id refuses the work. So the run's folder and
-the data sets have to be at the same place on every machine, as on a shared file system.
+Workers of a recipe get the paths and hashes of its checkpoints and the name and hash of its data set, which they load and
+verify. So the run's folder and the data sets have to be at the same place on every machine, as on a shared file system.
+Estimators and images that are in memory are sent as they are. Every shard names the cell that it belongs to, whose id is
+a hash of weights, images, settings and versions: a worker that comes to another id refuses the work.
 
-Ray starts a lost shard again elsewhere; one that takes its worker down each time is a failed cell.
+Ray starts a lost shard again elsewhere. One that takes its worker down each time is a failed cell.
 """
 
 from __future__ import annotations
@@ -17,58 +17,88 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from art_qplugins import plugins
 from art_qplugins.data import load
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.evaluator import Evaluator, failed
-from art_qplugins.evaluation.scheduler import Done, Shard
-from art_qplugins.recipes.build import build_models, estimator_for
+from art_qplugins.evaluation.cell import Shard
+from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.worker import Attempt, attempt, failed
+from art_qplugins.recipes.build import build_estimators
 from art_qplugins.recipes.schema import Recipe
 
-__all__ = ["Job", "RayExecutor"]
+__all__ = ["GivenJob", "Job", "RayExecutor", "RecipeJob"]
 
 #: How often a shard is started again after its worker or its machine was lost.
 _RETRIES = 3
 
 
-@dataclass(frozen=True)
-class Job:
-    """What workers need to know to set up the models and images of a run.
+class Job(Protocol):
+    """What workers need to know to set up the models and images of a run."""
 
-    :param recipe: every model with the absolute path of its checkpoint.
+    @property
+    def key(self) -> str: ...
+
+    def evaluator(self) -> Evaluator:
+        """:raises InputError: where something is missing on this machine or is not what the run began with."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenJob:
+    """Estimators and images that are in memory."""
+
+    given: Evaluator
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.given.data, dict(self.given.fingerprints)])
+
+    def evaluator(self) -> Evaluator:
+        return self.given
+
+
+@dataclass(frozen=True)
+class RecipeJob:
+    """Models and images that a recipe names.
+
+    :param recipe: every trained model with the absolute path of its checkpoint.
     :param checkpoints: SHA-256 by path; ``data`` that of the whole test split.
+    :param packages: packages that add to this one and their versions.
     """
 
     recipe: Recipe
     checkpoints: Mapping[str, str]
     data: str
     data_root: str | None
+    packages: Mapping[str, str]
 
     @classmethod
-    def of(cls, recipe: Recipe, modules: Mapping[str, nn.Module], folder: Path, data: str, root: str | None) -> Job:
+    def of(
+        cls, recipe: Recipe, modules: Mapping[str, nn.Module], folder: Path, data: str, root: str | None
+    ) -> RecipeJob:
         """The job of a recipe whose trained modules are stored in ``folder``, or where the recipe says."""
-        paths = {
-            m.name: Path(m.checkpoint).resolve() if m.checkpoint else _stored(modules[m.name], m.name, folder.resolve())
-            for m in recipe.models
-        }
-        models = [m.model_copy(update={"checkpoint": str(paths[m.name])}) for m in recipe.models]
+        paths = {m.name: Path(m.checkpoint).resolve() for m in recipe.models if m.checkpoint}
+        for m in recipe.models:
+            if m.checkpoint is None and m.factory is None:
+                paths[m.name] = _stored(modules[m.name], m.name, folder.resolve())
+        models = [
+            m.model_copy(update={"checkpoint": str(paths[m.name])}) if m.name in paths else m for m in recipe.models
+        ]
         hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths.values()}
         where = None if root is None else str(Path(root).resolve())
-        return cls(recipe.model_copy(update={"models": models}), hashes, data, where)
+        return cls(recipe.model_copy(update={"models": models}), hashes, data, where, plugins.loaded())
 
     @property
     def key(self) -> str:
         return json.dumps([self.recipe.model_dump(mode="json"), dict(self.checkpoints), self.data, self.data_root])
 
-    def bench(self) -> Evaluator:
-        """Load and verify.
-
-        :raises InputError: where something is missing on this machine or is not what the run began with.
-        """
+    def evaluator(self) -> Evaluator:
+        _check_packages(self.packages)
         data = load(self.recipe.data.name, "test", root=self.data_root)
         if data.sha256 != self.data:
             raise InputError(
@@ -77,10 +107,17 @@ class Job:
         for path, sha256 in self.checkpoints.items():
             _verify(Path(path), sha256)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        modules = build_models(self.recipe, data, Path(), device=device)
-        estimators = {m.name: estimator_for(m, modules[m.name], data) for m in self.recipe.models}
+        estimators = build_estimators(self.recipe, data, Path(), device=device)
         used = data if self.recipe.data.limit is None else data.take(self.recipe.data.limit, seed=self.recipe.data.seed)
         return Evaluator(estimators, used.x(), used.y(), used.ids, self.recipe.batch_size, self.recipe.shard)
+
+
+def _check_packages(wanted: Mapping[str, str]) -> None:
+    """Packages that add to this one have to be there in the same version."""
+    for package, version in wanted.items():
+        if (found := plugins.version(package)) != version:
+            there = f"has {package} {found}" if found else f"lacks {package}"
+            raise InputError(f"{_here()}: {there}, and the run began with {version}; install the same everywhere")
 
 
 def _here() -> str:
@@ -116,7 +153,7 @@ def _stored(module: nn.Module, name: str, folder: Path) -> Path:
 # --- In a worker
 
 
-#: The bench of this process, under its job's key: a worker serves one run.
+#: The evaluator of this process, under its job's key: a worker serves one run.
 _ready: dict[str, Evaluator] = {}
 
 
@@ -127,22 +164,21 @@ class _Refused:
     reason: str
 
 
-def _work(job: Job, threads: int, shard: Shard) -> tuple[Any, Any] | _Refused:
-    """A shard's outcome and images."""
+def _work(job: Job, threads: int, shard: Shard) -> Attempt | _Refused:
+    """What comes of a shard."""
     torch.set_num_threads(threads)
     try:
         if (key := job.key) not in _ready:
             _ready.clear()
-            _ready[key] = job.bench()
-        bench = _ready[key]
+            _ready[key] = job.evaluator()
+        evaluator = _ready[key]
     except InputError as error:
         return _Refused(str(error))
-    if bench.id_of(shard.spec) != shard.cell:
+    if evaluator.id_of(shard.spec) != shard.cell:
         return _Refused(
             f"{_here()}: has other versions of art_qplugins, torch or an attack library; install the same everywhere"
         )
-    _, outcome, x_adv = bench.part(shard)
-    return outcome, x_adv
+    return attempt(evaluator, shard)
 
 
 # --- In the process that runs the recipe
@@ -186,9 +222,10 @@ class RayExecutor:
         if self._owned:
             self._ray.shutdown()
 
-    def map(self, shards: Iterable[Shard]) -> Iterator[Done]:
-        """See :class:`~art_qplugins.evaluation.scheduler.Executor`. One shard waits for every one that is worked on."""
-        coming, waiting = iter(shards), {}
+    def map(self, shards: Iterable[Shard]) -> Iterator[Attempt]:
+        """See :class:`~art_qplugins.evaluation.executor.Executor`. One shard waits for every one that is worked on."""
+        coming = iter(shards)
+        waiting: dict[Any, Shard] = {}
         try:
             while True:
                 while len(waiting) < 2 * self._workers and (shard := next(coming, None)) is not None:
@@ -202,18 +239,17 @@ class RayExecutor:
                 with contextlib.suppress(Exception):
                     self._ray.cancel(task, force=True)
 
-    def _result(self, task: Any, shard: Shard) -> Done:
+    def _result(self, task: Any, shard: Shard) -> Attempt:
         try:
-            found = self._ray.get(task)
+            found: Attempt | _Refused = self._ray.get(task)
         except self._ray.exceptions.RayTaskError:
-            raise  # not of the attack: those are outcomes
+            raise  # not of the attack: those are attempts
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
-            text = f"{type(error).__name__}: its worker was lost {_RETRIES + 1} times: {reason}"
-            return shard, failed(shard, text), None
+            return failed(shard, f"{type(error).__name__}: its worker was lost {_RETRIES + 1} times: {reason}")
         if isinstance(found, _Refused):
             raise InputError(found.reason)
-        return shard, *found
+        return found
 
 
 def _connect(ray: Any, workers: int | None, address: str | None) -> None:

@@ -1,195 +1,98 @@
-"""Cells from shards of images: who executes the shards, and in which order they finish, does not change the answer.
-
-A cell with more images than a shard holds is crafted and judged shard by shard, each with seeds of its own. An executor
-maps shards to outcomes: :class:`Serial` here, Ray's in :mod:`~art_qplugins.evaluation.ray`. What it gives is stored
-by the one process that runs :func:`run_cells`, so that no result is lost or counted twice.
-"""
+"""What a run has computed so far. Nothing is computed twice, whoever asks for it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from art_qplugins import metrics
-from art_qplugins.errors import InputError
 from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.cost import Cost
+from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.executor import Executor, Serial, run_cells
 from art_qplugins.evaluation.outcome import Outcome
-from art_qplugins.evaluation.store import CellStore
+from art_qplugins.evaluation.sharing import SharedImages, scored_on_grid
+from art_qplugins.evaluation.store import Storage
 
-if TYPE_CHECKING:
-    from art_qplugins.evaluation.evaluator import Evaluator
-
-__all__ = ["Done", "Executor", "Serial", "Shard", "run_cells"]
+__all__ = ["CellProgress", "Scheduler"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Shard:
-    """Some images of a cell, which are worked on in one piece.
+class CellProgress(Protocol):
+    """Is told how many cells there are, and each one as it is finished."""
 
-    :param cell: id of the cell; this is shard ``number``, from 0, ``of`` so many.
-    :param rows: positions of its images.
-    :param start: (len(rows), C, H, W) where the attack goes on from images of other cells.
+    def cells(self, total: int) -> None: ...
+    def cell(self, outcome: Outcome, reused: bool) -> None: ...
+
+
+class Scheduler:
+    """Runs cells on an executor: those that no earlier run and no earlier call has finished.
+
+    Images that were crafted for one model are scored by another without crafting them again.
+
+    :param executor: by default this process.
+    :param grid: score every cell also on this many levels of a pixel.
+    :ivar total: cells asked for so far.
     """
 
-    cell: str
-    spec: CellSpec
-    number: int
-    of: int
-    rows: tuple[int, ...]
-    start: NDArray[np.float32] | None = None
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        store: Storage,
+        progress: CellProgress,
+        executor: Executor | None = None,
+        *,
+        grid: int | None = None,
+    ) -> None:
+        self.evaluator, self.store, self.progress, self.grid = evaluator, store, progress, grid
+        self.total = 0
+        self._executor = executor or Serial(evaluator)
+        self._outcomes: dict[str, Outcome | None] = {}  # by id, in the order of asking; None until it is finished
+        self._shared = SharedImages(evaluator, store)
 
-    @property
-    def id(self) -> str:
-        """What it is stored under: as the cell, where it is all of it."""
-        return self.cell if self.of == 1 else f"{self.cell}.{self.number + 1}-of-{self.of}"
+    def run(self, specs: Iterable[CellSpec]) -> None:
+        new = {self.evaluator.id_of(spec): spec for spec in specs}
+        new = {name: spec for name, spec in new.items() if self._outcomes.get(name) is None}
+        self._outcomes |= dict.fromkeys(new)
+        self.total += len(new)
+        self.progress.cells(self.total)
+        crafted, waiting = self._shared.split(new)
+        self._run(crafted)
+        missing = {}
+        for name, spec in waiting.items():
+            if (outcome := self._shared.scored(spec)) is None:
+                missing[name] = spec  # finished in an earlier run, or its images could not be had
+            else:
+                self._finish(spec, outcome, reused=False)
+        self._run(missing)
 
+    def _run(self, specs: Mapping[str, CellSpec]) -> None:
+        for spec, outcome, reused in run_cells(self.evaluator, specs.values(), self.store, self._executor):
+            self._finish(spec, outcome, reused=reused)
 
-Done = tuple[Shard, Outcome, NDArray[np.float32] | None]  # the adversarial images; None where the shard failed
+    def _finish(self, spec: CellSpec, outcome: Outcome, *, reused: bool) -> None:
+        outcome = scored_on_grid(self.evaluator, spec, outcome, self.store, self.grid)
+        self._outcomes[outcome.cell.id] = outcome
+        self._shared.add(spec, outcome)
+        self.progress.cell(outcome, reused)
 
+    def outcome(self, spec: CellSpec) -> Outcome:
+        """Of a cell that this run has; it is computed where it has not."""
+        name = self.evaluator.id_of(spec)
+        if self._outcomes.get(name) is None:
+            self.run([spec])
+        found = self._outcomes[name]
+        assert found is not None
+        return found
 
-class Executor(Protocol):
-    """Works on shards, in any order, several at a time if it can."""
+    def outcomes(self, model: str | None = None) -> list[Outcome]:
+        """What is finished, in the order in which it was asked for, whatever was ready first."""
+        return [o for o in self._outcomes.values() if o is not None and model in (None, o.cell.model)]
 
-    def map(self, shards: Iterable[Shard]) -> Iterator[Done]:
-        """Every shard as it is finished. One is taken from ``shards`` when there is soon somebody to work on it."""
-        ...
+    def holds_images(self, spec: CellSpec) -> bool:
+        """Whether the images of ``spec`` were crafted already, so that it costs no attack."""
+        return self._shared.holds(spec)
 
-
-@dataclass(frozen=True)
-class Serial:
-    """One shard after the other, in this process."""
-
-    bench: Evaluator
-
-    def map(self, shards: Iterable[Shard]) -> Iterator[Done]:
-        for shard in shards:
-            yield self.bench.part(shard)
-
-
-def run_cells(
-    bench: Evaluator, specs: Iterable[CellSpec], store: CellStore, executor: Executor
-) -> Iterator[tuple[CellSpec, Outcome, bool]]:
-    """Every cell as it is finished, and whether it was there already.
-
-    A failed cell is an outcome too, which is not stored. A finished shard is stored at once, so that a kill costs the
-    shards under way and nothing else.
-
-    :param specs: cells that differ in more than their role.
-    """
-    cells: dict[str, _Cell] = {}
-    for spec in specs:
-        cell = _Cell(spec, bench.shards(spec))
-        if (found := store.load(cell.id)) is not None:
-            cell.drop_shards(store)  # a kill may have come before that
-            named = {"role": spec.role, "model": spec.model, "source": spec.source}
-            yield spec, Outcome(found.cell.model_copy(update=named), found.samples), True
-            continue
-        cell.find_shards(store)
-        if cell.ended:
-            yield spec, cell.end(store), False
-        else:
-            cells[cell.id] = cell
-    for shard, outcome, x_adv in executor.map(_missing(bench, cells, store)):
-        cell = cells[shard.cell]
-        if x_adv is not None:
-            store.save(outcome, x_adv)
-        if not cell.ended:
-            cell.outcomes[shard.number] = outcome if shard.of == 1 else replace(outcome, samples=[])
-            if cell.ended:
-                yield cell.spec, cell.end(store), False
-
-
-def _missing(bench: Evaluator, cells: dict[str, _Cell], store: CellStore) -> Iterator[Shard]:
-    """What there is to do, decided as late as possible: after a failure the rest of a cell is not worth the time."""
-    for cell in cells.values():
-        if not cell.spec.start:
-            yield from (shard for shard in cell.shards if cell.wants(shard))
-            continue
-        rows = [row for shard in cell.shards for row in shard.rows]
-        start = bench.start(cell.spec, rows, store)
-        begin = 0
-        for shard in cell.shards:
-            if cell.wants(shard):
-                yield replace(shard, start=start[begin : begin + len(shard.rows)])
-            begin += len(shard.rows)
-
-
-@dataclass
-class _Cell:
-    """A cell under way."""
-
-    spec: CellSpec
-    shards: Sequence[Shard]
-    outcomes: dict[int, Outcome] = field(default_factory=dict)  # by number, without samples where there are several
-
-    @property
-    def id(self) -> str:
-        return self.shards[0].cell
-
-    @property
-    def _failed(self) -> int:
-        """The first shard that failed. It speaks for the cell, whichever failed earlier by the clock."""
-        return min((n for n, o in self.outcomes.items() if not o.ok), default=len(self.shards))
-
-    def wants(self, shard: Shard) -> bool:
-        return shard.number not in self.outcomes and shard.number < self._failed
-
-    @property
-    def ended(self) -> bool:
-        return not any(self.wants(shard) for shard in self.shards)
-
-    def find_shards(self, store: CellStore) -> None:
-        """Those that an earlier run finished."""
-        if len(self.shards) > 1:
-            for shard in self.shards:
-                if (found := store.load(shard.id)) is not None:
-                    self.outcomes[shard.number] = replace(found, samples=[])
-
-    def drop_shards(self, store: CellStore) -> None:
-        if len(self.shards) > 1:
-            for shard in self.shards:
-                store.drop(shard.id)
-
-    def end(self, store: CellStore) -> Outcome:
-        """The whole cell's outcome, stored in place of its shards'."""
-        if self._failed < len(self.shards):
-            return self.outcomes[self._failed]
-        if len(self.shards) == 1:
-            return self.outcomes[0]
-        outcome = self._joined([_whole(shard.id, store) for shard in self.shards])
-        store.save(outcome, np.concatenate([store.images(shard.id) for shard in self.shards]))
-        self.drop_shards(store)
-        return outcome
-
-    def _joined(self, parts: Sequence[Outcome]) -> Outcome:
-        """Sums and means are over all images; what is said of the attack and of the model is what the first shard says."""
-        samples = [row for part in parts for row in part.samples]
-        accuracy, interval = metrics.accuracy(np.array([row.correct for row in samples]))
-        rows = [row for shard in self.shards for row in shard.rows]
-        cell = parts[0].cell.model_copy(
-            update={
-                "id": self.id,
-                "n": len(samples),
-                "accuracy": accuracy,
-                "interval": interval,
-                "forward_samples": sum(part.cell.forward_samples for part in parts),
-                "backward_samples": sum(part.cell.backward_samples for part in parts),
-                "seconds": math.fsum(part.cell.seconds for part in parts),
-                "notes": list(dict.fromkeys(note for part in parts for note in part.cell.notes)),
-                "rows": None if self.spec.rows is None else rows,
-                "of": None if self.spec.rows is None else parts[0].cell.of,
-            }
-        )
-        return Outcome(cell, samples)
-
-
-def _whole(shard_id: str, store: CellStore) -> Outcome:
-    found = store.load(shard_id)
-    if found is None:
-        raise InputError(f"{shard_id}: its files were damaged or removed; run the same command again")
-    return found
+    def spent(self, model: str) -> Cost:
+        """What the attacks on a model took so far, per image of the whole set."""
+        mine = [o.cell for o in self.outcomes(model) if o.cell.role != "clean"]
+        n = len(self.evaluator)
+        return Cost(sum(c.backward_samples for c in mine) / n, sum(c.forward_samples for c in mine) / n)

@@ -1,23 +1,22 @@
-"""Judges adversarial images: are they legal, and what does the deployed model say to them? Attacks have no say in it."""
+"""Scores adversarial images: are they legal, and what does the deployed model answer? Attacks have no say in it."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.evaluation.outcome import Columns
 from art_qplugins.geometry import TOLERANCE, distances
-from art_qplugins.gradients.fidelity import logit_margin
-from art_qplugins.gradients.measure import same_answers
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.probe import same_answers
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["DEPLOYMENTS", "IllegalImage", "Judgement", "check_legal", "judge", "on_grid"]
+__all__ = ["DEPLOYMENTS", "IllegalImage", "check_legal", "finite_columns", "on_grid", "score"]
 
 #: How often a stochastic model is deployed afresh to score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
@@ -25,17 +24,6 @@ DEPLOYMENTS = 20
 
 class IllegalImage(ValueError):
     """An attack returned an image that the threat does not allow. Nobody clips it: the cell fails."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Per image, as in :class:`~art_qplugins.evaluation.records.Sample`."""
-
-    prediction: NDArray[np.int64]
-    correct: NDArray[np.float64]
-    selection: NDArray[np.float64]
-    margin: NDArray[np.float64]
-    loss: NDArray[np.float64]
 
 
 def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
@@ -83,33 +71,44 @@ def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
     return torch.where(moved == clean, clean, rounded).to(x)
 
 
-def judge(module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int = 250) -> Judgement:
-    """Ask the deployed module. A stochastic one is asked on two sets of draws that no attack saw.
+def score(
+    module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int = 250
+) -> dict[str, NDArray[np.float64]]:
+    """What the deployed module answers to images (N, C, H, W): ``prediction``, ``correct``, ``selection``, ``margin`` and
+    ``loss`` as in :class:`~art_qplugins.evaluation.records.Sample`, (N,) each.
 
-    Stochastic is what has stochastic layers, and also what answers otherwise when the global generators are seeded
-    otherwise. Global random states are as before afterwards.
+    A random module is asked on two sets of draws that no attack saw. Random is what has stochastic layers, and what
+    answers otherwise when the global generators are seeded otherwise. Global random states are as before afterwards.
+
+    :raises ValueError: where it answers NaN.
     """
-    stochastic = is_stochastic(module)
-    first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if stochastic else 1, batch_size)
-    if not stochastic:
+    random = is_stochastic(module)
+    first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if random else 1, batch_size)
+    if not random:
         again = _ask(module, x[:batch_size], derive_seed(seed, "select"), 1, batch_size)
-        stochastic = not same_answers(first[:, :batch_size], again)
-        if stochastic:  # somebody's own module, which draws from the global generators
+        random = not same_answers(first[:, :batch_size], again)
+        if random:  # somebody's own module, which draws from the global generators
             first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS, batch_size)
     answers = first.argmax(-1)
     correct = (answers == y).double().mean(0)
     selection = correct
-    if stochastic:
+    if random:
         second = _ask(module, x, derive_seed(seed, "select"), DEPLOYMENTS, batch_size)
         selection = (second.argmax(-1) == y).double().mean(0)
     logits = first.mean(0)
-    return Judgement(
-        prediction=answers.mode(0).values.cpu().numpy(),
-        correct=correct.cpu().numpy(),
-        selection=selection.cpu().numpy(),
-        margin=logit_margin(logits, y).double().cpu().numpy(),
-        loss=nn.functional.cross_entropy(logits, y, reduction="none").double().cpu().numpy(),
-    )
+    found = {
+        "prediction": answers.mode(0).values,
+        "correct": correct,
+        "selection": selection,
+        "margin": logit_margin(logits, y),
+        "loss": nn.functional.cross_entropy(logits, y, reduction="none"),
+    }
+    return {name: values.double().cpu().numpy() for name, values in found.items()}
+
+
+def finite_columns(columns: Columns) -> dict[str, NDArray[np.float64]]:
+    """The same with NaN for what is not finite, since records hold no infinity."""
+    return {name: np.where(np.isfinite(values), values, np.nan) for name, values in columns.items()}
 
 
 def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -> Tensor:

@@ -10,39 +10,54 @@ import hashlib
 import io
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from art_qplugins import metrics
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.outcome import Outcome, column
-from art_qplugins.evaluation.records import SCHEMA_VERSION, Cell, Results, Sample
+from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.records import SCHEMA_VERSION, Cell, Results
 from art_qplugins.files import locked, short_name, sweep, write_atomically
 
-__all__ = ["CellStore", "Finished", "Memory", "Store"]
-
-#: The fields of a sample that are numbers.
-_NUMBERS = ("label", "prediction", "correct", "selection", "distance", "margin", "loss")
+__all__ = ["Memory", "Storage", "Store"]
 
 
-class CellStore(Protocol):
-    """Where finished cells, and finished shards of unfinished ones, are kept."""
+class Storage(Protocol):
+    """Where a run keeps finished cells, finished shards of unfinished ones, and what is said of them.
 
+    :ivar folder: on disk; ``None`` for a run that is kept in memory.
+    """
+
+    @property
+    def folder(self) -> Path | None: ...
+    def alone(self, recipe: str) -> contextlib.AbstractContextManager[None]: ...
     def load(self, cell_id: str) -> Outcome | None: ...
     def save(self, outcome: Outcome, x_adv: NDArray[np.float32]) -> None: ...
     def images(self, cell_id: str) -> NDArray[np.float32]: ...
     def drop(self, cell_id: str) -> None: ...
+    def write_evidence(self, model: str, **arrays: NDArray[Any]) -> str | None: ...
+    @property
+    def has_results(self) -> bool: ...
+    def write_results(self, results: Results) -> None: ...
+    def write_samples(self, outcomes: Iterable[Outcome]) -> None: ...
 
 
 class Memory:
-    """Finished cells of a run from Python that has no folder."""
+    """A run from Python that has no folder: cells and images are kept, and nothing is written."""
+
+    folder = None
+    has_results = False
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Outcome, NDArray[np.float32]]] = {}
+
+    def alone(self, recipe: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def load(self, cell_id: str) -> Outcome | None:
         return self._kept[cell_id][0] if cell_id in self._kept else None
@@ -56,6 +71,13 @@ class Memory:
     def drop(self, cell_id: str) -> None:
         self._kept.pop(cell_id, None)
 
+    def write_evidence(self, model: str, **arrays: NDArray[Any]) -> str | None:
+        return None
+
+    def write_results(self, results: Results) -> None: ...
+
+    def write_samples(self, outcomes: Iterable[Outcome]) -> None: ...
+
 
 class Store:
     """``cells/ID.json`` (the records) and ``cells/ID.npz`` (the adversarial images) of every finished cell.
@@ -64,7 +86,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
         self._intact: set[str] = set()  # cells whose images have been compared with their hash
         try:
             (folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -75,6 +97,10 @@ class Store:
             raise InputError(
                 f"{folder}: cannot write there ({error.strerror}); choose another folder with --out"
             ) from None
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
 
     @contextlib.contextmanager
     def alone(self, recipe: str) -> Iterator[None]:
@@ -95,7 +121,7 @@ class Store:
             yield
 
     def _check_same_recipe(self, recipe: str) -> None:
-        """Other values of the same recipe are other cells and get on with these; another recipe's would be mixed in."""
+        """Other values of the same recipe are other cells and may stand beside these; another recipe's may not."""
         path = self.folder / "results.json"
         try:
             found = json.loads(path.read_bytes())
@@ -124,8 +150,9 @@ class Store:
                 return None
             if not images.exists():
                 return None
-            outcome = Outcome(Cell(**content["cell"]), [Sample(**row) for row in content["samples"]])
-        except (OSError, ValueError, KeyError, TypeError, ValidationError):
+            columns = {name: np.array(values, dtype=float) for name, values in content["columns"].items()}
+            outcome = Outcome(Cell(**content["cell"]), content["ids"], columns)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
             return None
         self._intact.add(cell_id)
         return outcome
@@ -135,9 +162,9 @@ class Store:
         name, images = outcome.cell.id, _packed(x_adv=x_adv)
         self._intact.discard(name)
         write_atomically(self._path(name, "npz"), images)
-        rows = [row.model_dump(mode="json") for row in outcome.samples]
-        content: dict[str, Any] = {"cell": outcome.cell.model_dump(mode="json"), "samples": rows}
-        content["images"] = hashlib.sha256(images).hexdigest()
+        columns = {key: [metrics.finite(v) for v in values] for key, values in outcome.columns.items()}
+        content: dict[str, Any] = {"cell": outcome.cell.model_dump(mode="json"), "ids": list(outcome.ids)}
+        content |= {"columns": columns, "images": hashlib.sha256(images).hexdigest()}
         content["sha256"] = _digest(content)
         write_atomically(self._path(name, "json"), json.dumps(content).encode())
         self._intact.add(name)
@@ -155,7 +182,7 @@ class Store:
     def _path(self, cell_id: str, kind: str) -> Path:
         return self.folder / "cells" / f"{cell_id}.{kind}"
 
-    def write_evidence(self, model: str, **arrays: NDArray[Any]) -> str:
+    def write_evidence(self, model: str, **arrays: NDArray[Any]) -> str | None:
         """``evidence/MODEL.npz``; its path within the folder."""
         path = self.folder / "evidence" / f"{short_name(model)}.npz"
         write_atomically(path, _packed(**arrays))
@@ -170,74 +197,14 @@ class Store:
         write_atomically(self.folder / "results.json", content.encode())
 
     def write_samples(self, outcomes: Iterable[Outcome]) -> None:
-        """One cell after the other, so that one cell's rows are in memory at a time."""
-        rows = (f"{row.model_dump_json()}\n".encode() for outcome in outcomes for row in outcome.samples)
+        """Cell by cell, so that one cell's rows are in memory at a time."""
+        rows = (f"{row.model_dump_json()}\n".encode() for outcome in outcomes for row in outcome.samples())
         write_atomically(self.folder / "samples.jsonl", rows)
-
-
-class Finished(Sequence[Outcome]):
-    """The cells of a run, in order, whose samples are read from the store when they are asked for, and not kept here."""
-
-    def __init__(self, cells: Sequence[Cell], store: CellStore) -> None:
-        self._cells, self._store = cells, store
-
-    def __len__(self) -> int:
-        return len(self._cells)
-
-    @overload
-    def __getitem__(self, index: int) -> Outcome: ...
-    @overload
-    def __getitem__(self, index: slice) -> Finished: ...
-    def __getitem__(self, index: int | slice) -> Outcome | Finished:
-        if isinstance(index, slice):
-            return Finished(self._cells[index], self._store)
-        cell = self._cells[index]
-        return Outcome(cell, _Stored(cell.id, cell.n, self._store) if cell.status == "success" else [])
-
-
-class _Stored(Sequence[Sample]):
-    """The samples of a finished cell, read anew whenever a row is asked for.
-
-    Their numbers are read once, when one is first asked for, and kept as columns: a diagnosis goes through those of all
-    cells of a model again and again, and rows take ten times the memory.
-    """
-
-    def __init__(self, cell_id: str, n: int, store: CellStore) -> None:
-        self._id, self._n, self._store = cell_id, n, store
-        self._columns: dict[str, NDArray[np.float64]] = {}
-
-    def __len__(self) -> int:
-        return self._n
-
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
-        return self._read()[index]
-
-    def __iter__(self) -> Iterator[Sample]:
-        return iter(self._read())
-
-    def column(self, name: str) -> NDArray[np.float64]:
-        """Of every row, (n,); NaN where it is ``None`` or not there."""
-        if not self._columns:
-            rows = self._read()
-            names = {*_NUMBERS, *(key for row in rows for key in row.measures)}
-            self._columns = {key: column(rows, key) for key in names}
-        found = self._columns.get(name)
-        return np.full(self._n, np.nan) if found is None else found.copy()
-
-    def _read(self) -> Sequence[Sample]:
-        found = self._store.load(self._id)
-        if found is None:
-            raise InputError(f"cell {self._id}: its files were damaged or removed; run the same command again")
-        return found.samples
 
 
 def _packed(**arrays: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -1,1 +1,1 @@
-"""What a gradient says of its network: measured, followed through the autograd graph, and repaired."""
+"""What the gradient of a network is worth: measured, followed through the autograd graph, and repaired."""

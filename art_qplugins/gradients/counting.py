@@ -1,4 +1,4 @@
-"""Counts images on their way through a module and back: what an attack or a measurement costs."""
+"""Counts images on their way through a module and back, and all backward passes of a process."""
 
 from __future__ import annotations
 
@@ -6,35 +6,69 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Counter", "counting"]
+__all__ = ["BackwardPasses", "Counter", "counting", "counting_backward_passes", "passes"]
 
 
 class Counter:
-    """Forward and backward passes so far, in images; each draw of an ensemble is one."""
+    """Forward and backward passes so far, in images. Each draw of an ensemble counts as one."""
 
     def __init__(self) -> None:
         self.forward = self.backward = 0
+
+
+def passes(module: nn.Module, *, requires_grad: bool) -> int:
+    """How many times each image goes through the network in one call: the draws of an ensemble, else 1."""
+    draws: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)
+    return draws(requires_grad)
 
 
 @contextlib.contextmanager
 def counting(module: nn.Module) -> Iterator[Counter]:
     """Count the images that go through ``module``, and back, within the context."""
     counter = Counter()
-    passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)  # a stochastic ensemble's draws
 
     def count(_: nn.Module, __: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            counter.forward += passes(output.requires_grad) * len(output)
+            counter.forward += passes(module, requires_grad=output.requires_grad) * len(output)
             if output.requires_grad:
                 output.register_hook(count_backward)
 
     def count_backward(grad: Tensor) -> None:
-        counter.backward += passes(True) * len(grad)
+        counter.backward += passes(module, requires_grad=True) * len(grad)
 
     hook = module.register_forward_hook(count)
     try:
         yield counter
     finally:
         hook.remove()
+
+
+class BackwardPasses:
+    """Backward passes so far."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
+@contextlib.contextmanager
+def counting_backward_passes() -> Iterator[BackwardPasses]:
+    """Count every backward pass that runs within the context, by any function of torch.
+
+    AutoAttack uses a trace function to the same end, which stops coverage tools and debuggers.
+    """
+    counter = BackwardPasses()
+    autograd: Any = torch.autograd  # the engine is private, so torch's types do not have it
+    engine = autograd._engine_run_backward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        counter.number += 1
+        return engine(*args, **kwargs)
+
+    autograd._engine_run_backward = run
+    try:
+        yield counter
+    finally:
+        autograd._engine_run_backward = engine

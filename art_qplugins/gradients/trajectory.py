@@ -1,8 +1,9 @@
-"""What an attack visits on its way, whichever library runs it: seen at the module, by looking and not by asking.
+"""The points that an attack of any library visits on its way, noted by a hook on the module.
 
-An attack that walks through an adversarial image and returns another has succeeded in silence, and one whose loss still
-falls when it stops was stopped too early: indicators I3 and I4 of Pintor et al. 2022, "Indicators of Attack Failure".
-Whoever wants proof asks the target about :attr:`Path.best_image` again; here no answer is changed and nothing is judged.
+An attack may visit an adversarial image and return another one, which is a silent success. An attack whose loss still
+falls when it stops was stopped too early. These are the indicators I3 and I4 of Pintor et al. 2022, "Indicators of
+Attack Failure". Nothing is judged here and no answer is changed. To prove a success, ask the target about
+:attr:`Path.best_image` again.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.geometry import TOLERANCE, distances
-from art_qplugins.gradients.fidelity import logit_margin
+from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
 
 __all__ = ["Path", "progress", "tracking"]
 
-#: A path that changes by less than this share of its largest margin is flat: what it shows is rounding.
+#: A path whose margins change by less than this share of the largest one is flat: the change is rounding.
 _FLAT = 1e-4
-#: Points at the end of a path that count as its end.
+#: Number of points that count as the end of a path.
 _END = 10
 
 
 class Path:
-    """The legal iterates that were recognized so far, per image.
+    """The legal iterates of each image that were recognized so far.
 
-    :ivar best_margin: (N,) the lowest logit margin seen, on the device of ``x``; infinite where no iterate was.
-    :ivar best_image: (N, C, H, W) the iterate that had it; the image itself where none was.
-    :ivar last: (N,) margin of the last iterate; NaN where none was.
-    :ivar calls: (N,) how many iterates were seen.
-    :ivar one_draw: margins are of the draws that the attack happened to see: a random module may say otherwise.
+    :ivar best_margin: (N,) the lowest logit margin, on the device of ``x``; infinite where no iterate was recognized.
+    :ivar best_image: (N, C, H, W) the iterate with that margin; the image itself where there is none.
+    :ivar last: (N,) margin of the last iterate; NaN where there is none.
+    :ivar calls: (N,) number of iterates.
+    :ivar one_draw: whether the margins are of single draws of a random module, which may answer otherwise next time.
     """
 
     def __init__(self, x: Tensor, y: Tensor, threat: Threat, *, one_draw: bool) -> None:
@@ -45,12 +46,15 @@ class Path:
         self.best_margin = torch.full((len(x),), torch.inf, device=x.device)
         self.last = torch.full((len(x),), torch.nan, device=x.device)
         self.calls = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        self._visits: list[tuple[Tensor, Tensor]] = []  # images (rows of x) and their margins, call by call
-        self._assigned: dict[int, Tensor] = {}  # length of a batch -> the images that were in the last one
-        self._next = 0  # the image after the last one of the call before
+        self._visits: list[tuple[Tensor, Tensor]] = []  # for each call, rows of x and the margins of their iterates
+        self._assigned: dict[int, Tensor] = {}  # for each length of a batch, the rows of x in the last such batch
+        self._next = 0  # the row of x after the last one of the previous call
 
     def silent(self, margin: Tensor) -> Tensor:
-        """Whether each image was left (``margin`` of what the attack returned >= 0) though an iterate was adversarial."""
+        """Per image, whether an iterate was adversarial and the returned image is not.
+
+        :param margin: (N,) margins of the images that the attack returned.
+        """
         return (margin.to(self.best_margin) >= 0) & (self.best_margin < 0)
 
     def margins(self) -> list[NDArray[np.float64]]:
@@ -64,7 +68,7 @@ class Path:
         return np.split(values[order], np.cumsum(counts)[:-1])
 
     def measures(self) -> dict[str, NDArray[np.float64]]:
-        """``path_best``, ``path_last``, ``path_progress`` and ``path_calls``, (N,) each; NaN where nothing was seen."""
+        """``path_best``, ``path_last``, ``path_progress`` and ``path_calls``, (N,); NaN where there is no iterate."""
         best = self.best_margin.double().cpu().numpy()
         return {
             "path_best": np.where(np.isinf(best), np.nan, best),
@@ -75,7 +79,11 @@ class Path:
 
     @torch.no_grad()
     def see(self, points: Tensor, logits: Tensor) -> None:
-        """Note one call of the module: images (B, C, H, W) that went in and logits (B, K) that came out."""
+        """Note one call of the module.
+
+        :param points: (B, C, H, W) what went in.
+        :param logits: (B, K) what came out.
+        """
         points = points.detach().to(self.x)
         images, legal = self._recognized(points)
         rows = legal.nonzero()[:, 0]
@@ -85,7 +93,8 @@ class Path:
         margin = logit_margin(logits.detach()[rows].to(self.best_margin), self.y[images])
         self._visits.append((images, margin))
         self.calls.index_add_(0, images, torch.ones_like(images))
-        # An image may be in a batch more than once: the last is the latest, and sorted downwards the lowest.
+        # An image may be in a batch more than once. Its last row is the latest, or the lowest if rows are sorted
+        # downwards.
         latest = _last_of_each(images, torch.arange(len(images)))
         self.last[images[latest]] = margin[latest]
         order = margin.argsort(descending=True)
@@ -95,7 +104,19 @@ class Path:
         self.best_image[images[lowest]] = points[lowest]
 
     def _recognized(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Which image each row is an iterate of, (B,), and whether it is a legal one, (B,) bool."""
+        """The row of x that each point is an iterate of, (B,), and whether it is a legal one, (B,) bool."""
+        images, legal = self._best_guess(points)
+        if not legal.all():
+            missing = (~legal).nonzero()[:, 0]
+            near = torch.cdist(points[missing].flatten(1), self.x.flatten(1)).argmin(1)
+            images, legal = images.clone(), legal.clone()
+            images[missing], legal[missing] = near, self._legal(points[missing], near)
+        self._assigned[len(points)] = images
+        self._next = int(images[-1]) + 1
+        return images, legal
+
+    def _best_guess(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, by the order in which batches usually come; of several orders the one with most legal iterates."""
         n, size = len(self.x), len(points)
         position = torch.arange(size, device=self.x.device)
         guesses = [self._assigned[size]] if size in self._assigned else []
@@ -107,13 +128,6 @@ class Path:
                 images, legal = guess, fits
             if legal.all():
                 break
-        if not legal.all():
-            missing = (~legal).nonzero()[:, 0]
-            near = torch.cdist(points[missing].flatten(1), self.x.flatten(1)).argmin(1)
-            images, legal = images.clone(), legal.clone()
-            images[missing], legal[missing] = near, self._legal(points[missing], near)
-        self._assigned[size] = images
-        self._next = int(images[-1]) + 1
         return images, legal
 
     def _legal(self, points: Tensor, images: Tensor) -> Tensor:
@@ -123,16 +137,18 @@ class Path:
 
 
 def _last_of_each(images: Tensor, rows: Tensor) -> list[int]:
-    """Of rows in order, the last one of each image."""
+    """The last of the rows that belong to each image."""
     return list(dict(zip(images.tolist(), rows.tolist(), strict=True)).values())
 
 
 def progress(margins: NDArray[np.float64]) -> float:
-    """How much of its whole fall a path makes at its end, in [0, 1]: 0 where it has converged, NaN for a single point.
+    """The share of a path's whole fall that its end makes, in [0, 1]. It is 0 for a path that has converged.
 
-    I4 of Pintor et al. 2022: the loss scaled to [0, 1], its running minimum, and by how much that falls over the last ten
-    points. Two things differ. A path that is flat but for rounding is 0, not scaled up. And the end is at most half of the
-    path, since every path of ten points falls within its last ten.
+    This is I4 of Pintor et al. 2022: scale the loss to [0, 1], take its running minimum, and see by how much that falls
+    over the last ten points. Two things differ. A path that is flat but for rounding gives 0 and is not scaled up. The
+    end is at most half of the path, since any path of ten points falls within its last ten. A single point gives NaN.
+
+    :param margins: (T,) margins in the order of the path; those that are not finite do not count.
     """
     m = margins[np.isfinite(margins)]
     if len(m) < 2:
@@ -146,12 +162,13 @@ def progress(margins: NDArray[np.float64]) -> float:
 
 @contextlib.contextmanager
 def tracking(module: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Iterator[Path]:
-    """Within, whatever goes through ``module`` is looked at; :class:`Path` holds what was recognized.
+    """Within, every call of ``module`` is noted in the :class:`Path`. Answers and gradients are as without it.
 
-    Iterates of an image are told by the budget: batches may come in any order, shrink, or repeat images. Answers and
-    gradients are as without it.
+    A point is an iterate of an image if it is in the image's ball. So batches may come in any order, shrink, or repeat
+    images.
 
-    :param x: (N, C, H, W) in [0, 1], what the attack starts from; ``y`` (N,) labels.
+    :param x: (N, C, H, W) in [0, 1], the images that the attack starts from.
+    :param y: (N,) labels.
     """
     path = Path(x, y, threat, one_draw=is_stochastic(module))
 

@@ -1,13 +1,20 @@
-"""What the networks of the papers share: the check of their images and the initialisation of their weights."""
+"""What the networks share: checks of their options and images, and the initialisation of their weights."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.convert import weight_layers
 
-__all__ = ["check_images", "he_init"]
+__all__ = ["check_count", "check_images", "he_init"]
+
+
+def check_count(name: str, value: int) -> int:
+    """``value``, refused where it is no whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
+    return value
 
 
 def check_images(network: str, input_shape: tuple[int, int, int], side: int) -> tuple[int, int, int]:
@@ -20,6 +27,8 @@ def check_images(network: str, input_shape: tuple[int, int, int], side: int) -> 
 def he_init(model: nn.Module) -> None:
     """Weights from N(0, 2 / fan_in) (He et al. 2015, equation 10) and biases 0, in place."""
     for _, layer in weight_layers(model):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # type: ignore[arg-type]
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        weight, bias = layer.weight, layer.bias
+        assert isinstance(weight, Tensor)  # an attribute of a module may be a module, as far as mypy knows
+        nn.init.kaiming_normal_(weight, nonlinearity="relu")
+        if isinstance(bias, Tensor):
+            nn.init.zeros_(bias)

@@ -1,10 +1,12 @@
-"""A small convolutional network for small images: the network of the digits benchmark and of the tests."""
+"""A small convolutional network for small images. The digits benchmark and the tests use it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
+
+__all__ = ["ConvNet"]
 
 
 class ConvNet(nn.Module):
@@ -13,7 +15,7 @@ class ConvNet(nn.Module):
     :param input_shape: (C, H, W), H and W at least 4.
     :param nb_classes: number of logits.
     :param width: channels of the first convolution; the second has twice as many.
-    :param activation: makes each activation; the slot that :func:`~art_qplugins.quantize` fills.
+    :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 
     def __init__(
@@ -39,4 +41,5 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.act2(self.bn2(self.conv2(x)))
-        return self.fc2(self.act3(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc2(self.act3(self.fc1(x.flatten(1))))
+        return logits

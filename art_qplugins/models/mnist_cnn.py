@@ -1,6 +1,6 @@
 """The four-layer network for MNIST of Madry et al. (2018), without batch norm.
 
-The mu-law paper (Song et al. 2021) says "4-layer CNN" and no more: that it means this one is a RECONSTRUCTION.
+The mu-law paper (Song et al. 2021) says "4-layer CNN" and no more. That it means this network is a RECONSTRUCTION.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from art_qplugins.models.common import check_images, he_init
-from art_qplugins.models.ensemble import check_count
+from art_qplugins.models.common import check_count, check_images, he_init
 
 __all__ = ["MnistCNN"]
 
@@ -23,7 +22,7 @@ class MnistCNN(nn.Module):
     :param input_shape: (C, H, W), H and W at least 4.
     :param nb_classes: number of logits.
     :param width: channels of the first convolution; the second has 2 and the first linear layer 32 times as many.
-    :param activation: makes each activation; the slot that :func:`~art_qplugins.quantize` fills.
+    :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 
     def __init__(
@@ -51,4 +50,5 @@ class MnistCNN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool1(self.act1(self.conv1(x)))
         x = self.pool2(self.act2(self.conv2(x)))
-        return self.fc2(self.act3(self.fc1(x.flatten(1))))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc2(self.act3(self.fc1(x.flatten(1))))
+        return logits

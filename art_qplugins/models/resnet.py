@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from art_qplugins.models.common import check_images, he_init
-from art_qplugins.models.ensemble import check_count
+from art_qplugins.models.common import check_count, check_images, he_init
 
 __all__ = ["BasicBlock", "ResNet18"]
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, beside a shortcut; the last activation is that of the sum."""
+    """Two 3x3 convolutions with batch norm beside a shortcut, and an activation of their sum."""
 
     def __init__(self, channels: int, width: int, stride: int, *, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
@@ -30,7 +29,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        return self.act2(self.shortcut(x) + residual)  # type: ignore[no-any-return]
+        out: Tensor = self.act2(self.shortcut(x) + residual)
+        return out
 
 
 class ResNet18(nn.Module):
@@ -39,7 +39,7 @@ class ResNet18(nn.Module):
     :param input_shape: (C, H, W), H and W at least 8.
     :param nb_classes: number of logits.
     :param width: channels of the first group; the last has eight times as many.
-    :param activation: makes each activation; the slot that :func:`~art_qplugins.quantize` fills.
+    :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 
     def __init__(
@@ -73,4 +73,5 @@ class ResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.bn(self.conv(x)))
         x = self.group4(self.group3(self.group2(self.group1(x))))
-        return self.fc(x.mean((2, 3)))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits

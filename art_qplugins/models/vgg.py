@@ -8,21 +8,21 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_qplugins.models.common import check_images, he_init
-from art_qplugins.models.ensemble import check_count
+from art_qplugins.models.common import check_count, check_images, he_init
 
 __all__ = ["VGG16"]
 
-_GROUPS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # channels over `width`; each group ends in max-pooling
+#: Channels of each convolution divided by ``width``. Each group ends in max-pooling.
+_GROUPS = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))
 
 
 class VGG16(nn.Module):
     """Thirteen 3x3 convolutions with batch norm, ``conv1_1`` to ``conv5_3``, global average pooling, a linear layer.
 
-    :param input_shape: (C, H, W), H and W at least 32; at 32x32 nothing is left to average.
+    :param input_shape: (C, H, W), H and W at least 32; at 32x32 there is nothing to average.
     :param nb_classes: number of logits.
     :param width: channels of the first convolution; the last has eight times as many.
-    :param activation: makes each activation; the slot that :func:`~art_qplugins.quantize` fills.
+    :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class VGG16(nn.Module):
             if name.endswith("_1") and name != "conv1_1":
                 x = F.max_pool2d(x, 2)
             x = self.get_submodule(name)(x)
-        return self.fc(F.max_pool2d(x, 2).mean((2, 3)))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc(F.max_pool2d(x, 2).mean((2, 3)))
+        return logits
 
 
 def _names() -> list[str]:

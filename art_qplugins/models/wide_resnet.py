@@ -1,7 +1,7 @@
 """Wide residual networks, WRN-d-w (Zagoruyko & Komodakis 2016), pre-activated as in He et al. 2016.
 
-With ``aggregation=True`` every block ends in the aggregation layer of Parseval networks (Cisse et al. 2017, section 4.3),
-which Defensive Quantization takes over. What keeps its weights convex is the defence ``convex-aggregation``.
+With ``aggregation=True`` every block ends in the aggregation layer of Parseval networks (Cisse et al. 2017, section
+4.3), which Defensive Quantization uses too. The defence ``convex-aggregation`` keeps its weights convex.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.models.common import check_images, he_init
-from art_qplugins.models.ensemble import check_count
+from art_qplugins.models.common import check_count, check_images, he_init
 
 __all__ = ["Aggregation", "Block", "WideResNet"]
 
@@ -33,7 +32,7 @@ class Aggregation(nn.Module):
 class Block(nn.Module):
     """Two 3x3 convolutions, each behind batch norm and activation, beside a shortcut.
 
-    Where the shape changes, the shortcut is a 1x1 convolution of the *activated* input; elsewhere it is the input.
+    The shortcut is the input. Where the shape changes, it is a 1x1 convolution of the *activated* input.
     """
 
     def __init__(
@@ -54,7 +53,8 @@ class Block(nn.Module):
         out = self.act1(self.bn1(x))
         skip = x if self.shortcut is None else self.shortcut(out)
         residual = self.conv2(self.act2(self.bn2(self.conv1(out))))
-        return skip + residual if self.add is None else self.add(skip, residual)  # type: ignore[no-any-return]
+        total: Tensor = skip + residual if self.add is None else self.add(skip, residual)
+        return total
 
 
 class WideResNet(nn.Module):
@@ -65,7 +65,7 @@ class WideResNet(nn.Module):
     :param depth: 6n + 4, for n blocks in each group.
     :param widen_factor: the groups have 16, 32 and 64 times as many channels.
     :param aggregation: end blocks in :class:`Aggregation` in place of the sum.
-    :param activation: makes each activation; the slot that :func:`~art_qplugins.quantize` fills.
+    :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 
     def __init__(
@@ -101,4 +101,5 @@ class WideResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.group3(self.group2(self.group1(self.conv(x))))
-        return self.fc(self.act(self.bn(x)).mean((2, 3)))  # type: ignore[no-any-return]
+        logits: Tensor = self.fc(self.act(self.bn(x)).mean((2, 3)))
+        return logits

@@ -23,14 +23,37 @@ from art_qplugins.fingerprint import fingerprint
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers import bake, quantize
 from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 
-__all__ = ["build_models", "describe", "estimator_for"]
+__all__ = ["build_estimators", "build_models", "describe", "estimator_for"]
 
 #: What a model's training does not depend on, or (base, seed) not by this word.
-_NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of"}
+_NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of", "factory", "given"}
 
 TrainingProgress = Callable[[str, int, int, float], None]  # model, epochs done, epochs, loss
+
+
+def build_estimators(
+    recipe: Recipe,
+    data: Dataset,
+    checkpoints: Path,
+    *,
+    device: torch.device,
+    given: Mapping[str, QuantizedClassifier] | None = None,
+    progress: TrainingProgress | None = None,
+) -> dict[str, QuantizedClassifier]:
+    """Every model of the recipe as an ART estimator: trained here, made by its factory, or given.
+
+    :param data: the train split; where nothing is trained, any split.
+    """
+    ready = dict(given or {})
+    for settings in recipe.models:
+        if settings.factory is not None:
+            ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data)
+    made = {name: estimator.model for name, estimator in ready.items()}
+    modules = build_models(recipe, data, checkpoints, device=device, made=made, progress=progress)
+    return {m.name: ready.get(m.name) or estimator_for(m, modules[m.name], data) for m in recipe.models}
 
 
 def build_models(
@@ -39,15 +62,19 @@ def build_models(
     checkpoints: Path,
     *,
     device: torch.device,
+    made: Mapping[str, nn.Module] | None = None,
     progress: TrainingProgress | None = None,
 ) -> dict[str, nn.Module]:
     """Every model of the recipe, in order: from its checkpoint where there is one, else trained and stored.
 
     :param data: the train split.
     :param checkpoints: the folder; a file's name ends in a hash of everything that shapes the training.
+    :param made: modules that are not built here, by name.
     """
-    models: dict[str, nn.Module] = {}
+    models: dict[str, nn.Module] = dict(made or {})
     for settings in recipe.models:
+        if settings.name in models:
+            continue
         module = _blank(settings, data, _seed(recipe, settings))
         if settings.checkpoint is not None:
             _check_stored(settings, load_checkpoint(Path(settings.checkpoint), module))
@@ -82,6 +109,10 @@ def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> 
 
 def describe(settings: ModelSettings) -> str:
     """A model in one line, for people."""
+    if settings.given is not None:
+        return settings.given.estimator
+    if settings.factory is not None:
+        return settings.factory
     parts = [settings.architecture.name]
     if (q := settings.quantize) is not None:
         if q.alpha is not None:

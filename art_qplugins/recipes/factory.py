@@ -1,4 +1,4 @@
-"""Somebody's own network, named ``module:factory``, put to the test."""
+"""A network of the user's, named ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,27 @@ from pathlib import Path
 
 from torch import nn
 
+from art_qplugins.checkpoint import load_checkpoint
+from art_qplugins.data import Dataset
 from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.estimators import QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.quantizers import is_stochastic
 
-__all__ = ["make_module"]
+__all__ = ["make_estimator", "make_module"]
+
+
+def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> QuantizedClassifier:
+    """The module that ``name`` makes as an ART estimator for the images of ``data``.
+
+    :param checkpoint: its weights, a ``.safetensors`` file; ``None`` takes the module as it is made.
+    """
+    module = make_module(name)
+    if checkpoint is not None:
+        load_checkpoint(Path(checkpoint), module)
+    random = is_stochastic(module) or isinstance(module, StochasticEnsemble)
+    family = SQEnsembleClassifier if random else QuantizedClassifier
+    return family(module.eval(), nn.CrossEntropyLoss(), data.shape, data.nb_classes)
 
 
 def make_module(name: str) -> nn.Module:

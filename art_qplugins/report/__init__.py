@@ -1,7 +1,8 @@
 """A run's records as tables, figures and one self-contained page.
 
-Everything here is read from ``results.json``, ``samples.jsonl`` and ``cells/*.npz``; no number of the records is computed
-again (only the worst case on a pixel grid is computed here, image by image) and neither torch nor ART is imported, so that a report can be made anywhere from a copied folder.
+Everything is read from ``results.json``, ``samples.jsonl`` and ``cells/*.npz``. Neither torch nor ART is imported, so a
+report can be made anywhere from a copied folder. No number of the records is computed again. One number is computed here
+alone, image by image: the worst case on a pixel grid.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ __all__ = ["Run", "read_run", "write_report"]
 def write_report(folder: Path) -> list[Path]:
     """Write tables, ``figures/*.svg`` and ``report.html`` into a run's folder.
 
-    Tables are ``results.md``, ``results.csv`` and ``results.tex``; where pyarrow is installed ``results.parquet`` and
-    ``samples.parquet``; for a model that its leaderboards would take, RobustBench's JSON entry. The same records give the same bytes. Each file is replaced as a whole, so that a reader never sees half of one.
+    Tables are ``results.md``, ``results.csv`` and ``results.tex``, and where pyarrow is installed ``results.parquet`` and
+    ``samples.parquet``. A model that RobustBench's leaderboards would take has its JSON entry. The same records give the
+    same bytes. Each file is replaced as a whole, so that a reader never sees half of one.
 
     :param folder: the folder of a run, holding ``results.json`` and, where cells were scored, ``samples.jsonl``.
     :return: the files written, ``report.html`` last.
     :raises InputError: where ``results.json`` or ``samples.jsonl`` cannot be read. Nothing has been written then.
     """
-    # matplotlib, jinja2 and scipy only where a report is made
-    from art_qplugins.report import html, parquet, plots, robustbench, tables, tex
+    # matplotlib, jinja2 and scipy are imported only where a report is made
+    from art_qplugins.report import csv_table, html, markdown, parquet, robustbench, tex
+    from art_qplugins.report.figures import draw
 
     run = read_run(folder)
-    figures = plots.figures(run)
+    figures = draw(run)
     files = {
-        "results.md": tables.markdown(run),
-        "results.csv": tables.csv_text(run),
-        "results.tex": tex.table(run),
+        "results.md": markdown.text(run),
+        "results.csv": csv_table.text(run),
+        "results.tex": tex.text(run),
         **robustbench.entries(run),
         **{f"figures/{figure.name}.svg": figure.svg for figure in figures.all()},
         "report.html": html.page(run, figures),

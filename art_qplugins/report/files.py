@@ -1,4 +1,4 @@
-"""A run's folder: its records in, finished text out. What the records mean is said elsewhere."""
+"""A run's folder: its records are read here, and finished files are written here."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from art_qplugins.errors import InputError
@@ -22,21 +23,21 @@ from art_qplugins.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The records of one run; ``samples`` by cell id, each list in the order of the rows of the cell's npz."""
+    """The records of one run. ``samples`` is by cell id, and each list has the order of the rows of the cell's npz."""
 
     folder: Path
     results: Results
     samples: dict[str, list[Sample]]
 
-    def images(self, cell_id: str) -> np.ndarray | None:
-        """``x_adv`` of a cell, (n, C, H, W) float32 in [0, 1]; None where it was not kept or cannot be read.
+    def images(self, cell_id: str) -> NDArray[np.float32] | None:
+        """``x_adv`` of a cell, (n, C, H, W) float32 in [0, 1]; ``None`` where it was not kept or cannot be read.
 
-        A report without pictures is still a report, so a missing or damaged file is no error here.
+        A missing or damaged file is no error here, since a report without pictures is still a report.
         """
         if Path(cell_id).name != cell_id:  # an id comes from a file; it must not lead out of the folder
             return None
         try:
-            # Opened here, since np.load leaves the file open where it is no zip after all.
+            # The file is opened here, since np.load leaves it open where it is no zip.
             with (
                 (self.folder / "cells" / f"{cell_id}.npz").open("rb") as file,
                 np.load(file, allow_pickle=False) as arrays,
@@ -108,7 +109,7 @@ def _line(text: object) -> str:
 
 
 def slug(name: str) -> str:
-    """A file name for ``name``: safe on every system, readable, and still different for different names.
+    """A file name for ``name``. It is safe on every system, and different for different names.
 
     >>> slug("dq-2bit")
     'dq-2bit'
@@ -118,9 +119,17 @@ def slug(name: str) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` as UTF-8, the whole file or nothing.
+
+    :return: ``path``.
+    """
     return write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
+    """Write ``content``, the whole file or nothing.
+
+    :return: ``path``.
+    """
     write_atomically(path, content)
     return path

@@ -1,12 +1,17 @@
-"""A few images that the strongest attack broke: clean, adversarial, and ten times their difference, as PNG data URIs."""
+"""A few images that the strongest attack broke: clean, adversarial, and ten times their difference.
+
+Each picture is a PNG in a data URI, so that the page needs no other file.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from art_qplugins.evaluation.records import Cell, ModelResult, Sample
 from art_qplugins.report import select
@@ -18,7 +23,9 @@ AMPLIFIED = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    clean: str  # data URI
+    """One image before and after the attack. The three pictures are data URIs."""
+
+    clean: str
     adversarial: str
     difference: str  # ten times, about grey
     label: str
@@ -28,15 +35,17 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
+    """Images that one cell broke. ``beyond_claim``: the claimed attack broke none of them."""
+
     cell: Cell
-    beyond_claim: bool  # all images shown withstood the claimed attack
+    beyond_claim: bool
     pairs: list[Pair]
 
 
 def gallery(model: ModelResult, run: Run) -> Gallery | None:
-    """Images that were right when clean and that the strongest attack with images on disk made wrong.
+    """Images that are right when clean and wrong after the strongest attack whose images are on disk.
 
-    Those that the claimed attack had left standing come first: each is a proof by itself. None where nothing was found.
+    Images that the claimed attack did not break come first: each is a proof by itself. ``None`` where there is no image.
     """
     clean_cell = select.clean(model, run.results)
     clean_images = None if clean_cell is None else run.images(clean_cell.id)
@@ -44,12 +53,14 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
         return None
     rows = {sample.sample: row for row, sample in enumerate(run.samples[clean_cell.id]) if sample.correct >= 0.5}
     claimed = select.claimed(model, run.results)
-    stood = {sample.sample for sample in run.samples.get(claimed.id, []) if sample.correct >= 0.5} if claimed else set()
-    for cell, broken in _strongest(select.at_budget(model, run.results), run, set(rows), stood):
+    robust = (
+        {sample.sample for sample in run.samples.get(claimed.id, []) if sample.correct >= 0.5} if claimed else set()
+    )
+    for cell, broken in _strongest(select.at_budget(model, run.results), run, set(rows), robust):
         images = run.images(cell.id)
         if images is None or images.shape[1:] != clean_images.shape[1:]:
             continue
-        chosen = _choose(broken, stood)
+        chosen = _choose(broken, robust)
         pairs = [
             Pair(
                 clean=data_uri(clean_images[rows[sample.sample]]),
@@ -61,16 +72,19 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
             )
             for row, sample in chosen
         ]
-        return Gallery(cell=cell, beyond_claim=all(sample.sample in stood for _, sample in chosen), pairs=pairs)
+        return Gallery(cell=cell, beyond_claim=all(sample.sample in robust for _, sample in chosen), pairs=pairs)
     return None
 
 
 def _strongest(
-    cells: list[Cell], run: Run, right: set[str], stood: set[str]
+    cells: list[Cell], run: Run, right: set[str], robust: set[str]
 ) -> list[tuple[Cell, list[tuple[int, Sample]]]]:
-    """Cells with the rows that they broke, those first that broke most of what the claimed attack had left standing.
+    """Cells with the rows that they broke. Those that broke most images beyond the claimed attack come first.
 
-    Counted and not averaged, since some cells attacked fewer images than others.
+    Images are counted and not averaged, since some cells attacked fewer images than others.
+
+    :param right: images that are right when clean.
+    :param robust: images that the claimed attack did not break.
     """
     found = []
     for cell in cells:
@@ -80,22 +94,23 @@ def _strongest(
             if sample.correct < 0.5 and sample.prediction != sample.label and sample.sample in right
         ]
         if broken:
-            found.append((sum(sample.sample in stood for _, sample in broken), len(broken), cell, broken))
+            found.append((sum(sample.sample in robust for _, sample in broken), len(broken), cell, broken))
     return [(cell, broken) for *_, cell, broken in sorted(found, key=lambda item: (-item[0], -item[1], item[2].id))]
 
 
-def _choose(broken: list[tuple[int, Sample]], stood: set[str]) -> list[tuple[int, Sample]]:
-    """Proofs first, then one image a label before a second of the same, otherwise in the order of the data."""
-    ranked, seen = [], {}
-    for row, sample in sorted(broken, key=lambda item: (item[1].sample not in stood, item[0])):
-        repeats = seen[sample.label] = seen.get(sample.label, -1) + 1
-        ranked.append((sample.sample not in stood, repeats, row, sample))
+def _choose(broken: list[tuple[int, Sample]], robust: set[str]) -> list[tuple[int, Sample]]:
+    """Proofs first, then one image a label before a second of the same label, then in the order of the data."""
+    ranked: list[tuple[bool, int, int, Sample]] = []
+    repeats: Counter[int] = Counter()
+    for row, sample in sorted(broken, key=lambda item: (item[1].sample not in robust, item[0])):
+        ranked.append((sample.sample not in robust, repeats[sample.label], row, sample))
+        repeats[sample.label] += 1
     return [(row, sample) for _, _, row, sample in sorted(ranked, key=lambda item: item[:3])[:MAX_PAIRS]]
 
 
-def difference(clean: np.ndarray, adversarial: np.ndarray) -> np.ndarray:
-    """Ten times the change of each pixel about mid-grey, clipped: lighter where it was raised. (C, H, W) in [0, 1]."""
-    return np.clip(0.5 + AMPLIFIED * (adversarial - clean), 0.0, 1.0)
+def difference(clean: NDArray[np.float32], adversarial: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Ten times the change of each pixel about mid-grey, clipped. (C, H, W) in [0, 1]; lighter where it was raised."""
+    return np.asarray(np.clip(0.5 + AMPLIFIED * (adversarial - clean), 0.0, 1.0), dtype=np.float32)
 
 
 def _class_name(run: Run, index: int) -> str:
@@ -103,8 +118,11 @@ def _class_name(run: Run, index: int) -> str:
     return str(classes[index]) if isinstance(classes, list) and 0 <= index < len(classes) else str(index)
 
 
-def data_uri(image: np.ndarray) -> str:
-    """(C, H, W) float32 in [0, 1], C 1 or 3, as a PNG in a data URI. The page enlarges it, so that no pixel blurs."""
+def data_uri(image: NDArray[np.float32]) -> str:
+    """A PNG in a data URI. The page enlarges it, so that no pixel blurs.
+
+    :param image: (C, H, W) float32 in [0, 1], with C 1 or 3.
+    """
     from PIL import Image  # Matplotlib depends on it
 
     pixels = np.rint(image * 255).astype(np.uint8)

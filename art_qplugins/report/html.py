@@ -1,4 +1,4 @@
-"""``report.html``: one page that needs nothing else, from the records and the figures drawn from them."""
+"""``report.html``: one page that fetches nothing, made of the records and the figures. ``templates`` says how it looks."""
 
 from __future__ import annotations
 
@@ -11,85 +11,110 @@ from importlib.resources import files
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from art_qplugins.evaluation.records import Cell, Finding, ModelResult, Robust
-from art_qplugins.report import ladder, robustbench, select, tables, words
+from art_qplugins.report import robustbench, select, words
+from art_qplugins.report.figures import Drawing, Figures
+from art_qplugins.report.figures.svg import inline
 from art_qplugins.report.files import Run
 from art_qplugins.report.gallery import Gallery, gallery
-from art_qplugins.report.plots import Drawing, Figures
-from art_qplugins.report.svg import inline
+from art_qplugins.report.sections import sections
+from art_qplugins.report.steps import Level, levels
+
+_PACKAGE = "art_qplugins.report"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Section:
-    """One model, with what the template would otherwise have to look up."""
+class _ModelView:
+    """One model, with what a template cannot look up.
+
+    :ivar at: the budget that the model is discussed at; ``robust`` is its worst case there.
+    :ivar checks: by subject, then by outcome: each finding with its row in the table of findings.
+    :ivar counts: findings by outcome.
+    :ivar evidence: address of the evidence file, relative to the page.
+    :ivar robustbench: why its leaderboards would not take this model.
+    """
 
     anchor: str
     model: ModelResult
     at: tuple[str, float] | None
-    robust: Robust | None  # at that budget
+    robust: Robust | None
     meaning: words.Meaning
     findings: list[Finding]
-    checks: list[tuple[str, dict[str, list[tuple[int, Finding]]]]]  # by subject, then by outcome, with their row
-    counts: dict[str, int]  # findings by outcome
-    levels: list[ladder.Level]
-    evidence: str | None  # address of the evidence file, beside the report
+    checks: list[tuple[str, dict[str, list[tuple[int, Finding]]]]]
+    counts: dict[str, int]
+    levels: list[Level]
+    evidence: str | None
     bars: Drawing | None
     margins: Drawing | None
     gradients: Drawing | None
     on_grid: select.OnGrid | None
-    robustbench: list[str]  # why its leaderboards would not take this model
+    robustbench: list[str]
     gallery: Gallery | None
 
 
 def page(run: Run, figures: Figures) -> str:
-    """The report as HTML. Every string from the records is escaped; only the figures drawn here go in as they are."""
+    """The page as text.
+
+    Every string of the records is escaped. What goes in as it is are the figures drawn here, the style sheet, the one
+    script, and the checked HTML of sections from other packages.
+    """
     results = run.results
+    script = _own("sort.js")
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            results=results,
+            views=[_view(index, model, run, figures) for index, model in enumerate(results.models)],
+            sections=sections(run),
+            style=Markup(_own("style.css")),
+            script=Markup(script),
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            figures=figures,
+            budgets=select.budgets(results),
+            groups=_groups(results.cells, lambda cell: cell.model),
+            names=_names(results.cells),
+            skipped=sum(cell.status == "skipped" for cell in results.cells),
+            failed=[cell for cell in results.cells if cell.status == "error"],
+        )
+    )
+
+
+def _environment() -> Environment:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        loader=PackageLoader(_PACKAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters.update(json=_json, svg=lambda drawing: Markup(inline(drawing.svg)))
-    template = environment.from_string(_own("report.html.j2"))
-    script = _own("sort.js.j2")
-    return template.render(
-        results=results,
-        sections=[_section(index, model, run, figures) for index, model in enumerate(results.models)],
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        curves=figures.curves,
-        transfer=figures.transfer,
-        bits=figures.bits,
-        budgets=tables.budgets(results),
-        robust_at=tables.robust_at,
-        kind=select.kind,
-        groups=_groups(results.cells, lambda cell: cell.model),
-        names=_names(results.cells),
-        skipped=sum(cell.status == "skipped" for cell in results.cells),
-        failed=[cell for cell in results.cells if cell.status == "error"],
-        words=words,
-    )
+    environment.globals.update(words=words, kind=select.kind, robust_at=select.robust_at)
+    return environment
 
 
 def _own(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return files(_PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def _section(index: int, model: ModelResult, run: Run, figures: Figures) -> _Section:
+def _view(index: int, model: ModelResult, run: Run, figures: Figures) -> _ModelView:
     at = select.budget(model, run.results)
     outcomes = [words.OUTCOMES[finding.fired] for finding in model.findings]
     findings = words.ordered(model.findings)
-    return _Section(
+    return _ModelView(
         anchor=f"model-{index + 1}",
         model=model,
         at=at,
-        robust=None if at is None else tables.robust_at(model, *at),
+        robust=None if at is None else select.robust_at(model, *at),
         meaning=words.VERDICTS[model.verdict],
         findings=findings,
         checks=_checks(findings),
         counts={outcome: outcomes.count(outcome) for outcome in words.OUTCOMES.values()},
-        levels=ladder.levels(model, run),
+        levels=levels(model, run),
         evidence=_address(model.evidence),
         bars=figures.bars[index],
         margins=figures.margins[index],
@@ -109,7 +134,7 @@ def _groups(cells: list[Cell], key: Callable[[Cell], Hashable]) -> dict[Hashable
 
 
 def _names(cells: list[Cell]) -> dict[str, str]:
-    """Short names by cell id. Only cells at the same budget need telling apart; the budget has a column of its own."""
+    """Short names by cell id. They differ among cells at the same budget; the budget has a column of its own."""
     names: dict[str, str] = {}
     for group in _groups(cells, lambda cell: (cell.model, cell.norm, cell.eps)).values():
         names |= select.labels(group)
@@ -117,7 +142,7 @@ def _names(cells: list[Cell]) -> dict[str, str]:
 
 
 def _checks(findings: list[Finding]) -> list[tuple[str, dict[str, list[tuple[int, Finding]]]]]:
-    """Subjects that have a check, each with its checks by outcome and their rows in the table of findings."""
+    """Each subject that has a check, with its checks by outcome and their rows in the table of findings."""
     table = []
     for subject in words.SUBJECTS:
         rows = [(row, finding) for row, finding in enumerate(findings, 1) if words.subject(finding) == subject]
@@ -128,7 +153,7 @@ def _checks(findings: list[Finding]) -> list[tuple[str, dict[str, list[tuple[int
 
 
 def _address(path: str | None) -> str | None:
-    """A link to a file within the run's folder; ``None`` for anything that could lead elsewhere."""
+    """A link to a file of the run's evidence; ``None`` for a path that could lead elsewhere."""
     if path is None:
         return None
     parts = PurePosixPath(path.replace("\\", "/")).parts

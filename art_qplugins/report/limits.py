@@ -1,7 +1,7 @@
 """How far two runs may be apart: ``robust_accuracy:-1%``, as ``artq compare --fail-on`` takes it.
 
-A limit is held against the difference itself and not against its interval: on the same images the difference is what it
-is, and a gate that waits for significance would let a model get worse a little at a time.
+A limit is compared with the difference itself and not with its interval. Both runs have the same images, so on these the
+difference is exact. A gate that waited for significance would let a model get worse a little at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXAMPLE = "write it as robust_accuracy:-1%"
 
 @dataclass(frozen=True)
 class Limit:
-    """``points``: the difference B - A that is still allowed, a fraction; negative or 0 for a fall, positive for a rise."""
+    """A difference B - A that is still allowed, as a fraction: negative or 0 limits a fall, positive a rise."""
 
     metric: str  # of words.METRICS
     points: float
@@ -32,7 +32,7 @@ class Limit:
     def broken_by(self, found: Comparison) -> Iterator[str]:
         """A line for each difference beyond the limit, and for each model that the second run lacks.
 
-        :raises InputError: where nothing was compared that the limit speaks of, since it could not fail then.
+        :raises InputError: where no model has the metric in both runs, since the limit could not fail then.
         """
         rows = [row for row in found.rows if row.metric == self.metric]
         if not rows:
@@ -50,9 +50,9 @@ class Limit:
 
 
 def parse_limit(text: str) -> Limit:
-    """``METRIC:-1%``, in points of accuracy.
+    """A limit from ``METRIC:-1%``, in points of accuracy.
 
-    :raises InputError: in one line.
+    :raises InputError: in one line, where it is no such limit.
     """
     metric, colon, amount = text.partition(":")
     number = re.fullmatch(r"([+-]\d+(?:\.\d+)?|0(?:\.0+)?)\s*%", amount.strip())

@@ -13,10 +13,12 @@ NAMES = ("results.parquet", "samples.parquet")
 
 
 def write(run: Run) -> list[Path]:
-    """One row a cell in ``results.parquet``, one row an image and cell in ``samples.parquet``; nothing without pyarrow.
+    """Write one row a cell to ``results.parquet``, and one row an image and cell to ``samples.parquet``.
 
-    Fields are those of the records. What is a table or a list there is JSON here, but for the measures of images, which
-    have a column each, ``measures.NAME``.
+    Columns are the fields of the records. A list or a table is JSON. Each measure of images has a column of its own,
+    ``measures.NAME``.
+
+    :return: the files written; none without pyarrow.
     """
     try:
         import pyarrow
@@ -52,6 +54,6 @@ def _sample(sample: Sample) -> dict[str, Any]:
 
 
 def _columns(rows: list[dict[str, Any]], first: list[str]) -> dict[str, list[Any]]:
-    """Columns in the order of the records, then what only some rows have; None where a row has it not."""
+    """Columns in the order of the records, then those that only some rows have. ``None`` where a row lacks one."""
     names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     return {name: [row.get(name) for row in rows] for name in names}

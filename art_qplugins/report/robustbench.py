@@ -1,7 +1,7 @@
 """An entry for RobustBench's leaderboards (Croce et al. 2021), or why a model has none.
 
-The file is what a pull request there adds as ``model_info/DATASET/THREAT/NAME.json``: accuracies are strings in percent.
-What no run knows (paper, authors, venue, training data) is null, for whoever submits it to fill in.
+A pull request there adds this file as ``model_info/DATASET/THREAT/NAME.json``. Its accuracies are strings, in percent. The
+paper, the authors, the venue and the training data are null, since no run knows them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from art_qplugins.evaluation.records import Cell, ModelResult
 from art_qplugins.report import select, words
 from art_qplugins.report.files import Run, slug
 
-#: The leaderboards: images in all, and the budgets.
+#: Leaderboards by data set: the number of images, and the budgets.
 _BOARDS = {
     "cifar10": (10_000, {"Linf": 8 / 255, "L2": 0.5}),
     "cifar100": (10_000, {"Linf": 8 / 255}),
@@ -23,7 +23,7 @@ _ATTACK = "autoattack:standard"
 
 
 def entries(run: Run) -> dict[str, str]:
-    """JSON by file name: ``robustbench.json`` for one model that qualifies, ``robustbench-NAME.json`` for each of several."""
+    """JSON by file name: ``robustbench.json`` for a single model that qualifies, else one ``robustbench-NAME.json`` each."""
     fit = [(model, cell) for model in run.results.models if (cell := _cell(model, run)) and not obstacles(model, run)]
     names = ["robustbench.json"] if len(fit) == 1 else [f"robustbench-{slug(model.name)}.json" for model, _ in fit]
     return {name: _entry(model, cell, run) for name, (model, cell) in zip(names, fit, strict=True)}
@@ -48,7 +48,7 @@ def _entry(model: ModelResult, cell: Cell, run: Run) -> str:
 
 
 def obstacles(model: ModelResult, run: Run) -> list[str]:
-    """Every reason why the leaderboard would not take this run as it is; empty where it would."""
+    """Every reason why the leaderboard would not take the model from this run; empty where it would."""
     return list(_obstacles(model, run))
 
 
@@ -76,7 +76,7 @@ def _obstacles(model: ModelResult, run: Run) -> Iterator[str]:
 
 
 def _cell(model: ModelResult, run: Run) -> Cell | None:
-    """The cell of the published AutoAttack, its defaults untouched, on every image at a budget of the leaderboard."""
+    """The cell of the published AutoAttack with its defaults, on every image at a budget of the leaderboard."""
     board = _BOARDS.get(str(run.results.data.get("name")))
     for cell in run.results.cells:
         if (
@@ -94,7 +94,7 @@ def _cell(model: ModelResult, run: Run) -> Cell | None:
 
 
 def _in_order(model: ModelResult, run: Run) -> bool:
-    """Sample ids end in their row in the source."""
+    """Whether the images are in the order of the data set: sample ids end in the row there."""
     clean = select.clean(model, run.results)
     samples = run.samples.get(clean.id, []) if clean else []
     rows = [sample.sample.rsplit("/", 1)[-1] for sample in samples]

@@ -1,4 +1,4 @@
-"""Which records answer which question: the cells at a budget, what kind of attack each was, which one was strongest."""
+"""Which records answer a question: the cells at a budget, the kind of each attack, the strongest attack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from art_qplugins import metrics
-from art_qplugins.evaluation.records import Cell, Interval, ModelResult, Results, Sample
+from art_qplugins.evaluation.records import Cell, Interval, ModelResult, Results, Robust, Sample
 from art_qplugins.report.files import Run
 
 Kind = Literal["white-box", "transfer", "black-box", "adaptive"]
@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = ("white-box", "adaptive", "transfer", "black-box")
 
 
 def kind(cell: Cell) -> Kind:
-    """How an attack got at the model. "adaptive": added by the diagnostics to fit this model."""
+    """How an attack got at the model. An adaptive one was added by the diagnosis to fit this model."""
     if cell.source != cell.model:
         return "transfer"
     if cell.knowledge == "black-box":
@@ -28,7 +28,7 @@ def kind(cell: Cell) -> Kind:
 
 
 def budget(model: ModelResult, results: Results) -> tuple[str, float] | None:
-    """The norm and eps that the model is discussed at: its claim's, else the largest that was attacked."""
+    """The norm and eps at which the model is discussed: its claim's, else the largest that was attacked."""
     if model.claim.norm is not None and model.claim.eps is not None:
         return model.claim.norm, model.claim.eps
     if model.robust:
@@ -38,16 +38,26 @@ def budget(model: ModelResult, results: Results) -> tuple[str, float] | None:
     return max(((cell.norm, cell.eps) for cell in attacked), key=lambda item: item[1], default=None)
 
 
+def budgets(results: Results) -> list[tuple[str, float]]:
+    """The budgets at which any model has a worst case, sorted."""
+    return sorted({(robust.norm, robust.eps) for model in results.models for robust in model.robust})
+
+
+def robust_at(model: ModelResult, norm: str, eps: float) -> Robust | None:
+    """The model's worst case at exactly this budget."""
+    return next((robust for robust in model.robust if (robust.norm, robust.eps) == (norm, eps)), None)
+
+
 def attacks(model: ModelResult, results: Results) -> list[Cell]:
     """The cells that attacked every image at the model's budget, strongest first.
 
-    Those that attacked only the images still standing are not among them: their accuracies speak of other images.
+    Cells of fewer images are not among them, since their accuracies are over other images.
     """
     return [cell for cell in at_budget(model, results) if cell.rows is None]
 
 
 def at_budget(model: ModelResult, results: Results) -> list[Cell]:
-    """All cells that were scored at the model's budget, also on some images only; lowest accuracy first."""
+    """All cells that were scored at the model's budget, those of fewer images included; lowest accuracy first."""
     at = budget(model, results)
     cells = [
         cell
@@ -64,27 +74,29 @@ def at_budget(model: ModelResult, results: Results) -> list[Cell]:
 
 
 def claimed(model: ModelResult, results: Results) -> Cell | None:
-    """The cell of the attack that the claim rests on, where it was run."""
+    """The cell of the attack that the claim rests on, if it was run."""
     return next((cell for cell in attacks(model, results) if is_claimed(model, cell)), None)
 
 
 def is_claimed(model: ModelResult, cell: Cell) -> bool:
+    """Whether the claim rests on this cell."""
     return model.claim.cell == cell.id
 
 
 def clean(model: ModelResult, results: Results) -> Cell | None:
+    """The cell of the model's clean images."""
     return next((cell for cell in results.cells if cell.model == model.name and cell.role == "clean"), None)
 
 
 def clean_margins(model: ModelResult, run: Run) -> list[float]:
-    """Logit margins of the clean images, those that are finite."""
+    """Those logit margins of the clean images that are finite."""
     cell = clean(model, run.results)
     samples: list[Sample] = run.samples.get(cell.id, []) if cell else []
     return [sample.margin for sample in samples if sample.margin is not None and math.isfinite(sample.margin)]
 
 
 def clean_gradients(model: ModelResult, run: Run) -> list[float]:
-    """Largest entry of the loss gradient at each clean image, where it was measured."""
+    """Largest entry of the loss gradient at each clean image where it was measured."""
     cell = clean(model, run.results)
     samples = run.samples.get(cell.id, []) if cell else []
     found = [sample.measures.get("gradient") for sample in samples]
@@ -93,7 +105,7 @@ def clean_gradients(model: ModelResult, run: Run) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class OnGrid:
-    """The worst case once pixels were rounded to ``levels`` values, at the model's budget."""
+    """The worst case after pixels were rounded to ``levels`` values, at the model's budget."""
 
     levels: int
     accuracy: float
@@ -101,9 +113,9 @@ class OnGrid:
 
 
 def on_grid(model: ModelResult, run: Run) -> OnGrid | None:
-    """Over the cells that were judged on a grid too; None where none was.
+    """The worst case over the cells that were judged on a grid too; ``None`` where none was.
 
-    For a random model the worst attack of an image is the one that independent draws chose, as without a grid.
+    The worst attack on an image of a random model is chosen by independent draws, as it is without a grid.
     """
     at = budget(model, run.results)
     if at is None:
@@ -120,7 +132,7 @@ def on_grid(model: ModelResult, run: Run) -> OnGrid | None:
             rounded[row, places[sample.sample]] = np.nan if correct is None else correct
             chosen_by[row, places[sample.sample]] = sample.selection
     chosen_by = np.where(np.isnan(rounded), np.nan, chosen_by) if model.stochastic else rounded
-    # A number over some images would look like one over all.
+    # A number over some of the images would look like one over all of them.
     if len(places) != model.n or np.isnan(rounded).all(axis=0).any():
         return None
     accuracy, interval = metrics.accuracy(metrics.worst_case(rounded, chosen_by))
@@ -128,13 +140,13 @@ def on_grid(model: ModelResult, run: Run) -> OnGrid | None:
 
 
 def _counts(cell: Cell, model: ModelResult, at: tuple[str, float]) -> bool:
-    """Whether a cell's images are legal at this budget; tests of an attack leave the images as they are."""
+    """Whether a cell's images are legal at this budget. Tests of an attack do not count: they change no image."""
     within = cell.eps == 0 or (cell.norm == at[0] and cell.eps <= at[1] * (1 + 1e-6))
     return cell.model == model.name and cell.status == "success" and within and "check" not in cell.params
 
 
 def labels(cells: list[Cell]) -> dict[str, str]:
-    """A short name by cell id: the attack, where it was crafted, and only those settings that tell it from another."""
+    """A short name by cell id: the attack, the model it was crafted on, and the settings that differ among ``cells``."""
     names = {cell.id: cell.label + (f" from {cell.source}" if cell.source != cell.model else "") for cell in cells}
     counts = Counter(names.values())
     for cell in cells:

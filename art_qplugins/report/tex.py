@@ -22,10 +22,10 @@ _SPECIAL = {
 }
 
 
-def table(run: Run) -> str:
-    r"""A ``table`` environment to ``\input``; it needs ``\usepackage{booktabs}`` and nothing else.
+def text(run: Run) -> str:
+    r"""A ``table`` environment to ``\input``. It needs ``\usepackage{booktabs}`` and nothing else.
 
-    Accuracies are in percent; a robust one is the worst case over attacks, an upper bound, with its 95 % interval.
+    Accuracies are in percent. A robust one is the worst case over attacks, an upper bound, with its 95 % interval.
     """
     models = run.results.models
     grids = [select.on_grid(model, run) for model in models]

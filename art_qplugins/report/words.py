@@ -1,6 +1,6 @@
-"""Numbers and verdicts in words: the one place that rounds, and the one that explains.
+"""Numbers and verdicts in words. Nothing else rounds a number or explains a verdict.
 
-Robust accuracy is only ever an upper bound under the attacks that were run, and the wording here says so.
+A robust accuracy is an upper bound under the attacks that were run. The wording here always says so.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ def percent(value: float | None) -> str:
 
 
 def interval(bounds: Interval | None) -> str:
-    """``(0.02, 0.07)`` as ``[2, 7]``, in percent; nothing where there is none."""
+    """``(0.02, 0.07)`` as ``[2, 7]``, in percent. Empty without bounds."""
     return "" if bounds is None else f"[{_number(bounds[0])},\N{NO-BREAK SPACE}{_number(bounds[1])}]"
 
 
 def accuracy(value: float | None, bounds: Interval | None) -> str:
+    """``83 % [77, 88]``."""
     return f"{percent(value)} {interval(bounds)}".rstrip()
 
 
@@ -41,12 +42,12 @@ def on_grid(grid: OnGrid | None) -> str:
 
 
 def _number(fraction: float) -> str:
-    # Adding zero takes the sign from what rounds to it.
+    # Adding zero turns -0.0 into 0.0.
     return f"{round(100 * fraction, 1) + 0.0:.1f}".removesuffix(".0")
 
 
 def eps(value: float) -> str:
-    """``0.15`` as it is, ``0.031372…`` as ``8/255``."""
+    """``0.15`` stays, ``0.031372…`` becomes ``8/255``."""
     if f"{value:.3g}" == f"{value:.9g}":
         return f"{value:.3g}"
     steps = value * 255
@@ -54,6 +55,7 @@ def eps(value: float) -> str:
 
 
 def budget(norm: str | None, value: float | None) -> str:
+    """``Linf, eps 0.15``."""
     return NONE if norm is None or value is None else f"{norm}, eps\N{NO-BREAK SPACE}{eps(value)}"
 
 
@@ -63,7 +65,7 @@ def points(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference of two accuracies in points, with its sign: ``-0.012`` as ``-1.2``. No difference has none."""
+    """A difference of two accuracies in points, with its sign: ``-0.012`` as ``-1.2``. 0 has no sign."""
     shown = _number(abs(value))
     return shown if shown == "0" else f"{'+' if value > 0 else '-'}{shown}"
 
@@ -72,7 +74,7 @@ METRICS = {"clean_accuracy": "clean accuracy", "robust_accuracy": "worst case"}
 
 
 def p_value(value: float) -> str:
-    """``0.0012`` as it is, below 1e-4 as ``<0.0001``."""
+    """``0.0012`` stays. Anything below 1e-4 becomes ``<0.0001``."""
     return "<0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
@@ -84,55 +86,64 @@ def count(value: float) -> str:
 
 
 def images(cell: Cell) -> str:
-    """How many images a cell attacked: ``200``, or ``45 of 200 standing images``."""
-    return f"{cell.n}" if cell.rows is None else f"{cell.n} of {cell.of or NONE} standing images"
+    """How many images a cell attacked: ``200``, or ``45 of 200 images (those not broken before)``."""
+    return f"{cell.n}" if cell.rows is None else f"{cell.n} of {cell.of or NONE} images (those not broken before)"
 
 
-def left(cell: Cell) -> str:
-    """A cell's accuracy, which speaks of the images that it attacked and of no others."""
+def cell_accuracy(cell: Cell) -> str:
+    """A cell's accuracy over the images that it attacked. The wording says where these are not all images."""
     shown = accuracy(cell.accuracy, cell.interval)
     return shown if cell.rows is None or cell.accuracy is None else f"{shown} of those"
 
 
 def duration(seconds: float) -> str:
+    """``3.2 s``, ``15 min``."""
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    sign: str  # so that a badge is told apart without its colour
-    short: str  # one line for the card
-    long: str  # for "how to read this"
+    """What a verdict means.
+
+    :ivar sign: keeps badges apart without their colours.
+    :ivar short: one line, beside the verdict.
+    :ivar long: for "How to read this".
+    """
+
+    sign: str
+    short: str
+    long: str
 
 
 VERDICTS: dict[Verdict, Meaning] = {
     "INVALID": Meaning(
         sign="!",
         short="The evaluation itself is broken, so no robustness number of this model counts.",
-        long="A check of the evaluation failed. Mend that first; no robustness number of this model counts until then.",
+        long="A check of the evaluation failed. Until its cause is mended, no robustness number of this model counts.",
     ),
     "MASKED": Meaning(
         sign="✕",
-        short="The claimed robustness is an illusion: gradients were hidden, and another attack gets through.",
-        long="Proof and mechanism together: on the same images another attack succeeds where the claimed one fails, and "
-        "a cause that hides the gradient was found.",
+        short="The claimed robustness is an illusion. The model hides its gradients, and another attack breaks it.",
+        long="There is a proof and a mechanism on the same images. The proof is another attack that succeeds where the "
+        "claimed one fails. The mechanism is a cause that hides the gradient.",
     ),
     "SUSPECT": Meaning(
         sign="?",
-        short="There are signs of hidden gradients, short of proof that they explain a gap.",
-        long="A mechanism that hides gradients, or an attack that gets further without them, and not both on the same "
-        "images. Treat the number as doubtful.",
+        short="There are signs of hidden gradients. It is not proven that they explain a gap.",
+        long="There is a mechanism that hides gradients, or an attack that gets further without them. There are not both "
+        "on the same images. Treat the number as doubtful.",
     ),
     "NOT_REFUTED": Meaning(
         sign="○",
-        short="Nothing that was tried shows hidden gradients. That is not a proof of robustness.",
-        long="The checks ran and none of them shows masking. The number stays an upper bound: a better attack may still "
-        "lower it.",
+        short="No check that was run shows hidden gradients. That is not a proof of robustness.",
+        long="The checks were run, and none of them shows masking. The number stays an upper bound. A better attack may "
+        "still lower it.",
     ),
     "INCONCLUSIVE": Meaning(
         sign="…",
         short="Too little was run to say: too few images, or checks that were skipped or failed.",
-        long="Too few images, no claim to test, or checks that were skipped or failed. Neither a pass nor a fail.",
+        long="There were too few images, there was no claim to test, or checks were skipped or failed. This is neither a "
+        "pass nor a fail.",
     ),
 }
 
@@ -142,30 +153,31 @@ CLAIM_BADGES = {"HOLDS": "○ HOLDS", "OVERSTATED": "✕ OVERSTATED", "NONE": "N
 
 CLASSES = {"P": "proof", "M": "mechanism", "S": "symptom", "V": "validity"}
 
-#: Symptoms of this group speak of the attack that the claim rests on, and not of the model.
+#: Symptoms of this group are about the attack that the claim rests on. They say nothing of the model.
 ABOUT_THE_ATTACK = "claimed attack"
 
 #: What the checks are about, in the order in which they are shown.
 SUBJECTS = ("proof", "mechanism", "symptom", ABOUT_THE_ATTACK, "validity")
 
-# A finding that did not run says as much about a result as one that fired, so that all three have a name of their own.
+#: By ``Finding.fired``. A check that was not run is no pass, so it has a name of its own.
 OUTCOMES = {True: "found", False: "not found", None: "not run"}
 SIGNS = {True: "✕", False: "✓", None: "–"}
 
 
 def subject(finding: Finding) -> str:
-    """What a check is about, one of ``SUBJECTS``."""
+    """What a check is about: one of ``SUBJECTS``."""
     about_attack = finding.class_ == "S" and finding.group == ABOUT_THE_ATTACK
     return ABOUT_THE_ATTACK if about_attack else CLASSES[finding.class_]
 
 
 def class_of(finding: Finding) -> str:
-    """The same for a table that has no heading for it."""
+    """The same, spelt out for a table without a heading for it."""
     about = subject(finding)
     return "symptom of the claimed attack, not of the model" if about == ABOUT_THE_ATTACK else about
 
 
 def verdict(name: Verdict) -> str:
+    """``NOT REFUTED``."""
     return name.replace("_", " ")
 
 
@@ -180,10 +192,10 @@ def claim(record: Claim) -> str:
 
 
 def overstated(record: Claim) -> str:
-    """``overstated by 90 points [85, 94]``; nothing where the difference is not known."""
+    """``overstated by 90 points [85, 94]``. Empty where the difference is not known."""
     if record.status == "NONE" or record.overstated_by is None:
         return ""
-    word = "overstated by" if record.status == "OVERSTATED" else "above it by"
+    word = "overstated by" if record.status == "OVERSTATED" else "claimed is higher by"
     return f"{word} {points(record.overstated_by)} {interval(record.overstated_interval)}".rstrip()
 
 
@@ -192,8 +204,8 @@ def layer(record: Layer | None) -> str:
     return "" if record is None else f"{record.op} in {record.layer}, on {percent(record.share)} of the images"
 
 
-def reading(finding: Finding) -> str:
-    """The measured value, with its p-value where it is a test."""
+def measurement(finding: Finding) -> str:
+    """The measured value, and its p-value where there is one."""
     value = NONE if finding.value is None else f"{finding.value:.3g}"
     return (
         value if finding.p_value is None else f"{value} (p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{finding.p_value:.2g})"
@@ -201,7 +213,7 @@ def reading(finding: Finding) -> str:
 
 
 def ordered(findings: list[Finding]) -> list[Finding]:
-    """Fired first, then passed, then what did not run; proof before mechanism before symptom before validity."""
+    """Found, then not found, then not run. Within each: proof, mechanism, symptom, validity."""
     outcome, class_ = list(OUTCOMES), list(CLASSES)
     return sorted(findings, key=lambda finding: (outcome.index(finding.fired), class_.index(finding.class_)))
 
@@ -212,26 +224,44 @@ def headline(results: Results) -> str:
     if not models:
         return "This run holds no finished model yet."
     masked = [model for model in models if model.verdict == "MASKED"]
-    wrong = masked or [model for model in models if model.claim.status == "OVERSTATED"]
-    if wrong:
-        what = "robustness that is an illusion" if masked else "more robustness than the attacks leave"
-        named = [
-            model.name if model.claim.accuracy is None else f"{model.name} {claim(model.claim)}" for model in wrong[:2]
-        ]
-        who = "; ".join([*named, f"and {len(wrong) - 2} more"] if len(wrong) > 2 else named)
-        return f"{_share(len(wrong), len(models))} {'shows' if len(wrong) == 1 else 'show'} {what}: {who}."
-    rest = {"INVALID": "could not be evaluated", "SUSPECT": "shows signs of hidden gradients"}
-    for name, words in rest.items():
-        found = [model for model in models if model.verdict == name]
+    overstated = [model for model in models if model.claim.status == "OVERSTATED"]
+    if masked:
+        return _wrong(
+            masked, len(models), "shows robustness that is an illusion", "show robustness that is an illusion"
+        )
+    if overstated:
+        return _wrong(overstated, len(models), "is less robust than claimed", "are less robust than claimed")
+    return _doubtful(models) or _unrefuted(models)
+
+
+def _wrong(wrong: list[ModelResult], of: int, what: str, plural: str) -> str:
+    """The first two models with their numbers, and how many more there are."""
+    named = [
+        model.name if model.claim.accuracy is None else f"{model.name} {claim(model.claim)}" for model in wrong[:2]
+    ]
+    who = "; ".join([*named, f"and {len(wrong) - 2} more"] if len(wrong) > 2 else named)
+    return f"{_share(len(wrong), of)} {what if len(wrong) == 1 else plural}: {who}."
+
+
+def _doubtful(models: list[ModelResult]) -> str:
+    rest = {
+        "INVALID": ("could not be evaluated", "could not be evaluated"),
+        "SUSPECT": ("shows signs of hidden gradients", "show signs of hidden gradients"),
+    }
+    for name, (what, plural) in rest.items():
+        found = [model.name for model in models if model.verdict == name]
         if found:
-            words = words if len(found) == 1 else words.replace("shows", "show")
-            return f"{_share(len(found), len(models))} {words}: {', '.join(model.name for model in found)}."
+            return f"{_share(len(found), len(models))} {what if len(found) == 1 else plural}: {', '.join(found)}."
+    return ""
+
+
+def _unrefuted(models: list[ModelResult]) -> str:
     unclear = sum(model.verdict == "INCONCLUSIVE" for model in models)
     if unclear == len(models):
         return "Too little was run to tell whether these numbers can be trusted."
     if unclear:
         return f"No sign of hidden gradients was found, but for {unclear} of {len(models)} models too little was run to say."
-    return "No sign of hidden gradients was found; each number is an upper bound under the attacks that were run."
+    return "No sign of hidden gradients was found. Each number is an upper bound under the attacks that were run."
 
 
 def _share(part: int, whole: int) -> str:
@@ -241,12 +271,12 @@ def _share(part: int, whole: int) -> str:
 
 
 def troubles(results: Results) -> list[str]:
-    """What a reader must know before any number: an unfinished run, failed cells."""
+    """What a reader must know before any number: that the run is unfinished, or that cells failed."""
     failed = [cell for cell in results.cells if cell.status == "error"]
     notes = []
     # A run that went to its end with a failed cell has the status "error" too, and then it has models.
     if results.status in ("started", "cancelled") or (results.status == "error" and not (results.models and failed)):
-        notes.append(f"The run is not complete (status: {results.status}); what follows is what there was by then.")
+        notes.append(f"The run is not complete (status: {results.status}). This report shows what there was by then.")
     if failed:
         which = "; ".join(f"{_where(cell)}: {cell.error_line}" for cell in failed[:_NAMED])
         more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
@@ -254,7 +284,7 @@ def troubles(results: Results) -> list[str]:
     return notes
 
 
-#: Failed cells that are named before all numbers; the table of cells has them all.
+#: Failed cells that are named before all numbers. The table of cells has all of them.
 _NAMED = 3
 
 
@@ -263,9 +293,10 @@ def _where(cell: Cell) -> str:
 
 
 def clean(model: ModelResult) -> str:
-    """Clean accuracy, or a dash where the clean images themselves could not be scored."""
+    """Clean accuracy, or a dash where the clean images could not be scored."""
     return accuracy(model.clean_accuracy, model.clean_interval) if model.n else NONE
 
 
 def counted(model: ModelResult) -> str:
+    """``n = 200``."""
     return f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{model.n}"

@@ -28,8 +28,6 @@ from typing import Any
 import torch
 
 import art_qplugins
-from art_qplugins.recipes.schema import parse_recipe
-from art_qplugins.runner import run_recipe
 
 # Small, and yet with training, several shards a cell, a transfer and a diagnosis with its probes.
 RECIPE: dict[str, Any] = {
@@ -56,7 +54,7 @@ _MOMENTS = ("half written", "before its name", "after its name")
 
 
 def run(folder: Path) -> None:
-    run_recipe(parse_recipe(RECIPE), RECIPE, folder, level=1)
+    art_qplugins.run({**RECIPE, "diagnosis": {"level": 1}}, out=folder)
 
 
 def in_child(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
@@ -138,6 +136,8 @@ def content(folder: Path) -> dict[str, Any]:
         elif name.startswith("cells/") and path.suffix == ".json":
             found[name] = json.loads(path.read_bytes())
             del found[name]["sha256"], found[name]["cell"]["seconds"]
+        elif name in ("report.html", "results.md", "results.csv", "results.tex"):
+            found[name] = path.stat().st_size > 0  # they show times and dates
         else:
             found[name] = path.read_bytes()
     return found

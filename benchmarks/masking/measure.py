@@ -47,7 +47,7 @@ def version(*more: Path) -> str:
     here, package = Path(__file__).parent, Path(art_qplugins.__file__).parent
     digest = hashlib.sha256(torch.__version__.encode())
     files = [*(here / f"{name}.py" for name in _CODE), *more]
-    untouched = ("report", "data", "cli.py", "terminal.py", "evidence.py")
+    untouched = ("report", "data", "cli.py", "terminal", "evidence.py")
     files += [f for f in sorted(package.rglob("*.py")) if f.relative_to(package).parts[0] not in untouched]
     for file in files:
         digest.update(file.read_bytes())

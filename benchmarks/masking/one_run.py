@@ -21,7 +21,7 @@ from art_qplugins import InputError, Threat, evaluate, metrics
 from art_qplugins.attacks.craft import Crafted, craft
 from art_qplugins.data import from_arrays
 from art_qplugins.evaluation.outcome import legal_at
-from art_qplugins.evaluation.score import check_legal, judge
+from art_qplugins.evaluation.score import check_legal, score
 from art_qplugins.quantizers import is_stochastic
 
 __all__ = ["IMAGES", "Job", "Key", "Record", "check", "diagnosed", "measure", "row_named"]
@@ -164,8 +164,8 @@ def _reference(built: Built, site: Site, x: torch.Tensor, y: torch.Tensor, threa
 def _scores(built: Built, site: Site, x: torch.Tensor, y: torch.Tensor, threat: Threat, x_adv: torch.Tensor) -> Scores:
     """The answers of the model under test to images that were crafted on it or on its twin."""
     check_legal(x, x_adv, threat)
-    judged = judge(built.model, x_adv, y, seed=site.seed, batch_size=250)
-    return np.asarray(judged.correct), np.asarray(judged.selection)
+    scored = score(built.model, x_adv, y, seed=site.seed, batch_size=250)
+    return scored["correct"], scored["selection"]
 
 
 def _worst(scores: Sequence[Scores]) -> float:
@@ -186,7 +186,7 @@ def check(job: Job) -> Record:
         "seed": site.seed,
         "kind": row.kind,
         "training_seconds": trained - started,
-        "clean": float(judge(built.model, x, y, seed=site.seed).correct.mean()),
+        "clean": float(score(built.model, x, y, seed=site.seed)["correct"].mean()),
         "claimed": None,
         "strongest": None,
     }

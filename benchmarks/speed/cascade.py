@@ -19,9 +19,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+import art_qplugins
 from art_qplugins.evaluation.records import Results
-from art_qplugins.recipes.schema import load_recipe
-from art_qplugins.runner import run_recipe
+from art_qplugins.recipes.load import load_recipe
 
 
 def gradients(results: Results) -> float:
@@ -39,7 +39,7 @@ def compare(recipe: Path, changes: list[str], folder: Path, data_root: str | Non
         trained = folder / f"{settings.name}-matrix" / "checkpoints"
         if strategy == "cascade" and not out.exists():
             shutil.copytree(trained, out / "checkpoints")
-        results[strategy] = run_recipe(settings, given, out, data_root=data_root)
+        results[strategy] = art_qplugins.run(given, out=out, data_root=data_root).results
         assert results[strategy].status == "success", [c.error for c in results[strategy].cells if c.error]
     print(f"\n{recipe.stem}: {results['matrix'].data['n']} images\n")
     print("| model | eps | matrix | cascade |\n| --- | --- | --- | --- |")

@@ -28,12 +28,11 @@ import art_qplugins
 from art_qplugins.data import load
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.ray import Job, RayExecutor
-from art_qplugins.evaluation.scheduler import run_cells
+from art_qplugins.evaluation.executor import run_cells
+from art_qplugins.evaluation.ray import Job, RayExecutor, RecipeJob
 from art_qplugins.evaluation.store import Memory
-from art_qplugins.recipes.build import build_models, estimator_for
-from art_qplugins.recipes.schema import parse_recipe
-from art_qplugins.runner import run_recipe
+from art_qplugins.recipes.build import build_estimators
+from art_qplugins.recipes.load import parse_recipe
 
 RECIPE: dict[str, Any] = {
     "name": "speed",
@@ -50,23 +49,23 @@ _CELLS = 20
 def setting(folder: Path) -> tuple[Job, Evaluator]:
     recipe, train, test = parse_recipe(RECIPE), load("digits", "train"), load("digits", "test")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    modules = build_models(recipe, train, folder, device=device)
+    estimators = build_estimators(recipe, train, folder, device=device)
     used = test.take(500, seed=0)
-    estimators = {"net": estimator_for(recipe.models[0], modules["net"], train)}
-    bench = Evaluator(estimators, used.x(), used.y(), used.ids, recipe.batch_size)
-    return Job.of(recipe, modules, folder, test.sha256, None), bench
+    evaluator = Evaluator(estimators, used.x(), used.y(), used.ids, recipe.batch_size)
+    modules = {name: estimator.model for name, estimator in estimators.items()}
+    return RecipeJob.of(recipe, modules, folder, test.sha256, None), evaluator
 
 
-def seconds(job: Job, bench: Evaluator, workers: int) -> float:
+def seconds(job: Job, evaluator: Evaluator, workers: int) -> float:
     """For twenty cells, each of one attack with another seed; the workers have had one cell each before."""
     base: dict[str, Any] = {"model": "net", "source": "net", "attack": "art:pgd", "norm": "Linf", "eps": 0.1}
     options = {"max_iter": 100}
     with RayExecutor(job, workers=workers) as executor:
         warm = [CellSpec(**base, seed=1000 + i, options={"max_iter": 1}) for i in range(4 * workers)]
-        list(run_cells(bench, warm, Memory(), executor))
+        list(run_cells(evaluator, warm, Memory(), executor))
         cells = [CellSpec(**base, seed=i, options=options, rows=tuple(range(250))) for i in range(_CELLS)]
         began = time.perf_counter()
-        found = list(run_cells(bench, cells, Memory(), executor))
+        found = list(run_cells(evaluator, cells, Memory(), executor))
         spent = time.perf_counter() - began
     assert len(found) == _CELLS and all(outcome.ok for _, outcome, _ in found)
     return spent
@@ -74,10 +73,10 @@ def seconds(job: Job, bench: Evaluator, workers: int) -> float:
 
 def ratio(rounds: int) -> tuple[float, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
-        job, bench = setting(Path(folder))
+        job, evaluator = setting(Path(folder))
         ratios = []
         for number in range(rounds):
-            one, two = seconds(job, bench, 1), seconds(job, bench, 2)
+            one, two = seconds(job, evaluator, 1), seconds(job, evaluator, 2)
             ratios.append(two / one)
             print(
                 f"round {number + 1}: one worker {one:.1f} s, two workers {two:.1f} s, ratio {two / one:.2f}",
@@ -96,7 +95,7 @@ def run_cells_here(cells: int) -> None:
     eps = np.linspace(0.01, 0.2, cells).tolist()
     recipe = {**RECIPE, "threat": {"norm": "Linf", "eps": eps}}
     with tempfile.TemporaryDirectory() as folder:
-        run_recipe(parse_recipe(recipe), recipe, Path(folder))
+        art_qplugins.run(recipe, out=folder)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

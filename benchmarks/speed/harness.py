@@ -24,13 +24,14 @@ import art_qplugins
 from art_qplugins import QuantizedClassifier, load, train
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.executor import Serial, run_cells
 from art_qplugins.evaluation.store import Memory
 from art_qplugins.models import MODELS
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.seeds import derive_seed
 
 
-def bench(model: nn.Module, x: Tensor, y: Tensor) -> Evaluator:
+def evaluator(model: nn.Module, x: Tensor, y: Tensor) -> Evaluator:
     estimator = QuantizedClassifier(model.eval(), nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, device_type="cpu")
     return Evaluator({"m": estimator}, x, y, [str(i) for i in range(len(x))], 250)
 
@@ -41,9 +42,9 @@ def spec(attack: str, eps: float) -> CellSpec:
 
 def cell(here: Evaluator, wanted: CellSpec) -> tuple[float, list[bool]]:
     started = time.perf_counter()
-    outcome, _ = here.run(wanted, Memory())
+    ((_, outcome, _),) = run_cells(here, [wanted], Memory(), Serial(here))
     assert outcome.ok, outcome.cell.error
-    return time.perf_counter() - started, [s.correct > 0.5 for s in outcome.samples]
+    return time.perf_counter() - started, (outcome.column("correct") > 0.5).tolist()
 
 
 def bare_pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = 20) -> float:
@@ -79,7 +80,7 @@ def main() -> None:
     torch.manual_seed(0)
     large = MODELS["resnet18"].load()(input_shape=(3, 32, 32), nb_classes=10).eval()
     x, y = torch.rand(arguments.images, 3, 32, 32), torch.arange(arguments.images) % 10
-    here = bench(large, x, y)
+    here = evaluator(large, x, y)
     ratios = []
     for _ in range(arguments.rounds):
         bare = bare_pgd(large, x, y, 8 / 255)
@@ -90,7 +91,7 @@ def main() -> None:
     print(f"PGD-20, ResNet-18, {arguments.images} images: {statistics.median(ratios):.2f} x bare ({shown})")
     images = load("digits", "test").take(100, seed=0)
     small = train(ConvNet((1, 8, 8), 10, width=8), load("digits", "train"), epochs=6).eval()
-    here, ratios = bench(small, images.x(), images.y()), []
+    here, ratios = evaluator(small, images.x(), images.y()), []
     for _ in range(arguments.rounds):
         seconds, by_hand = bare_autoattack(small, images.x(), images.y(), 0.1)
         mine, in_a_run = cell(here, spec("autoattack:standard", 0.1))

@@ -25,7 +25,7 @@ from art_qplugins.attacks.views import (
     shadow,
 )
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.score import check_legal, judge
+from art_qplugins.evaluation.score import check_legal, score
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import QuantReLU, quantize
 from art_qplugins.quantizers.surrogate import Surrogate
@@ -240,7 +240,7 @@ def test_multi_targeted_is_no_weaker_than_autoattacks_targeted_part(fp32, digits
     x, y, threat = test.x(), test.y(), Threat("Linf", 0.1)
     ours = craft(estimator(fp32, 10), "artq:multi-targeted", x, y, threat=threat)
     theirs = craft(estimator(fp32, 10), "autoattack:apgd-t", x, y, threat=threat)
-    standing = [judge(fp32, c.x_adv, y, seed=0).correct.mean() for c in (ours, theirs)]
+    standing = [score(fp32, c.x_adv, y, seed=0)["correct"].mean() for c in (ours, theirs)]
     assert 0.1 < standing[1] < 0.9
     assert standing[0] <= standing[1] + 1 / 60
     assert ours.backward_samples < theirs.backward_samples / 4
@@ -415,7 +415,7 @@ def test_rescaling_finds_the_gradient_that_a_large_scale_hides(fp32, digits, sca
     standing = {}
     for name, options in (("autoattack:apgd-ce", {}), ("artq:rescaled", {"scaling": scaling})):
         crafted = craft(estimator(hidden, 10), name, x, y, threat=threat, options=options)
-        standing[name] = judge(hidden, crafted.x_adv, y, seed=0).correct.mean()
+        standing[name] = score(hidden, crafted.x_adv, y, seed=0)["correct"].mean()
     assert standing["artq:rescaled"] < standing["autoattack:apgd-ce"] - 0.2
 
 

@@ -166,7 +166,7 @@ def parameters(model):
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_the_same_seed_trains_the_same_network_whatever_the_global_state(few, stochastic):
+def test_the_same_seed_trains_the_same_network_for_any_global_state(few, stochastic):
     runs = []
     for seed, global_seed in ((3, 10), (3, 11), (4, 10)):
         model = network(stochastic=stochastic)
@@ -230,12 +230,12 @@ def test_every_image_is_seen_once_an_epoch_in_another_order(few):
     assert epochs[0] != epochs[1]
 
 
-def test_hooks_are_called_in_order_and_progress_is_told(few):
-    diary, told = Diary(), []
-    train(network(), few, [diary], epochs=2, batch_size=100, progress=lambda *a: told.append(a))
+def test_hooks_are_called_in_order_and_progress_is_reported(few):
+    diary, reported = Diary(), []
+    train(network(), few, [diary], epochs=2, batch_size=100, progress=lambda *a: reported.append(a))
     assert diary.calls == ["start", *["penalty", "after_step"] * 4, "finish"]
-    assert [t[:2] for t in told] == [(1, 2), (2, 2)]
-    assert told[1][2] < told[0][2]
+    assert [t[:2] for t in reported] == [(1, 2), (2, 2)]
+    assert reported[1][2] < reported[0][2]
 
 
 @pytest.mark.parametrize("fail_at", ["start", "penalty", "after_step", "finish"])

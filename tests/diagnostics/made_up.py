@@ -91,7 +91,7 @@ def cell(
         of=None if rows is None else n,
         facts=facts or {},
     )
-    return Outcome(record, samples)
+    return Outcome.from_samples(record, samples)
 
 
 def finite(value):
@@ -102,7 +102,7 @@ def failed(attack, role="probe"):
     """A cell that raised."""
     record = cell(attack, 1.0, role=role).cell
     changes = {"status": "error", "error": "Traceback\nBoom: it failed", "accuracy": None, "interval": None, "n": 0}
-    return Outcome(record.model_copy(update=changes), [])
+    return Outcome(record.model_copy(update=changes))
 
 
 def first(share, n=N):

@@ -119,7 +119,7 @@ class MadeUp:
             of=None if spec.rows is None else self.n,
             facts=self.facts if step == "clean" else {"used": 32, "success": 1.0, "random": 0.0} if spec.check else {},
         )
-        return Outcome(cell, samples)
+        return Outcome.from_samples(cell, samples)
 
     def id_of(self, spec):
         return cell_id(spec, target="t", source=f"s-{spec.source}", data="d", batch_size=250)

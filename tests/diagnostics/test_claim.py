@@ -22,8 +22,8 @@ def test_an_evaluation_that_cannot_count_has_no_number(facts, finding):
 
 def test_a_model_that_guesses_is_no_model():
     honest = clean(first(0.3))
-    rows = [row.model_copy(update={"label": i % 3}) for i, row in enumerate(honest.samples)]
-    result = judged(claimed=0.1, drop=["clean"], extra=[Outcome(honest.cell, rows)])
+    rows = [row.model_copy(update={"label": i % 3}) for i, row in enumerate(honest.samples())]
+    result = judged(claimed=0.1, drop=["clean"], extra=[Outcome.from_samples(honest.cell, rows)])
     assert result.verdict == "INVALID" and "guessing" in result.summary
 
 
@@ -66,8 +66,10 @@ def test_a_claim_that_leaves_nothing_needs_no_control():
 @pytest.mark.parametrize("column", ["gradient", "loss"])
 def test_a_probe_without_its_measurement_makes_silence_inconclusive(column):
     honest = clean(1.0)
-    rows = [s.model_copy(update={"measures": {**s.measures, column: None}}) for s in honest.samples]
-    blind = Outcome(honest.cell, [s.model_copy(update={"loss": None}) if column == "loss" else s for s in rows])
+    rows = [s.model_copy(update={"measures": {**s.measures, column: None}}) for s in honest.samples()]
+    blind = Outcome.from_samples(
+        honest.cell, [s.model_copy(update={"loss": None}) if column == "loss" else s for s in rows]
+    )
     result = judged(drop=["clean"], extra=[blind])
     assert result.verdict == "INCONCLUSIVE"
 
@@ -114,7 +116,7 @@ def test_what_a_smaller_eps_breaks_a_larger_one_breaks_too():
 
 def test_another_norm_or_a_larger_eps_does_not_count():
     other = cell("art:pgd", 0.0, eps=0.1)
-    other = Outcome(other.cell.model_copy(update={"norm": "L2"}), other.samples)
+    other = other.with_cell(norm="L2")
     larger = cell("art:pgd", 0.0, eps=0.2)
     result = judged(extra=[other, larger])
     assert result.claim.corrected == 0.5

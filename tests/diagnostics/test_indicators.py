@@ -55,8 +55,8 @@ def test_every_indicator_says_what_a_reader_has_to_know(indicator):
 
 def blank(outcome):
     """The same cell, of whose images nothing is known but the answers."""
-    samples = [s.model_copy(update={"margin": None, "loss": None, "measures": {}}) for s in outcome.samples]
-    return Outcome(outcome.cell.model_copy(update={"facts": {}}), samples)
+    samples = [s.model_copy(update={"margin": None, "loss": None, "measures": {}}) for s in outcome.samples()]
+    return Outcome.from_samples(outcome.cell.model_copy(update={"facts": {}}), samples)
 
 
 #: Along the model's gradient, along others, along means, without any; of one step, of several libraries.

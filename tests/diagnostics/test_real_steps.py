@@ -11,10 +11,14 @@ from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics import clean_cell
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Store
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
-from art_qplugins.runner import ModelUnderTest, Progress, Work
+from art_qplugins.recipes.schema import Diagnosis
+from art_qplugins.runner.assess import assess_model
+from art_qplugins.runner.plan import ModelUnderTest
+from art_qplugins.runner.progress import Progress
 
 
 class Watch(Progress):
@@ -36,13 +40,11 @@ def diagnosed(model, out, *, eps=0.05, n=24, norm="Linf", attack="art:pgd", leve
     claim = CellSpec(model="m", source="m", attack=attack, norm=norm, eps=eps, seed=0)
     clean = clean_cell("m", norm=norm, seed=0, eps=eps)
     watch = Watch()
-    work = Work(
-        Evaluator({"m": classifier(model), "o": classifier(linear(0.5))}, x, y, [str(i) for i in range(n)]),
-        Store(out),
-        watch,
-    )
-    work.run([clean, claim])
-    return work, work.diagnose(ModelUnderTest("m", "", False, clean, claim), ["o"], level=level), watch, (x, y)
+    estimators = {"m": classifier(model), "o": classifier(linear(0.5))}
+    scheduler = Scheduler(Evaluator(estimators, x, y, [str(i) for i in range(n)]), Store(out), watch)
+    scheduler.run([clean, claim])
+    result = assess_model(scheduler, ModelUnderTest("m", "", clean, claim), diagnosis=Diagnosis(level=level))
+    return scheduler, result, watch, (x, y)
 
 
 def test_on_a_linear_network_the_number_is_the_one_in_closed_form(tmp_path):

@@ -219,7 +219,7 @@ def test_a_step_whose_cells_fail_says_so_and_the_others_go_on():
         if step_of(spec) not in ("margin", "search"):
             return found
         broken = {"status": "error", "error": "Traceback\nBoom: it failed", "accuracy": None, "interval": None, "n": 0}
-        return Outcome(found.cell.model_copy(update={**broken, "rows": None, "of": None}), [])
+        return Outcome(found.cell.model_copy(update={**broken, "rows": None, "of": None}))
 
     claimed, outcomes = made.begin()
     known, steps = run_steps(CLAIM, claimed, outcomes, sometimes, others=("o",), level=3)

@@ -1,4 +1,4 @@
-"""The bare module, as it is, in whatever else speaks PyTorch."""
+"""The bare module in other libraries that take a PyTorch module."""
 
 from __future__ import annotations
 

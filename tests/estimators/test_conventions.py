@@ -496,17 +496,17 @@ def test_activations_are_those_of_the_layer_and_leave_no_hook(make, batch):
     x, _, _ = batch
     estimator = make()
     before = hooks(estimator.model)
-    with torch.no_grad():
-        expected = by_hand(estimator.model, torch.from_numpy(x))
-    assert set(estimator.layer_names) <= set(expected)
+    pixels = torch.from_numpy(x)
     for index, name in enumerate(estimator.layer_names):
-        for layer in (index, name):
-            for batch_size in (128, 2):
+        for batch_size in (128, 2):  # the oracle has the same batches, which round to the same levels
+            with torch.no_grad():
+                parts = [by_hand(estimator.model, part)[name] for part in pixels.split(batch_size)]
+            for layer in (index, name):
                 ours = estimator.get_activations(x, layer, batch_size=batch_size)
                 assert isinstance(ours, np.ndarray)
-                np.testing.assert_allclose(ours, expected[name].numpy(), atol=1e-5)
-        tensor = estimator.get_activations(torch.from_numpy(x), name, framework=True)
-        np.testing.assert_allclose(tensor.detach().numpy(), expected[name].numpy(), atol=1e-5)
+                np.testing.assert_allclose(ours, torch.cat(parts).numpy(), atol=1e-5)
+        tensor = estimator.get_activations(pixels, name, framework=True)
+        np.testing.assert_allclose(tensor.detach().numpy(), by_hand(estimator.model, pixels)[name].detach(), atol=1e-5)
     assert hooks(estimator.model) == before
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from art_qplugins import (
     SQEnsembleClassifier,
     quantize,
 )
-from art_qplugins.guard import evaluating, isolated
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import draws_from
@@ -111,7 +109,8 @@ def test_predict_is_arts(estimator, batch, batch_size):
     x, _ = batch
     ours = estimator.predict(x, batch_size=batch_size)
     assert ours.dtype == np.float32 and ours.shape == (7, 10)
-    np.testing.assert_allclose(ours, art(estimator.model).predict(x), atol=1e-5, rtol=1e-6)
+    theirs = art(estimator.model).predict(x, batch_size=batch_size)  # batches of one size round to the same levels
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-6)
 
 
 LOSSES = {"mean": nn.CrossEntropyLoss(), "sum": nn.CrossEntropyLoss(reduction="sum")}
@@ -395,70 +394,6 @@ def test_another_view_of_the_same_network(network, batch):
     assert type(view) is QuantizedClassifier and view.input_shape == (1, 8, 8) and view.nb_classes == 10
     assert tuple(view.clip_values) == (0.0, 0.9)
     np.testing.assert_allclose(view.predict(batch[0]) * 10, estimator.predict(batch[0]), rtol=1e-4, atol=1e-5)
-
-
-# --- the guard
-
-
-def test_evaluating_restores_every_modules_own_mode(network):
-    network.train()
-    network.bn1.eval()
-    modes = [m.training for m in network.modules()]
-    with evaluating(network):
-        assert not any(m.training for m in network.modules())
-    assert [m.training for m in network.modules()] == modes
-    with pytest.raises(AssertionError), evaluating(network, training=True):
-        assert not all(m.training for m in network.modules())
-    assert [m.training for m in network.modules()] == modes
-
-
-def vandal(network):
-    """What attack libraries do to the state around them."""
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    torch.rand(3), np.random.rand(3), random.random()
-    sys.settrace(None)
-    network.train()
-    for p in network.parameters():
-        p.requires_grad_(True)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_isolated_puts_everything_back(network, fails):
-    def trace(frame, event, argument):
-        return None
-
-    network.fc1.weight.requires_grad_(False)
-    network.bn1.train()
-    modes, states = [m.training for m in network.modules()], global_states()
-    flags, outer = [p.requires_grad for p in network.parameters()], sys.gettrace()
-    sys.settrace(trace)
-    try:
-        try:
-            with isolated(network, 3):
-                assert not any(p.requires_grad for p in network.parameters())
-                assert not any(m.training for m in network.modules())
-                vandal(network)
-                if fails:
-                    raise KeyError
-        except KeyError:
-            assert fails
-        restored = sys.gettrace()
-    finally:
-        sys.settrace(outer)
-    assert restored is trace
-    assert global_states() == states
-    assert [p.requires_grad for p in network.parameters()] == flags
-    assert [m.training for m in network.modules()] == modes
-
-
-def test_within_isolated_every_generator_is_seeded(network):
-    drawn = []
-    for seed, before in ((7, 0), (7, 1), (8, 0), (2**40, 0)):
-        torch.manual_seed(before), np.random.seed(before), random.seed(before)
-        with isolated(network, seed):
-            drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
-    assert drawn[0] == drawn[1]
-    assert all(a != b for a, b in zip(drawn[0], drawn[2], strict=True))
 
 
 def test_an_optimizer_of_another_networks_parameters_is_refused():

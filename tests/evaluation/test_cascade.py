@@ -7,15 +7,15 @@ import copy
 import numpy as np
 import pytest
 
+import art_qplugins
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.evaluation.cascade import narrowed, ordered
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.cost import Cost, exceeds, expected_cost
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
 from art_qplugins.evaluation.store import Store
-from art_qplugins.recipes.schema import parse_recipe
-from art_qplugins.runner import Progress, run_recipe
+from art_qplugins.evaluation.strategy import narrowed, ordered
+from art_qplugins.runner.progress import Progress
 
 
 def spec(attack="art:pgd", eps=0.1, model="a", source=None, **more):
@@ -44,7 +44,7 @@ def outcome(of, correct, rows=None, n=6):
         of=None if rows is None else n,
     )
     known = {"label": 0, "prediction": 0, "distance": 0, "margin": None, "loss": None}
-    return Outcome(
+    return Outcome.from_samples(
         cell, [Sample(cell=cell.id, sample=f"i{i}", correct=c, selection=c, **known) for i, c in enumerate(correct)]
     )
 
@@ -74,19 +74,19 @@ RIGHT = outcome(CLEAN, [1, 1, 1, 1, 1, 0])  # the last is wrong as it is
     ],
 )
 def test_only_images_that_still_stand_go_on(known, asked, rows):
-    found = narrowed([asked], {"a": [RIGHT, *known]}, [])
+    found = narrowed([asked], {"a": [RIGHT, *known]}.get, [])
     assert [s.rows for s in found] == ([] if rows is None else [rows])
 
 
 def test_claims_and_clean_cells_are_on_every_image():
     broken = {"a": [RIGHT, outcome(spec("art:fgsm"), [0] * 6)]}
-    assert narrowed([spec()], broken, [spec()]) == [spec()]
-    assert narrowed([CLEAN], {"a": []}, []) == [CLEAN]
+    assert narrowed([spec()], broken.get, [spec()]) == [spec()]
+    assert narrowed([CLEAN], {"a": []}.get, []) == [CLEAN]
 
 
 def test_a_model_whose_clean_cell_failed_is_not_attacked():
-    failed = Outcome(RIGHT.cell.model_copy(update={"status": "error"}), [])
-    assert narrowed([spec()], {"a": [failed]}, []) == []
+    failed = Outcome(RIGHT.cell.model_copy(update={"status": "error"}))
+    assert narrowed([spec()], {"a": [failed]}.get, []) == []
 
 
 def test_one_sources_images_are_crafted_for_all_of_its_targets_together():
@@ -98,7 +98,7 @@ def test_one_sources_images_are_crafted_for_all_of_its_targets_together():
         "b": [RIGHT, outcome(spec("art:fgsm"), [0, 1, 0, 0, 0, 0])],
         "c": [RIGHT, outcome(spec("art:fgsm"), [0] * 6)],
     }
-    found = narrowed(group, known, [])
+    found = narrowed(group, known.get, [])
     assert [(s.model, s.rows) for s in found] == [("a", (1, 4)), ("b", (1, 4))]
 
 
@@ -186,7 +186,7 @@ def folder(tmp_path_factory):
 
 def run(folder, where, *, progress=None, **changes):
     recipe = copy.deepcopy(RECIPE) | changes
-    return run_recipe(parse_recipe(recipe), recipe, folder / where, progress=progress)
+    return art_qplugins.run(recipe, out=folder / where, progress=progress).results
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_what_is_judged_from_shared_images_is_what_its_own_attack_would_say(fold
     other = next(c for c in results.cells if c.role == "attack")
     assert other.crafted_in is None and other.backward_samples > 0
     assert (other.id, other.accuracy) == (shared.id, shared.accuracy)
-    mine, theirs = (Store(folder / n).load(shared.id).samples for n in ("matrix", "alone"))
+    mine, theirs = (list(Store(folder / n).load(shared.id).samples()) for n in ("matrix", "alone"))
     for one, two in zip(mine, theirs, strict=True):
         assert one.correct == two.correct and one.distance == pytest.approx(two.distance)
         assert one.margin == pytest.approx(two.margin, abs=1e-4)
@@ -293,7 +293,7 @@ def test_the_verdict_on_the_pixel_grid_stands_beside_the_other(folder, matrix):
     for plain, found in zip(matrix.cells, results.cells, strict=True):
         assert (found.id, found.accuracy, found.backward_samples) == (plain.id, plain.accuracy, plain.backward_samples)
         assert found.grid == 4 and plain.grid is None
-        samples = Store(folder / "matrix").load(found.id).samples
+        samples = list(Store(folder / "matrix").load(found.id).samples())
         assert found.grid_accuracy == pytest.approx(np.mean([s.measures["grid_correct"] for s in samples]))
         low, high = found.grid_interval
         assert low <= found.grid_accuracy <= high

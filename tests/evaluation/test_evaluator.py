@@ -16,9 +16,10 @@ from art_qplugins.attacks.adapters import artq as own
 from art_qplugins.attacks.views import LogitScale
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation import evaluator as execute
+from art_qplugins.evaluation import worker
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.executor import Serial, run_cells
 from art_qplugins.evaluation.store import Memory, Store
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.models.ensemble import StochasticEnsemble
@@ -50,6 +51,11 @@ def bench(x=X, ids=IDS, batch_size=4, **models):
     return Evaluator({name: classifier(m) for name, m in models.items()}, x, y, ids, batch_size, shard=len(X))
 
 
+def one(here, spec, store):
+    ((_, outcome, reused),) = run_cells(here, [spec], store, Serial(here))
+    return outcome, reused
+
+
 SPEC = CellSpec(model="a", source="a", attack="art:fgsm", norm="Linf", eps=0.1, seed=0)
 CLEAN = CellSpec(
     model="a", source="a", attack="artq:clean", norm="Linf", eps=0.0, seed=0, role="clean", options={"radius": 0.01}
@@ -61,15 +67,15 @@ CLEAN = CellSpec(
 
 def test_a_cell_is_what_the_target_says_to_the_images():
     here, store = bench(), Memory()
-    outcome, reused = here.run(SPEC, store)
+    outcome, reused = one(here, SPEC, store)
     assert outcome.ok and not reused
     x_adv = torch.from_numpy(store.images(outcome.cell.id))
     with torch.no_grad():
         answers = here.estimators["a"].model(x_adv).argmax(1)
-    assert [row.prediction for row in outcome.samples] == answers.tolist()
-    assert [row.correct for row in outcome.samples] == (answers == here.y).double().tolist()
-    assert [row.sample for row in outcome.samples] == IDS
-    assert {row.cell for row in outcome.samples} == {outcome.cell.id}
+    assert [row.prediction for row in list(outcome.samples())] == answers.tolist()
+    assert [row.correct for row in list(outcome.samples())] == (answers == here.y).double().tolist()
+    assert [row.sample for row in list(outcome.samples())] == IDS
+    assert {row.cell for row in list(outcome.samples())} == {outcome.cell.id}
     np.testing.assert_allclose(outcome.column("distance"), (x_adv - X).abs().flatten(1).amax(1), atol=1e-7)
     assert outcome.cell.accuracy == pytest.approx(outcome.column("correct").mean())
     assert (outcome.cell.n, outcome.cell.forward_samples, outcome.cell.backward_samples) == (7, 7, 7)
@@ -78,20 +84,20 @@ def test_a_cell_is_what_the_target_says_to_the_images():
 
 def test_transfer_is_crafted_on_the_source_and_scored_on_the_target():
     here, store = bench(), Memory()
-    transfer, _ = here.run(dataclasses.replace(SPEC, source="b"), store)
-    home, _ = here.run(dataclasses.replace(SPEC, source="b", model="b"), store)
+    transfer, _ = one(here, dataclasses.replace(SPEC, source="b"), store)
+    home, _ = one(here, dataclasses.replace(SPEC, source="b", model="b"), store)
     np.testing.assert_array_equal(store.images(transfer.cell.id), store.images(home.cell.id))
     with torch.no_grad():
         answers = here.estimators["a"].model(torch.from_numpy(store.images(transfer.cell.id))).argmax(1)
-    assert [row.prediction for row in transfer.samples] == answers.tolist()
+    assert [row.prediction for row in list(transfer.samples())] == answers.tolist()
 
 
 def test_the_clean_cell_alone_measures_gradient_and_fidelity():
     here = bench()
-    clean, _ = here.run(CLEAN, Memory())
-    attacked, _ = here.run(SPEC, Memory())
-    assert all(row.measures["gradient"] > 0 and row.measures["fidelity"] is not None for row in clean.samples)
-    assert all("gradient" not in row.measures for row in attacked.samples)
+    clean, _ = one(here, CLEAN, Memory())
+    attacked, _ = one(here, SPEC, Memory())
+    assert all(row.measures["gradient"] > 0 and row.measures["fidelity"] is not None for row in list(clean.samples()))
+    assert all("gradient" not in row.measures for row in list(attacked.samples()))
     assert clean.cell.facts["reaches_pixels"] and not attacked.cell.facts
     assert clean.cell.accuracy == 1.0
 
@@ -102,10 +108,10 @@ def test_what_json_cannot_hold_becomes_none():
             return torch.full((len(x), 10), torch.inf).index_fill(1, torch.tensor([1]), -torch.inf)
 
     here = Evaluator({"a": classifier(Overflowing())}, X, torch.ones(7, dtype=torch.int64), IDS)
-    outcome, _ = here.run(dataclasses.replace(SPEC, attack="artq:clean"), Memory())
+    outcome, _ = one(here, dataclasses.replace(SPEC, attack="artq:clean"), Memory())
     assert outcome.ok, outcome.cell.error
-    assert all(row.margin is None and row.loss is None for row in outcome.samples)
-    assert "NaN" not in outcome.samples[0].model_dump_json()
+    assert all(row.margin is None and row.loss is None for row in list(outcome.samples()))
+    assert "NaN" not in next(outcome.samples()).model_dump_json()
 
 
 # --- Failures
@@ -124,13 +130,18 @@ def test_an_attack_that_returns_illegal_images_fails_its_cell_and_nobody_clips(g
     monkeypatch.setattr(own, "run", lambda estimator, attack, x, y, **_: give(x.clone()))
     here, store = bench(), Store(tmp_path)
     spec = dataclasses.replace(SPEC, attack="artq:clean")
-    outcome, reused = here.run(spec, store)
+    outcome, reused = one(here, spec, store)
     assert not outcome.ok and not reused
-    assert (outcome.cell.accuracy, outcome.cell.interval, outcome.cell.n, list(outcome.samples)) == (None, None, 0, [])
+    assert (outcome.cell.accuracy, outcome.cell.interval, outcome.cell.n, list(outcome.samples())) == (
+        None,
+        None,
+        0,
+        [],
+    )
     assert "IllegalImage" in outcome.cell.error and reason in outcome.cell.error
     assert list((tmp_path / "cells").iterdir()) == []  # the next run tries again
     monkeypatch.undo()
-    outcome, reused = here.run(spec, store)
+    outcome, reused = one(here, spec, store)
     assert outcome.ok and not reused
 
 
@@ -140,7 +151,7 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
 
     monkeypatch.setattr(own, "run", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        bench().run(CLEAN, Memory())
+        one(bench(), CLEAN, Memory())
 
 
 # --- Draws
@@ -150,18 +161,18 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
 def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkeypatch):
     model = ensemble()
     here = bench(a=model)
-    phases = {"craft": set(), "judge": set(), "measure": set()}
+    phases = {"craft": set(), "score": set(), "measure": set()}
     phase = None
 
     def during(name):
-        function = getattr(execute, name)
+        function = getattr(worker, name)
 
         def wrapped(*args, **kwargs):
             nonlocal phase
             phase = name
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(execute, name, wrapped)
+        monkeypatch.setattr(worker, name, wrapped)
 
     for name in phases:
         during(name)
@@ -170,11 +181,11 @@ def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkey
             layer.register_forward_pre_hook(lambda m, _: phases[phase].add((m.seed, m.draw + m.call)))
     options = {"max_iter": 2} if attack == "art:pgd" else {"n_queries": 5} if attack == "autoattack:square" else {}
     role = "clean" if attack == "artq:clean" else "attack"
-    outcome, _ = here.run(dataclasses.replace(SPEC, attack=attack, options=options, role=role), Memory())
+    outcome, _ = one(here, dataclasses.replace(SPEC, attack=attack, options=options, role=role), Memory())
     assert outcome.ok, outcome.cell.error
     seen = {name: {seed for seed, _ in keys} for name, keys in phases.items()}
-    assert seen["judge"] == {derive_seed(0, "judge"), derive_seed(0, "select")}
-    assert not seen["judge"] & (seen["craft"] | seen["measure"])
+    assert seen["score"] == {derive_seed(0, "judge"), derive_seed(0, "select")}
+    assert not seen["score"] & (seen["craft"] | seen["measure"])
     assert seen["craft"] == (set() if attack == "artq:clean" else {derive_seed(0, "attack")})
     if seen["craft"]:
         assert len(phases["craft"]) > 1  # fresh draws at every call
@@ -233,11 +244,11 @@ def test_an_id_is_a_file_name():
 
 def test_finished_cells_are_used_again_under_the_name_and_role_that_ask(tmp_path):
     here, store = bench(), Store(tmp_path)
-    first, _ = here.run(SPEC, store)
-    again, reused = here.run(dataclasses.replace(SPEC, role="probe"), store)
+    first, _ = one(here, SPEC, store)
+    again, reused = one(here, dataclasses.replace(SPEC, role="probe"), store)
     assert reused and again.cell.role == "probe"
     assert again.cell.model_copy(update={"role": "attack"}) == first.cell
-    assert list(again.samples) == list(first.samples)
+    assert list(again.samples()) == list(first.samples())
 
 
 def test_a_fingerprint_knows_weights_structure_and_settings():
@@ -324,6 +335,6 @@ def test_ids_of_different_names_differ_and_fit_a_file_name(tmp_path):
     names = ["a b", "a_b", "m" * 300, "m" * 301, "\N{CJK UNIFIED IDEOGRAPH-6A21}" * 80]
     here, store = bench(**{name: network() for name in names}), Store(tmp_path)
     specs = [dataclasses.replace(SPEC, model=name, source=source) for name in names for source in (name, names[-1])]
-    ids = {here.run(spec, store)[0].cell.id for spec in specs}
+    ids = {one(here, spec, store)[0].cell.id for spec in specs}
     assert len(ids) == 2 * len(names) - 1
     assert all(store.load(name) is not None for name in ids)

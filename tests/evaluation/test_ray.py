@@ -12,16 +12,16 @@ import time
 import numpy as np
 import pytest
 
+import art_qplugins
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation import ray as cluster
-from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.cell import CellSpec, Shard
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.ray import Job, RayExecutor
-from art_qplugins.evaluation.scheduler import Serial, Shard, run_cells
+from art_qplugins.evaluation.executor import Serial, run_cells
+from art_qplugins.evaluation.ray import RayExecutor, RecipeJob
 from art_qplugins.evaluation.store import Memory
 from art_qplugins.recipes.build import build_models, estimator_for
-from art_qplugins.recipes.schema import parse_recipe
-from art_qplugins.runner import run_recipe
+from art_qplugins.recipes.load import parse_recipe
 
 SMALL = {"name": "convnet", "options": {"width": 2}}
 RECIPE = {
@@ -50,7 +50,7 @@ def trained(tmp_path_factory, digits):
     """A recipe's job, and the bench of the process that trained its models."""
     folder, recipe = tmp_path_factory.mktemp("checkpoints"), parse_recipe(RECIPE)
     modules = build_models(recipe, digits[0], folder, device=next(iter(_devices())))
-    job = Job.of(recipe, modules, folder, digits[1].sha256, None)
+    job = RecipeJob.of(recipe, modules, folder, digits[1].sha256, None)
     test = digits[1].take(20, seed=0)
     estimators = {m.name: estimator_for(m, modules[m.name], digits[0]) for m in recipe.models}
     return job, Evaluator(estimators, test.x(), test.y(), test.ids, recipe.batch_size, recipe.shard)
@@ -69,7 +69,7 @@ def test_a_worker_comes_to_the_same_cells_from_paths_and_hashes(trained):
     job, here = trained
     sent = pickle.dumps(job)
     assert b"torch" not in sent and len(sent) < 10_000
-    there = pickle.loads(sent).bench()
+    there = pickle.loads(sent).evaluator()
     for model in ("net", "sq"):
         spec = CellSpec(model=model, source=model, attack="art:pgd", norm="Linf", eps=0.1, seed=0)
         assert there.id_of(spec) == here.id_of(spec)
@@ -79,15 +79,15 @@ def test_what_is_not_what_the_run_began_with_is_refused(trained, tmp_path):
     job, _ = trained
     (path, sha256) = next(iter(job.checkpoints.items()))
     for wrong, reason in (
-        (Job(job.recipe, {path: "0" * 64}, job.data, None), "is not the one that the run began with"),
+        (RecipeJob(job.recipe, {path: "0" * 64}, job.data, None, {}), "is not the one that the run began with"),
         (
-            Job(job.recipe, {str(tmp_path / "gone"): sha256}, job.data, None),
+            RecipeJob(job.recipe, {str(tmp_path / "gone"): sha256}, job.data, None, {}),
             "give --out a folder that all machines see",
         ),
-        (Job(job.recipe, job.checkpoints, "0" * 64, None), "data set 'digits' is another one there"),
+        (RecipeJob(job.recipe, job.checkpoints, "0" * 64, None, {}), "data set 'digits' is another one there"),
     ):
         with pytest.raises(InputError, match=reason):
-            wrong.bench()
+            wrong.evaluator()
 
 
 def test_a_worker_of_other_versions_takes_no_part(trained, monkeypatch):
@@ -104,7 +104,7 @@ def test_a_checkpoint_that_was_removed_is_told(tmp_path, digits):
     for path in tmp_path.iterdir():
         path.unlink()
     with pytest.raises(InputError, match="the checkpoint of net was removed; run the same command again"):
-        Job.of(recipe, modules, tmp_path, digits[1].sha256, None)
+        RecipeJob.of(recipe, modules, tmp_path, digits[1].sha256, None)
 
 
 def test_without_ray_it_says_what_to_install(trained, monkeypatch):
@@ -116,7 +116,7 @@ def test_without_ray_it_says_what_to_install(trained, monkeypatch):
 def test_workers_without_a_cluster_are_a_mistake(tmp_path):
     for options in ({"workers": 2}, {"address": "auto"}):
         with pytest.raises(InputError, match="add --executor ray"):
-            run_recipe(parse_recipe(RECIPE), RECIPE, tmp_path / "run", **options)
+            art_qplugins.run(RECIPE, out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -148,7 +148,7 @@ def by_cell(bench, specs, executor):
 
 
 def untimed(outcome):
-    return outcome.cell.model_copy(update={"seconds": 0.0}), list(outcome.samples)
+    return outcome.cell.model_copy(update={"seconds": 0.0}), list(outcome.samples())
 
 
 def same(a, b):
@@ -216,7 +216,7 @@ def test_a_recipe_gives_the_same_records_on_a_cluster(tmp_path):
     pytest.importorskip("ray", reason="needs the extra ray: pip install 'art_qplugins[ray]'")
     recipe = {**RECIPE, "claim": {"attack": "art:pgd", "eps": 0.15}}
     runs = [
-        run_recipe(parse_recipe(recipe), recipe, tmp_path / name, level=1, **options)
+        art_qplugins.run({**recipe, "diagnosis": {"level": 1}}, out=tmp_path / name, **options)
         for name, options in (("serial", {}), ("ray", {"executor": "ray", "workers": 2}))
     ]
     a, b = ([c.model_copy(update={"seconds": 0.0}) for c in results.cells] for results in runs)

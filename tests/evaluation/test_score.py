@@ -8,16 +8,10 @@ import torch
 from torch import nn
 
 from art_qplugins import Threat
-from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, judge, on_grid
+from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, on_grid, score
 from art_qplugins.gradients.measure import measure
 from art_qplugins.quantizers import StochasticQuantizer
 from art_qplugins.seeds import derive_seed
-
-
-def classifier(model, nb_classes=2):
-    return QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), nb_classes, device_type="cpu")
-
 
 # --- Legal images
 
@@ -99,16 +93,16 @@ def test_a_deterministic_model_is_asked_once_and_selects_by_the_same_answer():
     y = torch.arange(40) % 2
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
-    verdict = judge(model, x, y, seed=0, batch_size=16)
+    verdict = score(model, x, y, seed=0, batch_size=16)
     assert len(calls) == 4  # batches of 16, and the first again, to see whether it answers the same
     with torch.no_grad():
         logits = model(x)
-    np.testing.assert_array_equal(verdict.prediction, logits.argmax(1))
-    np.testing.assert_array_equal(verdict.correct, (logits.argmax(1) == y).double())
-    np.testing.assert_array_equal(verdict.selection, verdict.correct)
+    np.testing.assert_array_equal(verdict["prediction"], logits.argmax(1))
+    np.testing.assert_array_equal(verdict["correct"], (logits.argmax(1) == y).double())
+    np.testing.assert_array_equal(verdict["selection"], verdict["correct"])
     own, other = logits[range(40), y], logits[range(40), 1 - y]
-    np.testing.assert_allclose(verdict.margin, own - other, rtol=1e-6)
-    np.testing.assert_allclose(verdict.loss, torch.log1p(torch.exp(other - own)), rtol=1e-5)
+    np.testing.assert_allclose(verdict["margin"], own - other, rtol=1e-6)
+    np.testing.assert_allclose(verdict["loss"], torch.log1p(torch.exp(other - own)), rtol=1e-5)
 
 
 class Coin(nn.Module):
@@ -126,25 +120,25 @@ class Coin(nn.Module):
 def test_a_stochastic_model_is_scored_on_two_independent_sets_of_draws():
     x = torch.full((4000, 1, 4, 4), 0.3)
     y = torch.ones(4000, dtype=torch.int64)
-    verdict = judge(Coin(), x, y, seed=0, batch_size=5000)
-    for fraction in (verdict.correct, verdict.selection):
+    verdict = score(Coin(), x, y, seed=0, batch_size=5000)
+    for fraction in (verdict["correct"], verdict["selection"]):
         np.testing.assert_array_equal(np.round(fraction * DEPLOYMENTS), fraction * DEPLOYMENTS)
         assert abs(fraction.mean() - 0.3) < 4 * (0.21 / 4000 / DEPLOYMENTS) ** 0.5
         assert (
             abs(fraction.var() - 0.21 / DEPLOYMENTS) < 0.15 * 0.21 / DEPLOYMENTS
         )  # binomial: the draws are independent
-    assert abs(np.corrcoef(verdict.correct, verdict.selection)[0, 1]) < 4 / 4000**0.5
-    again = judge(Coin(), x, y, seed=0, batch_size=5000)
-    np.testing.assert_array_equal(again.correct, verdict.correct)
-    other = judge(Coin(), x, y, seed=1, batch_size=5000)
-    assert abs(np.corrcoef(verdict.correct, other.correct)[0, 1]) < 4 / 4000**0.5
+    assert abs(np.corrcoef(verdict["correct"], verdict["selection"])[0, 1]) < 4 / 4000**0.5
+    again = score(Coin(), x, y, seed=0, batch_size=5000)
+    np.testing.assert_array_equal(again["correct"], verdict["correct"])
+    other = score(Coin(), x, y, seed=1, batch_size=5000)
+    assert abs(np.corrcoef(verdict["correct"], other["correct"])[0, 1]) < 4 / 4000**0.5
 
 
 def test_judging_leaves_the_models_own_draws_and_modes_alone():
     model = nn.Sequential(Coin(), nn.Dropout()).train()
     model[0].coin.draw, model[0].coin.call = 5, 2
     before = torch.get_rng_state()
-    judge(model, images(6), torch.zeros(6, dtype=torch.int64), seed=0)
+    score(model, images(6), torch.zeros(6, dtype=torch.int64), seed=0)
     assert (model[0].coin.seed, model[0].coin.draw, model[0].coin.call) == (0, 5, 2)
     assert model.training and model[1].training
     assert torch.equal(torch.get_rng_state(), before)
@@ -187,7 +181,7 @@ def measured(model, step=0.01, n=30):
     x = images(n)
     with torch.no_grad():
         y = model(x).argmax(1)
-    return measure(classifier(model), x, y, threat=Threat("Linf", 4 * step), directions=40, seed=0).samples
+    return measure(model, x, y, threat=Threat("Linf", 4 * step), directions=40, seed=0).samples
 
 
 def test_fidelity_is_one_where_the_gradient_is_the_slope():
@@ -211,7 +205,7 @@ def test_fidelity_does_not_depend_on_the_scale_of_the_logits_and_the_gradient_of
 def test_the_gradient_is_that_of_cross_entropy_in_each_image():
     model, x = Linear(nb_classes=3).eval(), images(8)
     y = torch.arange(8) % 3
-    gradient = measure(classifier(model, 3), x, y, threat=Threat("Linf", 0.1), seed=0).samples
+    gradient = measure(model, x, y, threat=Threat("Linf", 0.1), seed=0).samples
     probability = model(x).softmax(1)
     expected = (probability - nn.functional.one_hot(y, 3)) @ model[1].weight
     np.testing.assert_allclose(gradient["gradient"], expected.abs().amax(1).detach(), rtol=1e-5)
@@ -258,11 +252,11 @@ class Noisy(nn.Module):
 def test_a_module_that_draws_from_the_global_generators_is_scored_as_a_random_one():
     x, y = images(), torch.zeros(40, dtype=torch.int64)
     before = torch.get_rng_state()
-    verdict, again = (judge(Noisy(), x, y, seed=0) for _ in range(2))
+    verdict, again = (score(Noisy(), x, y, seed=0) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.array_equal(verdict.correct, again.correct)
-    assert ((verdict.correct > 0) & (verdict.correct < 1)).mean() > 0.9
-    assert not np.array_equal(verdict.correct, verdict.selection)
+    assert np.array_equal(verdict["correct"], again["correct"])
+    assert ((verdict["correct"] > 0) & (verdict["correct"] < 1)).mean() > 0.9
+    assert not np.array_equal(verdict["correct"], verdict["selection"])
 
 
 def test_the_judge_never_sees_more_than_a_batch():
@@ -270,7 +264,7 @@ def test_the_judge_never_sees_more_than_a_batch():
     model = Linear().eval()
     model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
     x, y = images(), torch.zeros(40, dtype=torch.int64)
-    judge(model, x, y, seed=0, batch_size=16)
+    score(model, x, y, seed=0, batch_size=16)
     assert max(seen) == 16
 
 

@@ -49,7 +49,7 @@ def outcome(name="m.art-fgsm.0123456789", n=3):
         seconds=0.1,
         status="success",
     )
-    return Outcome(cell, samples), np.random.default_rng(0).random((n, 1, 8, 8), dtype=np.float32)
+    return Outcome.from_samples(cell, samples), np.random.default_rng(0).random((n, 1, 8, 8), dtype=np.float32)
 
 
 @pytest.mark.parametrize("make", [Memory, Store], ids=["memory", "folder"])
@@ -59,7 +59,7 @@ def test_what_is_saved_is_loaded(make, tmp_path):
     assert store.load(saved.cell.id) is None
     store.save(saved, x_adv)
     found = store.load(saved.cell.id)
-    assert (found.cell, list(found.samples)) == (saved.cell, saved.samples)
+    assert (found.cell, list(found.samples())) == (saved.cell, list(saved.samples()))
     np.testing.assert_array_equal(store.images(saved.cell.id), x_adv)
     assert store.load("another") is None
 

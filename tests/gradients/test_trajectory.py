@@ -1,4 +1,4 @@
-"""What an attack visited is recognized in whatever order it came, and nothing that it did is changed by it."""
+"""The iterates of an attack are recognized in any order, and tracking them changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from art_qplugins import QuantizedClassifier
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.gradients.fidelity import logit_margin
+from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.trajectory import Path, progress, tracking
 from art_qplugins.guard import isolated
 from art_qplugins.threat import Threat

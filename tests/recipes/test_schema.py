@@ -10,7 +10,7 @@ import torch
 from art_qplugins.api import evaluate
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.recipes.schema import load_recipe, parse_recipe
+from art_qplugins.recipes.load import load_recipe, parse_recipe
 from art_qplugins.threat import Threat
 
 GOOD = {
@@ -183,8 +183,8 @@ def test_the_good_recipe_is_good_and_resolves_its_defaults():
     recipe = parse_recipe(changed())
     assert [m.stochastic for m in recipe.models] == [False, False, False, True]
     assert recipe.models[1].train.epochs == 20
-    assert recipe.budgets(recipe.attacks[0]) == [0.05, 0.1]
-    assert recipe.budgets(recipe.attacks[4]) == [0.1]
+    assert recipe.eps_of(recipe.attacks[0]) == [0.05, 0.1]
+    assert recipe.eps_of(recipe.attacks[4]) == [0.1]
     assert [m.name for m in recipe.attacked(recipe.attacks[2])] == ["dq", "mu", "sq"]  # never the source itself
 
 
@@ -205,7 +205,7 @@ def test_an_attack_is_for_the_kind_of_model_that_it_is_crafted_on():
 def test_a_substitute_is_a_source_and_no_target():
     given = changed(("models", 0, "role", "substitute"), ("attacks", 3, "models", ["mu"]))
     recipe = parse_recipe(given | {"transfer": {"attack": "art:pgd", "models": ["fp32", "dq", "mu"]}})
-    assert [m.name for m in recipe.subjects] == ["dq", "mu", "sq"]
+    assert [m.name for m in recipe.models_under_test] == ["dq", "mu", "sq"]
     assert all("fp32" not in [m.name for m in recipe.attacked(a)] for a in recipe.attacks)
     pairs = [(source.name, target.name) for source, target in recipe.transfers()]
     assert pairs == [(s, t) for s in ("fp32", "dq", "mu") for t in ("dq", "mu")]
@@ -346,7 +346,7 @@ def test_a_recipe_that_is_not_there_names_its_neighbour(path):
     with pytest.raises(InputError, match=r"smal\.toml: no such recipe; did you mean .*small\.toml") as caught:
         load_recipe(path.with_name("smal.toml"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match=r"no such recipe; give the path of a TOML file"):
+    with pytest.raises(InputError, match=r"no such recipe; there is: digits, or give the path of a TOML file"):
         load_recipe(path.parent / "nowhere" / "x.toml")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from art_qplugins.errors import InputError
 from art_qplugins.recipes.build import build_models
-from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.recipes.sweep import MAX_MODELS, expand_sweep
 
 BASE = {

@@ -137,7 +137,7 @@ def findings(verdict: str) -> list[Finding]:
 
 
 def steps(cells: list[Cell]) -> list[Step]:
-    """A ladder whose margin step attacked 190 of 200 images and broke 180 of them."""
+    """Steps of a diagnosis. The margin step attacked 190 of 200 images and broke 180 of them."""
     margin, free = cells
     nothing = {"status": "skipped", "reason": "no image is left to attack"}
     cost = {"forward": 19.0, "backward": 19.0}
@@ -213,16 +213,16 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
         claim_cell = next(
             c for c in cells if (c.model, c.attack, c.eps, c.role) == (name, "art:pgd", CLAIM_EPS, "attack")
         )
-        ladder_cells = []
-        if original == "mu-law-3bit":  # the claimed attack leaves the last 190 rows; 10 of them stand to the end
+        step_cells = []
+        if original == "mu-law-3bit":  # the claimed attack breaks rows 0 to 9; the last 10 rows are never broken
             some = {"role": "probe", "of": N, "params": {"loss": "margin"}, "interval": (0.03, 0.09)}
             rows = list(range(10, N))
             margin = make_cell(name, "artq:apgd-margin", CLAIM_EPS, 10 / 190, rows=rows, **some)
             free = make_cell(name, "artq:apgd-margin", 0.5, 0.0, rows=rows[:50], **some)
-            ladder_cells = [margin.model_copy(update={"n": 190}), free.model_copy(update={"n": 50})]
+            step_cells = [margin.model_copy(update={"n": 190}), free.model_copy(update={"n": 50})]
             noise = np.sign(rng.normal(size=clean.shape)) * CLAIM_EPS
-            score(ladder_cells[0], margins(10 / N, scale), np.clip(clean + noise, 0, 1)[rows])
-            score(ladder_cells[1], margins(0.0, scale), None)
+            score(step_cells[0], margins(10 / N, scale), np.clip(clean + noise, 0, 1)[rows])
+            score(step_cells[1], margins(0.0, scale), None)
         robust = [
             Robust(norm="Linf", eps=eps, accuracy=value, interval=wilson(value), attacks=[])
             for eps, value in zip(EPS, strong, strict=True)
@@ -251,9 +251,9 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
                     overstated_interval=(claimed - corrected - 0.05, claimed - corrected + 0.04),
                 ),
                 findings=findings(verdict),
-                steps=steps(ladder_cells) if ladder_cells else [],
-                layer=Layer(layer="head.<scale>", op="Mul", share=0.97) if ladder_cells else None,
-                evidence="evidence/mu law.npz" if ladder_cells else None,
+                steps=steps(step_cells) if step_cells else [],
+                layer=Layer(layer="head.<scale>", op="Mul", share=0.97) if step_cells else None,
+                evidence="evidence/mu law.npz" if step_cells else None,
             )
         )
     trace = (

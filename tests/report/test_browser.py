@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from made import EVIL, build_run, on_grid, with_bits, write_results
 
+from art_qplugins.evaluation.old_names import INDICATORS
 from art_qplugins.report import read_run, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -112,6 +113,21 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         build_run(folder, rename={"mu-law-3bit": EVIL, "fp32": "a-name-without-any-place-to-break-it-" * 2})
     )
     write_results(folder, on_grid(results, folder, "dq-2bit"))
+    return write_report(folder)[-1]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model on which every indicator that there is was found, or was not, or was not run."""
+    folder = tmp_path_factory.mktemp("full")
+    results = build_run(folder)
+    checks = results.models[2].findings
+    findings = [
+        checks[row % len(checks)].model_copy(update={"id": name, "fired": (True, False, None)[row % 3]})
+        for row, name in enumerate(INDICATORS.values())
+    ]
+    model = results.models[2].model_copy(update={"findings": findings})
+    write_results(folder, results.model_copy(update={"models": [model]}))
     return write_report(folder)[-1]
 
 
@@ -219,6 +235,40 @@ def test_a_phone_does_not_scroll_sideways(browser: Browser, report: Path, unfold
         return [limit, document.documentElement.scrollWidth, out.map((e) => e.tagName + '.' + e.className).slice(0, 5)]"""
     )
     assert wide == [360, 360, []]
+
+
+@pytest.mark.parametrize("width", [360, 600, 965, 1200])
+def test_every_indicator_has_its_place(browser: Browser, full: Path, width: int) -> None:
+    """Nothing is wider than its cell, and on a desktop no name is broken into two lines."""
+    browser.open(full, width=width)
+    names, wide, broken = browser.ask(
+        """const cells = [...document.querySelectorAll('.strip th, .strip td')].filter(
+          (e) => !e.closest('thead') || e.closest('thead').offsetWidth > 1);
+        const links = [...document.querySelectorAll('.checks li a')];
+        const shown = (a) => a.childNodes[1].data.trim();
+        const lines = (a) => { const r = document.createRange(); r.selectNode(a.childNodes[1]);
+          return new Set([...r.getClientRects()].map((box) => Math.round(box.top))).size; };
+        return [links.map(shown), cells.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.innerText),
+          links.filter((a) => lines(a) > 1).map(shown)]"""
+    )
+    assert sorted(names) == sorted(INDICATORS.values())
+    assert wide == [] and (width == 965 or broken == [])
+    assert browser.ask("return document.documentElement.scrollWidth") == width
+
+
+def test_a_section_of_a_package_cannot_cover_the_page(browser: Browser, report: Path, tmp_path: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    cover = '<div style="position:fixed;inset:0;background:red">x</div><p style="width:3000px">wide</p>'
+    region = f'<div class="scroll added" role="region" aria-label="x" tabindex="0">{cover}</div>'
+    covered = tmp_path / "covered.html"
+    covered.write_text(page.replace('<section aria-labelledby="cells"', region + '<section aria-labelledby="cells"'))
+    browser.open(covered, width=360)
+    red = browser.ask(
+        "const box = (q) => document.querySelector(q).getBoundingClientRect();"
+        "return [box('.added > div').top >= box('.added').top, box('.added > div').bottom <= box('.added').bottom]"
+    )
+    assert red == [True, True]
+    assert browser.ask("return document.documentElement.scrollWidth") == 360
 
 
 @pytest.mark.parametrize("dark", [False, True])

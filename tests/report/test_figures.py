@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from made import CLAIM_EPS, MODELS, N, build_run, plain, with_bits, write_results
 
-from art_qplugins.report import across, plots, read_run, select, words, write_report
+from art_qplugins.report import read_run, select, words, write_report
+from art_qplugins.report.figures import bits, histograms, transfer
 
 
 def test_transfer_is_the_fullest_matrix(folder: Path) -> None:
-    matrix = across.transfer(read_run(folder).results)
+    matrix = transfer.transfer(read_run(folder).results)
     assert matrix is not None and (matrix.attack, matrix.norm, matrix.eps) == ("art:pgd", "Linf", CLAIM_EPS)
     assert matrix.sources == ["fp32"] and matrix.targets == ["dq-2bit", "mu-law-3bit", "sq-ensemble"]
     left = {target: matrix.cells["fp32", target].accuracy for target in matrix.targets}
@@ -22,14 +23,14 @@ def test_transfer_is_the_fullest_matrix(folder: Path) -> None:
 
 def test_a_model_alone_has_no_transfer_matrix(folder: Path) -> None:
     results = read_run(folder).results
-    assert across.transfer(results.model_copy(update={"models": results.models[:2]})) is None
+    assert transfer.transfer(results.model_copy(update={"models": results.models[:2]})) is None
 
 
 def test_bits_are_read_from_the_recipe(tmp_path: Path) -> None:
     results = with_bits(build_run(tmp_path))
-    (sweep,) = across.bit_sweeps(results)
+    (sweep,) = bits.bit_sweeps(results)
     assert sweep.what == "activation bits"
-    named = [(bits, [model.name for model in models]) for bits, models in sweep.models]
+    named = [(number, [model.name for model in models]) for number, models in sweep.models]
     assert named == [("2", ["dq-2bit", "sq-ensemble"]), ("3", ["mu-law-3bit"])]
     write_results(tmp_path, results)
     write_report(tmp_path)
@@ -37,7 +38,7 @@ def test_bits_are_read_from_the_recipe(tmp_path: Path) -> None:
     assert "3 (mu-law-3bit): clean 97 %, claimed 95 %, at most 5 %" in plain(svg)
     models = results.spec["resolved"]["models"]
     models[2]["quantize"] = models[2]["quantize"] | {"clip": 1.0}  # more than the bits differs now
-    assert across.bit_sweeps(results) == []
+    assert bits.bit_sweeps(results) == []
 
 
 def test_zero_gradients_have_a_bar_of_their_own(folder: Path) -> None:
@@ -54,6 +55,5 @@ def test_zero_gradients_have_a_bar_of_their_own(folder: Path) -> None:
 
 @pytest.mark.parametrize("values", [[0.0], [1.0], [0.0, 1e-45, 1e30], [3e-7] * 5])
 def test_gradients_of_any_size_can_be_drawn(values: list[float]) -> None:
-    assert (
-        plots.gradient_histogram(values).axes[0].get_xlim()[0] < plots.gradient_histogram(values).axes[0].get_xlim()[1]
-    )
+    low, high = histograms.gradient_histogram(values).axes[0].get_xlim()
+    assert low < high

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import configparser
 import hashlib
 import os
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +65,12 @@ def test_skipped_checks_are_shown_like_the_others(html: str) -> None:
 
 def test_verdict_and_claim_stand_apart(masked: str) -> None:
     text = plain(Page(masked).text)
-    before = text.split("What was checked")[0]
+    before = text.split(" Checks ")[0]
     for part in (
         "MASKED Verdict: does it hide its gradients?",
         words.VERDICTS["MASKED"].short,
         "Gradient lost at Mul in head.<scale>, on 97 % of the images.",
-        "OVERSTATED Claim: does the number stand?",
+        "OVERSTATED Claim: does the number hold?",
         "95 % claimed → at most 5 % [2.7, 9] Overstated by 90 points [85, 94].",
         "evidence/mu law.npz",
         SUMMARIES["mu-law-3bit"],
@@ -76,8 +79,8 @@ def test_verdict_and_claim_stand_apart(masked: str) -> None:
     assert text.count("artq replay evidence/mu law.npz --model MODULE:FACTORY") == 1
 
 
-def test_what_was_checked_shows_all_three_outcomes_alike(masked: str) -> None:
-    strip = rows_of(masked.split("What was checked")[1].split("</table>")[0])
+def test_checks_of_all_three_outcomes_are_shown_alike(masked: str) -> None:
+    strip = rows_of(masked.split("<h3>Checks</h3>")[1].split("</table>")[0])
     assert strip[0].split(" | ") == ["", "Proof", "Mechanism", "Symptom", "Claimed attack", "Validity"]
     shown = {row.split(":")[0]: row.split(" | ") for row in strip[1:]}
     assert shown["Found"][0] == "Found: 3" and "✕ logit-scale Same model" in shown["Found"][1]
@@ -95,14 +98,18 @@ def test_what_was_checked_shows_all_three_outcomes_alike(masked: str) -> None:
     assert len({re.sub(r'"[^"]*"', "", start) for start, _ in entries}) == 1
 
 
-def test_the_ladder_says_what_broke_what_it_cost_and_why_not(masked: str) -> None:
-    text = masked.split("What was tried")[1].split("</table>")[0]
+def test_the_steps_say_what_broke_what_it_cost_and_why_not(masked: str) -> None:
+    text = masked.split("Attacks tried, and their cost per image")[1].split("</table>")[0]
     levels = rows_of(text)[1:]
     assert levels[0] == "0 the claim | ● claim 4/194 | ○ measures | none | 40 | 40"
     assert levels[1] == "1 cheap attacks | ● margin 180/190 | none | none | 19 | 19"
-    assert levels[2] == "2 controls | ● unbounded 50/50 (Linf, eps 0.5) | none | – restart – search (failed) | 19 | 19"
+    assert (
+        levels[2]
+        == "2 control experiments | ● unbounded 50/50 (Linf, eps 0.5) | none | – restart – search (failed) | 19 | 19"
+    )
     assert levels[3] == "3 everything | none | none | – rescaled | – | –"
-    steps = rows_of(masked.split("The ladder, step by step")[1].split("</table>")[0])
+    steps = rows_of(masked.split("<summary>Steps of the diagnosis</summary>")[1].split("</table>")[0])
+    assert steps[0].split(" | ")[2:5] == ["What it does", "Images attacked", "Result"]
     assert "1 | margin | 20 steps on the <margin> | 190 | broke 180 of 190 | 19 | 19" in steps
     assert any("| – | not run: no image is left to attack |" in step for step in steps)
     assert any("FAILED: RuntimeError: <gone>" in step for step in steps)
@@ -139,15 +146,16 @@ def test_a_single_model_is_the_page(tmp_path: Path) -> None:
 
 
 def test_gallery_comes_from_the_cell_that_goes_furthest_beyond_the_claim(tmp_path: Path) -> None:
-    """A cell on the standing images has rows of its own, and it counts how many it broke, not which share of them."""
+    """A cell of some images has rows of its own. What counts is how many it broke, not which share of them."""
     results = build_run(tmp_path)
     cells = [cell for cell in results.cells if cell.role != "probe" or cell.rows is not None]
     write_results(tmp_path, results.model_copy(update={"cells": cells}))
     page = write_report(tmp_path)[-1].read_text(encoding="utf-8")
     gallery = page.split('id="model-3"')[1].split("Adversarial images")[1].split("</details>")[0]
     text = plain(Page(gallery).text)
-    assert "artq:apgd-margin within Linf, eps 0.15, which attacked 190 of 200 standing images, then ten times" in text
-    assert text.count("→") == 6 and "All of these withstood the claimed attack" in text
+    assert "the same image after artq:apgd-margin within Linf, eps 0.15, and ten times their difference" in text
+    assert "This attack was run on 190 of 200 images (those not broken before)." in text
+    assert text.count("→") == 6 and "The claimed attack broke none of the images shown." in text
     # Row 10 is the first that this cell attacked: its clean image stands beside its own adversarial one.
     noisy = np.load(next((tmp_path / "cells").glob("mu-law-3bit.artq-apgd-margin.Linf-0.15*")))["x_adv"][0]
     shown = re.findall(r'src="(data:[^"]+)"', gallery)
@@ -156,10 +164,10 @@ def test_gallery_comes_from_the_cell_that_goes_furthest_beyond_the_claim(tmp_pat
     assert shown[:3] == [data_uri(clean), data_uri(noisy), data_uri(grey)]
 
 
-def test_gallery_shows_what_the_claimed_attack_left(html: str) -> None:
+def test_gallery_shows_images_that_the_claimed_attack_did_not_break(html: str) -> None:
     masked = html.split('id="model-3"')[1].split("</section>")[0]
     assert masked.count("data:image/png;base64,") == 18
-    assert "All of these withstood the claimed attack" in masked
+    assert "The claimed attack broke none of the images shown." in masked
 
 
 @pytest.mark.parametrize(
@@ -198,13 +206,29 @@ def test_kinds_and_labels_tell_cells_apart() -> None:
     assert list(select.labels(cells).values()) == expected
 
 
+def test_everything_that_the_page_is_made_of_is_shipped() -> None:
+    templates = resources.files("art_qplugins.report").joinpath("templates")
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[2] / "setup.cfg")
+    patterns = setup["options.package_data"]["art_qplugins.report"].split(", ")
+    names = {f"templates/{file.name}" for file in templates.iterdir()}
+    assert {"templates/page.html.j2", "templates/style.css", "templates/sort.js"} < names
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_the_style_sheet_is_on_the_page_and_fetches_nothing(html: str) -> None:
+    style = resources.files("art_qplugins.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    assert html.count("<style") == 1 and f"<style>\n{style}</style>" in html
+    assert "url(" not in style and "@import" not in style and "<" not in style
+
+
 def test_import_brings_neither_torch_nor_art() -> None:
     code = (
         "import sys, art_qplugins.report, art_qplugins.report.html\n"
         "heavy = {'torch', 'art', 'torchattacks', 'matplotlib.pyplot'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": root},

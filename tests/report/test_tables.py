@@ -65,7 +65,7 @@ def test_tables_carry_the_diagnosis(folder: Path) -> None:
     mine = [row for row in rows if row["model"] == "mu-law-3bit"]
     assert {row["verdict"] for row in mine} == {"MASKED"} and {row["claim_status"] for row in mine} == {"OVERSTATED"}
     assert {float(row["overstated_by"]) for row in mine} == {0.95 - 0.05}
-    assert {(row["guilty_layer"], row["guilty_op"]) for row in mine} == {("head.<scale>", "Mul")}
+    assert {(row["blocking_layer"], row["blocking_op"]) for row in mine} == {("head.<scale>", "Mul")}
     places = {row["step"]: row["level"] for row in mine if row["level"]}
     assert places == {"measures": "0", "claim": "0", "margin": "1", "unbounded": "2"}
     text = plain((folder / "results.md").read_text(encoding="utf-8"))

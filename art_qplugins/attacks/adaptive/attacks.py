@@ -37,8 +37,10 @@ from art_qplugins.attacks.catalogue import Attack
 from art_qplugins.attacks.views import Smoothed, StraightThroughSteps, other_bits, shadow
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.gradients.fidelity import fidelity, logit_margin
-from art_qplugins.gradients.graph import GradientRepair, replaceable_operations
+from art_qplugins.gradients.fidelity import fidelity
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.repair import GradientRepair
+from art_qplugins.gradients.replaceable import replaceable_operations
 from art_qplugins.quantizers.activation import check_num_bits
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate, surrogate

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.fidelity import logit_margin
+from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.seeds import derive_seed
 

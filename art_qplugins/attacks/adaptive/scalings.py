@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.fidelity import logit_margin
+from art_qplugins.gradients.margin import logit_margin
 
 __all__ = ["SCALINGS", "Scale", "error_signal_scale", "hessian_scales", "jacobian_scales"]
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from art_qplugins.attacks.adapters import artq as own
-from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation import evaluator as execute
+from art_qplugins.evaluation import executor, worker
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.scheduler import Serial, run_cells
-from art_qplugins.evaluation.store import Finished, Memory, Store
+from art_qplugins.evaluation.executor import Serial, run_cells
+from art_qplugins.evaluation.store import Memory, Store
+from art_qplugins.evaluation.worker import attempt
 from art_qplugins.seeds import derive_seed
 
 N, SHARD = 7, 3  # shards of 3, 3 and 1
@@ -46,7 +46,7 @@ class Backwards:
     def map(self, shards):
         for shard in reversed(list(shards)):
             self.worked_on.append(shard.number)
-            yield self.bench.part(shard)
+            yield attempt(self.bench, shard)
 
 
 class CutShort(Serial):
@@ -57,13 +57,20 @@ class CutShort(Serial):
         raise KeyboardInterrupt
 
 
-def one(here, spec, store, executor=None):
-    ((_, outcome, reused),) = run_cells(here, [spec], store, executor or Serial(here))
+def one(here, spec, store, by=None):
+    ((_, outcome, reused),) = run_cells(here, [spec], store, by or Serial(here))
     return outcome, reused
 
 
 def untimed(outcome):
-    return outcome.cell.model_copy(update={"seconds": 0.0}), list(outcome.samples)
+    return outcome.cell.model_copy(update={"seconds": 0.0}), list(outcome.samples())
+
+
+def watched(monkeypatch):
+    """The numbers of the shards that are worked on."""
+    numbers = []
+    monkeypatch.setattr(executor, "attempt", lambda here, shard: numbers.append(shard.number) or attempt(here, shard))
+    return numbers
 
 
 def names(store):
@@ -78,8 +85,8 @@ def test_an_attack_without_chance_gives_in_shards_what_it_gives_at_once():
     a, _ = one(bench(shard=N), FGSM, whole)
     b, _ = one(bench(), FGSM, parts)
     np.testing.assert_allclose(parts.images(b.cell.id), whole.images(a.cell.id), atol=1e-6)
-    assert [row.sample for row in b.samples] == IDS and {row.cell for row in b.samples} == {b.cell.id}
-    assert [row.prediction for row in b.samples] == [row.prediction for row in a.samples]
+    assert [row.sample for row in list(b.samples())] == IDS and {row.cell for row in list(b.samples())} == {b.cell.id}
+    assert [row.prediction for row in list(b.samples())] == [row.prediction for row in list(a.samples())]
     same = ("accuracy", "interval", "n", "forward_samples", "backward_samples", "rows", "of", "params")
     assert [getattr(b.cell, name) for name in same] == [getattr(a.cell, name) for name in same]
     assert a.cell.id != b.cell.id
@@ -95,8 +102,8 @@ def test_the_first_shard_is_what_a_cell_of_these_images_alone_would_be():
 def test_shards_have_random_numbers_of_their_own(monkeypatch):
     """The same images in two shards begin at different points, and are judged by different draws."""
     judged = []
-    judge = execute.judge
-    monkeypatch.setattr(execute, "judge", lambda *a, seed, **k: judged.append(seed) or judge(*a, seed=seed, **k))
+    score = worker.score
+    monkeypatch.setattr(worker, "score", lambda *a, seed, **k: judged.append(seed) or score(*a, seed=seed, **k))
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.25
     store = Memory()
     outcome, _ = one(bench(x=image.repeat(N, 1, 1, 1)), PGD, store)
@@ -108,20 +115,20 @@ def test_shards_have_random_numbers_of_their_own(monkeypatch):
 def test_chosen_rows_are_sharded_in_their_order():
     spec = dataclasses.replace(FGSM, rows=(6, 0, 4, 2))
     outcome, _ = one(bench(), spec, Memory())
-    assert [row.sample for row in outcome.samples] == ["i6", "i0", "i4", "i2"]
+    assert [row.sample for row in list(outcome.samples())] == ["i6", "i0", "i4", "i2"]
     assert (outcome.cell.rows, outcome.cell.of, outcome.cell.n) == ([6, 0, 4, 2], N, 4)
 
 
 def test_all_shards_of_an_attack_see_the_same_network(monkeypatch):
     """Logits are divided by one temperature, the first shard's."""
-    seen, craft = [], execute.craft
+    seen, craft = [], worker.craft
 
     def watched(*args, **kwargs):
         made = craft(*args, **kwargs)
         seen.append(made.options["temperature"])
         return made
 
-    monkeypatch.setattr(execute, "craft", watched)
+    monkeypatch.setattr(worker, "craft", watched)
     here = bench()
     outcome, _ = one(here, dataclasses.replace(PGD, gap=5.0), Memory())
     with torch.no_grad():
@@ -133,8 +140,8 @@ def test_all_shards_of_an_attack_see_the_same_network(monkeypatch):
 def test_every_shard_starts_from_its_own_images(monkeypatch):
     here, store, starts = bench(), Memory(), []
     first, _ = one(here, FGSM, store)
-    craft = execute.craft
-    monkeypatch.setattr(execute, "craft", lambda *a, start, **k: starts.append(start) or craft(*a, start=start, **k))
+    craft = worker.craft
+    monkeypatch.setattr(worker, "craft", lambda *a, start, **k: starts.append(start) or craft(*a, start=start, **k))
     spec = dataclasses.replace(PGD, attack="artq:apgd-margin", options={"max_iter": 2}, start=(first.cell.id,))
     outcome, _ = one(here, spec, store)
     assert outcome.ok, outcome.cell.error
@@ -172,8 +179,7 @@ def test_an_interruption_costs_the_shard_under_way(tmp_path, monkeypatch):
             one(here, PGD, store, CutShort(here))
         assert len(names(store)) == 2 * expected
         assert store.load(wanted.cell.id) is None
-    worked_on, part = [], Evaluator.part
-    monkeypatch.setattr(Evaluator, "part", lambda self, shard: worked_on.append(shard.number) or part(self, shard))
+    worked_on = watched(monkeypatch)
     found, reused = one(here, PGD, Store(tmp_path / "cut"))
     assert worked_on == [2] and not reused
     assert untimed(found) == untimed(wanted)
@@ -191,7 +197,7 @@ def test_a_kill_before_the_shards_are_put_together_or_away(tmp_path, monkeypatch
 
     for method in ("end", "drop_shards"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"art_qplugins.evaluation.scheduler._Cell.{method}", killed)
+            patch.setattr(f"art_qplugins.evaluation.executor._Unfinished.{method}", killed)
             with pytest.raises(KeyboardInterrupt):
                 one(here, PGD, store)
         assert len(names(store)) == (6 if method == "end" else 8)
@@ -233,11 +239,10 @@ CLEAN = dataclasses.replace(PGD, attack="artq:clean", options={})
 def test_the_first_shard_that_fails_speaks_for_its_cell(backwards, monkeypatch, tmp_path):
     here, store = bench(), Store(tmp_path)
     monkeypatch.setattr(own, "run", breaks_on(here, 1, 2))
-    executor = Backwards(here) if backwards else Serial(here)
-    outcome, reused = one(here, CLEAN, store, executor)
+    outcome, reused = one(here, CLEAN, store, Backwards(here) if backwards else Serial(here))
     assert not outcome.ok and not reused and outcome.cell.id == here.id_of(CLEAN)
     assert "RuntimeError: shard 1" in outcome.cell.error
-    assert (outcome.cell.n, outcome.cell.accuracy, list(outcome.samples)) == (0, None, [])
+    assert (outcome.cell.n, outcome.cell.accuracy, list(outcome.samples())) == (0, None, [])
     assert store.load(outcome.cell.id) is None
     monkeypatch.undo()
     mended, reused = one(here, CLEAN, store)
@@ -245,8 +250,7 @@ def test_the_first_shard_that_fails_speaks_for_its_cell(backwards, monkeypatch, 
 
 
 def test_after_a_failure_the_rest_of_a_cell_is_not_worked_on(monkeypatch):
-    here, worked_on, part = bench(), [], Evaluator.part
-    monkeypatch.setattr(Evaluator, "part", lambda self, shard: worked_on.append(shard.number) or part(self, shard))
+    here, worked_on = bench(), watched(monkeypatch)
     monkeypatch.setattr(own, "run", breaks_on(here, 1))
     outcome, _ = one(here, CLEAN, Memory())
     assert worked_on == [0, 1] and "shard 1" in outcome.cell.error
@@ -268,7 +272,7 @@ def test_a_failed_cell_stops_no_other(monkeypatch):
     ids=["accelerator", "numpy", "cpu"],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(error, monkeypatch):
-    craft, sizes = execute.craft, []
+    craft, sizes = worker.craft, []
 
     def narrow(*args, batch_size, **kwargs):
         sizes.append(batch_size)
@@ -278,10 +282,10 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error, monkeypatch):
 
     here = bench(shard=N)
     wanted, _ = one(here, FGSM, Memory())
-    monkeypatch.setattr(execute, "craft", narrow)
+    monkeypatch.setattr(worker, "craft", narrow)
     outcome, _ = one(here, FGSM, Memory())
     assert sizes == [4, 2, 1]
-    assert [row.prediction for row in outcome.samples] == [row.prediction for row in wanted.samples]
+    assert [row.prediction for row in list(outcome.samples())] == [row.prediction for row in list(wanted.samples())]
     assert outcome.cell.notes == [
         "out of memory with batches of 4 images; went on with 2",
         "out of memory with batches of 2 images; went on with 1",
@@ -292,7 +296,7 @@ def test_no_memory_for_a_single_image_is_a_failed_cell(monkeypatch):
     def craft(*_, **__):
         raise MemoryError("nothing left")
 
-    monkeypatch.setattr(execute, "craft", craft)
+    monkeypatch.setattr(worker, "craft", craft)
     outcome, _ = one(bench(), FGSM, Memory())
     assert not outcome.ok and "MemoryError: nothing left" in outcome.cell.error
 
@@ -304,22 +308,5 @@ def test_another_error_is_not_tried_again(monkeypatch):
         calls.append(1)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(execute, "craft", craft)
+    monkeypatch.setattr(worker, "craft", craft)
     assert not one(bench(shard=N), FGSM, Memory())[0].ok and calls == [1]
-
-
-def test_samples_stay_in_the_store_until_they_are_asked_for(tmp_path, monkeypatch):
-    here, store = bench(), Store(tmp_path)
-    outcome, _ = one(here, FGSM, store)
-    read, load = [], Store.load
-    monkeypatch.setattr(Store, "load", lambda self, name: read.append(name) or load(self, name))
-    (found,) = Finished([outcome.cell], store)
-    assert found.ok and len(found.samples) == N and read == []
-    assert list(found.samples) == list(outcome.samples)
-    read.clear()
-    for name in ("distance", "correct", "margin", "gradient"):
-        np.testing.assert_array_equal(found.column(name), outcome.column(name))
-    assert read == [outcome.cell.id]  # its numbers are kept
-    (tmp_path / "cells" / f"{outcome.cell.id}.json").write_text("{")
-    with pytest.raises(InputError, match="damaged or removed; run the same command again"):
-        list(Finished([outcome.cell], store)[0].samples)

@@ -1,0 +1,91 @@
+"""Data sets of torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from art_qplugins.data.cache import Arrays, cached
+from art_qplugins.data.checks import as_array
+from art_qplugins.data.dataset import Dataset, Split, make_dataset, row_ids
+from art_qplugins.data.paths import one_line, stamp
+from art_qplugins.errors import InputError
+
+__all__ = ["from_torchvision"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Torchvision:
+    """A class of ``torchvision.datasets``, the files that it needs, and the axes of its ``data``."""
+
+    cls: str
+    files: tuple[str, ...]
+    axes: str
+    classes: tuple[str, ...] = tuple("0123456789")
+
+
+_IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+_CIFAR = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+_CLOTHES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+_TORCHVISION = {
+    "mnist": _Torchvision(cls="MNIST", files=tuple(f"MNIST/raw/{file}" for file in _IDX), axes="NHW"),
+    "fashion-mnist": _Torchvision(
+        cls="FashionMNIST", files=tuple(f"FashionMNIST/raw/{file}" for file in _IDX), axes="NHW", classes=_CLOTHES
+    ),
+    "cifar10": _Torchvision(
+        cls="CIFAR10",
+        files=tuple(f"cifar-10-batches-py/{file}" for file in _CIFAR),
+        axes="NHWC",
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "svhn": _Torchvision(cls="SVHN", files=("{split}_32x32.mat",), axes="NCHW"),
+}
+
+_TO_NCHW: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "NHW": lambda images: images[:, None],
+    "NHWC": lambda images: images.transpose(0, 3, 1, 2),
+    "NCHW": lambda images: images,
+}
+
+
+def from_torchvision(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
+    """The split as torchvision has it."""
+    spec = _TORCHVISION[name]
+    files = [root / file.format(split=split) for file in spec.files]
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing and not download:
+        raise InputError(f"{name}: no {missing}; fetch it with --download, or say where it is with --data-root DIR")
+    # The download comes first, since the cache's key needs the files.
+    arrays = _read(name, split, root, download) if missing else None
+    source = [name, split, [stamp(file) for file in files]]
+    images, labels = cached(f"{name}-{split}", source, lambda: arrays or _read(name, split, root, download))
+    ids = row_ids(f"{name}/{split}", np.arange(len(images)), len(images))
+    return make_dataset(images, labels, name=name, split=split, ids=ids, classes=spec.classes)
+
+
+def _read(name: str, split: Split, root: Path, download: bool) -> Arrays:
+    import torchvision.datasets
+
+    spec = _TORCHVISION[name]
+    part: dict[str, Any] = {"split": split} if name == "svhn" else {"train": split == "train"}
+    try:
+        data = getattr(torchvision.datasets, spec.cls)(root, download=download, **part)
+    except (RuntimeError, OSError, ValueError, AssertionError, EOFError, HTTPException) as error:
+        what, then = (
+            ("cannot download to", "check the network and the folder, or say where it is with --data-root DIR")
+            if download
+            else ("broken files in", "delete them and fetch them again with --download")
+        )
+        folder = (root / spec.files[0]).parent
+        raise InputError(f"{name}: {what} {folder} ({one_line(error)}); {then}") from error
+    labels = data.labels if name == "svhn" else data.targets
+    return np.ascontiguousarray(_TO_NCHW[spec.axes](as_array(data.data))), as_array(labels).astype(np.int64)

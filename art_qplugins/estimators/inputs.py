@@ -1,0 +1,106 @@
+"""What goes into the module and what comes out: pixels and labels of any form in, checked logits out.
+
+This part of :class:`~art_qplugins.estimators.QuantizedClassifier` holds its one forward path, and the types of ART's
+attributes, which has none of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.utils import check_and_transform_label_format
+from torch import Tensor, nn
+
+from art_qplugins.errors import InputError
+
+__all__ = ["Inputs", "Pixels"]
+
+Pixels: TypeAlias = np.ndarray | Tensor
+
+
+class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so its classes are Any
+    """The forward path: ART's preprocessing, a cast to float32, the module, and a check of its answer."""
+
+    model: nn.Module
+    device: torch.device
+    nb_classes: int
+    input_shape: tuple[int, ...]
+    preprocessing_operations: list[Any]
+    all_framework_preprocessing: bool  # whether all of them are PyTorch's, so that gradients flow through them
+    _model: Any  # ART's wrapper around the module
+    _loss: nn.Module
+    _int_labels: bool
+    _reduce_labels: bool
+    _checked: bool  # whether an answer of this module was checked for probabilities
+
+    @property
+    def _network(self) -> nn.Module:
+        """The module that has the layers: the network inside an ensemble, else the model itself."""
+        network: nn.Module = getattr(self.model, "network", self.model) if hasattr(self.model, "draws") else self.model
+        return network
+
+    def _inputs(self, x: Pixels) -> Tensor:
+        """What the module gets for ``x``."""
+        if self.preprocessing_operations:
+            if isinstance(x, Tensor) and not self.all_framework_preprocessing:
+                x = x.detach().cpu().numpy()
+            x, _ = self._apply_preprocessing(x, y=None, fit=False, no_grad=False)
+        return self._tensor(x)
+
+    def _tensor(self, x: Pixels) -> Tensor:
+        """``x`` as float32 on the device."""
+        tensor = torch.as_tensor(x)
+        if not tensor.is_floating_point():
+            raise InputError(f"x: pixels are {tensor.dtype}; give floating-point pixels in the range of clip_values")
+        return tensor.to(self.device, torch.float32)
+
+    def _labels(self, y: Pixels) -> Tensor:
+        """Labels as the loss takes them, on the device.
+
+        :param y: labels (N,), or one-hot or soft labels (N, nb_classes).
+        """
+        labels = torch.as_tensor(y, device=self.device)
+        if labels.dim() == 2:
+            labels = self.reduce_labels(labels)
+        elif not self._int_labels:
+            one_hot = torch.as_tensor(check_and_transform_label_format(y, self.nb_classes))
+            labels = self.reduce_labels(one_hot.to(labels.device))
+        if labels.is_floating_point() and labels.dim() == 2:
+            return labels
+        return labels.long() if self._int_labels else labels.float()
+
+    def _classes(self, label: int | list[int] | np.ndarray, n: int) -> Tensor:
+        """One class for each of ``n`` images, (n,), on the device."""
+        chosen = torch.as_tensor(np.asarray(label), device=self.device).long()
+        if chosen.dim() == 0:
+            chosen = chosen.expand(n)
+        if chosen.shape != (n,) or not bool(((chosen >= 0) & (chosen < self.nb_classes)).all()):
+            raise ValueError(
+                f"Label {label} is out of range: give a class below {self.nb_classes}, or one for each of {n} images."
+            )
+        return chosen
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """The module's answer (N, nb_classes). Its shape is always checked, and once that it is not probabilities."""
+        logits: Tensor = self.model(inputs)
+        if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.nb_classes):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(
+                f"model: {type(self.model).__name__} gives {shape} for {len(inputs)} images and "
+                f"nb_classes = {self.nb_classes}; it must give ({len(inputs)}, {self.nb_classes}) logits"
+            )
+        if not self._checked:
+            self._checked = True
+            if isinstance(self._loss, nn.CrossEntropyLoss) and _are_probabilities(logits.detach()):
+                raise InputError(
+                    f"model: {type(self.model).__name__} gives probabilities, and {type(self._loss).__name__} takes "
+                    "logits; end the model before its softmax, or take the logarithm"
+                )
+        return logits
+
+
+def _are_probabilities(rows: Tensor) -> bool:
+    return bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-4).all())

@@ -1,0 +1,175 @@
+"""Cells from shards of images: who works on the shards, and in which order, does not change the answer.
+
+A cell with more images than a shard holds is crafted and scored shard by shard, each with seeds of its own. An executor
+maps shards to attempts: :class:`Serial` here, Ray's in :mod:`~art_qplugins.evaluation.ray`. What it gives is stored by
+the one process that runs :func:`run_cells`, so that no result is lost or counted twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from art_qplugins import metrics
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.cell import CellSpec, Shard
+from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.store import Storage
+from art_qplugins.evaluation.worker import Attempt, attempt
+
+__all__ = ["Executor", "Serial", "run_cells"]
+
+
+class Executor(Protocol):
+    """Works on shards, in any order, several at a time if it can."""
+
+    def map(self, shards: Iterable[Shard]) -> Iterator[Attempt]:
+        """Every shard as it is finished. One is taken from ``shards`` when there is soon somebody to work on it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Serial:
+    """One shard after the other, in this process."""
+
+    evaluator: Evaluator
+
+    def map(self, shards: Iterable[Shard]) -> Iterator[Attempt]:
+        for shard in shards:
+            yield attempt(self.evaluator, shard)
+
+
+def run_cells(
+    evaluator: Evaluator, specs: Iterable[CellSpec], store: Storage, executor: Executor
+) -> Iterator[tuple[CellSpec, Outcome, bool]]:
+    """Every cell as it is finished, and whether it was there already.
+
+    A failed cell is an outcome too, which is not stored. A finished shard is stored at once, so that a kill costs the
+    shards under way and nothing else.
+
+    :param specs: cells that differ in more than their role.
+    """
+    cells: dict[str, _Unfinished] = {}
+    for spec in specs:
+        cell = _Unfinished(spec, evaluator.shards(spec))
+        if (found := store.load(cell.id)) is not None:
+            cell.drop_shards(store)  # a kill may have come before that
+            yield spec, found.with_cell(role=spec.role, model=spec.model, source=spec.source), True
+            continue
+        cell.find_shards(store)
+        if cell.ended:
+            yield spec, cell.end(store), False
+        else:
+            cells[cell.id] = cell
+    for made in executor.map(_missing(evaluator, cells, store)):
+        cell = cells[made.shard.cell]
+        if made.x_adv is not None:
+            store.save(made.outcome, made.x_adv)
+        if not cell.ended:
+            cell.outcomes[made.shard.number] = made.outcome
+            if cell.ended:
+                yield cell.spec, cell.end(store), False
+
+
+def _missing(evaluator: Evaluator, cells: dict[str, _Unfinished], store: Storage) -> Iterator[Shard]:
+    """The shards to work on, decided as late as possible: after a failure the rest of a cell is not worth the time."""
+    for cell in cells.values():
+        if not cell.spec.start:
+            yield from (shard for shard in cell.shards if cell.wants(shard))
+            continue
+        start = evaluator.start(cell.spec, cell.rows, store)
+        begin = 0
+        for shard in cell.shards:
+            if cell.wants(shard):
+                yield replace(shard, start=start[begin : begin + len(shard.rows)])
+            begin += len(shard.rows)
+
+
+@dataclass
+class _Unfinished:
+    """A cell under way, and the outcomes of its shards so far, by their number."""
+
+    spec: CellSpec
+    shards: Sequence[Shard]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        return self.shards[0].cell
+
+    @property
+    def rows(self) -> list[int]:
+        return [row for shard in self.shards for row in shard.rows]
+
+    @property
+    def _failed(self) -> int:
+        """The first shard that failed. It speaks for the cell, whichever failed earlier by the clock."""
+        return min((n for n, o in self.outcomes.items() if not o.ok), default=len(self.shards))
+
+    def wants(self, shard: Shard) -> bool:
+        return shard.number not in self.outcomes and shard.number < self._failed
+
+    @property
+    def ended(self) -> bool:
+        return not any(self.wants(shard) for shard in self.shards)
+
+    def find_shards(self, store: Storage) -> None:
+        """Those that an earlier run finished."""
+        if len(self.shards) > 1:
+            found = {shard.number: store.load(shard.id) for shard in self.shards}
+            self.outcomes |= {number: outcome for number, outcome in found.items() if outcome is not None}
+
+    def drop_shards(self, store: Storage) -> None:
+        if len(self.shards) > 1:
+            for shard in self.shards:
+                store.drop(shard.id)
+
+    def end(self, store: Storage) -> Outcome:
+        """The whole cell's outcome, stored in place of its shards'."""
+        if self._failed < len(self.shards):
+            return self.outcomes[self._failed]
+        if len(self.shards) == 1:
+            return self.outcomes[0]
+        outcome = self._joined()
+        store.save(outcome, np.concatenate([_images(shard, store) for shard in self.shards]))
+        self.drop_shards(store)
+        return outcome
+
+    def _joined(self) -> Outcome:
+        """Sums and means are over all images; options and facts are what the first shard says."""
+        parts = [self.outcomes[shard.number] for shard in self.shards]
+        cells = [part.cell for part in parts]
+        names = dict.fromkeys(name for part in parts for name in part.columns)
+        missing = [np.full(len(part.ids), np.nan) for part in parts]
+        columns = {
+            name: np.concatenate([part.columns.get(name, nan) for part, nan in zip(parts, missing, strict=True)])
+            for name in names
+        }
+        accuracy, interval = metrics.accuracy(columns["correct"])
+        cell = cells[0].model_copy(
+            update={
+                "id": self.id,
+                "n": len(self.rows),
+                "accuracy": accuracy,
+                "interval": interval,
+                "forward_samples": sum(cell.forward_samples for cell in cells),
+                "backward_samples": sum(cell.backward_samples for cell in cells),
+                "seconds": math.fsum(cell.seconds for cell in cells),
+                "notes": list(dict.fromkeys(note for cell in cells for note in cell.notes)),
+                "rows": None if self.spec.rows is None else self.rows,
+                "of": None if self.spec.rows is None else cells[0].of,
+            }
+        )
+        return Outcome(cell, [name for part in parts for name in part.ids], columns)
+
+
+def _images(shard: Shard, store: Storage) -> np.ndarray:
+    try:
+        return store.images(shard.id)
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"{shard.id}: its files were damaged or removed; run the same command again") from None

@@ -1,0 +1,164 @@
+"""Which cells of a recipe run in which order and on which images: all of them, or a cascade; and within which budget.
+
+A cascade is for the worst case where no table of every attack is wanted. Cheap attacks come first, and each next one
+attacks only images that are still robust. Two things follow from a ball within a ball: an image broken at a smaller eps
+is broken at a larger one, and an image robust to an attack at a larger eps is not given to the same attack at a smaller
+one. So each attack begins at the largest eps. The result is an upper bound on robustness like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from art_qplugins.attacks import ATTACKS
+from art_qplugins.evaluation.cell import CellSpec, images_key
+from art_qplugins.evaluation.cost import exceeds, expected_cost
+from art_qplugins.evaluation.outcome import Outcome, legal_at
+from art_qplugins.evaluation.records import Cell
+from art_qplugins.evaluation.scheduler import Scheduler
+from art_qplugins.evaluation.worker import cell_without_number
+from art_qplugins.recipes.schema import Budget
+
+__all__ = ["Attacks", "narrowed", "ordered"]
+
+
+class Attacks:
+    """The attacks of a recipe, run in the order of its strategy and within its budget.
+
+    :param claims: those of the cells that attack every image and keep to no budget.
+    :ivar skipped: what the budget did not allow, by id.
+    :ivar covered: (model, norm, eps) that a cascade went through.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        claims: Sequence[CellSpec] = (),
+        strategy: Literal["matrix", "cascade"] = "matrix",
+        budget: Budget = Budget(),
+    ) -> None:
+        self.scheduler, self.claims, self.strategy, self.budget = scheduler, claims, strategy, budget
+        self.skipped: dict[str, Cell] = {}
+        self.covered: set[tuple[str, str, float]] = set()
+
+    def run(self, specs: Sequence[CellSpec]) -> None:
+        limited = self.budget != Budget()
+        if self.strategy == "matrix" and not limited:
+            self.scheduler.run(specs)
+            return
+        if limited:  # first what is run in any case, so that the rest knows what may still be spent
+            self.scheduler.run([spec for spec in specs if self._free(spec)])
+        for group in ordered(specs) if self.strategy == "cascade" else [[spec] for spec in specs]:
+            self._run_group(group)
+
+    def _run_group(self, group: Sequence[CellSpec]) -> None:
+        scheduler = self.scheduler
+        wanted = narrowed(group, scheduler.outcomes, self.claims) if self.strategy == "cascade" else list(group)
+        chosen = [spec for spec in wanted if self._free(spec) or not self._skip(spec)]
+        scheduler.run(chosen)
+        gone = [_at(s) for s in wanted if s not in chosen or not scheduler.outcome(s).ok]
+        self.covered |= {_at(s) for s in group if s.role != "clean" and _at(s) not in gone}
+
+    def _free(self, spec: CellSpec) -> bool:
+        return spec.role == "clean" or spec in self.claims
+
+    def _skip(self, spec: CellSpec) -> bool:
+        """Whether a cell may exceed the budget; it is put down as skipped then."""
+        evaluator = self.scheduler.evaluator
+        if self.scheduler.holds_images(spec):
+            return False
+        module = evaluator.estimators[spec.source].model
+        passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)  # a random model's draws
+        reason = exceeds(
+            spec,
+            len(evaluator.rows(spec.rows)),
+            len(evaluator),
+            passes=passes(True),
+            spent=self.scheduler.spent(spec.model),
+            **self.budget.model_dump(),
+        )
+        if reason is not None:
+            name = evaluator.id_of(spec)
+            params = ATTACKS[spec.attack].resolve(spec.options)
+            self.skipped[name] = cell_without_number(name, spec, status="skipped", params=params, notes=[reason])
+        return reason is not None
+
+    def cells(self) -> list[Cell]:
+        """What is finished, and then what was skipped."""
+        done = [outcome.cell for outcome in self.scheduler.outcomes()]
+        finished = {cell.id for cell in done}
+        return [*done, *(cell for name, cell in self.skipped.items() if name not in finished)]
+
+
+def _at(spec: CellSpec) -> tuple[str, str, float]:
+    return spec.model, spec.norm, spec.eps
+
+
+def ordered(specs: Iterable[CellSpec]) -> list[list[CellSpec]]:
+    """Groups of cells, each scored on the same images, in the order to run them.
+
+    By the expected number of passes; attacks whose cost is not known come last, as listed; of one attack, the largest
+    eps first.
+    """
+    groups: dict[tuple[Any, ...], list[CellSpec]] = {}
+    for spec in specs:
+        groups.setdefault(images_key(spec), []).append(spec)
+    listed = {name: i for i, name in enumerate(dict.fromkeys(_attack_key(g[0]) for g in groups.values()))}
+
+    def place(group: Sequence[CellSpec]) -> tuple[float, int, float]:
+        spec = group[0]
+        cost = expected_cost(spec.attack, spec.options)
+        price = -1.0 if spec.role == "clean" else math.inf if cost is None else cost.gradients + cost.queries
+        return price, listed[_attack_key(spec)], -spec.eps
+
+    return sorted(groups.values(), key=place)
+
+
+def _attack_key(spec: CellSpec) -> tuple[str, str]:
+    return spec.attack, repr(sorted(ATTACKS[spec.attack].resolve(spec.options).items()))
+
+
+def narrowed(
+    group: Sequence[CellSpec], outcomes: Callable[[str], Sequence[Outcome]], whole: Sequence[CellSpec]
+) -> list[CellSpec]:
+    """The cells of a group on the images that are robust so far on one of its models; none where all are broken.
+
+    :param outcomes: gives the cells of a model so far, its clean one among them.
+    :param whole: cells that attack every image whatever is known: claims.
+    """
+    if any(spec.role == "clean" or spec in whole for spec in group):
+        return list(group)
+    group = [spec for spec in group if any(o.ok for o in outcomes(spec.model))]
+    if not group:  # no answer to clean images is known, so no attack on them says anything
+        return []
+    robust = [_robust(spec, outcomes(spec.model)) for spec in group]
+    wanted = [spec for spec, rows in zip(group, robust, strict=True) if rows.any()]
+    together = np.any(robust, axis=0)
+    if together.all():
+        return wanted
+    return [replace(spec, rows=tuple(int(i) for i in np.flatnonzero(together))) for spec in wanted]
+
+
+def _robust(spec: CellSpec, outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
+    """Images that are not broken for certain at this eps, and that were not robust to this attack at a larger one."""
+    legal = legal_at(outcomes, spec.norm, spec.eps)
+    worst = np.nanmin([o.column("selection") for o in legal], axis=0)
+    robust = worst > 0
+    for o in outcomes:
+        if o.ok and o.cell.eps > spec.eps and o.cell.norm == spec.norm and _same_attack(spec, o):
+            withstood = o.column("selection")
+            robust &= ~(withstood >= worst)  # NaN, where it was not attacked: not withstood
+    return np.asarray(robust)
+
+
+def _same_attack(spec: CellSpec, o: Outcome) -> bool:
+    options = ATTACKS[spec.attack].resolve(spec.options)
+    same = (spec.source, spec.attack, spec.seed) == (o.cell.source, o.cell.attack, o.cell.seed)
+    return same and all(o.cell.params.get(name) == value for name, value in options.items())

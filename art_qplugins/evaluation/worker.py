@@ -1,0 +1,230 @@
+"""Works on one shard: craft on the source, check that the images are legal, score them on the target."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from art_qplugins import metrics
+from art_qplugins.attacks import ATTACKS
+from art_qplugins.attacks.craft import Crafted, craft
+from art_qplugins.attacks.views import median_gap
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.binarization import binarization_test
+from art_qplugins.evaluation.cell import CellSpec, Shard
+from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.outcome import Columns, Outcome
+from art_qplugins.evaluation.records import Cell
+from art_qplugins.evaluation.score import check_legal, finite_columns, score
+from art_qplugins.gradients.measure import measure
+from art_qplugins.guard import isolated
+from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.seeds import derive_seed
+from art_qplugins.threat import Threat
+
+__all__ = ["Attempt", "attempt", "cell_without_number", "failed"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """What came of a shard.
+
+    :param x_adv: the adversarial images, (len(shard.rows), C, H, W); ``None`` where the shard failed.
+    """
+
+    shard: Shard
+    outcome: Outcome
+    x_adv: NDArray[np.float32] | None
+
+
+def attempt(evaluator: Evaluator, shard: Shard) -> Attempt:
+    """Craft and score the images of a shard. A failure is an attempt too, with its traceback."""
+    try:
+        return _within_memory(evaluator, shard)
+    except Exception:
+        logger.debug("%s failed", shard.id, exc_info=True)
+        return failed(shard, traceback.format_exc())
+
+
+def failed(shard: Shard, error: str) -> Attempt:
+    """The row of a cell that this shard could not be computed of."""
+    spec = shard.spec
+    params = {**spec.options, **({"check": spec.check} if spec.check else {})}
+    cell = cell_without_number(shard.cell, spec, status="error", params=params, error=error)
+    return Attempt(shard, Outcome(cell), None)
+
+
+def cell_without_number(name: str, spec: CellSpec, **more: Any) -> Cell:
+    """The record of a cell that failed or was not run."""
+    nothing = {"n": 0, "accuracy": None, "interval": None, "forward_samples": 0, "backward_samples": 0, "seconds": 0.0}
+    return _cell(name, spec, **nothing, **more)
+
+
+def _cell(name: str, spec: CellSpec, **result: Any) -> Cell:
+    return Cell(
+        id=name,
+        model=spec.model,
+        source=spec.source,
+        attack=spec.attack,
+        knowledge=ATTACKS[spec.attack].knowledge,
+        role=spec.role,
+        norm=spec.norm,
+        eps=spec.eps,
+        seed=spec.seed,
+        **result,
+    )
+
+
+def _within_memory(evaluator: Evaluator, shard: Shard) -> Attempt:
+    """With half the batch size, and half of that, as long as the memory does not suffice."""
+    batch_size = min(evaluator.batch_size, len(shard.rows))
+    notes: list[str] = []
+    while True:
+        try:
+            made = _attempt(evaluator, shard, batch_size)
+        except (RuntimeError, MemoryError) as error:
+            if batch_size == 1 or not _out_of_memory(error):
+                raise
+        else:
+            cell = made.outcome.cell
+            return Attempt(shard, made.outcome.with_cell(notes=[*notes, *cell.notes]), made.x_adv)
+        notes.append(f"out of memory with batches of {batch_size} images; went on with {batch_size // 2}")
+        batch_size //= 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # here, since the exception held what the attack had allocated
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch has a class for accelerators alone; on the CPU it is a ``RuntimeError`` of the allocator."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
+    spec, rows = shard.spec, list(shard.rows)
+    source, target = evaluator.estimators[spec.source], evaluator.estimators[spec.model]
+    x, y = evaluator.x[rows].to(target.device), evaluator.y[rows].to(target.device)
+    started = time.perf_counter()
+    crafted = _binarized(spec, source, x, y) if spec.check else _crafted(evaluator, shard, source, x, y, batch_size)
+    x_adv = crafted.x_adv.to(x)
+    distance = check_legal(x, x_adv, Threat(spec.norm, spec.eps))
+    scored = score(target.model, x_adv, y, seed=_seed(shard), batch_size=batch_size)
+    found = crafted
+    if spec.role == "clean" and crafted.options["radius"] > 0:
+        found = _measured(shard, crafted, target, x, y, batch_size)
+    columns = {
+        "label": y.double().cpu().numpy(),
+        "distance": distance.double().cpu().numpy(),
+        **scored,
+        **found.path,
+    }
+    cell = _finished(evaluator, shard, found, scored, time.perf_counter() - started)
+    outcome = Outcome(cell, [evaluator.ids[row] for row in rows], finite_columns(columns))
+    return Attempt(shard, outcome, x_adv.cpu().numpy())
+
+
+def _finished(evaluator: Evaluator, shard: Shard, found: Crafted, scored: Columns, seconds: float) -> Cell:
+    spec = shard.spec
+    accuracy, interval = metrics.accuracy(scored["correct"])
+    whole = spec.rows is None and shard.of == 1
+    return _cell(
+        shard.id,
+        spec,
+        params=found.options | ({"restart": spec.restart} if spec.restart else {}),
+        n=len(shard.rows),
+        accuracy=accuracy,
+        interval=interval,
+        forward_samples=found.forward_samples,
+        backward_samples=found.backward_samples,
+        seconds=seconds,
+        status="success",
+        notes=list(found.notes),
+        rows=None if whole else list(shard.rows),
+        of=None if whole else len(evaluator),
+        facts=found.facts,
+    )
+
+
+def _crafted(
+    evaluator: Evaluator, shard: Shard, source: QuantizedClassifier, x: Tensor, y: Tensor, batch_size: int
+) -> Crafted:
+    spec = shard.spec
+    purpose = f"attack/{spec.restart}" if spec.restart else "attack"
+    first = shard.number == 0
+    return craft(
+        source,
+        spec.attack,
+        x.to(source.device),
+        y.to(source.device),
+        threat=Threat(spec.norm, spec.eps),
+        options=spec.options,
+        gap=spec.gap if first else None,
+        temperature=None if first else _temperature(evaluator, spec, source, derive_seed(spec.seed, purpose)),
+        start=None if shard.start is None else torch.from_numpy(shard.start).to(source.device),
+        batch_size=batch_size,
+        seed=derive_seed(_seed(shard), purpose),
+    )
+
+
+def _temperature(evaluator: Evaluator, spec: CellSpec, source: QuantizedClassifier, seed: int) -> float | None:
+    """That of the first shard: all shards of one attack see the same network."""
+    if spec.gap is None:
+        return None
+    rows: Sequence[int] = list(evaluator.shards(spec)[0].rows)
+    with isolated(source.model, seed), draws_from(source.model, seed):
+        found = median_gap(
+            source.model, evaluator.x[rows].to(source.device), seed=seed, batch_size=evaluator.batch_size
+        )
+    return found / spec.gap
+
+
+def _binarized(spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor) -> Crafted:
+    """The attack against binary networks around the images; the images themselves stay as they are."""
+    threat, spent = Threat(spec.norm, spec.eps), [0, 0]
+
+    def attack(binary: QuantizedClassifier, image: Tensor, label: Tensor) -> Tensor:
+        seed = derive_seed(spec.seed, "attack")
+        made = craft(binary, spec.attack, image, label, threat=threat, options=spec.options, seed=seed)
+        spent[0] += made.forward_samples
+        spent[1] += made.backward_samples
+        return made.x_adv
+
+    found = binarization_test(source, attack, x, y, threat=threat, seed=spec.seed)
+    options = {**ATTACKS[spec.attack].resolve(spec.options), "check": spec.check}
+    facts = {"success": metrics.finite(found.success), "random": metrics.finite(found.random), "used": found.used}
+    path = {"binarization": found.each}
+    return Crafted(x.clone(), spent[0] + 100 * found.used, spent[1], (), options, path, facts)
+
+
+def _measured(
+    shard: Shard, clean: Crafted, target: QuantizedClassifier, x: Tensor, y: Tensor, batch_size: int
+) -> Crafted:
+    """The clean images with what is measured of the model around them, at that cost."""
+    options: Mapping[str, Any] = clean.options
+    found = measure(
+        target.model,
+        x,
+        y,
+        threat=Threat(shard.spec.norm, options["radius"]),
+        directions=int(options["directions"]),
+        seed=_seed(shard),
+        batch_size=batch_size,
+    )
+    forward, backward = (round(found.cell["costs"][way] * len(x)) for way in ("forward", "backward"))
+    facts = found.cell | {"pixels": x[0].numel()}
+    return Crafted(clean.x_adv, forward, backward, clean.notes, clean.options, found.samples, facts)
+
+
+def _seed(shard: Shard) -> int:
+    """The first shard's is the cell's own, so that a cell of one shard is what it would be without any."""
+    return derive_seed(shard.spec.seed, f"shard/{shard.number}") if shard.number else shard.spec.seed

@@ -1,0 +1,27 @@
+"""Measurements that may fail. A failed one is ``None`` and has a reason, and hides no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["Attempt"]
+
+T = TypeVar("T")
+
+
+class Attempt:
+    """Calls measurements by name. A model may raise any exception when it is called.
+
+    :ivar skipped: the reason of each measurement that failed, by its name.
+    """
+
+    def __init__(self) -> None:
+        self.skipped: dict[str, str] = {}
+
+    def __call__(self, name: str, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except Exception as error:
+            self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            return None

@@ -1,0 +1,125 @@
+"""Facts of a module as a whole: what its outputs are, what a call changes, and what its gradient passes through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.gradients.attempt import Attempt
+from art_qplugins.gradients.counting import counting_backward_passes
+from art_qplugins.gradients.ledger import Ledger, blocking_operation, ledger
+from art_qplugins.gradients.probe import answer, gradient, same_answers
+from art_qplugins.gradients.replaceable import replaceable_operations
+from art_qplugins.guard import evaluating
+from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.quantizers.surrogate import Surrogate
+
+__all__ = ["module_facts"]
+
+#: Number of rows of the gradient ledger that are kept.
+_ROWS = 12
+
+
+def module_facts(
+    module: nn.Module, x: Tensor, y: Tensor, *, seed: int, changed: Callable[[], list[str]], attempt: Attempt
+) -> dict[str, Any]:
+    """The facts that :func:`~art_qplugins.gradients.measure.measure` documents, as JSON.
+
+    :param x: (N, C, H, W) in [0, 1]; with fewer than three images ``batch_dependent`` is ``None``.
+    :param y: (N,) labels.
+    :param changed: gives the names of the parameters and buffers that are not what they were.
+    """
+    with counting_backward_passes() as backward:
+        logits = attempt("logits", lambda: answer(module, x, seed, 0))
+    stateful = changed()
+    is_random = attempt("random", lambda: _is_random(module, x, seed, logits))
+    found = attempt("ledger", lambda: ledger(module, x, y, seed=seed))
+    facts = {
+        "dynamic": backward.number > 0,
+        "stateful": stateful,
+        "random": is_random,
+        "training": _training(module),
+        "quantizers": sum(_has_surrogate(part) for part in module.modules()),
+        "replaceable": attempt("replaceable", lambda: list(replaceable_operations(module, x, seed=seed))),
+        **_ledger_facts(found),
+        **_output_facts(logits),
+        "batch_dependent": None,
+    }
+    if logits is not None and len(x) >= 3:
+        depends: Callable[[], float | None] = partial(_batch_dependence, module, x, seed, logits)
+        if is_random:
+            depends = partial(_leak, module, x, seed)
+        facts["batch_dependent"] = attempt("batch_dependent", depends)
+    return facts
+
+
+def _is_random(module: nn.Module, x: Tensor, seed: int, logits: Tensor | None) -> bool:
+    if is_stochastic(module):
+        return True
+    again = answer(module, x, seed, 1)
+    if logits is None:
+        raise ValueError("the first call failed")
+    return not same_answers(logits, again)
+
+
+def _ledger_facts(found: Ledger | None) -> dict[str, Any]:
+    if found is None:
+        return {"reaches_pixels": None, "ends_at": None, "blocking": None, "ledger": []}
+    worst = blocking_operation(found)
+    rows = sorted(found.rows, key=lambda r: (-r.zeroed, r.ratio if math.isfinite(r.ratio) else math.inf))[:_ROWS]
+    return {
+        "reaches_pixels": found.reaches_pixels,
+        "ends_at": found.ends_at,
+        "blocking": worst and {"layer": worst.layer, "op": worst.op, "share": worst.zeroed},
+        "ledger": [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows],  # JSON has no NaN
+    }
+
+
+def _output_facts(logits: Tensor | None) -> dict[str, Any]:
+    """Whether the outputs are probabilities, by AutoAttack's rule; or these times a constant, or their logarithm."""
+    if logits is None:
+        return {"probabilities": None, "softmax_like": None, "log_softmax": None}
+    z = logits.double()
+    low, high, totals = float(z.min()), float(z.max()), z.sum(1)
+    total = float(totals.mean())
+    return {
+        "probabilities": low > -1e-5 and high < 1 + 1e-5 and bool(((totals - 1).abs() < 1e-5).all()),
+        "softmax_like": low >= 0 and total > 0 and bool(((totals / total - 1).abs() < 1e-4).all()),
+        "log_softmax": high <= 1e-5 and bool((z.logsumexp(1).abs() < 1e-4).all()),
+    }
+
+
+def _batch_dependence(module: nn.Module, x: Tensor, seed: int, logits: Tensor) -> float:
+    """Largest change of a logit in another batch, relative to the largest logit. It is 0 but for rounding."""
+    halves = torch.cat([answer(module, part, seed, 0) for part in (x[::2], x[1::2])])
+    whole = torch.cat([logits[::2], logits[1::2]])
+    return float((halves - whole).abs().max() / whole.abs().max().clamp_min(1e-30))
+
+
+def _leak(module: nn.Module, x: Tensor, seed: int) -> float | None:
+    """The same of a random module, whose logits differ anyway, by gradients.
+
+    It is the norm of the gradient of one half of the batch in the pixels of the other half, relative to that in its own
+    pixels. It is exactly 0 where each image is answered by itself, and ``None`` where there is no gradient.
+    """
+    found = gradient(module, x, lambda z: z[::2].square().sum(1), seed=seed)
+    own, other = (float(part.double().norm()) for part in (found[::2], found[1::2]))
+    return other / own if own > 0 else None
+
+
+def _training(module: nn.Module) -> list[str]:
+    """Submodules that their own ``eval()`` leaves in train mode."""
+    with evaluating(module):
+        module.eval()
+        return [name or type(module).__name__ for name, part in module.named_modules() if part.training]
+
+
+def _has_surrogate(part: nn.Module) -> bool:
+    setting = getattr(part, "surrogate", "")
+    return setting is None or isinstance(setting, Surrogate)

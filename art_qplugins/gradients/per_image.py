@@ -1,0 +1,207 @@
+"""Measurements of gradients at single images, which :func:`~art_qplugins.gradients.measure.measure` defines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.geometry import ORDERS
+from art_qplugins.gradients.attempt import Attempt
+from art_qplugins.gradients.fidelity import agreement, sign_moves
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.probe import answer, gradient, margins
+from art_qplugins.seeds import derive_seed
+from art_qplugins.threat import Threat
+
+__all__ = ["MEASUREMENTS", "Batch", "measure_batch"]
+
+#: Number of further answers that ``flips`` compares with the first.
+_PASSES = 5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Some images with what several measurements share, computed once.
+
+    :param double: a float64 copy of ``module``; ``None`` where there is none.
+    :param x: (N, C, H, W) in [0, 1].
+    :param y: (N,) labels.
+    :param start: (N, C, H, W), a random point of the ball around each image.
+    :param directions: number of random directions.
+    :param calls: number of calls of a random module that a margin is averaged over.
+    :param is_random: whether the module draws; ``None`` where that could not be measured.
+    """
+
+    module: nn.Module
+    double: nn.Module | None
+    x: Tensor
+    y: Tensor
+    start: Tensor
+    threat: Threat
+    directions: int
+    seed: int
+    calls: int
+    is_random: bool | None
+
+    def margin(self, logits: Tensor) -> Tensor:
+        return logit_margin(logits, self.y)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, self.y, reduction="none")
+
+    def slope(self, score: Callable[[Tensor], Tensor], at: Tensor, *, calls: int) -> Tensor:
+        return gradient(self.module, at, score, seed=self.seed, calls=calls)
+
+    @cached_property
+    def loss_slope(self) -> Tensor:
+        """dL/dx of one call, as an attack computes it."""
+        return self.slope(self.loss, self.x, calls=1)
+
+    @cached_property
+    def g(self) -> Tensor:
+        """dm/dx."""
+        return self.slope(self.margin, self.x, calls=self.calls)
+
+    @cached_property
+    def g_start(self) -> Tensor:
+        """dm/dx at the random points."""
+        return self.slope(self.margin, self.start, calls=self.calls)
+
+    @cached_property
+    def moves(self) -> Tensor:
+        """Random moves of length eps, (directions, C, H, W)."""
+        signs = sign_moves(self.x, self.threat.eps, self.directions, self.seed)
+        if self.threat.norm == "Linf":
+            return signs
+        if self.threat.norm == "L0":
+            raise ValueError("steps of eps are not defined in L0")
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "directions"))
+        ways = torch.randn(signs.shape, generator=generator).to(signs)
+        lengths: Tensor = torch.linalg.vector_norm(ways, ord=ORDERS[self.threat.norm], dim=(1, 2, 3), keepdim=True)
+        return self.threat.eps * ways / lengths
+
+    @cached_property
+    def walked(self) -> tuple[Tensor, Tensor]:
+        """Margins at the images and after moves of eps / 4, and the same for moves of eps; (1 + directions, N) each."""
+        moves = torch.cat([self.moves / 4, self.moves])
+        m = margins(self.module, self.x, self.y, moves, seed=self.seed, calls=self.calls)
+        return m[: 1 + self.directions], torch.cat([m[:1], m[1 + self.directions :]])
+
+
+def measure_batch(batch: Batch, attempt: Attempt) -> dict[str, Tensor]:
+    """Every measurement, (N,) float64 on the CPU. One that failed, here or in an earlier batch, is NaN."""
+    found = {}
+    for name, work in MEASUREMENTS.items():
+        value = None if name in attempt.skipped else attempt(name, partial(work, batch))
+        missing = torch.full((len(batch.x),), torch.nan, dtype=torch.float64)
+        found[name] = missing if value is None else value.detach().double().cpu()
+    return found
+
+
+def _gradient(batch: Batch) -> Tensor:
+    return _largest(batch.loss_slope)
+
+
+def _gradient_start(batch: Batch) -> Tensor:
+    return _largest(batch.slope(batch.loss, batch.start, calls=1))
+
+
+def _gradient_l2(batch: Batch) -> Tensor:
+    return batch.loss_slope.float().flatten(1).square().sum(1).sqrt()
+
+
+def _gradient_float64(batch: Batch) -> Tensor:
+    if batch.double is None:
+        raise ValueError("there is no float64 copy")
+    return _largest(gradient(batch.double, batch.x.double(), batch.loss, seed=batch.seed))
+
+
+def _gradient_ratio(batch: Batch) -> Tensor:
+    return _length(batch.loss_slope) / _length(batch.g)
+
+
+def _fidelity(batch: Batch) -> Tensor:
+    return agreement(batch.g, batch.moves / 4, batch.walked[0])
+
+
+def _fidelity_eps(batch: Batch) -> Tensor:
+    return agreement(batch.g, batch.moves, batch.walked[1])
+
+
+def _linearity(batch: Batch) -> Tensor:
+    m = batch.walked[1].double()
+    happened = m[1:] - m[0]
+    predicted = torch.einsum("nchw,dchw->dn", batch.g.double(), batch.moves.double())
+    return (happened - predicted).abs().amax(0) / happened.abs().amax(0).clamp_min(1e-30)
+
+
+def _instability(batch: Batch) -> Tensor:
+    m = batch.walked[0].double()
+    return ((m[1:] - m[0]).abs().mean(0) / m[0].abs().clamp_min(1e-30)).clamp_max(1)
+
+
+def _alignment(batch: Batch) -> Tensor:
+    return _cosine(batch.g, batch.g_start)
+
+
+def _growth(batch: Batch) -> Tensor:
+    return _length(batch.g_start) / _length(batch.g)
+
+
+def _imbalance(batch: Batch) -> Tensor:
+    def own(logits: Tensor) -> Tensor:
+        return (logits - logits.mean(1, keepdim=True)).gather(1, batch.y[:, None])[:, 0]
+
+    of_own = batch.slope(own, batch.x, calls=batch.calls)
+    lengths = torch.stack([_length(of_own), _length(of_own.double() - batch.g.double())])
+    return lengths.amax(0) / lengths.amin(0)
+
+
+def _coherence(batch: Batch) -> Tensor:
+    if not batch.is_random:
+        raise ValueError("the module answers alike with other draws")
+    seeds = [derive_seed(batch.seed, f"coherence/{i}") for i in range(2)]
+    one, other = (gradient(batch.module, batch.x, batch.margin, seed=seed) for seed in seeds)
+    return _cosine(one, other)
+
+
+def _flips(batch: Batch) -> Tensor:
+    answers = [answer(batch.module, batch.x, batch.seed, number).argmax(1) for number in range(_PASSES + 1)]
+    return (torch.stack(answers[1:]) != answers[0]).double().mean(0)
+
+
+#: By the names that :func:`~art_qplugins.gradients.measure.measure` documents.
+MEASUREMENTS: dict[str, Callable[[Batch], Tensor]] = {
+    "gradient": _gradient,
+    "gradient_start": _gradient_start,
+    "gradient_l2": _gradient_l2,
+    "gradient_float64": _gradient_float64,
+    "gradient_ratio": _gradient_ratio,
+    "fidelity": _fidelity,
+    "fidelity_eps": _fidelity_eps,
+    "linearity": _linearity,
+    "instability": _instability,
+    "alignment": _alignment,
+    "growth": _growth,
+    "imbalance": _imbalance,
+    "coherence": _coherence,
+    "flips": _flips,
+}
+
+
+def _largest(gradients: Tensor) -> Tensor:
+    return gradients.abs().flatten(1).amax(1)
+
+
+def _length(gradients: Tensor) -> Tensor:
+    lengths: Tensor = gradients.double().flatten(1).norm(dim=1)
+    return lengths
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    """It is 0 where either is zero."""
+    return (a.double() * b.double()).flatten(1).sum(1) / (_length(a) * _length(b)).clamp_min(1e-300)

@@ -1,0 +1,113 @@
+"""The same network with another backward pass, which carries the gradient past operations that take it away.
+
+This is BPDA with the identity (Athalye, Carlini & Wagner 2018, section 4.1) at every operation that zeroes a gradient.
+The operations are found by their gradients and not by their layers, so no knowledge of the network is needed. A
+gradient that the graph does not hold (detach, no_grad, a comparison) cannot be repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.gradients.nodes import GATES, find_path, is_mixing, is_named, per_image, straight_edge
+
+__all__ = ["GradientRepair"]
+
+Gradients: TypeAlias = tuple[Tensor | None, ...]
+#: A node's hook. It takes the gradients behind and before the node, and may give others to hand on.
+Hook: TypeAlias = Callable[[Gradients, Gradients], Gradients | None]
+
+#: An operation is repaired for an image where it makes at least this share of the gradient's elements zero.
+_ZEROED = 0.9
+
+
+class GradientRepair(nn.Module):
+    """The answers of ``network``, bit for bit, with a repaired backward pass.
+
+    The repair acts at each operation that keeps the shape, image by image. Where at least 90 % of the gradient's
+    nonzero elements become exactly zero, the gradient passes straight through. Rounding, sign, a custom backward of
+    zeros, and saturated tanh, sigmoid, softmax and clamp become the identity in this way. ReLU and similar gates zero
+    elements as a rule, so they are repaired only where no element is left. A linear operation, e.g. the product with a
+    mask, has no other gradient and keeps it.
+
+    :param network: gives logits. The gradients of its parameters change likewise.
+    :param straight: names of operations that always pass the gradient straight through, see
+        :func:`~art_qplugins.gradients.replaceable.replaceable_operations`.
+    """
+
+    def __init__(self, network: nn.Module, *, straight: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.network = network
+        self.straight = tuple(straight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            answer: Tensor = self.network(x)
+            return answer
+        entered = x.clone()
+        entrance = entered.grad_fn
+        logits: Tensor = self.network(entered)
+        for node, edges in find_path(logits.grad_fn, entrance).items():
+            if node is entrance or is_mixing(node):
+                continue
+            edge = straight_edge(node, edges)
+            if edge is not None:
+                always = node.name() in self.straight
+                share = 1.0 if is_named(node, GATES) else _ZEROED
+                node.register_hook(_passing(edge) if always else _repairing(len(x), edge, edges, share))
+        return logits
+
+    def extra_repr(self) -> str:
+        return f"straight={self.straight}" if self.straight else ""
+
+
+def _passing(edge: int) -> Hook:
+    """A hook that always hands on the gradient before a node to one of its inputs."""
+
+    def hook(behind: Gradients, before: Gradients) -> Gradients | None:
+        both = _both(behind, before, edge)
+        return None if both is None else _with(behind, edge, both[0])
+
+    return hook
+
+
+def _repairing(images: int, edge: int, edges: Sequence[int], share: float) -> Hook:
+    """A hook that does so for the images where the node makes at least ``share`` of the nonzero elements zero."""
+
+    def hook(behind: Gradients, before: Gradients) -> Gradients | None:
+        both = _both(behind, before, edge)
+        if both is None:
+            return None
+        taken, given = both
+        # Several inputs may divide the gradient among them, as the two sides of a `where` do.
+        parts = [g for i in edges if (g := behind[i]) is not None and g.shape == taken.shape]
+        alive = per_image(taken, images) != 0
+        gone = torch.stack([part == 0 for part in parts]).all(0) if len(parts) > 1 else given == 0
+        kept = alive & ~gone.reshape(alive.shape)
+        count = alive.sum(1)
+        blocked = (count > 0) & (count - kept.sum(1) >= share * count)
+        if not blocked.any():
+            return None
+        repaired = torch.where(blocked[:, None], per_image(taken, images), per_image(given, images))
+        return _with(behind, edge, repaired.reshape(given.shape))
+
+    return hook
+
+
+def _both(behind: Gradients, before: Gradients, edge: int) -> tuple[Tensor, Tensor] | None:
+    """The gradient before a node and the one behind it, where one may replace the other.
+
+    torch accepts no tensor from a hook where the backward pass gave ``None``.
+    """
+    taken, given = before[0], behind[edge]
+    if taken is None or given is None or given.shape != taken.shape or given.dtype != taken.dtype:
+        return None
+    return taken, given
+
+
+def _with(gradients: Gradients, edge: int, gradient: Tensor) -> Gradients:
+    return tuple(gradient if i == edge else g for i, g in enumerate(gradients))

@@ -1,0 +1,73 @@
+"""How every figure looks: its width, its colours and its fonts.
+
+Every figure is 4.6 inches wide with text of 8.5 points. It fits a phone as it is, and half of a desktop page. Series differ
+by marker, dash or hatch as well as by colour (Okabe and Ito's palette), so that grey print keeps them apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+WIDTH = 4.6  # inches
+INK, SOFT = "#22252a", "#4a4f57"
+BLUE, LIGHT_BLUE, VERMILION, GREY = "#0072b2", "#5ba7d4", "#d55e00", "#8d9299"
+
+#: Text stays text: it is small, it can be searched and copied, and the reader's own font sets it. Matplotlib measures with
+#: DejaVu Sans, which is wider than those fonts. So text that fits there overflows nowhere.
+STYLE: dict[Any, Any] = {  # Matplotlib types the keys as a union of all their names
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.parse_math": False,  # a "$" in a model's name is a dollar
+    "text.color": INK,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": "#9aa0a8",
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e1e3e6",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#9aa0a8",
+    "ytick.color": "#9aa0a8",
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "hatch.linewidth": 0.8,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "art_qplugins",  # ids that are the same every time
+}
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Give ``draw`` the report's style. The caller's Matplotlib stays as it was."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapper
+
+
+def percent_axis(axis: Axis) -> None:
+    """Ticks from 0 to 100 %, every quarter."""
+    axis.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100\N{NO-BREAK SPACE}%"])
+
+
+def cut(text: str, length: int) -> str:
+    """``text`` on one line, at most ``length`` characters long."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,137 @@
+"""Transfer: the accuracy of every target model on images that were crafted on every source model."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from art_qplugins.evaluation.records import Cell, Results
+from art_qplugins.report import select, words
+from art_qplugins.report.figures.style import INK, SOFT, WIDTH, cut, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_Attack = tuple[str, str, str, float]  # label, settings as JSON, norm, eps
+_Pairs = dict[tuple[str, str], Cell]  # by source and target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """One attack at one budget, by source and target. ``cells`` holds those pairs that were run."""
+
+    attack: str
+    norm: str
+    eps: float
+    sources: list[str]
+    targets: list[str]
+    cells: Mapping[tuple[str, str], Cell]
+
+
+def transfer(results: Results) -> Transfer | None:
+    """The fullest matrix that the records hold.
+
+    It is of one attack at one budget, and of two pairs of different models or more. Among equally full ones it is that at
+    the budget of the first model's claim, else the one with the largest eps.
+    """
+    at = select.budget(results.models[0], results) if results.models else None
+    groups = _groups(results)
+    ranked = sorted(
+        ((_crossings(cells), key[2:] == at, key[3], key) for key, cells in groups.items()), key=lambda item: item[:3]
+    )
+    if not ranked or ranked[-1][0] < 2:
+        return None
+    key = ranked[-1][3]
+    cells = groups[key]
+    order = [model.name for model in results.models]
+    order += sorted({name for pair in cells for name in pair} - set(order))  # substitutes
+    # A model without a cell of another model is left out: its own accuracy is shown elsewhere.
+    crossing = {name for source, target in cells if source != target for name in (source, target)}
+    return Transfer(
+        attack=key[0],
+        norm=key[2],
+        eps=key[3],
+        sources=[name for name in order if name in crossing and any(source == name for source, _ in cells)],
+        targets=[name for name in order if name in crossing and any(target == name for _, target in cells)],
+        cells=cells,
+    )
+
+
+def _groups(results: Results) -> dict[_Attack, _Pairs]:
+    """Scored cells on all images of the finished models, by attack and budget."""
+    groups: dict[_Attack, _Pairs] = defaultdict(dict)
+    finished = {model.name for model in results.models}
+    for cell in results.cells:
+        scored = cell.status == "success" and cell.accuracy is not None and cell.rows is None
+        if scored and cell.role == "attack" and cell.model in finished:
+            key = (cell.label, json.dumps(cell.params, sort_keys=True, default=str), cell.norm, cell.eps)
+            groups[key].setdefault((cell.source, cell.model), cell)
+    return groups
+
+
+def _crossings(cells: Mapping[tuple[str, str], Cell]) -> int:
+    return sum(source != target for source, target in cells)
+
+
+@styled
+def heat_map(matrix: Transfer) -> Figure:
+    """Accuracy of each target (column) on images crafted on each source (row). The diagonal is framed."""
+    from matplotlib.figure import Figure
+
+    rows, columns = len(matrix.sources), len(matrix.targets)
+    sources, targets = ([cut(name, 20) for name in names] for names in (matrix.sources, matrix.targets))
+    above = 0.35 + 0.062 * max(map(len, targets))
+    height = 0.42 * rows + above
+    figure = Figure(figsize=(WIDTH, height))
+    left = min(0.34, 0.04 + 0.0165 * max(map(len, sources)))
+    axes = figure.add_axes((left, 0.02, 0.97 - left, 0.42 * rows / height))
+    for row, source in enumerate(matrix.sources):
+        for column, target in enumerate(matrix.targets):
+            _square(axes, row, column, matrix.cells.get((source, target)), framed=source == target)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows, 0)
+    axes.set_xticks([i + 0.5 for i in range(columns)], targets, rotation=90)
+    axes.set_yticks([i + 0.5 for i in range(rows)], sources)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    figure.text(0.01, 1 - 0.08 / height, "crafted on (row), scored on (column); accuracy, %", va="top", color=SOFT)
+    return figure
+
+
+def _square(axes: Axes, row: int, column: int, cell: Cell | None, *, framed: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    share = 0.0 if cell is None or cell.accuracy is None else cell.accuracy
+    fill = "#f4f4f1" if cell is None else _shade(share)
+    axes.add_patch(Rectangle((column, row), 1, 1, facecolor=fill, edgecolor="white", linewidth=1.5))
+    text = words.NONE if cell is None else f"{100 * share:.0f}"
+    ink = "white" if cell is not None and share > 0.5 else INK  # white where the ground is dark
+    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink)
+    if framed:
+        corner = (column + 0.04, row + 0.05)
+        axes.add_patch(Rectangle(corner, 0.92, 0.9, facecolor="none", edgecolor=INK, linewidth=1.4))
+
+
+def _shade(share: float) -> tuple[float, float, float]:
+    """From nearly white for 0 to dark blue for 1."""
+    light, dark = (0.92, 0.95, 0.98), (0.0, 0.27, 0.49)
+    red, green, blue = (a + (b - a) * share for a, b in zip(light, dark, strict=True))
+    return red, green, blue
+
+
+def heat_map_alt(matrix: Transfer) -> str:
+    """What the heat map says, for readers who cannot see it."""
+    pairs = [
+        f"{source} to {target} {words.percent(cell.accuracy)}"
+        for source in matrix.sources
+        for target in matrix.targets
+        if (cell := matrix.cells.get((source, target))) is not None
+    ]
+    at = words.budget(matrix.norm, matrix.eps)
+    return f"Transfer of {matrix.attack} at {at}, accuracy by source and target: {', '.join(pairs)}."

@@ -1,0 +1,176 @@
+"""``results.md``: every number of the run for people, rounded to percent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from art_qplugins.evaluation.records import Cell, ModelResult, Results, Robust
+from art_qplugins.report import robustbench, select, words
+from art_qplugins.report.files import Run
+from art_qplugins.report.steps import Level, StepRow, levels, steps
+
+__all__ = ["text"]
+
+_EXPLANATION = (
+    "Robust accuracy is the mean over images of the worst case over attacks. It is an upper bound under the attacks that "
+    "were run. Brackets hold 95 % Wilson intervals, in percent."
+)
+
+
+def text(run: Run) -> str:
+    """The whole run as GitHub-flavoured Markdown."""
+    results = run.results
+    parts = [
+        "# Robustness of quantized networks",
+        _text(words.headline(results)),
+        *(f"**{_text(note)}**" for note in words.troubles(results)),
+        _EXPLANATION,
+        "## Summary",
+        _summary(run),
+        *(part for model in results.models for part in _model(model, run)),
+        "## Cells",
+        _cells(results),
+        "## RobustBench",
+        _robustbench(run),
+        "## Data",
+        _text(", ".join(f"{key} {value}" for key, value in results.data.items())),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _robustbench(run: Run) -> str:
+    """Which models its leaderboards would take, and why they would not take the others."""
+    lines = []
+    for model in run.results.models:
+        why = robustbench.obstacles(model, run)
+        lines.append(f"- {_text(model.name)}: {'no: ' + _text('; '.join(why)) if why else 'yes, see the JSON entry'}.")
+    return "\n".join(lines) or "No finished model."
+
+
+def _summary(run: Run) -> str:
+    results = run.results
+    columns = select.budgets(results)
+    grids = [select.on_grid(model, run) for model in results.models]
+    head = ["model", "n", "clean", *(words.budget(*column) for column in columns)]
+    rounded = ["corrected, pixels rounded"] if any(grids) else []
+    rows = [
+        [
+            model.name,
+            model.n,
+            words.clean(model),
+            *(_bound(select.robust_at(model, *column)) for column in columns),
+            words.percent(model.claim.accuracy),
+            words.at_most(model.claim.corrected, model.claim.interval),
+            *([words.on_grid(grid)] if rounded else []),
+            words.CLAIMS[model.claim.status],
+            words.overstated(model.claim) or words.NONE,
+            words.verdict(model.verdict),
+            words.layer(model.layer) or words.NONE,
+        ]
+        for model, grid in zip(results.models, grids, strict=True)
+    ]
+    return _table(
+        [*head, "claimed", "corrected", *rounded, "claim", "by how much", "verdict", "gradient lost at"], rows
+    )
+
+
+def _bound(robust: Robust | None) -> str:
+    return words.NONE if robust is None else words.at_most(robust.accuracy, robust.interval)
+
+
+def _model(model: ModelResult, run: Run) -> list[str]:
+    parts = [f"## {_text(model.name)}", _text(model.description), f"**{words.verdict(model.verdict)}.** "]
+    parts[-1] += _text(words.VERDICTS[model.verdict].short)
+    parts.append(_text(model.summary))
+    if model.evidence:
+        parts.append(f"Evidence: {_text(model.evidence)}")
+    if model.steps:
+        parts += _steps(model, run)
+    parts += _checks(model)
+    return [part for part in parts if part]
+
+
+def _checks(model: ModelResult) -> list[str]:
+    rows = [
+        [
+            words.OUTCOMES[finding.fired],
+            f"{finding.id}: {finding.title}",
+            words.class_of(finding),
+            finding.evidence,
+            finding.shows_not,
+            finding.mitigation if finding.fired else "",
+        ]
+        for finding in words.ordered(model.findings)
+    ]
+    head = ["outcome", "check", "class", "evidence", "what it does not show", "what to do"]
+    return ["### Checks", _table(head, rows)] if rows else []
+
+
+def _steps(model: ModelResult, run: Run) -> list[str]:
+    """The steps of the diagnosis, and what each level cost per image."""
+    rows = [
+        [step.level, step.id, step.title, _or_none(step.robust), step.result, *_passes(step)]
+        for step in steps(model, run)
+    ]
+    costs = [
+        [f"{level.level} {level.title}", *(_passes(level) if level.ran else ("not run", "not run"))]
+        for level in levels(model, run)
+    ]
+    passes = ("gradients per image", "forward passes per image")
+    return [
+        "### Steps of the diagnosis",
+        _table(["level", "step", "what it does", "images attacked", "result", *passes], rows),
+        _table(["level", *passes], costs),
+    ]
+
+
+def _passes(spent: StepRow | Level) -> tuple[str, str]:
+    return words.count(spent.backward), words.count(spent.forward)
+
+
+def _or_none(value: int | None) -> object:
+    return words.NONE if value is None else value
+
+
+def _status(cell: Cell) -> str:
+    if cell.status == "success":
+        return "; ".join(["ok", *cell.notes])
+    return f"not run: {'; '.join(cell.notes)}" if cell.status == "skipped" else f"FAILED: {cell.error}"
+
+
+def _cells(results: Results) -> str:
+    gridded = any(cell.grid for cell in results.cells)
+    rows = [
+        [
+            cell.model,
+            cell.label,
+            cell.source,
+            "clean" if cell.role == "clean" else select.kind(cell),
+            words.budget(cell.norm, cell.eps),
+            words.images(cell),
+            words.cell_accuracy(cell),
+            *([words.accuracy(cell.grid_accuracy, cell.grid_interval)] if gridded else []),
+            cell.backward_samples,
+            words.duration(cell.seconds),
+            _status(cell),
+        ]
+        for cell in results.cells
+    ]
+    rounded = ["pixels rounded"] if gridded else []
+    head = ["model", "attack", "crafted on", "kind", "budget", "n", "accuracy", *rounded]
+    head += ["backward passes", "time", "status"]
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(_text(entry) for entry in line)} |" for line in lines)
+
+
+def _text(value: object) -> str:
+    """Free text as Markdown shows it, on one line. It makes no HTML, no link and no table column."""
+    text = re.sub(r"\s*[\r\n]+\s*", " ", str(value))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    # "](", "][" and "]:" would make a link. Other brackets stay, so that intervals can be read.
+    return re.sub(r"([\\`*|~]|\](?=[(\[:]))", r"\\\1", text)

@@ -1,0 +1,80 @@
+"""Sections of the page that other packages add.
+
+A package announces a :class:`Section` as an entry point of the group ``art_qplugins.report``. Its target is a function that
+takes the :class:`~art_qplugins.report.files.Run` and returns HTML, or ``None`` where it has nothing to say. The section
+stands after the models and before the cells. One that fails costs the page nothing but this section.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+from markupsafe import Markup
+
+from art_qplugins.registry import Entry, Registry
+from art_qplugins.report.files import Run, slug
+from art_qplugins.report.fragment import checked
+
+__all__ = ["SECTIONS", "Section", "ShownSection", "sections"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section(Entry):
+    """A section of the page: ``target`` is ``"module:function"``, and the function is a ``Callable[[Run], str | None]``.
+
+    The HTML may use the page's classes: ``<table class="sortable">`` sorts, and ``<figure class="plot"><div class="panel">``
+    gives a figure a light ground in the dark too. :func:`~art_qplugins.report.figures.svg.inline` makes such figures with
+    Matplotlib. There are no scripts and no style sheets. Each ``href`` and ``src`` starts with ``#`` or ``data:``, each
+    element is closed, and each id begins with ``section-NAME-``.
+
+    :ivar title: the heading of the section.
+    """
+
+    title: str
+
+
+SECTIONS: Registry[Section] = Registry("report section", [], group="art_qplugins.report", row=Section)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownSection:
+    """A section as the page shows it: ``html``, or ``failure``, which says why there is none."""
+
+    name: str
+    title: str
+    anchor: str
+    package: str  # name and version
+    html: Markup | None
+    failure: str
+
+
+def sections(run: Run) -> list[ShownSection]:
+    """What every registered section says of ``run``, in the order of the registry. Those with nothing to say are left out."""
+    return [shown for section in SECTIONS.values() if (shown := _show(section, run)) is not None]
+
+
+def _show(section: Section, run: Run) -> ShownSection | None:
+    anchor = f"section-{slug(section.name)}"
+    package = str(section.plugin or "art_qplugins")
+    html, failure = None, ""
+    try:
+        function = cast("Callable[[Run], object]", section.load())
+        made = function(run)
+        if made is None:
+            return None
+        if not isinstance(made, str):
+            raise TypeError(
+                f"it returned a value of type {type(made).__name__}; it must return HTML as a string, or None"
+            )
+        html = checked(made, f"{anchor}-")
+    except (Exception, SystemExit) as error:  # it is somebody else's code: it may do anything
+        failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        logger.warning("report section %r of %s: %s", section.name, package, failure)
+    return ShownSection(
+        name=section.name, title=section.title, anchor=anchor, package=package, html=html, failure=failure
+    )

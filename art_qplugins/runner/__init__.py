@@ -1,0 +1,1 @@
+"""From a recipe to a finished run: the only place that knows all the stages."""

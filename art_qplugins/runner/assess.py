@@ -1,0 +1,94 @@
+"""What is said of one model at the end of a run: the diagnosis of its claim, the worst case at each eps, the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from art_qplugins import diagnostics
+from art_qplugins.evaluation.outcome import Outcome, legal_at, robust_at, worst_case, worst_images
+from art_qplugins.evaluation.records import ModelResult, Robust, Spent, Step
+from art_qplugins.evaluation.scheduler import Scheduler
+from art_qplugins.quantizers import is_stochastic
+from art_qplugins.recipes.schema import Diagnosis
+from art_qplugins.runner.plan import ModelUnderTest
+
+__all__ = ["assess_model"]
+
+
+def assess_model(
+    scheduler: Scheduler,
+    model: ModelUnderTest,
+    *,
+    covered: Iterable[tuple[str, str, float]] = (),
+    diagnosis: Diagnosis | None = None,
+) -> ModelResult:
+    """The records of one model, from all of its cells in this run and those that its diagnosis adds.
+
+    :param covered: (model, norm, eps) at which a worst case is known though no cell was on every image.
+    :param diagnosis: how far to go; ``None`` assesses what the run has.
+    """
+    estimators = scheduler.evaluator.estimators
+    outcomes = scheduler.outcomes(model.name)
+    claimed = None if model.claim is None else scheduler.outcome(model.claim)
+    clean = scheduler.outcome(model.clean)
+    steps: list[Step] = []
+    if diagnosis is not None and model.claim is not None and claimed is not None and claimed.ok and clean.ok:
+        outcomes, steps = diagnostics.run_steps(
+            model.claim,
+            claimed,
+            outcomes,
+            scheduler.outcome,
+            others=[name for name, e in estimators.items() if not is_stochastic(e.model)],
+            level=diagnosis.level,
+            budget=diagnosis.budget,
+        )
+    result = diagnostics.assess(
+        model.name,
+        outcomes,
+        claimed=claimed,
+        claimed_accuracy=model.claimed_accuracy,
+        description=model.description,
+        stochastic=is_stochastic(estimators[model.name].model),
+        steps=steps,
+    )
+    spent = scheduler.spent(model.name)
+    at = {(norm, eps) for name, norm, eps in covered if name == model.name}
+    update = {
+        "spent": Spent(gradients=spent.gradients, queries=spent.queries),
+        "robust": _with_covered(result.robust, outcomes, at),
+    }
+    if claimed is not None and claimed.ok:
+        update["evidence"] = _keep_evidence(scheduler, model.name, outcomes, claimed)
+    return result.model_copy(update=update)
+
+
+def _with_covered(
+    robust: Sequence[Robust], outcomes: Sequence[Outcome], covered: set[tuple[str, float]]
+) -> list[Robust]:
+    """With every eps that a cascade went through, though no cell at it may have been on every image."""
+    if not robust and any(not o.ok for o in outcomes):  # nothing can be said of this model
+        return list(robust)
+    found = [*robust, *(robust_at(outcomes, *at) for at in covered - {(r.norm, r.eps) for r in robust})]
+    return sorted(found, key=lambda r: (r.norm, r.eps))
+
+
+def _keep_evidence(scheduler: Scheduler, name: str, outcomes: Sequence[Outcome], claimed: Outcome) -> str | None:
+    """The images that break the model, for anyone to ask it again: ``x``, ``x_adv``, ``y``, ``ids``."""
+    evaluator, store = scheduler.evaluator, scheduler.store
+    if store.folder is None:
+        return None
+    legal = legal_at(outcomes, claimed.cell.norm, claimed.cell.eps)
+    chosen, x_adv = worst_images(legal, store, evaluator.x.numpy())
+    broken = np.flatnonzero(worst_case(legal) < 0.5)
+    return store.write_evidence(
+        name,
+        x=evaluator.x.numpy()[broken],
+        x_adv=x_adv[broken],
+        y=evaluator.y.numpy()[broken],
+        ids=np.array(evaluator.ids)[broken],
+        norm=np.array(claimed.cell.norm),
+        eps=np.array(claimed.cell.eps),
+        cells=np.array([legal[r].cell.id for r in chosen])[broken],
+    )

@@ -1,0 +1,53 @@
+"""What a number depends on besides its recipe: versions, the machine, the commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from art_qplugins import plugins
+from art_qplugins.evaluation.records import Environment
+
+__all__ = ["environment"]
+
+_PACKAGES = (
+    "art_qplugins",
+    "torch",
+    "adversarial-robustness-toolbox",
+    "torchattacks",
+    "pyautoattack",
+    "numpy",
+    "scipy",
+)
+
+
+def environment(device: torch.device, threads: int | None = None) -> Environment:
+    """:param threads: of torch on the CPU; ``None`` for what torch has now."""
+    installed = {name: version for name in _PACKAGES if (version := plugins.version(name)) is not None}
+    name = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads or torch.get_num_threads()} threads"
+    )
+    return Environment(
+        packages=installed | plugins.loaded(),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        device=name,
+        git=_git(),
+    )
+
+
+def _git() -> dict[str, Any] | None:
+    """The commit that the package was run from, if it was run from a checkout."""
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,77 @@
+"""Which cells a recipe asks for. What a diagnosis adds depends on what these find."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from art_qplugins import diagnostics
+from art_qplugins.evaluation.cell import CellSpec, images_key
+from art_qplugins.recipes.build import describe
+from art_qplugins.recipes.schema import AttackSettings, ModelSettings, Recipe
+
+__all__ = ["ModelUnderTest", "distinct", "plan"]
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """A model of a run, and what is claimed of it.
+
+    :param clean: its cell without an attack.
+    :param claim: the cell that the claim rests on.
+    :param claimed_accuracy: the number claimed, where it is another than the claim cell's own.
+    """
+
+    name: str
+    description: str
+    clean: CellSpec
+    claim: CellSpec | None
+    claimed_accuracy: float | None = None
+
+
+def plan(recipe: Recipe) -> tuple[list[ModelUnderTest], list[CellSpec]]:
+    """Every cell of a recipe: first the clean ones, then its attacks, then the transfer matrix."""
+    models = [_model_under_test(recipe, model) for model in recipe.models_under_test]
+    cells = [model.clean for model in models]
+    for attack in recipe.attacks:
+        for model in recipe.attacked(attack):
+            cells += [_cell(recipe, attack, model, eps) for eps in recipe.eps_of(attack)]
+    if recipe.transfer is not None:
+        same = AttackSettings(id=recipe.transfer.attack, options=recipe.transfer.options)
+        for source, target in recipe.transfers():
+            crafted = same.model_copy(update={"source": source.name})
+            cells += [_cell(recipe, crafted, target, eps) for eps in recipe.eps_of(recipe.transfer)]
+    return models, distinct(cells)
+
+
+def _model_under_test(recipe: Recipe, model: ModelSettings) -> ModelUnderTest:
+    found = recipe.claim_of(model)
+    claim, accuracy = None, None
+    if found is not None:
+        claimed, attack = found
+        claim, accuracy = _cell(recipe, attack, model, claimed.eps), claimed.accuracy
+    clean = diagnostics.clean_cell(
+        model.name, norm=recipe.threat.norm, seed=recipe.seed, eps=claim.eps if claim else None
+    )
+    return ModelUnderTest(model.name, describe(model), clean, claim, accuracy)
+
+
+def _cell(recipe: Recipe, attack: AttackSettings, model: ModelSettings, eps: float) -> CellSpec:
+    return CellSpec(
+        model=model.name,
+        source=attack.source or model.name,
+        attack=attack.id,
+        norm=recipe.threat.norm,
+        eps=eps,
+        seed=recipe.seed,
+        options=attack.options,
+    )
+
+
+def distinct(cells: Iterable[CellSpec]) -> list[CellSpec]:
+    """The first of every group that differs in nothing but the role."""
+    seen: dict[Any, CellSpec] = {}
+    for cell in cells:
+        seen.setdefault((cell.model, cell.rows, images_key(cell)), cell)
+    return list(seen.values())

@@ -1,0 +1,20 @@
+"""What a run tells while it goes on."""
+
+from __future__ import annotations
+
+from art_qplugins.evaluation.outcome import Outcome
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """This one is silent. The command line's shows bars; subclass it for another."""
+
+    def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
+        """After each epoch, counted from 1, with its mean loss."""
+
+    def cells(self, total: int) -> None:
+        """Whenever cells are planned, with how many there are by now."""
+
+    def cell(self, outcome: Outcome, reused: bool) -> None:
+        """After each cell, and whether it was finished before this run."""

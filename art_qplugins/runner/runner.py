@@ -1,0 +1,226 @@
+"""One run of a recipe: data, models, cells, diagnosis, records, report."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from art_qplugins.data import Dataset, load
+from art_qplugins.errors import InputError
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.executor import Executor, Serial
+from art_qplugins.evaluation.records import ModelResult, Results
+from art_qplugins.evaluation.scheduler import Scheduler
+from art_qplugins.evaluation.store import Memory, Storage, Store
+from art_qplugins.evaluation.strategy import Attacks
+from art_qplugins.recipes.build import build_estimators
+from art_qplugins.recipes.schema import Recipe
+from art_qplugins.report import write_report
+from art_qplugins.runner.assess import assess_model
+from art_qplugins.runner.environment import environment
+from art_qplugins.runner.plan import plan
+from art_qplugins.runner.progress import Progress
+from art_qplugins.runner.run import Run
+
+__all__ = ["Execution", "Runner"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where cells are computed. The records are the same everywhere.
+
+    :param executor: ``"serial"`` is this process; ``"ray"`` is ``workers`` processes of a Ray cluster, the one at
+        ``address`` or one that is started here.
+    """
+
+    executor: Literal["serial", "ray"] = "serial"
+    workers: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.executor == "serial" and (self.workers is not None or self.address is not None):
+            raise InputError("workers and an address are for the executor 'ray'; add --executor ray")
+
+
+class Runner:
+    """Trains what has no checkpoint, attacks, scores, diagnoses, and writes records and report.
+
+    What is finished in the folder already is used again. A failed cell is a row with its error.
+
+    :param recipe: the settings, as :func:`~art_qplugins.recipes.load.parse_recipe` gives them.
+    :param asked: the recipe as it was written, for the records.
+    :param out: the folder; ``None`` keeps everything in memory.
+    :param estimators: those models of the recipe that are given, by name.
+    :param data: images to attack in place of the test split that the recipe names.
+    :param data_root: where data sets are; ``download`` fetches one that is missing.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        asked: Mapping[str, Any] | None = None,
+        out: Path | None = None,
+        estimators: Mapping[str, QuantizedClassifier] | None = None,
+        data: Dataset | None = None,
+        data_root: str | None = None,
+        download: bool = False,
+        execution: Execution = Execution(),
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.asked, self.out = recipe, dict(asked or {}), out
+        self.given, self.data = dict(estimators or {}), data
+        self.data_root, self.download = data_root, download
+        self.execution, self.progress = execution, progress or Progress()
+        for model in recipe.models:
+            if (model.given is not None) != (model.name in self.given):
+                where = "was given" if model.given is not None else "is asked for"
+                raise InputError(f"models.{model.name}: no estimator of this name {where}; see art_qplugins.evaluate")
+
+    def train(self) -> Path:
+        """The checkpoints alone; gives their folder.
+
+        :raises InputError: where there is no folder, or it cannot be written.
+        """
+        store = self._storage()
+        if store.folder is None:
+            raise InputError("train: give a folder for the checkpoints")
+        with _threads(self.recipe.threads):
+            self._build(self._split("train"), store)
+        return store.folder / "checkpoints"
+
+    def run(self) -> Run:
+        """:return: the records, as in ``results.json``; ``status`` is ``"error"`` where a cell failed.
+        :raises InputError: also where the folder holds another recipe's results or another run is writing there.
+        """
+        recipe = self.recipe
+        train = self._split("train") if any(m.trained for m in recipe.models) else None
+        whole = self.data or self._split("test")
+        used = whole if recipe.data.limit is None else whole.take(recipe.data.limit, seed=recipe.data.seed)
+        store = self._storage()
+        with store.alone(recipe.name), _threads(recipe.threads):
+            draft = self._draft(used, whole)
+            if not store.has_results:
+                store.write_results(draft)  # finished records stay until this run has something to say
+            attacks: Attacks | None = None
+            try:
+                estimators = self._build(train or used, store)
+                evaluator = Evaluator(estimators, used.x(), used.y(), used.ids, recipe.batch_size, recipe.shard)
+                with self._executor(evaluator, store, whole) as executor:
+                    scheduler = Scheduler(evaluator, store, self.progress, executor, grid=recipe.grid)
+                    models, cells = plan(recipe)
+                    claims = [model.claim for model in models if model.claim is not None]
+                    attacks = Attacks(scheduler, claims=claims, strategy=recipe.strategy, budget=recipe.budget)
+                    store.write_results(draft)
+                    attacks.run(cells)
+                    diagnosis = recipe.diagnosis if recipe.diagnose else None
+                    found = [
+                        assess_model(scheduler, model, covered=attacks.covered, diagnosis=diagnosis) for model in models
+                    ]
+            except BaseException as error:
+                if attacks is not None or not isinstance(error, InputError):
+                    _record_end(error, attacks, draft, store)
+                raise
+            return self._finish(attacks, found, draft, store)
+
+    # -- Stages
+
+    def _storage(self) -> Storage:
+        return Memory() if self.out is None else Store(self.out)
+
+    def _split(self, split: Literal["train", "test"]) -> Dataset:
+        if self.recipe.data.given:
+            raise InputError(
+                "data: only test images were given, and a model of the recipe is to be trained; name a data set"
+            )
+        return load(self.recipe.data.name, split, root=self.data_root, download=self.download)
+
+    def _build(self, data: Dataset, store: Storage) -> dict[str, QuantizedClassifier]:
+        with contextlib.ExitStack() as stack:
+            if store.folder is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            else:
+                folder = store.folder / "checkpoints"
+            return build_estimators(
+                self.recipe, data, folder, device=_device(), given=self.given, progress=self.progress.training
+            )
+
+    @contextlib.contextmanager
+    def _executor(self, evaluator: Evaluator, store: Storage, data: Dataset) -> Iterator[Executor]:
+        if self.execution.executor == "serial":
+            yield Serial(evaluator)
+            return
+        from art_qplugins.evaluation.ray import GivenJob, Job, RayExecutor, RecipeJob
+
+        job: Job
+        if self.given or self.data is not None or store.folder is None:
+            job = GivenJob(evaluator)
+        else:
+            modules = {name: estimator.model for name, estimator in evaluator.estimators.items()}
+            job = RecipeJob.of(self.recipe, modules, store.folder / "checkpoints", data.sha256, self.data_root)
+        workers, address = self.execution.workers, self.execution.address
+        with RayExecutor(job, workers=workers, address=address, threads=self.recipe.threads) as ray:
+            yield ray
+
+    def _draft(self, used: Dataset, whole: Dataset) -> Results:
+        """The records before anything is computed."""
+        return Results(
+            status="started",
+            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            spec={"given": self.asked, "resolved": self.recipe.model_dump(mode="json")},
+            data={
+                "name": used.name,
+                "split": used.split,
+                "n": len(used),
+                "of": len(whole),
+                "sha256": whole.sha256,
+                "classes": list(used.classes),
+                "shape": list(used.shape),
+            },
+            environment=environment(_device(), self.recipe.threads),
+            models=[],
+            cells=[],
+        )
+
+    def _finish(self, attacks: Attacks, models: Sequence[ModelResult], draft: Results, store: Storage) -> Run:
+        outcomes = attacks.scheduler.outcomes()
+        status = "success" if all(o.ok for o in outcomes) else "error"
+        results = draft.model_copy(update={"status": status, "models": list(models), "cells": attacks.cells()})
+        store.write_samples(outcomes)
+        store.write_results(results)
+        report = None if store.folder is None else write_report(store.folder)[-1]
+        return Run(results, outcomes, store, report)
+
+
+def _record_end(error: BaseException, attacks: Attacks | None, draft: Results, store: Storage) -> None:
+    """What a run that ends early has. A disk that takes no records either does not hide why it ended."""
+    status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
+    cells = [] if attacks is None else attacks.cells()
+    if attacks is not None:
+        with contextlib.suppress(OSError, InputError):
+            store.write_samples(attacks.scheduler.outcomes())
+    with contextlib.suppress(OSError):
+        store.write_results(draft.model_copy(update={"status": status, "cells": cells}))
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,106 @@
+"""``artq ls``: the names that recipes choose by."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from art_qplugins.attacks import ATTACKS, Attack
+from art_qplugins.attacks.suites import SUITES, Suite
+from art_qplugins.data import DATASETS
+from art_qplugins.defences import DEFENCES
+from art_qplugins.models import MODELS
+from art_qplugins.registry import Entry
+from art_qplugins.terminal.console import console
+
+__all__ = ["show_registries"]
+
+
+def show_registries(kind: str | None) -> None:
+    """Names with one line each; those of other packages with the package that they come from."""
+    registries: Mapping[str, Mapping[str, Entry]] = {
+        "models": MODELS,
+        "defences": DEFENCES,
+        "attacks": ATTACKS,
+        "suites": SUITES,
+        "datasets": DATASETS,
+    }
+    screen = console()
+    for name, registry in registries.items():
+        if kind not in (None, name):
+            continue
+        if kind is None:
+            screen.print(f"[bold]{name}[/]")
+        show: Callable[[Iterable[Entry], Console], None]
+        show = {"attacks": _list_attacks, "suites": _list_suites}.get(name, _list)
+        show(registry.values(), screen)
+        if kind is None:
+            screen.print()
+
+
+def _list(entries: Iterable[Entry], screen: Console) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for entry in entries:
+        table.add_row(entry.name, escape("; ".join([entry.help, *_options(entry), *_package(entry)])))
+    screen.print(table)
+
+
+def _package(entry: Entry) -> Iterable[str]:
+    if entry.plugin is not None:
+        yield f"from {entry.plugin}"
+
+
+def _options(entry: Entry) -> Iterable[str]:
+    if entry.options:
+        yield "options: " + ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.options.items())
+
+
+def _list_attacks(attacks: Iterable[Entry], screen: Console) -> None:
+    """A line of facts in columns for each, and what it does below it."""
+    rows = [cast("Attack", attack) for attack in attacks]
+    wide = max(len(row.name) for row in rows)
+    norms = max(len(" ".join(row.norms)) for row in rows)
+    line = f"{{:{wide}}} {{:9}} {{:{norms}}} {{:>5}} {{:>4}} {{}}"
+    screen.print(line.format("attack", "knowledge", "norms", "grads", "fwds", "here"), soft_wrap=True)
+    for row in rows:
+        cost = [_thousands(passes) for passes in row.cost or ()] or ["-", "-"]
+        here = "-" if row.refused else "no" if row.missing() else "yes"
+        facts = line.format(row.name, row.knowledge, " ".join(row.norms) or "-", *cost, here)
+        screen.print(facts, markup=False, soft_wrap=True)
+        about = [row.help, *_options(row), *_package(row)]
+        if row.missing() and not row.refused:
+            about.append(f"type: pip install {row.install}")
+        text = textwrap.wrap("; ".join(about), max(screen.width, 40), initial_indent="    ", subsequent_indent="    ")
+        screen.print("\n".join(text), markup=False, soft_wrap=True)
+    screen.print("\ngrads, fwds: gradients and forward passes for one image that stands, at the defaults.")
+
+
+def _thousands(count: int) -> str:
+    return f"{count}" if count < 1000 else f"{count / 1000:.2g}k"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
+
+
+def _list_suites(suites: Iterable[Entry], screen: Console) -> None:
+    """The attacks of each suite, below what it is for."""
+
+    for suite in (cast("Suite", suite) for suite in suites):
+        screen.print(f"[bold]{suite.name}[/]")
+        screen.print("\n".join(textwrap.wrap(suite.help, max(screen.width, 40))), markup=False)
+        table = Table(show_header=False, box=None, pad_edge=False)
+        for name, options in suite.attacks:
+            row = ATTACKS[name]
+            about = [row.knowledge, " ".join(row.norms)]
+            about += [f"for {row.models} models"] if row.models != "any" else []
+            about += ["not installed"] if row.missing() else []
+            table.add_row(f"  {name}", "; ".join(about), ", ".join(f"{k} = {_number(v)}" for k, v in options.items()))
+        screen.print(table)

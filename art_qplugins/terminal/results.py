@@ -1,0 +1,169 @@
+"""Plans, results, diagnoses, comparisons and replays as tables."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from art_qplugins.evaluation.compare import Comparison
+from art_qplugins.evaluation.records import Finding, Interval, ModelResult
+from art_qplugins.report import Run as Written
+from art_qplugins.report import steps, words
+from art_qplugins.terminal.console import STYLES, console, spaced
+from art_qplugins.terminal.progress import LiveProgress
+
+if TYPE_CHECKING:
+    from art_qplugins.evidence import Replay
+    from art_qplugins.runner.run import Run
+
+__all__ = ["show_comparison", "show_diagnosis", "show_plan", "show_replay", "show_results"]
+
+
+def show_plan(recipe: Any, subjects: Sequence[Any], cells: Sequence[Any]) -> None:
+    """What a recipe would run."""
+    screen = console()
+    table = Table("model", "what it is", box=None, pad_edge=False)
+    for subject in subjects:
+        table.add_row(subject.name, subject.description)
+    screen.print(table)
+    screen.print()
+    table = Table("model", "attack", "crafted on", "eps", "why", box=None, pad_edge=False)
+    grouped: dict[tuple[Any, ...], list[float]] = {}
+    for cell in cells:
+        gap = "" if cell.gap is None else f", logits to gap {cell.gap:g}"
+        grouped.setdefault((cell.model, cell.attack + gap, cell.source, cell.role), []).append(cell.eps)
+    for (model, attack, source, role), budgets in grouped.items():
+        table.add_row(model, attack, source, " ".join(f"{e:.3g}" for e in budgets), role)
+    screen.print(table)
+    images = "all" if recipe.data.limit is None else str(recipe.data.limit)
+    screen.print(f"\n{len(cells)} cells on {images} images of {recipe.data.name}; nothing was run.")
+
+
+def show_results(run: Run, progress: LiveProgress) -> None:
+    """The models' answers in one table, then where to read more."""
+    screen, results = console(), run.results
+    table = Table("model", "clean", "claimed", "really at most", "verdict", box=None, pad_edge=False, padding=(0, 1))
+    for m in results.models:
+        table.add_row(
+            m.name,
+            f"{100 * m.clean_accuracy:.1f} %",
+            "-" if m.claim.accuracy is None else f"{100 * m.claim.accuracy:.1f} %",
+            _bound(m.claim.corrected, m.claim.interval),
+            f"[{STYLES.get(m.verdict, 'default')}]{m.verdict}[/]",
+        )
+    screen.print()
+    screen.print(table)
+    budget = next((m.claim for m in results.models if m.claim.eps is not None), None)
+    if budget is not None:
+        screen.print(f"{budget.norm} eps = {budget.eps:.4g}, n = {results.models[0].n}, [95 % intervals]", markup=False)
+    failed = sum(c.status == "error" for c in results.cells)
+    screen.print(f"\n{progress.computed} cells computed, {progress.reused} reused, {failed} failed.")
+    screen.print(f"report: {run.report}", soft_wrap=True)
+
+
+def show_diagnosis(model: ModelResult, run: Written) -> None:
+    """One model's diagnosis: the verdict, the claim, why, what was tried and at what cost, and where the proof is."""
+    screen = console()
+    screen.print(f"\n[bold]{escape(model.name)}[/]: [{STYLES.get(model.verdict, 'default')}]{model.verdict}[/]")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, value in _facts(model):
+        facts.add_row(name, escape(spaced(value)))
+    screen.print(facts)
+    rows = steps.steps(model, run)
+    if rows:
+        screen.print()
+        for line in _steps(rows, screen.width):
+            screen.print(line, markup=False, soft_wrap=True)
+    if model.evidence is not None:
+        path = str(run.folder / model.evidence)
+        screen.print(f"\nevidence: {path}", soft_wrap=True, markup=False)
+        screen.print(f"ask again: artq replay {shlex.quote(path)} --model MODULE:FACTORY", soft_wrap=True, markup=False)
+
+
+def _facts(model: ModelResult) -> Iterable[tuple[str, str]]:
+    claim = model.claim
+    yield "verdict", model.summary or words.VERDICTS[model.verdict].short
+    if claim.accuracy is not None:
+        at = f"{claim.attack}, {words.budget(claim.norm, claim.eps)}, {words.counted(model)}"
+        yield "claim", f"{words.percent(claim.accuracy)} ({at}): {claim.status}"
+    if claim.corrected is not None and model.verdict != "INVALID":
+        over = words.overstated(claim)
+        yield "at most", f"{words.accuracy(claim.corrected, claim.interval)}{f', {over}' if over else ''}"
+    if model.layer is not None:
+        yield "lost at", words.layer(model.layer)
+    for outcome, word in words.OUTCOMES.items():
+        some = [f for f in words.ordered(model.findings) if f.fired is outcome]
+        if not some:
+            continue
+        if outcome:
+            # One a line: these are what a reader has to know by name.
+            told = [f"{f.id} {f.title}{' (of that attack, not of the model)' if _of_attack(f) else ''}" for f in some]
+            yield word, "\n".join(told)
+        else:
+            yield word, f"{len(some)}: {' '.join(f.id for f in some)}"
+
+
+def _of_attack(finding: Finding) -> bool:
+    return words.subject(finding) == words.ABOUT_THE_ATTACK
+
+
+def _steps(rows: Sequence[steps.StepRow], width: int) -> Iterable[str]:
+    """The steps as columns; a step without an answer says why across all of them."""
+    wide = max(len("step"), *(len(step.id) for step in rows))
+    yield f"level  {'step':{wide}}  attacked  broke  grad/img  fwd/img"
+    for step in rows:
+        start = f"{step.level:<5}  {step.id:{wide}}  "
+        if step.status != "run":
+            wide_enough = max(width, 2 * len(start))
+            yield from textwrap.wrap(
+                spaced(step.result), wide_enough, initial_indent=start, subsequent_indent=" " * len(start)
+            )
+            continue
+        counts = ["-" if value is None else str(value) for value in (step.robust, step.broke)]
+        passes = [words.count(value) for value in (step.backward, step.forward)]
+        at = f"  at {spaced(step.at)}" if step.at else ""
+        yield f"{start}{counts[0]:>8}  {counts[1]:>5}  {passes[0]:>8}  {passes[1]:>7}{at}"
+
+
+def show_comparison(found: Comparison) -> None:
+    """Two runs, a row for each model and budget that both have, and by name what only one of them has."""
+    screen = console()
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("model", overflow="fold")
+    table.add_column("accuracy")
+    for head in ("A", "B", "B - A [95 %]", "p", "Holm"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in found.rows:
+        low, high = (words.signed(bound) for bound in row.interval)
+        table.add_row(
+            escape(row.first),
+            "clean" if row.eps is None else f"{row.norm} {words.eps(row.eps)}",
+            spaced(words.percent(row.first_accuracy)),
+            spaced(words.percent(row.second_accuracy)),
+            escape(f"{words.signed(row.difference)} [{low}, {high}]"),
+            words.p_value(row.p_value),
+            words.p_value(row.p_holm),
+        )
+    screen.print(table)
+    screen.print(f"n = {found.rows[0].n} images, paired; differences in points." if found.rows else "Nothing to pair.")
+    for run, names in (("A", found.only_first), ("B", found.only_second)):
+        if names:
+            screen.print(f"only in {run}: {', '.join(names)}", markup=False)
+
+
+def show_replay(replay: Replay) -> None:
+    """What a module answers to the images of an evidence file."""
+    console().print(str(replay), markup=False, soft_wrap=True)
+
+
+def _bound(accuracy: float | None, interval: Interval | None) -> str:
+    if accuracy is None or interval is None:
+        return "-"
+    return rf"{100 * accuracy:.1f} % \[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

@@ -1,0 +1,75 @@
+"""The same progress, sent to an experiment tracker as well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from art_qplugins.errors import InputError
+from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.terminal.progress import LiveProgress
+
+__all__ = ["LoggedProgress"]
+
+
+class LoggedProgress(LiveProgress):
+    """The same, and every loss and every accuracy of the recipe's attacks sent to a tracker.
+
+    :param log: ``tensorboard:FOLDER`` or ``mlflow:URI``.
+    :raises InputError: for another tracker, or one whose package is not installed.
+    """
+
+    def __init__(self, log: str) -> None:
+        super().__init__()
+        tracker, _, target = log.partition(":")
+        if tracker not in _TRACKERS or not target:
+            raise InputError(f"--log {log}: write tensorboard:FOLDER or mlflow:URI")
+        try:
+            self._scalar, self._close = _TRACKERS[tracker](target)
+        except ImportError:
+            raise InputError(
+                f"--log {log}: {tracker} is not installed; type: pip install {tracker}, or leave --log out"
+            ) from None
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        self._close()
+
+    def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
+        super().training(model, epoch, epochs, loss)
+        self._scalar(f"{model}/loss", loss, epoch)
+
+    def cell(self, outcome: Outcome, reused: bool) -> None:
+        super().cell(outcome, reused)
+        cell = outcome.cell
+        if cell.accuracy is not None and cell.role != "probe":  # a diagnosis attacks what still stands
+            budget = "" if cell.eps == 0 else f"/{cell.norm} {cell.eps:.3g}"
+            self._scalar(f"{cell.model}/{cell.label}{budget}", cell.accuracy, self.reused + self.computed)
+
+
+_Tracker = tuple[Callable[[str, float, int], None], Callable[[], None]]
+
+
+def _tensorboard(folder: str) -> _Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+    return writer.add_scalar, writer.close
+
+
+def _mlflow(uri: str) -> _Tracker:
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_experiment("artq")
+    mlflow.start_run()
+
+    def scalar(name: str, value: float, step: int) -> None:
+        # The only signs that its names may have.
+        mlflow.log_metric(re.sub(r"[^\w./ -]", "_", name), value, step)
+
+    return scalar, mlflow.end_run
+
+
+_TRACKERS: Mapping[str, Callable[[str], _Tracker]] = {"tensorboard": _tensorboard, "mlflow": _mlflow}

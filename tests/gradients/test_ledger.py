@@ -1,0 +1,77 @@
+"""The gradient ledger names the operation that takes a gradient away, or the layer where the graph ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graphs import BLOCKING, Nothing, Through, images, linear
+
+from art_qplugins.gradients.ledger import blocking_operation, ledger
+from art_qplugins.models.convnet import ConvNet
+
+
+@pytest.mark.parametrize("name", BLOCKING)
+def test_what_takes_the_gradient_away_is_named(name):
+    function, op, _ = BLOCKING[name]
+    x, y = images()
+    found = ledger(linear(Through(function)), x, y)
+    assert found.reaches_pixels and found.zero == 1
+    worst = blocking_operation(found)
+    assert (worst.op, worst.layer) == (op, "before")
+    assert (worst.zeroed, worst.elements, worst.ratio) == (1, 1, 0)
+
+
+def test_a_healthy_network_has_no_blocking_operation(fp32, digits):
+    x, y = digits[1].x()[:64], digits[1].y()[:64]
+    found = ledger(fp32, x, y)
+    assert found.reaches_pixels and found.zero == 0 and blocking_operation(found) is None
+    assert {row.op for row in found.rows} >= {"ReluBackward0"}
+    assert all(row.layer in dict(fp32.named_modules()) or row.layer == "ConvNet" for row in found.rows)
+
+
+def test_ratios_are_those_of_the_operation():
+    x, y = images()
+    rows = {row.op: row for row in ledger(linear(Through(lambda x: x * 3)), x, y).rows}
+    assert rows["MulBackward0"].ratio == pytest.approx(3) and rows["MulBackward0"].layer == "before"
+    assert rows["MulBackward0"].elements == 0
+
+
+def test_a_zero_gradient_in_one_of_two_branches_blocks_nothing():
+    x, y = images()
+    assert blocking_operation(ledger(linear(Through(lambda x: x + x.round())), x, y)) is None
+
+
+@pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: x // 0.25])
+def test_the_layer_where_the_graph_ends_is_named(cut):
+    x, y = images()
+    found = ledger(linear(Through(cut)), x, y)
+    assert (found.reaches_pixels, found.ends_at, found.rows, found.zero) == (False, "before", [], 1.0)
+    assert blocking_operation(found) is None
+    whole = Through(lambda x: linear()(x.detach()))
+    assert ledger(whole, x, y).ends_at == "Through"
+
+
+def test_a_backward_of_none_is_named():
+    x, y = images()
+    found = ledger(linear(Through(Nothing.apply)), x, y)
+    assert found.zero == 1 and blocking_operation(found).op == "NothingBackward"
+
+
+def test_layers_inside_an_ensemble_have_their_paths(stochastic, digits):
+    x, y = digits[1].x()[:8], digits[1].y()[:8]
+    assert any(row.layer.startswith("network.") for row in ledger(stochastic, x, y).rows)
+
+
+def test_nothing_is_left_behind_also_after_an_exception():
+    model = ConvNet((1, 8, 8), 10, width=2).train()
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4)
+    state = torch.get_rng_state()
+    ledger(model, x, y)
+    with pytest.raises(RuntimeError):
+        ledger(model, x, y[:2])
+    with pytest.raises(RuntimeError):
+        ledger(model, x[:, :, :2], y)
+    assert all(part.training for part in model.modules())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
