@@ -20,7 +20,7 @@ from art_qplugins.gradients.fidelity import logit_margin
 from art_qplugins.guard import evaluating
 from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from
-from art_qplugins.quantizers.surrogate import Surrogate
+from art_qplugins.quantizers.surrogates import Surrogate
 from art_qplugins.seeds import derive_seed
 
 __all__ = [

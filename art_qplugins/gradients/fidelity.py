@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from art_qplugins.errors import InputError
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
-from art_qplugins.quantizers.surrogate import SURROGATES, surrogate
+from art_qplugins.quantizers.surrogates import SURROGATES, surrogate
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["agreement", "best_surrogate", "fidelity", "gradient", "logit_margin", "margins", "sign_moves"]
@@ -104,7 +104,7 @@ def best_surrogate(
 
     A surrogate leaves the values alone, so the steps are taken once for all kinds. Of equals the first wins.
 
-    :param kinds: keys of :data:`~art_qplugins.quantizers.surrogate.SURROGATES`; the others are as in :func:`fidelity`.
+    :param kinds: keys of :data:`~art_qplugins.quantizers.surrogates.SURROGATES`; the others are as in :func:`fidelity`.
     """
     if not kinds:
         raise InputError(f"kinds is empty; give at least one of {', '.join(SURROGATES)}")

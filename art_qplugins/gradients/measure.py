@@ -28,7 +28,7 @@ from art_qplugins.gradients.fidelity import agreement, gradient, logit_margin, m
 from art_qplugins.gradients.graph import Ledger, blocking_operation, ledger, replaceable_operations
 from art_qplugins.guard import evaluating, isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
-from art_qplugins.quantizers.surrogate import Surrogate
+from art_qplugins.quantizers.surrogates import Surrogate
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 

@@ -17,9 +17,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -28,6 +30,8 @@ from art_qplugins.data import DATASETS
 from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.models import MODELS
+from art_qplugins.quantizers import QUANTIZERS, Quantizer
+from art_qplugins.quantizers.registry import switched_on
 from art_qplugins.recipes.sweep import expand_sweep, put
 
 if sys.version_info >= (3, 11):
@@ -91,8 +95,10 @@ class ClaimSettings(Settings):
 
 
 class Quantization(Settings):
-    """The arguments of :func:`art_qplugins.quantize`."""
+    """The arguments of :func:`art_qplugins.quantize`. ``options`` are settings of the quantizer named by ``activation``."""
 
+    activation: str | None = None
+    options: dict[str, Any] = {}
     activation_bits: Bits | None = None
     weight_bits: Bits | None = None
     clip: Annotated[float, Field(gt=0)] = 6.0
@@ -103,6 +109,22 @@ class Quantization(Settings):
     symmetric: bool = True
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     narrow_range: bool = True
+
+    @model_serializer(mode="wrap")
+    def _without_keys_of_other_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Checkpoints are named by a hash of the table, which is the same as before there was a choice of quantizers."""
+        table: dict[str, Any] = handler(self)
+        unused = [key for key in ("activation", "options") if not table.get(key)]
+        return {key: value for key, value in table.items() if key not in unused}
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """The quantizers that it switches on, see :func:`~art_qplugins.quantizers.registry.switched_on`."""
+        return switched_on(self.model_dump())
+
+    @property
+    def random(self) -> bool:
+        return any(row.random for row in self.quantizers)
 
 
 class Training(Settings):
@@ -137,7 +159,7 @@ class ModelSettings(Settings):
 
     @property
     def stochastic(self) -> bool:
-        return self.quantize is not None and self.quantize.alpha is not None
+        return self.quantize is not None and self.quantize.random
 
 
 class AttackSettings(Settings):
@@ -205,6 +227,9 @@ class Recipe(Settings):
                 raise InputError(f"{where}: two models have this name; rename one")
             with _at(f"{where}.architecture"):
                 MODELS[model.architecture.name].resolve(model.architecture.options)
+            if model.quantize is not None:
+                with _at(f"{where}.quantize"):
+                    switched_on(model.quantize.model_dump())
             for defence in model.defences:
                 with _at(f"{where}.defences"):
                     DEFENCES[defence.name].resolve(defence.options)
@@ -404,6 +429,13 @@ def _expand_suites(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"attacks": [one for a in attacks for one in _members(given, a)]}
 
 
+def _random(quantize: Mapping[str, Any]) -> bool:
+    """Whether a table that is not checked yet makes activations stochastic."""
+    name = quantize.get("activation")
+    named = isinstance(name, str) and name in QUANTIZERS and QUANTIZERS[name].random
+    return named or quantize.get("alpha") is not None
+
+
 def _members(given: Mapping[str, Any], attack: Any) -> list[Any]:
     if not isinstance(attack, dict) or "suite" not in attack or "id" in attack:
         return [attack]
@@ -428,7 +460,7 @@ def _members(given: Mapping[str, Any], attack: Any) -> list[Any]:
             continue
         quantize = given_maps if isinstance(given_maps := model.get("quantize"), dict) else {}
         with _at(where):
-            stochastic, quantized = quantize.get("alpha") is not None, quantize.get("activation_bits") is not None
+            stochastic, quantized = _random(quantize), quantize.get("activation_bits") is not None
             members, _ = expand(name, norm, stochastic=stochastic, quantized=quantized)
         for member, options in members:
             same = found.setdefault(repr((member, sorted(options.items()))), {"id": member, "models": []})

@@ -28,7 +28,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import check_legal, judge
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import QuantReLU, quantize
-from art_qplugins.quantizers.surrogate import Surrogate
+from art_qplugins.quantizers.surrogates import Surrogate
 
 OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in ("artq:clean", "artq:pgd-margin")]
 DETERMINISTIC = [n for n in OURS if n != "artq:eot"]

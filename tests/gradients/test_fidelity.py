@@ -13,7 +13,7 @@ from art_qplugins import InputError, quantize
 from art_qplugins.gradients.fidelity import best_surrogate, fidelity, gradient, logit_margin
 from art_qplugins.quantizers import QuantReLU, StochasticQuantizer, TwinGradient, surrogate
 from art_qplugins.quantizers.functional import straight_through
-from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate
+from art_qplugins.quantizers.surrogates import SURROGATES, Surrogate
 
 
 def linear(nb_classes=2):

@@ -41,7 +41,7 @@ from art_qplugins.gradients.fidelity import fidelity, logit_margin
 from art_qplugins.gradients.graph import GradientRepair, replaceable_operations
 from art_qplugins.quantizers.activation import check_num_bits
 from art_qplugins.quantizers.stochastic import is_stochastic
-from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate, surrogate
+from art_qplugins.quantizers.surrogates import SURROGATES, Surrogate, surrogate
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
