@@ -28,7 +28,7 @@ from art_qplugins.gradients.fidelity import agreement, gradient, logit_margin, m
 from art_qplugins.gradients.graph import Ledger, blocking_operation, ledger, replaceable_operations
 from art_qplugins.guard import evaluating, isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
-from art_qplugins.quantizers.surrogates import Surrogate
+from art_qplugins.quantizers.surrogates import surrogate_layers
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
@@ -297,7 +297,7 @@ def _facts(
         "stateful": stateful,
         "random": varies,
         "training": _training(module),
-        "quantizers": sum(_has_surrogate(part) for part in module.modules()),
+        "quantizers": len(surrogate_layers(module)),
         "replaceable": attempt("replaceable", lambda: list(replaceable_operations(module, x, seed=seed))),
         **_way_facts(way),
         **_output_facts(logits),
@@ -358,11 +358,6 @@ def _training(module: nn.Module) -> list[str]:
     with evaluating(module):
         module.eval()
         return [name or type(module).__name__ for name, part in module.named_modules() if part.training]
-
-
-def _has_surrogate(part: nn.Module) -> bool:
-    setting = getattr(part, "surrogate", "")
-    return setting is None or isinstance(setting, Surrogate)
 
 
 def _calls(module: nn.Module) -> int:
