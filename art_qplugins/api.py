@@ -12,13 +12,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
-from art_qplugins.attacks.views import quantized_activations
 from art_qplugins.data import Dataset, from_arrays
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier, check_inside
 from art_qplugins.evaluation.outcome import legal_at, worst_images
 from art_qplugins.evaluation.records import Claim, Finding, Verdict
-from art_qplugins.quantizers import is_stochastic
+from art_qplugins.quantizers import activation_quantizers, is_stochastic
 from art_qplugins.recipes.load import load_recipe, parse_recipe
 from art_qplugins.runner.progress import Progress
 from art_qplugins.runner.run import Run
@@ -239,7 +238,7 @@ def _with_given(tables: Tables, named: Mapping[str, QuantizedClassifier], images
                 "given": {
                     "estimator": type(estimator).__name__,
                     "stochastic": is_stochastic(estimator.model),
-                    "quantized": bool(quantized_activations(estimator.model)),
+                    "quantized": bool(activation_quantizers(estimator.model)),
                 },
             }
             for name, estimator in named.items()

@@ -19,8 +19,8 @@ from art_qplugins.errors import InputError
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.guard import evaluating
 from art_qplugins.quantizers.functional import straight_through
-from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from
-from art_qplugins.quantizers.surrogate import Surrogate
+from art_qplugins.quantizers.protocol import activation_quantizers
+from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.seeds import derive_seed
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "StraightThroughSteps",
     "median_gap",
     "other_bits",
-    "quantized_activations",
     "shadow",
 ]
 
@@ -90,26 +89,6 @@ class Smoothed(nn.Module):
         u = (torch.rand((self.pairs, *x.shape[1:]), generator=generator).to(x) * 2 - 1) * self.radius
         around = [self.network(straight_through((x + h).clamp(0, 1), x)) for h in (*u, *-u)]
         return straight_through(value, torch.stack([value, *around]).mean(0))
-
-
-def quantized_activations(module: nn.Module) -> list[tuple[nn.Module, int, Any, Any]]:
-    """Each quantized activation inside, with its bits and the ends of its range, low and high.
-
-    :class:`~art_qplugins.StochasticQuantizer`, :class:`~art_qplugins.quantizers.QuantReLU`, and every module with
-    ``num_bits`` and ``clip`` whose attribute ``surrogate`` is ``None`` or a :class:`Surrogate`, as QuantReLU has them.
-    """
-    found: list[tuple[nn.Module, int, Any, Any]] = []
-    for m in module.modules():
-        if isinstance(m, StochasticQuantizer):
-            low = m.offset.detach()
-            found.append((m, m.num_bits, low, low + m.spacing.detach() * (m.num_bins - 1)))
-        elif hasattr(m, "num_bits") and hasattr(m, "clip") and isinstance(getattr(m, "surrogate", 0), Surrogate | None):
-            found.append((m, int(m.num_bits), 0.0, float(m.clip)))  # type: ignore[arg-type]
-    return found
-
-
-def _clipped(x: Tensor, *, low: Any, high: Any) -> Tensor:
-    return x.clamp(low, high)
 
 
 def _rounded(x: Tensor, *, low: Any, high: Any, num_bits: int) -> Tensor:
@@ -211,12 +190,7 @@ def shadow(module: nn.Module, x: Tensor) -> Iterator[None]:
     :param x: images; on the first of them it is found whether there is anything to undo.
     :raises InputError: where there is not.
     """
-    chosen: dict[nn.Module, Callable[[Tensor], Tensor]] = {}
-    for m, _, low, high in quantized_activations(module):
-        if isinstance(m, StochasticQuantizer) and m.alpha != 2:
-            chosen[m] = partial(_mean, m)
-        else:
-            chosen[m] = partial(_clipped, low=low, high=high)
+    chosen = {m: quantizer.full_precision for m, quantizer in activation_quantizers(module)}
     mode = _Continuous()
     # In the module's forward alone: an attack that climbs the shadow takes signs of its own.
     with _forwards(chosen), _forwards({module: partial(_within, mode, module.forward)}):
@@ -236,23 +210,17 @@ def _within(context: AbstractContextManager[Any], call: Callable[..., Any], *arg
         return call(*args, **kwargs)
 
 
-def _mean(quantizer: StochasticQuantizer, x: Tensor) -> Tensor:
-    p = quantizer.probabilities(x)
-    bins = torch.arange(quantizer.num_bins, dtype=p.dtype, device=p.device)
-    return quantizer.offset + quantizer.spacing * (p * bins).sum(-1)
-
-
 @contextlib.contextmanager
 def other_bits(module: nn.Module, num_bits: int) -> Iterator[None]:
     """Within, every quantized activation of ``module`` rounds to ``2 ** num_bits`` levels of its range, to the nearest.
 
     :raises InputError: where there is none.
     """
-    found = quantized_activations(module)
-    if not found:
+    ranges = {m: quantizer.range for m, quantizer in activation_quantizers(module)}
+    if not ranges:
         raise InputError(
             f"{type(module).__name__} has no QuantReLU or StochasticQuantizer, so no bit width to change; "
             "use artq:apgd-margin, or quantize it first"
         )
-    with _forwards({m: partial(_rounded, low=low, high=high, num_bits=num_bits) for m, _, low, high in found}):
+    with _forwards({m: partial(_rounded, low=low, high=high, num_bits=num_bits) for m, (low, high) in ranges.items()}):
         yield

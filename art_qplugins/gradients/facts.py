@@ -18,7 +18,7 @@ from art_qplugins.gradients.probe import answer, gradient, same_answers
 from art_qplugins.gradients.replaceable import replaceable_operations
 from art_qplugins.guard import evaluating
 from art_qplugins.quantizers.stochastic import is_stochastic
-from art_qplugins.quantizers.surrogate import Surrogate
+from art_qplugins.quantizers.surrogates import surrogate_layers
 
 __all__ = ["module_facts"]
 
@@ -45,7 +45,7 @@ def module_facts(
         "stateful": stateful,
         "random": is_random,
         "training": _training(module),
-        "quantizers": sum(_has_surrogate(part) for part in module.modules()),
+        "quantizers": len(surrogate_layers(module)),
         "replaceable": attempt("replaceable", lambda: list(replaceable_operations(module, x, seed=seed))),
         **_ledger_facts(found),
         **_output_facts(logits),
@@ -118,8 +118,3 @@ def _training(module: nn.Module) -> list[str]:
     with evaluating(module):
         module.eval()
         return [name or type(module).__name__ for name, part in module.named_modules() if part.training]
-
-
-def _has_surrogate(part: nn.Module) -> bool:
-    setting = getattr(part, "surrogate", "")
-    return setting is None or isinstance(setting, Surrogate)

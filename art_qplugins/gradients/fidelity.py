@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from art_qplugins.errors import InputError
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.probe import gradient, margins
-from art_qplugins.quantizers.surrogate import SURROGATES, surrogate
+from art_qplugins.quantizers.surrogates import SURROGATES, surrogate
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["agreement", "best_surrogate", "fidelity", "sign_moves"]
@@ -82,7 +82,7 @@ def best_surrogate(
 
     A surrogate changes no value, so the steps are taken once for all kinds. The first of equal kinds wins.
 
-    :param kinds: keys of :data:`~art_qplugins.quantizers.surrogate.SURROGATES`.
+    :param kinds: keys of :data:`~art_qplugins.quantizers.surrogates.SURROGATES`.
 
     The other parameters are those of :func:`fidelity`.
     """

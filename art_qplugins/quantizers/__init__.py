@@ -1,17 +1,51 @@
-"""Quantizers: what turns a float network into one that an integer device computes, with a gradient to attack it by."""
+"""Quantizers: what turns a float network into one that an integer device computes, with a gradient to attack it by.
 
-from art_qplugins.quantizers.activation import QuantReLU
-from art_qplugins.quantizers.convert import bake, quantize, weight_layers
-from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from, is_stochastic
-from art_qplugins.quantizers.surrogate import TwinGradient, surrogate
-from art_qplugins.quantizers.weight import MuLawMapping, UniformWeightQuantizer
+Importing this package does not import torch, since recipes look up :data:`QUANTIZERS` before anything is computed. Each
+other name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from art_qplugins.quantizers.registry import QUANTIZERS, Quantizer
+
+if TYPE_CHECKING:
+    from art_qplugins.quantizers.activation import QuantReLU
+    from art_qplugins.quantizers.convert import bake, quantize, weight_layers
+    from art_qplugins.quantizers.protocol import ActivationQuantizer, activation_quantizers
+    from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from, is_stochastic
+    from art_qplugins.quantizers.surrogates import surrogate
+    from art_qplugins.quantizers.twin import TwinGradient
+    from art_qplugins.quantizers.weight import MuLawMapping, UniformWeightQuantizer
+
+_HOME = {
+    "ActivationQuantizer": "protocol",
+    "MuLawMapping": "weight",
+    "QuantReLU": "activation",
+    "StochasticQuantizer": "stochastic",
+    "TwinGradient": "twin",
+    "UniformWeightQuantizer": "weight",
+    "activation_quantizers": "protocol",
+    "bake": "convert",
+    "draws_from": "stochastic",
+    "is_stochastic": "stochastic",
+    "quantize": "convert",
+    "surrogate": "surrogates",
+    "weight_layers": "convert",
+}
 
 __all__ = [
+    "QUANTIZERS",
+    "ActivationQuantizer",
     "MuLawMapping",
     "QuantReLU",
+    "Quantizer",
     "StochasticQuantizer",
     "TwinGradient",
     "UniformWeightQuantizer",
+    "activation_quantizers",
     "bake",
     "draws_from",
     "is_stochastic",
@@ -19,3 +53,13 @@ __all__ = [
     "surrogate",
     "weight_layers",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.activation import QuantReLU
-from art_qplugins.quantizers.stochastic import StochasticQuantizer
-from art_qplugins.quantizers.weight import MuLawMapping, UniformWeightQuantizer
+from art_qplugins.quantizers.protocol import as_quantizer
+from art_qplugins.quantizers.registry import Quantizer, switched_on
+from art_qplugins.quantizers.weight import MuLawMapping
 
 __all__ = ["bake", "quantize", "weight_layers"]
 
@@ -32,6 +34,8 @@ def quantize(
     clip: float = 6.0,
     mu: float | None = None,
     *,
+    activation: str | None = None,
+    activation_options: Mapping[str, Any] | None = None,
     alpha: float | None = None,
     activation_layers: int | None = None,
     mu_layers: int = 1,
@@ -42,45 +46,49 @@ def quantize(
     seed: int = 0,
     trainable: bool = False,
 ) -> nn.Module:
-    """A quantized copy of ``model``; the model given is left as it was.
+    """A quantized copy of ``model``. The given model does not change.
 
-    Weights are mapped first and quantized after, ``Q(F(W))``, in every linear and convolutional layer; biases and batch
+    Weights of every linear and convolutional layer are mapped first and quantized after, ``Q(F(W))``. Biases and batch
     norms stay in float32.
 
     :param model: any module whose activations are modules (``nn.ReLU``, ``nn.ReLU6``, ``nn.Hardtanh``, ``QuantReLU``).
-    :param activation_bits: bits of every activation; each becomes a :class:`QuantReLU`.
+    :param activation_bits: bits of every activation.
     :param weight_bits: bits of every weight.
     :param clip: upper level of the quantized activations.
     :param mu: strength of the mu-law mapping of the last ``mu_layers`` layers; ``None`` for no mapping.
-    :param alpha: make the activations stochastic, with this sparsity (:class:`StochasticQuantizer`).
-    :param activation_layers: quantize the last so many activations only; ``None`` for all.
+    :param activation: what each activation becomes, by its name in :data:`~art_qplugins.quantizers.QUANTIZERS`. ``None``
+        for a :class:`QuantReLU`, or with ``alpha`` a :class:`StochasticQuantizer`.
+    :param activation_options: settings of that quantizer for which there is no argument here.
+    :param alpha: sparsity of stochastic activations.
+    :param activation_layers: quantize only this many of the last activations; ``None`` for all.
     :param mu_normalize: see :class:`MuLawMapping`.
-    :param symmetric: this and the next two: see :class:`UniformWeightQuantizer`.
+    :param symmetric: see :class:`UniformWeightQuantizer`, also for ``granularity`` and ``narrow_range``.
     :param seed: key of the noise of stochastic activations.
-    :param trainable: keep the maps on the weights as parametrizations, for quantization-aware training. The default
-        stores the mapped weights as plain parameters: faster, and the module pickles.
-    :raises InputError: where there is nothing to quantize, or a weight is outside the mu-law's domain [-1, 1].
+    :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the mapped
+        weights become plain parameters: then the module is faster, and it pickles.
+    :raises InputError: where there is nothing to quantize, a setting is out of range or of no quantizer that is asked for,
+        or a weight is outside the mu-law's domain [-1, 1].
     """
+    table = {
+        "activation": activation,
+        "options": activation_options,
+        "activation_bits": activation_bits,
+        "clip": clip,
+        "alpha": alpha,
+        "weight_bits": weight_bits,
+        "symmetric": symmetric,
+        "granularity": granularity,
+        "narrow_range": narrow_range,
+        "mu": mu,
+        "mu_layers": mu_layers,
+        "mu_normalize": mu_normalize,
+    }
     twin = copy.deepcopy(model)
-    if activation_bits is not None:
-        _swap_activations(twin, _activation_factory(activation_bits, clip, alpha, seed), activation_layers)
-    elif alpha is not None:
-        raise InputError("alpha makes activations stochastic, and needs activation_bits; add e.g. activation_bits = 2")
-    layers = weight_layers(twin)
-    if weight_bits is not None and not layers:
-        raise InputError(
-            f"weight_bits is {weight_bits}, and {type(model).__name__} has no layer with weights to quantize"
-        )
-    if mu is not None:
-        if not 1 <= mu_layers <= len(layers):
-            raise InputError(f"mu_layers is {mu_layers}, and the network has {len(layers)} layers with weights")
-        for name, layer in layers[-mu_layers:]:
-            _check_domain(name, layer, mu_normalize)
-            parametrize.register_parametrization(layer, "weight", MuLawMapping(mu, normalize=mu_normalize))
-    if weight_bits is not None:
-        quantizer = {"symmetric": symmetric, "granularity": granularity, "narrow_range": narrow_range}
-        for _, layer in layers:
-            parametrize.register_parametrization(layer, "weight", UniformWeightQuantizer(weight_bits, **quantizer))
+    for row in switched_on(table):
+        if row.place == "activation":
+            _swap_activations(twin, row, table, seed, activation_layers)
+        else:
+            _map_weights(twin, row, table)
     return twin if trainable else bake(twin)
 
 
@@ -93,30 +101,42 @@ def bake(model: nn.Module) -> nn.Module:
     return model
 
 
-def _activation_factory(num_bits: int, clip: float, alpha: float | None, seed: int) -> Callable[[int], nn.Module]:
-    if alpha is None:
-        return lambda layer: QuantReLU(num_bits, clip)
-    return lambda layer: StochasticQuantizer(num_bits, alpha=alpha, clip=clip, seed=seed, layer=layer)
-
-
-def _swap_activations(model: nn.Module, make: Callable[[int], nn.Module], last: int | None) -> None:
-    # In the order of the module tree, which is that of the forward pass in any sane network. A module used twice has two.
-    slots = [name for name, child in model.named_modules(remove_duplicate=False) if isinstance(child, ACTIVATIONS)]
-    if not slots:
+def _swap_activations(model: nn.Module, row: Quantizer, table: Mapping[str, Any], seed: int, last: int | None) -> None:
+    # In the order of the module tree, which is usually that of the forward pass. A module used twice has two places.
+    paths = [name for name, child in model.named_modules(remove_duplicate=False) if isinstance(child, ACTIVATIONS)]
+    if not paths:
         raise InputError(
             f"{type(model).__name__} has no activation module to quantize; "
             "use nn.ReLU() modules in place of functional calls such as F.relu(x)"
         )
-    if last is not None and not 1 <= last <= len(slots):
-        raise InputError(f"activation_layers is {last}, and the network has {len(slots)} activations")
-    for layer, path in enumerate(slots[-last:] if last else slots):
+    if last is not None and not 1 <= last <= len(paths):
+        raise InputError(f"activation_layers is {last}, and the network has {len(paths)} activations")
+    for layer, path in enumerate(paths[-last:] if last else paths):
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, make(layer).train(model.get_submodule(path).training))
+        made = _activation(row, table, seed, layer)
+        setattr(model.get_submodule(parent), name, made.train(model.get_submodule(path).training))
 
 
-def _check_domain(name: str, layer: nn.Module, normalize: bool) -> None:
-    largest = float(layer.weight.detach().abs().max())  # type: ignore[union-attr, operator]
-    if not normalize and largest > 1:
+def _activation(row: Quantizer, table: Mapping[str, Any], seed: int, layer: int) -> nn.Module:
+    made = row.make(table, seed=seed, layer=layer) if row.random else row.make(table)
+    if not isinstance(made, nn.Module) or as_quantizer(made) is None:
         raise InputError(
-            f"mu-law: weight {name!r} holds {largest:.4g}, outside the map's domain [-1, 1]; set mu_normalize = true"
+            f"quantizer {row.name!r} makes a {type(made).__name__}, which attacks could not undo; "
+            "it needs num_bits, range and full_precision as in art_qplugins.quantizers.ActivationQuantizer"
         )
+    return made
+
+
+def _map_weights(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> None:
+    layers = weight_layers(model)
+    count = table[row.last] if row.last else len(layers)
+    if row.last and not 1 <= count <= len(layers):
+        raise InputError(f"{row.last} is {count}, and the network has {len(layers)} layers with weights")
+    if not layers:
+        key = row.switch[0]
+        raise InputError(f"{key} is {table[key]}, and {type(model).__name__} has no layer with weights to quantize")
+    for name, layer in layers[-count:]:
+        weight_map: nn.Module = row.make(table)
+        if isinstance(weight_map, MuLawMapping):
+            weight_map.check(cast(Tensor, layer.weight), name)
+        parametrize.register_parametrization(layer, "weight", weight_map)

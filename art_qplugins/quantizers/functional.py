@@ -1,7 +1,7 @@
 """Quantizers as pure functions, exact in value and in gradient.
 
-Here live the fixed maps: the quantized ReLU, the uniform weight quantizer and the mu-law. What holds parameters or draws
-noise is in the modules beside this file. "Fake quantization" throughout: the values are those of the integer network,
+Here are the fixed maps: the quantized ReLU, the uniform weight quantizer and the mu-law. Quantizers with parameters or with
+noise are in the modules beside this file. All of this is "fake quantization": the values are those of the integer network,
 stored as floats.
 """
 
@@ -31,11 +31,15 @@ class _Through(torch.autograd.Function):
 
 
 def straight_through(value: Tensor, path: Tensor) -> Tensor:
-    """Straight through: ``value``, bit for bit, in the forward pass; the gradient goes to ``path``.
+    """``value``, bit for bit, in the forward pass; the gradient goes to ``path`` unchanged.
 
     The usual ``path + (value - path).detach()`` is neither exact in float32 nor as fast.
+
+    :param value: any shape. It gets no gradient.
+    :param path: in the shape of ``value``.
     """
-    return _Through.apply(value.detach(), path)  # type: ignore[no-any-return]
+    result: Tensor = _Through.apply(value.detach(), path)
+    return result
 
 
 class _QuantReLU(torch.autograd.Function):
@@ -51,24 +55,25 @@ class _QuantReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        # The fused kernel of hardtanh has exactly this mask; a saved boolean mask costs twice the time.
+        # The fused kernel of hardtanh has exactly this mask. A saved boolean mask takes twice the time.
         return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0.0, ctx.clip), None, None
 
 
 def quant_relu(x: Tensor, num_bits: int, clip: float = 6.0) -> Tensor:
-    r"""Clip to [0, clip], then round to the nearest of :math:`2^k` evenly spaced levels, 0 and clip among them.
+    r"""Clip to [0, clip], then round to the nearest of :math:`2^k` evenly spaced levels. 0 and clip are levels.
 
     .. math:: Q_k(x) = s \cdot \mathrm{round}(\mathrm{clamp}(x, 0, c) / s), \quad s = c / (2^k - 1)
 
-    Ties go to the even level, as in ONNX's ``QuantizeLinear``. The gradient is the straight-through one,
-    :math:`dQ_k/dx = 1[0 < x < c]`: through the rounding, not through the clip (Lin et al. 2019, section 2.1; that the
-    levels are :math:`2^k` on [0, c] is the convention of DoReFa and a reconstruction here).
+    Ties go to the even level, as in ONNX's ``QuantizeLinear``. The gradient is straight-through, :math:`dQ_k/dx = 1[0 < x <
+    c]`: it passes the rounding and is masked by the clip (Lin et al. 2019, section 2.1). The :math:`2^k` levels on [0, c]
+    follow DoReFa; the paper does not state them.
 
     :param x: any shape, floating point.
     :param num_bits: k, at least 1.
     :param clip: c > 0, in units of ``x``.
     """
-    return _QuantReLU.apply(x, num_bits, clip)  # type: ignore[no-any-return]
+    result: Tensor = _QuantReLU.apply(x, num_bits, clip)
+    return result
 
 
 def quantize_weight(
@@ -81,9 +86,9 @@ def quantize_weight(
 ) -> Tensor:
     r"""Round a weight to a uniform grid that covers its own range. The gradient passes straight through.
 
-    Symmetric: levels :math:`s \cdot \{q_{min}, ..., q_{max}\}` with ``quant_max`` :math:`2^{k-1} - 1`, ``quant_min``
-    ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and the smallest s whose levels reach every weight; where the
-    range is narrow that is :math:`\max|w| / q_{max}`. One bit has no zero: :math:`\mathrm{sign}(w) \cdot
+    Symmetric: the levels are :math:`s \cdot \{q_{min}, ..., q_{max}\}`. ``quant_max`` is :math:`2^{k-1} - 1`, ``quant_min``
+    is ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and s is the smallest scale whose levels reach every weight.
+    In a narrow range that is :math:`\max|w| / q_{max}`. One bit has no level 0: :math:`\mathrm{sign}(w) \cdot
     \mathrm{mean}|w|` (Rastegari et al. 2016). Asymmetric: :math:`2^k` levels from min to max.
 
     :param weight: (out, ...) floating point.
@@ -121,7 +126,7 @@ class _MuLaw(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        # In closed form, because autograd's gradient of sign and abs is 0 at 0, where the slope is largest.
+        # Closed form, because autograd's gradient of sign and abs is 0 at 0, where the true slope is largest.
         return grad * (ctx.mu / math.log1p(ctx.mu)) / (1 + ctx.mu * ctx.saved_tensors[0].abs()), None
 
 
@@ -129,10 +134,14 @@ def mu_law(w: Tensor, mu: float) -> Tensor:
     r""":math:`F(w) = \mathrm{sgn}(w) \ln(1 + \mu|w|) / \ln(1 + \mu)` for :math:`|w| \le 1` (Song et al. 2021, slides).
 
     The slope is :math:`\mu / ((1 + \mu|w|) \ln(1 + \mu))`, at zero 46 for :math:`\mu = 255`.
+
+    :param w: any shape, in [-1, 1].
+    :param mu: above 0.
     """
-    return _MuLaw.apply(w, mu)  # type: ignore[no-any-return]
+    result: Tensor = _MuLaw.apply(w, mu)
+    return result
 
 
 def mu_law_inverse(w: Tensor, mu: float) -> Tensor:
-    """The expanding map, so that ``mu_law_inverse(mu_law(w, mu), mu)`` is ``w``."""
+    """The inverse map: ``mu_law_inverse(mu_law(w, mu), mu)`` is ``w`` up to rounding."""
     return w.sign() * torch.expm1(w.abs() * math.log1p(mu)) / mu

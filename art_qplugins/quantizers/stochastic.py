@@ -1,15 +1,15 @@
 r"""The stochastic quantizer: a distribution over evenly spaced bins, and draws from it.
 
-Bins are :math:`b_k = o + k\Delta,\ k = 0 .. K-1`, with the offset o and the spacing :math:`\Delta > 0` learned. The
-probability of bin k is :math:`\alpha`-entmax of :math:`z_k = -((x - b_k) / \Delta)^2`: softmax at :math:`\alpha = 1`,
-sparser as :math:`\alpha` grows, the nearest bin alone in the limit. At :math:`\alpha = 2` it has a closed form, unbiased
-stochastic rounding between the two bins around x, and with K = 2 it is BinaryConnect's hard sigmoid.
+Bins are :math:`b_k = o + k\Delta,\ k = 0 .. K-1`. The offset o and the spacing :math:`\Delta > 0` are learned. The
+probability of bin k is :math:`\alpha`-entmax of :math:`z_k = -((x - b_k) / \Delta)^2`. That is softmax at :math:`\alpha =
+1`, sparser as :math:`\alpha` grows, and the nearest bin alone in the limit. At :math:`\alpha = 2` it has a closed form:
+unbiased stochastic rounding between the two bins around x, which for K = 2 is BinaryConnect's hard sigmoid.
 
-Only the abstract of the method (arXiv 2312.00105) is public: this quantizer is a RECONSTRUCTION that has every property
-the abstract names ("continuous, sparse, low-variance"), not the authors' code.
+Only the abstract of the method (arXiv 2312.00105) is public. This quantizer is a RECONSTRUCTION, not the authors' code. It
+has every property that the abstract names ("continuous, sparse, low-variance").
 
-Noise never comes from the global generator. Each use of a layer is keyed by (seed, layer, draw, call), so the same key
-gives the same noise however the draws are cut into batches, and attack libraries that reseed torch change nothing.
+Noise never comes from the global generator. Each use of a layer is keyed by (seed, layer, draw, call). The same key gives
+the same noise, however the draws are divided into batches. Attack libraries that reseed torch change nothing.
 """
 
 from __future__ import annotations
@@ -19,51 +19,21 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.activation import check_num_bits
+from art_qplugins.quantizers.entmax import entmax
 from art_qplugins.quantizers.functional import straight_through
 
-__all__ = ["StochasticQuantizer", "draws_from", "entmax", "is_stochastic", "stochastic_layers"]
-
-
-class _Entmax(torch.autograd.Function):
-    @staticmethod
-    def forward(z: Tensor, alpha: float) -> Tensor:
-        # Bisection on the threshold tau of p_k = [(alpha - 1) z_k - tau]_+ ^ (1 / (alpha - 1)), sum p = 1.
-        scaled = (alpha - 1) * z
-        top = scaled.amax(-1, keepdim=True)
-        low, high = top - 1, top - z.shape[-1] ** (1 - alpha)
-        for _ in range(40):
-            tau = (low + high) / 2
-            mass = (scaled - tau).clamp_min_(0).pow_(1 / (alpha - 1)).sum(-1, keepdim=True)
-            low, high = torch.where(mass >= 1, tau, low), torch.where(mass >= 1, high, tau)
-        p = (scaled - low).clamp_min_(0).pow_(1 / (alpha - 1))
-        return p / p.sum(-1, keepdim=True)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.save_for_backward(output)
-        ctx.alpha = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (p,) = ctx.saved_tensors
-        s = torch.where(p > 0, p, torch.ones_like(p)).pow(2 - ctx.alpha) * (p > 0)
-        return s * (grad - (grad * s).sum(-1, keepdim=True) / s.sum(-1, keepdim=True)), None
-
-
-def entmax(z: Tensor, alpha: float) -> Tensor:
-    r""":math:`\alpha`-entmax over the last dimension (Peters, Niculae & Martins 2019), exact gradient; softmax at 1."""
-    return z.softmax(-1) if alpha == 1 else _Entmax.apply(z, alpha)  # type: ignore[no-any-return]
+__all__ = ["StochasticQuantizer", "draws_from", "is_stochastic", "stochastic_layers"]
 
 
 class _StochasticRound(torch.autograd.Function):
-    """The case alpha = 2: draw between the two bins around x; the gradient is that of the mean, clip(x)."""
+    """The case alpha = 2: a draw between the two bins around x. The gradient is that of the mean, clip(x)."""
 
     @staticmethod
     def forward(x: Tensor, noise: Tensor, offset: Tensor, spacing: Tensor, top: int) -> Tensor:
@@ -99,7 +69,7 @@ class StochasticQuantizer(nn.Module):
     :param alpha: sparsity, at least 1. 2 (the default) is unbiased stochastic rounding in closed form.
     :param clip: the bins start out evenly on [0, clip].
     :param seed: key of the noise.
-    :param layer: which layer of its network this is; layers of one network draw different noise.
+    :param layer: which layer of its network this is. Layers of one network draw different noise.
     """
 
     def __init__(self, num_bits: int, *, alpha: float = 2.0, clip: float = 6.0, seed: int = 0, layer: int = 0) -> None:
@@ -128,16 +98,30 @@ class StochasticQuantizer(nn.Module):
     def num_bins(self) -> int:
         return int(2**self.num_bits)
 
+    @property
+    def range(self) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest bin, scalars without gradient."""
+        low = self.offset.detach()
+        return low, low + self.spacing.detach() * (self.num_bins - 1)
+
     def forward(self, x: Tensor) -> Tensor:
         noise = self._noise(x)
         top = self.num_bins - 1
         if self.alpha == 2:
-            return _StochasticRound.apply(x, noise, self.offset, self.spacing, top)  # type: ignore[no-any-return]
+            drawn: Tensor = _StochasticRound.apply(x, noise, self.offset, self.spacing, top)
+            return drawn
         p = self.probabilities(x)
         mass = p.detach().cumsum(-1)  # its last entry is 1 but for rounding; beyond it lie bins without mass
         code = (noise.unsqueeze(-1) * mass[..., -1:] >= mass[..., :-1]).sum(-1)
-        mean = (p * torch.arange(top + 1, dtype=p.dtype, device=p.device)).sum(-1)
-        return straight_through(self.offset + self.spacing * code, self.offset + self.spacing * mean)
+        return straight_through(self.offset + self.spacing * code, self._mean(p))
+
+    def full_precision(self, x: Tensor) -> Tensor:
+        """The mean m(x), which the draws round."""
+        return x.clamp(*self.range) if self.alpha == 2 else self._mean(self.probabilities(x))
+
+    def _mean(self, p: Tensor) -> Tensor:
+        bins = torch.arange(self.num_bins, dtype=p.dtype, device=p.device)
+        return self.offset + self.spacing * (p * bins).sum(-1)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """p(k | x), shape (*x.shape, K), differentiable in x, the offset and the spacing."""
@@ -145,7 +129,7 @@ class StochasticQuantizer(nn.Module):
         bins = torch.arange(self.num_bins, dtype=x.dtype, device=x.device)
         if self.alpha == 2:
             return (1 - (u.clamp(0, self.num_bins - 1).unsqueeze(-1) - bins).abs()).clamp_min(0)
-        # The scores less their greatest, -(u - k)^2 + (u - nearest)^2, without its cancellation far outside the bins.
+        # The scores minus the greatest, -(u - k)^2 + (u - nearest)^2, in a form that does not cancel far outside the bins.
         nearest = u.detach().round().clamp(0, self.num_bins - 1)
         steps = bins - nearest.unsqueeze(-1)
         return entmax(steps * (2 * (u - nearest).unsqueeze(-1) - steps), self.alpha)
@@ -180,20 +164,33 @@ def is_stochastic(module: nn.Module) -> bool:
     return bool(stochastic_layers(module))
 
 
+class _CountsDraws(Protocol):
+    """An ensemble: a module that numbers its draws.
+
+    :ivar next_draw: the number of its next draw.
+    """
+
+    next_draw: int
+
+
+def _counts_draws(module: nn.Module) -> TypeGuard[_CountsDraws]:
+    return hasattr(module, "next_draw")
+
+
 def _apart(seed: int, index: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest(), "little")
 
 
 @contextlib.contextmanager
 def draws_from(module: nn.Module, seed: int) -> Iterator[None]:
-    """Within, ``module`` draws from the start of stream ``seed``; its own stream goes on afterwards where it was."""
+    """Within, ``module`` draws from the start of stream ``seed``. Afterwards its own stream goes on where it was."""
     layers = stochastic_layers(module)
-    counters = [m for m in module.modules() if hasattr(m, "next_draw")]
+    counters = [m for m in module.modules() if _counts_draws(m)]
     before = [(m, m.seed, m.draw, m.call) for m in layers], [(m, m.next_draw) for m in counters]
     try:
         alike: Counter[int] = Counter()
         for layer in layers:
-            # Layers that nobody numbered draw apart all the same.
+            # Layers with the same number still draw different noise.
             layer.seed = seed if not alike[layer.layer] else _apart(seed, alike[layer.layer])
             layer.draw = layer.call = 0
             alike[layer.layer] += 1

@@ -1,7 +1,7 @@
 """Maps on weights, as parametrizations for :mod:`torch.nn.utils.parametrize`.
 
-Neither class defines ``right_inverse``: torch would then apply it when the parametrization is registered and so cancel
-the map. The mapped weight is meant to differ from the one it is made of.
+Neither class defines ``right_inverse``. torch would apply it when the parametrization is registered, and so cancel the map.
+The mapped weight is meant to differ from the original one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GRANULARITIES = ("per_channel", "per_tensor")
 class UniformWeightQuantizer(nn.Module):
     """Round a weight to a uniform grid; see :func:`~art_qplugins.quantizers.functional.quantize_weight`.
 
-    A "3-bit" figure can only be compared where all four settings are the same, so all four are recorded in every run.
+    Two "3-bit" figures can be compared only where all four settings are the same. Every run records all four.
 
     :param num_bits: bits per weight, 1 to 16.
     :param symmetric: levels symmetric about 0, else from min to max.
@@ -58,11 +58,11 @@ class UniformWeightQuantizer(nn.Module):
 
 
 class MuLawMapping(nn.Module):
-    """The mu-law on a weight (Song et al. 2021): small weights grow, large ones stay.
+    """The mu-law on a weight (Song et al. 2021): small weights grow, weights of the largest magnitude stay.
 
-    :param mu: strength, above 0; the slides show 255 among others.
-    :param normalize: map ``M * F(w / M)`` with ``M = max|w|`` in place of ``F(w)``, which needs ``|w| <= 1``. The source
-        leaves this open; the two differ in gain, and hence in how much of the logits' range float32 loses.
+    :param mu: strength, above 0. The slides show 255 among others.
+    :param normalize: map ``M * F(w / M)`` with ``M = max|w|``. The alternative ``F(w)`` needs ``|w| <= 1``. The source does
+        not say which. The two differ in gain, and so in how much of the logits' range float32 loses.
     """
 
     def __init__(self, mu: float = 255.0, *, normalize: bool = False) -> None:
@@ -77,6 +77,14 @@ class MuLawMapping(nn.Module):
             return mu_law(weight, self.mu)
         largest = weight.detach().abs().max().clamp_min(1e-30)
         return mu_law(weight / largest, self.mu) * largest
+
+    def check(self, weight: Tensor, name: str) -> None:
+        """:raises InputError: where ``weight``, of the layer ``name``, is outside the map's domain [-1, 1]."""
+        largest = float(weight.detach().abs().max())
+        if not self.normalize and largest > 1:
+            raise InputError(
+                f"mu-law: weight {name!r} holds {largest:.4g}, outside the map's domain [-1, 1]; set mu_normalize = true"
+            )
 
     def inverse(self, weight: Tensor) -> Tensor:
         """The weight that :meth:`forward` maps to ``weight``."""

@@ -17,12 +17,12 @@ from art_qplugins.data import Dataset
 from art_qplugins.defences import DEFENCES
 from art_qplugins.defences.training import train
 from art_qplugins.errors import InputError
-from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.files import safe_name
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.models import MODELS
-from art_qplugins.quantizers import bake, quantize
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers import QUANTIZERS, activation_quantizers, bake, quantize
+from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 
@@ -91,20 +91,14 @@ def build_models(
 
 
 def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> QuantizedClassifier:
-    """The family's ART estimator around a trained module."""
-    device = next(module.parameters()).device.type
-    contract: Any = (module, nn.CrossEntropyLoss(), data.shape, data.nb_classes)
-    device_type = "cpu" if device == "cpu" else "gpu"
-    q = settings.quantize
-    if q is None:
-        return QuantizedClassifier(*contract, device_type=device_type)
-    if q.alpha is not None:
-        return SQEnsembleClassifier(*contract, draws=settings.draws, device_type=device_type)
-    if q.mu is not None:
-        return MuLawClassifier(*contract, device_type=device_type)
-    if q.activation_bits is not None:
-        return DQClassifier(*contract, device_type=device_type)
-    return QuantizedClassifier(*contract, device_type=device_type)
+    """The ART estimator of a trained module: that of the quantizer that decides, see :data:`QUANTIZERS`."""
+    rows = [] if settings.quantize is None else settings.quantize.quantizers
+    row = next((row for row in rows if row.estimator), None)
+    family: Callable[..., QuantizedClassifier] = QuantizedClassifier if row is None else row.load_estimator()
+    draws = {"draws": settings.draws} if row is not None and row.random else {}
+    device_type = "cpu" if next(module.parameters()).device.type == "cpu" else "gpu"
+    loss = nn.CrossEntropyLoss()
+    return family(module, loss, data.shape, data.nb_classes, device_type=device_type, **draws)
 
 
 def describe(settings: ModelSettings) -> str:
@@ -114,18 +108,9 @@ def describe(settings: ModelSettings) -> str:
     if settings.factory is not None:
         return settings.factory
     parts = [settings.architecture.name]
-    if (q := settings.quantize) is not None:
-        if q.alpha is not None:
-            parts.append(
-                f"stochastic {q.activation_bits}-bit activations (alpha = {q.alpha:g}), mean of {settings.draws} draws"
-            )
-        elif q.activation_bits is not None:
-            parts.append(f"{q.activation_bits}-bit activations on [0, {q.clip:g}]")
-        if q.mu is not None:
-            which = "last layer" if q.mu_layers == 1 else f"last {q.mu_layers} layers"
-            parts.append(f"{which} mu-law mapped (mu = {q.mu:g})")
-        if q.weight_bits is not None:
-            parts.append(f"{q.weight_bits}-bit weights, {q.granularity.replace('_', ' ')}")
+    if settings.quantize is not None:
+        table = settings.quantize.model_dump() | {"draws": settings.draws}
+        parts += [row.line(table) for row in sorted(settings.quantize.quantizers, key=lambda row: row.place)]
     for defence in settings.defences:
         options = ", ".join(f"{k} = {v:g}" for k, v in DEFENCES[defence.name].resolve(defence.options).items())
         parts.append(f"{defence.name} ({options})" if options else defence.name)
@@ -136,7 +121,7 @@ def describe(settings: ModelSettings) -> str:
 
 
 def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
-    """The deployed network before its weights: the maps on weights are in the stored weights already."""
+    """The deployed network with its initial weights, without maps on weights: stored weights are mapped already."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         choice = MODELS[settings.architecture.name]
@@ -144,7 +129,8 @@ def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     q = settings.quantize
     if q is None or q.activation_bits is None:
         return network
-    return quantize(network, activation_bits=q.activation_bits, clip=q.clip, alpha=q.alpha, seed=seed)
+    table = q.model_dump(exclude={"options", *weight_keys()})
+    return quantize(network, **table, activation_options=q.options, seed=seed)
 
 
 def _train(
@@ -158,9 +144,9 @@ def _train(
     module = _blank(settings, data, _seed(recipe, settings))
     if settings.base is not None:
         _start_from(module, settings, models[settings.base])
-    if (q := settings.quantize) is not None and (q.weight_bits is not None or q.mu is not None):
-        weights = q.model_dump(exclude={"activation_bits", "clip", "alpha"})
-        module = quantize(module, **weights, trainable=True)
+    weight_maps = _weight_maps(settings.model_dump()["quantize"])
+    if weight_maps is not None:
+        module = quantize(module, **weight_maps, trainable=True)
     if settings.train.epochs > 0:
         train(
             module.to(device),
@@ -178,7 +164,7 @@ def _seed(recipe: Recipe, settings: ModelSettings) -> int:
 
 
 def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> None:
-    """Load the weights of ``base``. The bins of stochastic layers may be new or gone; everything else must be there."""
+    """Load the weights of ``base``. Both must have the same parameters, except those of quantizers of activations."""
     given, wanted = _shapes(base), _shapes(module)
     for name in sorted(given.keys() | wanted.keys()):
         if given.get(name) != wanted.get(name):
@@ -190,13 +176,14 @@ def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> 
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    bins = {id(value) for layer in stochastic_layers(module) for value in layer.parameters()}
+    """The shape of every parameter and buffer by its name, except those of quantizers of activations."""
+    own = {id(value) for part, _ in activation_quantizers(module) for value in part.state_dict(keep_vars=True).values()}
     state = module.state_dict(keep_vars=True)
-    return {name: tuple(value.shape) for name, value in state.items() if id(value) not in bins}
+    return {name: tuple(value.shape) for name, value in state.items() if id(value) not in own}
 
 
 def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> None:
-    """Maps on weights are in stored weights already: only a checkpoint that says so may be called quantized."""
+    """Refuse a checkpoint that does not say that its weights were mapped as the recipe's: stored weights are mapped already."""
     wanted = _weight_maps(settings.model_dump(mode="json")["quantize"])
     stored = description.get("model")
     if wanted is None or (isinstance(stored, dict) and _weight_maps(stored.get("quantize")) == wanted):
@@ -207,10 +194,13 @@ def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> No
     )
 
 
-def _weight_maps(quantize: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if quantize is None or (quantize.get("weight_bits") is None and quantize.get("mu") is None):
+def _weight_maps(table: Any) -> dict[str, Any] | None:
+    """The part of a ``quantize`` table that is about weights; ``None`` where it leaves them as they are."""
+    if not isinstance(table, dict) or not any(
+        row.place == "weight" and row.is_on(table) for row in QUANTIZERS.values()
+    ):
         return None
-    return {name: value for name, value in quantize.items() if name not in ("activation_bits", "clip", "alpha")}
+    return {key: value for key, value in table.items() if key in weight_keys()}
 
 
 def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:

@@ -11,6 +11,7 @@ from art_qplugins.data import DATASETS
 from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.models import MODELS
+from art_qplugins.quantizers.registry import switched_on
 from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSettings, Recipe, TransferSettings
 
 __all__ = ["at", "check_recipe"]
@@ -55,6 +56,9 @@ def _check_model(model: ModelSettings, above: Sequence[str]) -> None:
         _check_untrained(model, where)
     with at(f"{where}.architecture"):
         MODELS[model.architecture.name].resolve(model.architecture.options)
+    if model.quantize is not None:
+        with at(f"{where}.quantize"):
+            switched_on(model.quantize.model_dump())
     for defence in model.defences:
         with at(f"{where}.defences"):
             DEFENCES[defence.name].resolve(defence.options)

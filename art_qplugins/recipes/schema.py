@@ -10,7 +10,19 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
+
+from art_qplugins.quantizers import Quantizer
+from art_qplugins.quantizers.registry import switched_on
 
 __all__ = [
     "AttackSettings",
@@ -88,8 +100,10 @@ class ClaimSettings(Settings):
 
 
 class Quantization(Settings):
-    """The arguments of :func:`art_qplugins.quantize`."""
+    """The arguments of :func:`art_qplugins.quantize`. ``options`` are settings of the quantizer named by ``activation``."""
 
+    activation: str | None = None
+    options: dict[str, Any] = {}
     activation_bits: Bits | None = None
     weight_bits: Bits | None = None
     clip: Annotated[float, Field(gt=0)] = 6.0
@@ -100,6 +114,22 @@ class Quantization(Settings):
     symmetric: bool = True
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     narrow_range: bool = True
+
+    @model_serializer(mode="wrap")
+    def _without_keys_of_other_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Checkpoints are named by a hash of the table, which is the same as before there was a choice of quantizers."""
+        table: dict[str, Any] = handler(self)
+        unused = [key for key in ("activation", "options") if not table.get(key)]
+        return {key: value for key, value in table.items() if key not in unused}
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """The quantizers that it switches on, see :func:`~art_qplugins.quantizers.registry.switched_on`."""
+        return switched_on(self.model_dump())
+
+    @property
+    def random(self) -> bool:
+        return any(row.random for row in self.quantizers)
 
 
 class Training(Settings):
@@ -155,7 +185,7 @@ class ModelSettings(Settings):
         """Whether it draws at random; ``None`` where only its network can tell."""
         if self.given is not None:
             return self.given.stochastic
-        return None if self.factory else self.quantize is not None and self.quantize.alpha is not None
+        return None if self.factory else self.quantize is not None and self.quantize.random
 
 
 class AttackSettings(Settings):

@@ -7,6 +7,7 @@ from typing import Any
 
 from art_qplugins.attacks.suites import expand
 from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.quantizers import QUANTIZERS
 from art_qplugins.recipes.checks import at
 
 __all__ = ["expand_suites"]
@@ -61,4 +62,6 @@ def _kind(model: Mapping[str, Any]) -> tuple[bool, bool]:
     if isinstance(given := model.get("given"), dict):
         return bool(given.get("stochastic")), bool(given.get("quantized"))
     quantize = maps if isinstance(maps := model.get("quantize"), dict) else {}
-    return quantize.get("alpha") is not None, quantize.get("activation_bits") is not None
+    name = quantize.get("activation")
+    named = isinstance(name, str) and name in QUANTIZERS and QUANTIZERS[name].random
+    return named or quantize.get("alpha") is not None, quantize.get("activation_bits") is not None

@@ -21,14 +21,13 @@ from art_qplugins.attacks.views import (
     StraightThroughSteps,
     logit_margin,
     other_bits,
-    quantized_activations,
     shadow,
 )
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import check_legal, score
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import QuantReLU, quantize
-from art_qplugins.quantizers.surrogate import Surrogate
+from art_qplugins.quantizers import QuantReLU, activation_quantizers, quantize
+from art_qplugins.quantizers.surrogates import Surrogate
 
 OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in ("artq:clean", "artq:pgd-margin")]
 DETERMINISTIC = [n for n in OURS if n != "artq:eot"]
@@ -481,7 +480,7 @@ def test_a_random_network_and_its_copy_are_attacked_alike(stochastic, digits):
     first = craft(estimator(stochastic, 10), "artq:eot", x, y, **settings).x_adv
     craft(estimator(twin, 10), "artq:eot", x, y, **settings | {"seed": 6})  # leaves its stream where it was
     assert torch.equal(first, craft(estimator(twin, 10), "artq:eot", x, y, **settings).x_adv)
-    assert len(quantized_activations(stochastic)) == 3
+    assert len(activation_quantizers(stochastic)) == 3
 
 
 # --- Errors

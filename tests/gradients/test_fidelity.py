@@ -15,7 +15,7 @@ from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.probe import gradient
 from art_qplugins.quantizers import QuantReLU, StochasticQuantizer, TwinGradient, surrogate
 from art_qplugins.quantizers.functional import straight_through
-from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate
+from art_qplugins.quantizers.surrogates import SURROGATES, Surrogate
 
 
 def linear(nb_classes=2):

@@ -43,7 +43,7 @@ from art_qplugins.gradients.repair import GradientRepair
 from art_qplugins.gradients.replaceable import replaceable_operations
 from art_qplugins.quantizers.activation import check_num_bits
 from art_qplugins.quantizers.stochastic import is_stochastic
-from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate, surrogate
+from art_qplugins.quantizers.surrogates import SURROGATES, surrogate, surrogate_layers
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
@@ -365,7 +365,7 @@ def _kinds(run: _Run) -> dict[str, _View]:
     """The surrogate gradients that this network can have; each a context that gives a view with the same answers."""
     module = run.module
     kinds: dict[str, _View] = {"as-is": _always(module)}
-    settings = [m.surrogate for m in module.modules() if isinstance(getattr(m, "surrogate", 0), Surrogate | None)]
+    settings = [layer.surrogate for layer in surrogate_layers(module)]
     for kind in SURROGATES if settings else ():
         # None is straight-through, so where nothing else was chosen that is what "as-is" does.
         if kind != "straight-through" or any(settings):

@@ -14,9 +14,9 @@ from torch import nn
 
 from art_qplugins import InputError, quantize
 from art_qplugins.models.convnet import ConvNet
-from art_qplugins.quantizers import QuantReLU, TwinGradient, surrogate
+from art_qplugins.quantizers import QuantReLU, surrogate
 from art_qplugins.quantizers.functional import quant_relu
-from art_qplugins.quantizers.surrogate import SURROGATES, Surrogate
+from art_qplugins.quantizers.surrogates import SURROGATES, Surrogate
 
 KINDS = list(SURROGATES)
 OPTIONS = [
@@ -268,46 +268,3 @@ def test_a_kind_of_ones_own_is_one_row(monkeypatch):
     monkeypatch.setitem(SURROGATES, "double", lambda x, num_bits, clip, *, by=2.0: torch.full_like(x, by))
     with surrogate(module := QuantReLU(3), "double", by=4.0):
         assert gradient(module, torch.tensor([-1.0, 1.0])).tolist() == [4, 4]
-
-
-# --- TwinGradient
-
-
-def networks():
-    twin = ConvNet((1, 8, 8), 10, width=4).eval()
-    return quantize(twin, activation_bits=1, weight_bits=2).eval(), twin, torch.rand(5, 1, 8, 8)
-
-
-def test_the_value_is_the_networks_and_the_gradient_the_twins():
-    network, twin, x = networks()
-    module = TwinGradient(network, twin)
-    assert torch.equal(module(x), network(x))
-    weights = torch.randn(5, 10)
-    point = x.clone().requires_grad_()
-    ours, twins = (torch.autograd.grad((m(point) * weights).sum(), point)[0] for m in (module, twin))
-    assert torch.equal(ours, twins) and ours.any()
-    module(x).sum().backward()
-    assert all(p.grad is None for p in network.parameters()) and any(p.grad is not None for p in twin.parameters())
-
-
-def test_without_gradients_the_twin_is_not_asked():
-    network, twin, x = networks()
-    asked = []
-    twin.register_forward_hook(lambda *_: asked.append(1))
-    with torch.no_grad():
-        assert torch.equal(TwinGradient(network, twin)(x), network(x))
-    assert not asked
-
-
-def test_a_twin_copies_and_pickles():
-    network, twin, x = networks()
-    module = TwinGradient(network, twin)
-    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert torch.equal(again(x), network(x))
-        assert torch.equal(gradient(again, x), gradient(twin, x))
-
-
-def test_a_twin_with_other_classes_is_refused():
-    network, _, x = networks()
-    with pytest.raises(InputError, match=r"gives \(5, 10\) and its twin \(5, 3\)"):
-        TwinGradient(network, ConvNet((1, 8, 8), 3, width=4).eval())(x)

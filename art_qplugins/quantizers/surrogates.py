@@ -1,10 +1,10 @@
-r"""Surrogate gradients: the exact quantizer forward, the slope of something smoother backward.
+r"""Surrogate gradients: the forward pass is the exact quantizer, the backward pass takes the slope of a smoother function.
 
-This is BPDA (Athalye, Carlini & Wagner 2018) at each quantized activation: the slope is that of a smoother
-:math:`h \approx Q_b`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one
-looks like robustness: run several, or choose by :func:`~art_qplugins.gradients.fidelity.best_surrogate`.
+This is BPDA (Athalye, Carlini & Wagner 2018) at each quantized activation. The slope is that of a smoother
+:math:`h \approx Q_b`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one makes a
+network look robust. Run several, or choose by :func:`~art_qplugins.gradients.fidelity.best_surrogate`.
 
-Written b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the step, the slopes are those of
+With b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the step, the slopes are those of
 
 ================  =====================================================================================================
 straight-through  :math:`\mathrm{clamp}(x, 0, c)`: 1 on (0, c), 0 outside (Bengio et al. 2013; Hubara et al. 2016)
@@ -25,15 +25,14 @@ import inspect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.quantizers.functional import straight_through
 
-__all__ = ["SURROGATES", "Surrogate", "TwinGradient", "surrogate"]
+__all__ = ["SURROGATES", "HasSurrogate", "Surrogate", "as_surrogate", "has_surrogate", "surrogate", "surrogate_layers"]
 
 
 def _straight_through(x: Tensor, num_bits: int, clip: float) -> Tensor:
@@ -73,7 +72,8 @@ class Surrogate:
     """One kind of surrogate with its options: plain data that copies and pickles. Called, it gives the slope at x.
 
     :param kind: a key of :data:`SURROGATES`.
-    :param options: numbers above 0, by the names that the kind knows, e.g. ``{"slope": 0.1}``; the rest are defaults.
+    :param options: numbers above 0 by the names of the kind's options, e.g. ``{"slope": 0.1}``. An option that is not given
+        has its default.
     """
 
     kind: str
@@ -94,7 +94,7 @@ class Surrogate:
         return SURROGATES[self.kind](x, num_bits, clip, **self.options)
 
     def __str__(self) -> str:
-        """With the defaults, so that a network's repr, and with it its hash, says what it does."""
+        """The kind and all its options, also defaults. A network's repr, and so its hash, contains this text."""
         options = {**_defaults(self.kind), **self.options}
         return f"{self.kind}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
@@ -105,67 +105,56 @@ def _defaults(kind: str) -> dict[str, float]:
 
 
 def as_surrogate(kind: str | Surrogate | None) -> Surrogate | None:
-    """``None`` for straight-through: that is the quantizer's own backward, which is fused and fast."""
+    """The setting for ``kind``; ``None`` for straight-through, which is the quantizer's own fused backward pass."""
     if kind is None:
         return None
     chosen = kind if isinstance(kind, Surrogate) else Surrogate(kind)
     return None if chosen.kind == "straight-through" else chosen
 
 
+class HasSurrogate(Protocol):
+    """A module whose surrogate gradient can be exchanged. Its forward pass honours the attribute.
+
+    :ivar surrogate: ``None`` for straight-through.
+    """
+
+    surrogate: Surrogate | None
+
+
+def has_surrogate(module: nn.Module) -> TypeGuard[HasSurrogate]:
+    """Whether the attribute ``surrogate`` of ``module`` is ``None`` or a :class:`Surrogate`."""
+    return isinstance(getattr(module, "surrogate", ""), Surrogate | None)
+
+
+def surrogate_layers(module: nn.Module) -> list[HasSurrogate]:
+    """The modules inside ``module`` with an exchangeable surrogate gradient, in order."""
+    return [part for part in module.modules() if has_surrogate(part)]
+
+
 @contextlib.contextmanager
 def surrogate(module: nn.Module, kind: str = "straight-through", **options: float) -> Iterator[None]:
     """Within, the quantized activations of ``module`` pass gradients back through ``kind``; no value changes.
 
-    What was there before is back afterwards, also after an exception, and contexts nest. What counts is when the
-    forward pass ran: a backward pass through its graph may come later.
+    Afterwards every activation has the surrogate that it had before, also after an exception. Contexts nest. The surrogate
+    that counts is that of the forward pass; the backward pass through its graph may come later.
 
-    It reaches every :class:`~art_qplugins.quantizers.QuantReLU`, and every module of your own whose attribute
-    ``surrogate`` is ``None`` or a :class:`Surrogate`, and which honours it as ``QuantReLU.forward`` does.
+    The context reaches every :class:`~art_qplugins.QuantReLU`, and every module of your own whose attribute ``surrogate``
+    is ``None`` or a :class:`Surrogate`, and which honours it as ``QuantReLU.forward`` does.
 
     :param kind: a key of :data:`SURROGATES`.
     :param options: of that kind, e.g. ``slope=0.1`` for leaky and ``k=4`` for tanh and soft-staircase.
     :raises InputError: where the kind or an option is unknown, or ``module`` has no such activation.
     """
     chosen = as_surrogate(Surrogate(kind, options))
-    settings = [(m, getattr(m, "surrogate", "")) for m in module.modules()]
-    before: list[tuple[Any, Surrogate | None]] = [(m, s) for m, s in settings if s is None or isinstance(s, Surrogate)]
+    before = [(layer, layer.surrogate) for layer in surrogate_layers(module)]
     if not before:
         raise InputError(
             f"{type(module).__name__} has no QuantReLU, so no surrogate gradient to choose; quantize it first"
         )
     try:
-        for m, _ in before:
-            m.surrogate = chosen
+        for layer, _ in before:
+            layer.surrogate = chosen
         yield
     finally:
-        for m, setting in before:
-            m.surrogate = setting
-
-
-class TwinGradient(nn.Module):
-    """The answers of ``network``, bit for bit, with the gradient of ``twin``: an attack on one steered by the other.
-
-    With the full-precision network as twin, the attack goes through the shadow weights of a weight-quantized one. The
-    gradient is taken along the twin's own activations, so it is a transfer attack that knows what the target answers.
-
-    :param network: what is attacked; it gets no gradient, nor do its parameters.
-    :param twin: takes the same input and gives logits of the same shape.
-    """
-
-    def __init__(self, network: nn.Module, twin: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.twin = twin
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            value = self.network(x)
-        if not torch.is_grad_enabled():
-            return value  # type: ignore[no-any-return]
-        path = self.twin(x)
-        if path.shape != value.shape:
-            raise InputError(
-                f"TwinGradient: the network gives {tuple(value.shape)} and its twin {tuple(path.shape)}; "
-                "take a twin with as many classes"
-            )
-        return straight_through(value, path)
+        for layer, setting in before:
+            layer.surrogate = setting

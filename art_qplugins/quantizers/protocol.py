@@ -1,0 +1,67 @@
+"""What a quantizer of activations shows to the attacks that undo it or change it, and how they find it in a network."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeGuard, runtime_checkable
+
+from torch import Tensor, nn
+
+from art_qplugins.quantizers.surrogates import HasSurrogate, has_surrogate
+
+__all__ = ["ActivationQuantizer", "activation_quantizers", "as_quantizer"]
+
+
+@runtime_checkable
+class ActivationQuantizer(Protocol):
+    """A module that rounds activations to ``2 ** num_bits`` evenly spaced levels.
+
+    :ivar num_bits: bits per activation.
+    """
+
+    num_bits: int
+
+    @property
+    def range(self) -> tuple[float | Tensor, float | Tensor]:
+        """The lowest and the highest level, without gradient."""
+
+    def full_precision(self, x: Tensor) -> Tensor:
+        """The real-valued function that it rounds, at x of any shape; differentiable in x."""
+
+
+class _Conventional(HasSurrogate, Protocol):
+    """What a module of another package has where it follows the convention of QuantReLU but not the protocol."""
+
+    num_bits: int
+    clip: float
+
+
+class _Clip:
+    """The protocol for such a module: it rounds the clip to [0, clip]."""
+
+    def __init__(self, module: _Conventional) -> None:
+        self.num_bits = int(module.num_bits)
+        self.range = (0.0, float(module.clip))
+
+    def full_precision(self, x: Tensor) -> Tensor:
+        return x.clamp(*self.range)
+
+
+def _is_conventional(module: nn.Module) -> TypeGuard[_Conventional]:
+    return hasattr(module, "num_bits") and hasattr(module, "clip") and has_surrogate(module)
+
+
+def as_quantizer(module: nn.Module) -> ActivationQuantizer | None:
+    """``module`` as a quantizer of activations; ``None`` where it is none.
+
+    It is one where it has the attributes of :class:`ActivationQuantizer`, or ``num_bits``, ``clip`` and an exchangeable
+    ``surrogate`` as :class:`~art_qplugins.QuantReLU` has them.
+    """
+    if isinstance(module, ActivationQuantizer):
+        return module
+    return _Clip(module) if _is_conventional(module) else None
+
+
+def activation_quantizers(module: nn.Module) -> list[tuple[nn.Module, ActivationQuantizer]]:
+    """Every quantizer of activations inside ``module``, in the order of the module tree: the module, and what it shows."""
+    found = ((part, as_quantizer(part)) for part in module.modules())
+    return [(part, quantizer) for part, quantizer in found if quantizer is not None]

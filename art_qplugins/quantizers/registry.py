@@ -1,0 +1,199 @@
+"""The quantizers by name, and which of them the ``quantize`` table of a recipe switches on.
+
+A table and the arguments of :func:`~art_qplugins.quantize` have the same keys. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from art_qplugins.errors import InputError
+from art_qplugins.registry import Entry, Registry
+
+__all__ = ["QUANTIZERS", "Quantizer", "switched_on", "weight_keys"]
+
+#: The values of a ``quantize`` table by their keys. A key that is ``None`` or absent is not given.
+Table = Mapping[str, Any]
+
+#: The settings of activations that not every quantizer has, each with the value that it has where it is not given.
+_DEFAULTS: Mapping[str, float | None] = {"clip": 6.0, "alpha": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantizer(Entry):
+    """One quantizer. ``target`` makes the module; ``options`` are settings for which a table has no key of its own.
+
+    A package adds quantizers of activations. Each makes an
+    :class:`~art_qplugins.quantizers.protocol.ActivationQuantizer`, and is chosen by its name. Weights are quantized by
+    the rows of this package.
+
+    :ivar place: what it quantizes. A map on weights is registered as a parametrization, and takes no ``options``.
+    :ivar arguments: keys of the table that it takes, each with the argument of ``target`` that the value is given to.
+    :ivar switch: keys that switch it on when all of them are given.
+    :ivar last: the key that says to how many of the last layers it applies; "" for all layers.
+    :ivar random: it draws noise. Its module is a :class:`~art_qplugins.StochasticQuantizer` or a subclass: ``target`` is
+        also given ``seed`` and ``layer``, and ``estimator`` is given ``draws``.
+    :ivar estimator: ``"package.module:attribute"`` of the ART estimator for a model with it; "" for the plain one. The
+        first row of the registry that is switched on and has an estimator decides.
+    :ivar line: says in a few words what a table makes of it, for people.
+    """
+
+    place: Literal["activation", "weight"]
+    arguments: Mapping[str, str]
+    switch: tuple[str, ...]
+    line: Callable[[Table], str]
+    last: str = ""
+    random: bool = False
+    estimator: str = ""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every key of the table that it takes."""
+        return (*self.arguments, self.last) if self.last else tuple(self.arguments)
+
+    def is_on(self, table: Table) -> bool:
+        return all(table.get(key) is not None for key in self.switch)
+
+    def make(self, table: Table, **more: Any) -> Any:
+        """The module that a table asks for.
+
+        :param more: further arguments of ``target``.
+        :raises InputError: where a value is out of range, or there is no such option.
+        """
+        given = {name: table[key] for key, name in self.arguments.items() if table.get(key) is not None}
+        options = (table.get("options") or {}) if self.place == "activation" else {}
+        return self.load()(**given, **self.resolve(options), **more)
+
+    def load_estimator(self) -> Any:
+        """The class of its ART estimator."""
+        return dataclasses.replace(self, target=self.estimator).load()
+
+
+def _uniform(table: Table) -> str:
+    return f"{table['activation_bits']}-bit activations on [0, {table['clip']:g}]"
+
+
+def _stochastic(table: Table) -> str:
+    bits, alpha, draws = table["activation_bits"], table["alpha"], table["draws"]
+    return f"stochastic {bits}-bit activations (alpha = {alpha:g}), mean of {draws} draws"
+
+
+def _mu_law(table: Table) -> str:
+    layers = table["mu_layers"]
+    which = "last layer" if layers == 1 else f"last {layers} layers"
+    return f"{which} mu-law mapped (mu = {table['mu']:g})"
+
+
+def _uniform_weight(table: Table) -> str:
+    return f"{table['weight_bits']}-bit weights, {table['granularity'].replace('_', ' ')}"
+
+
+#: In the order in which they decide about the estimator. Maps on weights are applied in this order too: Q(F(W)).
+QUANTIZERS: Registry[Quantizer] = Registry(
+    "quantizer",
+    [
+        Quantizer(
+            name="stochastic",
+            target="art_qplugins.quantizers.stochastic:StochasticQuantizer",
+            help="activations drawn from a distribution over bins (arXiv 2312.00105, reconstructed)",
+            place="activation",
+            arguments={"activation_bits": "num_bits", "clip": "clip", "alpha": "alpha"},
+            switch=("activation_bits", "alpha"),
+            line=_stochastic,
+            random=True,
+            estimator="art_qplugins.estimators:SQEnsembleClassifier",
+        ),
+        Quantizer(
+            name="mu-law",
+            target="art_qplugins.quantizers.weight:MuLawMapping",
+            help="weights of the last layers mapped by the mu-law (Song et al. 2021)",
+            place="weight",
+            arguments={"mu": "mu", "mu_normalize": "normalize"},
+            switch=("mu",),
+            line=_mu_law,
+            last="mu_layers",
+            estimator="art_qplugins.estimators:MuLawClassifier",
+        ),
+        Quantizer(
+            name="uniform",
+            target="art_qplugins.quantizers.activation:QuantReLU",
+            help="activations clipped and rounded to even levels (Lin et al. 2019)",
+            place="activation",
+            arguments={"activation_bits": "num_bits", "clip": "clip"},
+            switch=("activation_bits",),
+            line=_uniform,
+            estimator="art_qplugins.estimators:DQClassifier",
+        ),
+        Quantizer(
+            name="uniform-weight",
+            target="art_qplugins.quantizers.weight:UniformWeightQuantizer",
+            help="weights rounded to even levels",
+            place="weight",
+            arguments={
+                "weight_bits": "num_bits",
+                "symmetric": "symmetric",
+                "granularity": "granularity",
+                "narrow_range": "narrow_range",
+            },
+            switch=("weight_bits",),
+            line=_uniform_weight,
+        ),
+    ],
+    group="art_qplugins.quantizers",
+    row=Quantizer,
+)
+
+
+def weight_keys() -> frozenset[str]:
+    """The keys of a table that say how weights are quantized."""
+    return frozenset(key for row in QUANTIZERS.values() if row.place == "weight" for key in row.keys)
+
+
+def switched_on(table: Table) -> list[Quantizer]:
+    """The quantizers that a table asks for, in the order of the registry; at most one of them is of activations.
+
+    :param table: ``activation`` names a quantizer of activations. By default that is "stochastic" where ``alpha`` is
+        given, and else "uniform".
+    :raises InputError: where the name is unknown, or keys or ``options`` are not those of the quantizer.
+    """
+    chosen = _activation(table)
+    return [row for row in QUANTIZERS.values() if (row.is_on(table) if row.place == "weight" else row.name == chosen)]
+
+
+def _activation(table: Table) -> str | None:
+    """The name of the quantizer of activations, ``None`` where activations stay in float."""
+    name, options = table.get("activation"), table.get("options") or {}
+    if table.get("activation_bits") is None:
+        if table.get("alpha") is not None:
+            raise InputError(
+                "alpha makes activations stochastic, and needs activation_bits; add e.g. activation_bits = 2"
+            )
+        if name is not None or options:
+            raise InputError("activation and options need activation_bits; add e.g. activation_bits = 4")
+        return None
+    row = _by_default(table) if name is None else QUANTIZERS[name]
+    _check(row, table, options)
+    return row.name
+
+
+def _by_default(table: Table) -> Quantizer:
+    own = (row for row in QUANTIZERS.values() if row.plugin is None and row.place == "activation")
+    return next(row for row in own if row.is_on(table))
+
+
+def _check(row: Quantizer, table: Table, options: Mapping[str, Any]) -> None:
+    if row.place != "activation":
+        names = [known.name for known in QUANTIZERS.values() if known.place == "activation"]
+        raise InputError(f"activation: {row.name!r} quantizes weights; there is: {', '.join(sorted(names))}")
+    for key in row.switch:
+        if table.get(key) is None:
+            raise InputError(f"quantizer {row.name!r} needs {key}; give it too")
+    for key, default in _DEFAULTS.items():
+        if table.get(key, default) != default and key not in row.arguments:
+            raise InputError(f"quantizer {row.name!r} has no {key}; leave it out")
+    if options and not row.options:
+        raise InputError(f"quantizer {row.name!r} has no options; leave out {', '.join(options)}")
+    row.resolve(options)

@@ -1,0 +1,40 @@
+"""A network attacked along the gradient of another."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.errors import InputError
+from art_qplugins.quantizers.functional import straight_through
+
+__all__ = ["TwinGradient"]
+
+
+class TwinGradient(nn.Module):
+    """The answers of ``network``, bit for bit, with the gradient of ``twin``.
+
+    With the network of before its weights were quantized as twin, an attack goes through the float weights. The gradient is
+    taken along the twin's own activations, so this is a transfer attack that sees the target's answers.
+
+    :param network: what is attacked. Neither it nor its parameters get a gradient.
+    :param twin: takes the same input and gives logits of the same shape.
+    """
+
+    def __init__(self, network: nn.Module, twin: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.twin = twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            value: Tensor = self.network(x)
+        if not torch.is_grad_enabled():
+            return value
+        path: Tensor = self.twin(x)
+        if path.shape != value.shape:
+            raise InputError(
+                f"TwinGradient: the network gives {tuple(value.shape)} and its twin {tuple(path.shape)}; "
+                "take a twin with as many classes"
+            )
+        return straight_through(value, path)
