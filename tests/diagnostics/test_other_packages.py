@@ -10,7 +10,7 @@ import torch
 from made_up import N, cell, clean, first, judged
 from torch import nn
 
-from art_qplugins import QuantizedClassifier, Threat, diagnose
+from art_qplugins import QuantizedClassifier, Threat, diagnose, plugins
 from art_qplugins.diagnostics import INDICATORS, assess
 from art_qplugins.evaluation.records import ModelResult
 from art_qplugins.report import read_run, write_report
@@ -89,6 +89,8 @@ def install(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text("[art_qplugins.indicators]\nall = example_indicators:INDICATORS\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(INDICATORS, "_found", None)
+        monkeypatch.setattr(plugins, "_loaded", set())
+        monkeypatch.setattr(plugins, "_broken", [])
         return tmp_path
 
     yield make
