@@ -409,7 +409,7 @@ def _list_attacks(attacks: Iterable[Entry], console: Console) -> None:
         console.print(facts, markup=False, soft_wrap=True)
         about = [row.help, *_options(row)]
         if row.missing() and not row.refused:
-            about.append(f"type: pip install {row.install}")
+            about.append(f"type: pip install {row.to_install()}")
         text = textwrap.wrap("; ".join(about), max(console.width, 40), initial_indent="    ", subsequent_indent="    ")
         console.print("\n".join(text), markup=False, soft_wrap=True)
     console.print("\ngrads, fwds: gradients and forward passes for one image that stands, at the defaults.")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.proofs import LARGE_GAP
-from art_qplugins.diagnostics.records import SCALE_FREE, ModelRecords, records_of
+from art_qplugins.diagnostics.records import ModelRecords, records_of
 from art_qplugins.diagnostics.verdict import verdict_of
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.outcome import Outcome
@@ -115,7 +115,7 @@ def _attack(attack: str, against: str, **options: object) -> Callable[[Situation
 
     def plan(now: Situation) -> list[CellSpec] | str:
         rows = now.left_by({"claim": [now.case.claimed], "as-is": now.case.as_is, "all": now.case.legal}[against])
-        start = now.nearest() if against == "all" and attack.startswith("artq:") else ()
+        start = now.nearest() if against == "all" and ATTACKS[attack].takes_start else ()
         return _on(now, attack, rows, {"options": options, "start": start})
 
     return plan
@@ -128,7 +128,7 @@ def _cross_entropy(now: Situation) -> list[CellSpec] | str:
 
 
 def _scale(now: Situation) -> list[CellSpec] | str:
-    if now.claim.attack in SCALE_FREE:
+    if ATTACKS[now.claim.attack].ignores_scale:
         return "the claimed attack's loss does not change with the logits' scale"
     if now.case.gap <= LARGE_GAP:
         return f"the two largest logits are {now.case.gap:.3g} apart: nothing to undo"

@@ -17,7 +17,7 @@ from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.views import LogitScale
 from art_qplugins.diagnostics import INDICATORS
-from art_qplugins.diagnostics.records import SCALE_FREE, records_of
+from art_qplugins.diagnostics.records import records_of
 from art_qplugins.diagnostics.verdict import read_all
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Finding, Sample
@@ -338,7 +338,7 @@ def test_the_images_that_a_mechanism_is_at_work_on_are_named():
     assert readings["gradient-underflow"].value == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("attack", [a for a in SCALE_FREE if a not in SUITES and ATTACKS[a].knowledge != "black-box"])
+@pytest.mark.parametrize("attack", [a for a, row in ATTACKS.items() if row.scale_free and a not in SUITES])
 def test_attacks_that_are_said_to_ignore_the_scale_of_the_logits_do(attack, fp32, stochastic, digits):
     network = stochastic if attack == "artq:eot" else quantize(fp32, activation_bits=4, clip=2.0)
     x, y = digits[1].x()[:6], digits[1].y()[:6]

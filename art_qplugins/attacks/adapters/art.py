@@ -82,7 +82,6 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    attack.require()
     import art.attacks.evasion as evasion
 
     cls = getattr(evasion, attack.upstream_for(threat.norm))

@@ -11,7 +11,6 @@ from art_qplugins.attacks.adapters import art
 from art_qplugins.attacks.adaptive import attacks as adaptive
 from art_qplugins.attacks.catalogue import Attack
 from art_qplugins.attacks.views import MarginLoss
-from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 
 __all__ = ["run"]
@@ -40,8 +39,6 @@ def run(
     """:param start: legal images to start from in place of random ones, where the attack can."""
     if attack.upstream not in _OWN:
         return adaptive.run(estimator, attack, x, y, start=start, **settings)
-    if start is not None:
-        raise InputError(f"{attack.name} chooses its own start; leave start out, or use artq:apgd-margin")
     return _OWN[attack.upstream](estimator, attack, x, y, **settings)
 
 

@@ -11,15 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from art_qplugins.attacks.catalogue import Attack
-from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.threat import Threat
 
 __all__ = ["run"]
 
 _SUITES = ("standard", "plus", "rand")
-#: DLR divides by the distance of the first logit to the third, its targeted form to the mean of third and fourth.
-_LEAST_CLASSES = {"standard": 4, "plus": 4, "apgd-t": 4, "apgd-dlr": 3, "rand": 3}
 
 
 def run(
@@ -33,12 +30,6 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    attack.require()
-    if estimator.nb_classes < (least := _LEAST_CLASSES.get(attack.upstream, 2)):
-        raise InputError(
-            f"{attack.name}: its DLR loss needs {least} classes and the model has {estimator.nb_classes}; "
-            "use autoattack:apgd-ce, autoattack:fab-t and autoattack:square"
-        )
     suite = attack.upstream if attack.upstream in _SUITES else "standard"
     package, auto = _make(estimator.model, threat, suite, str(x.device), seed)
     if attack.upstream not in _SUITES:

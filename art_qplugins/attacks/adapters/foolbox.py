@@ -34,7 +34,6 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    attack.require()
     import foolbox
 
     model = foolbox.PyTorchModel(estimator.model, bounds=(0, 1), device=x.device)  # type: ignore[attr-defined]

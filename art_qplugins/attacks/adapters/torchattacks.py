@@ -33,7 +33,6 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    attack.require()
     import torchattacks
 
     name = attack.upstream_for(threat.norm)

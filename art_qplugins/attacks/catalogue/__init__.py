@@ -6,12 +6,32 @@ times fewer iterations) and are therefore not offered under those names.
 
 from __future__ import annotations
 
-from art_qplugins.attacks.catalogue import art, artq, autoattack, foolbox, torchattacks
+from art_qplugins.attacks.catalogue import (
+    art_black_box,
+    art_refused,
+    art_white_box,
+    artq,
+    autoattack,
+    foolbox,
+    torchattacks,
+)
+from art_qplugins.attacks.catalogue.libraries import LIBRARIES, Library
 from art_qplugins.attacks.catalogue.row import Attack
 from art_qplugins.registry import Registry
 
-__all__ = ["ATTACKS", "Attack"]
+__all__ = ["ATTACKS", "LIBRARIES", "Attack", "Library"]
 
 ATTACKS: Registry[Attack] = Registry(
-    "attack", [*art.ROWS, *torchattacks.ROWS, *autoattack.ROWS, *foolbox.ROWS, *artq.ROWS]
+    "attack",
+    [
+        *art_white_box.ROWS,
+        *art_black_box.ROWS,
+        *art_refused.ROWS,
+        *torchattacks.ROWS,
+        *autoattack.ROWS,
+        *foolbox.ROWS,
+        *artq.ROWS,
+    ],
+    group="art_qplugins.attacks",
+    row=Attack,
 )
