@@ -76,7 +76,7 @@ class ModelRecords:
         """White-box attacks along the gradient that the model gives, the claimed one first."""
         return [
             self.claimed,
-            *self.where(lambda o: _own(o) and _white(o) and ATTACKS[o.cell.attack].gradient == "own"),
+            *self.where(lambda o: _own(o) and _white(o) and _gradient(o) == "own"),
         ]
 
     @cached_property
@@ -114,19 +114,17 @@ class ModelRecords:
     @cached_property
     def repaired(self) -> list[Outcome]:
         """White-box attacks along another gradient than the one that the model gives."""
-        return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].gradient == "repaired")
+        return self.where(lambda o: _own(o) and _gradient(o) == "repaired")
 
     @cached_property
     def averaged(self) -> list[Outcome]:
         """Attacks along a mean over draws."""
-        return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].gradient == "mean")
+        return self.where(lambda o: _own(o) and _gradient(o) == "mean")
 
     @property
     def claim_averages(self) -> bool:
         """Whether the claimed attack follows a mean over draws, beyond what the model itself averages."""
-        cell = self.claimed.cell
-        averages = ATTACKS[cell.attack].gradient == "mean" or cell.attack == "autoattack:rand"
-        return averages or cell.params.get("eot_iter", 1) > 1
+        return _gradient(self.claimed) == "mean"
 
     @cached_property
     def black_box(self) -> list[Outcome]:
@@ -171,6 +169,11 @@ def _again(o: Outcome) -> bool:
 
 def _own(o: Outcome) -> bool:
     return o.cell.source == o.cell.model
+
+
+def _gradient(o: Outcome) -> str:
+    """The gradient that its attack follows: "own", "repaired" or "mean"."""
+    return ATTACKS[o.cell.attack].follows(o.cell.params)
 
 
 def _white(o: Outcome) -> bool:

@@ -202,8 +202,8 @@ def _rescaled(now: Situation) -> list[CellSpec] | str:
 
 
 def _binarization(now: Situation) -> list[CellSpec] | str:
-    if now.claim.attack.startswith("autoattack:"):
-        return "AutoAttack's losses need more than two classes"
+    if ATTACKS[now.claim.attack].needs_classes > 2:
+        return "the claimed attack needs more than two classes"
     rows = np.flatnonzero(now.case.right)[:_TESTED]
     if not len(rows):
         return "no image is answered correctly"

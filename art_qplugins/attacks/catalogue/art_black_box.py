@@ -68,6 +68,7 @@ ROWS: list[Attack] = [
         fixed={"targeted": False},
         needs="decisions",
         minimum_norm=True,
+        needs_classes=3,
         cost=(0, 9_542),
     ),
     _art(
@@ -111,6 +112,7 @@ ROWS: list[Attack] = [
         fixed={"es": 1},
         needs="scores",
         minimum_norm=True,
+        needs_classes=3,
         cost=(0, 40_097),
     ),
     _art(
@@ -122,6 +124,7 @@ ROWS: list[Attack] = [
         fixed={"es": 1},
         needs="scores",
         minimum_norm=True,
+        needs_classes=3,
         cost=(0, 38_885),
     ),
 ]

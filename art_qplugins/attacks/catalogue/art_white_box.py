@@ -73,6 +73,7 @@ ROWS: list[Attack] = [
         names=_STARTS,
         fixed=_DLR,
         norms=("Linf", "L2", "L1"),
+        needs_classes=3,
         scale_free=True,
         cost=(500, 1_016),
     ),
@@ -94,6 +95,7 @@ ROWS: list[Attack] = [
         names=_STARTS,
         fixed=_DLR,
         norms=("Linf", "L2", "L1"),
+        needs_classes=3,
         scale_free=True,
         cost=(500, 1_016),
     ),
@@ -115,6 +117,7 @@ ROWS: list[Attack] = [
         names=_STARTS,
         fixed=_DLR,
         norms=("Linf", "L2", "L1"),
+        needs_classes=3,
         scale_free=True,
         cost=(500, 1_016),
     ),
@@ -171,6 +174,7 @@ ROWS: list[Attack] = [
         norms=("L2",),
         names={"overshoot": "epsilon"},
         minimum_norm=True,
+        scale_free=True,
         cost=(1_010, 202),
     ),
     _art(
@@ -191,6 +195,7 @@ ROWS: list[Attack] = [
         norms=("L0",),
         labels="none",
         minimum_norm=True,
+        scale_free=True,
         cost=(11, 24),
     ),
     _art(
@@ -203,6 +208,7 @@ ROWS: list[Attack] = [
         requires=("numba",),
         install="numba",
         minimum_norm=True,
+        scale_free=True,
         cost=(1_000, 2_024),
     ),
     _art(
@@ -211,6 +217,7 @@ ROWS: list[Attack] = [
         "one perturbation for all images, gathered by DeepFool",
         {"max_iter": 20, "delta": 0.2},
         fixed={"attacker": "deepfool", "attacker_params": {"verbose": False}},
+        scale_free=True,
         cost=(19_415, 3_943),
     ),
 ]

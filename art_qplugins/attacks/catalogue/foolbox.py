@@ -59,6 +59,7 @@ ROWS: list[Attack] = [
         {"max_iter": 100, "max_stepsize": 1.0, "gamma": 0.05},
         norms=_ALL,
         minimum_norm=True,
+        scale_free=True,
         cost=(100, 101),
     ),
     _fb(
@@ -79,6 +80,7 @@ ROWS: list[Attack] = [
         requires=("numba",),
         install="numba",
         minimum_norm=True,
+        scale_free=True,
         cost=(1_000, 1_064),
     ),
     _fb(
@@ -107,6 +109,7 @@ ROWS: list[Attack] = [
         {"max_iter": 50, "candidates": 10, "overshoot": 0.02},
         norms=("Linf", "L2"),
         minimum_norm=True,
+        scale_free=True,
         cost=(55, 57),
     ),
     _fb(

@@ -28,15 +28,19 @@ class Attack(Entry):
     :ivar needs: what it asks of a model: gradients, scores (logits), decisions (the class alone), or nothing.
     :ivar models: the models that it is for.
     :ivar needs_classes: the least number of classes. An attack that is written for one exact number checks it itself.
-    :ivar one_step: it takes one gradient, or none.
+    :ivar one_step: it takes one step along one gradient.
     :ivar cost: gradients and forward passes for one image that it does not break, at the default options, on 10 classes
         and 64 values, without the draws of a random model. Where its course depends on the model (minimum norm,
         black-box, several surrogates), this is one measurement, of a linear model, and only its order of magnitude
         counts. An attack that tries every value in turn (``art:vat``, ``art:simba``) grows with the image. ``None`` where
         nothing is known.
-    :ivar gradient: the gradient that it follows, at its default options, where it needs gradients. ``"own"``: the model's
-        own. ``"repaired"``: through another backward pass or another network. ``"mean"``: a mean over draws.
-    :ivar scale_free: its loss does not depend on the scale of the logits, so that none can saturate it.
+    :ivar gradient: the gradient that it follows at its default options, where it needs gradients; see :meth:`follows`.
+        ``"own"``: the one that the model gives at one call. ``"repaired"``: through another backward pass or another
+        network. ``"mean"``: a mean over several calls at each step, at the point or around it, and so over as many draws
+        of a random model.
+    :ivar scale_free: its loss does not depend on the scale of the logits: it gives the same images whatever they are
+        multiplied by. Of a suite, one of its losses. A margin that is weighed against a distance, as Carlini and Wagner's,
+        does depend on it.
     :ivar targeted: it aims at other classes one at a time, at each of the nearest in turn.
     :ivar quantized: it undoes a quantization, and there must be one.
     :ivar minimum_norm: it looks for the nearest adversarial image, however far that is. An image beyond eps counts as
@@ -90,6 +94,13 @@ class Attack(Entry):
         """Whether no scale of the logits can mislead it: by its loss, or because it sees no gradient."""
         return self.scale_free or self.knowledge == "black-box"
 
+    def follows(self, options: Mapping[str, Any]) -> Literal["own", "repaired", "mean"]:
+        """:attr:`gradient` with these options: ``eot_iter`` says how many calls a gradient is the mean of."""
+        calls = options.get("eot_iter")
+        if calls is None:
+            return self.gradient
+        return "mean" if calls > 1 else "own"
+
     def upstream_for(self, norm: str) -> str:
         names = self.upstream.split()
         return names[0] if len(names) == 1 else names[self.norms.index(norm)]
@@ -130,8 +141,9 @@ class Attack(Entry):
     def require_classes(self, nb_classes: int) -> None:
         """:raises InputError: where a model has too few classes."""
         if nb_classes < self.needs_classes:
+            what = "its DLR loss needs" if self.needs == "gradients" else "it needs"
             raise InputError(
-                f"{self.name}: its DLR loss needs {self.needs_classes} classes and the model has {nb_classes}; "
+                f"{self.name}: {what} {self.needs_classes} classes and the model has {nb_classes}; "
                 "use autoattack:apgd-ce, autoattack:fab-t and autoattack:square"
             )
 

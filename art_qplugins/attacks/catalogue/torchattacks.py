@@ -64,6 +64,7 @@ ROWS: list[Attack] = [
         "SINIFGSM",
         "the same on m copies of the image that get darker",
         {**ITERATIVE, "decay": 1.0, "m": 5},
+        gradient="mean",
         cost=(100, 100),
     ),
     _ta(
@@ -71,6 +72,7 @@ ROWS: list[Attack] = [
         "VMIFGSM",
         "momentum, with the gradient's variance at N neighbours taken off",
         {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+        gradient="mean",
         cost=(120, 120),
     ),
     _ta(
@@ -78,6 +80,7 @@ ROWS: list[Attack] = [
         "VNIFGSM",
         "Nesterov's momentum, with the gradient's variance at N neighbours taken off",
         {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+        gradient="mean",
         cost=(120, 120),
     ),
     _ta(
@@ -99,6 +102,7 @@ ROWS: list[Attack] = [
         "Jitter",
         "PGD on rescaled, noisy probabilities",
         {**ITERATIVE, "scale": 10.0, "std": 0.1},
+        scale_free=True,
         cost=(20, 20),
     ),
     _ta(
@@ -107,6 +111,7 @@ ROWS: list[Attack] = [
         "PGD on the mean over noisy copies, for smoothed models",
         {**ITERATIVE, "noise_sd": 0.5, "noise_batch_size": 5},
         norms=("Linf", "L2"),
+        gradient="mean",
         cost=(100, 100),
     ),
     _ta(
@@ -136,6 +141,9 @@ ROWS: list[Attack] = [
         {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
         names=_RESTARTS,
         norms=("Linf", "L2"),
+        needs_classes=4,
+        scale_free=True,
+        targeted=True,
         cost=(99, 109),
     ),
     _ta(
@@ -146,6 +154,7 @@ ROWS: list[Attack] = [
         names=_RESTARTS,
         norms=("Linf", "L2"),
         minimum_norm=True,
+        scale_free=True,
         cost=(100, 23),
     ),
     _ta(
@@ -183,6 +192,7 @@ ROWS: list[Attack] = [
         {"max_iter": 50, "overshoot": 0.02},
         norms=("L2",),
         minimum_norm=True,
+        scale_free=True,
         cost=(345, 35),
     ),
     _ta(
@@ -212,6 +222,7 @@ ROWS: list[Attack] = [
         {"max_iter": 10, "lam": 3.0, "overshoot": 0.02},
         norms=("L0",),
         minimum_norm=True,
+        scale_free=True,
         cost=(346, 38),
     ),
     _ta(
@@ -241,6 +252,7 @@ ROWS: list[Attack] = [
         {"theta": 1.0},
         norms=("L0",),
         minimum_norm=True,
+        scale_free=True,
         cost=(20, 5),
     ),
     _refused("gn", "GN", "Gaussian noise", "it has a deviation and no budget; use foolbox:gaussian-noise"),
