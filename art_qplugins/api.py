@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from art_qplugins import diagnostics
-from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.attacks.catalogue import ATTACKS, current_id
 from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset, from_arrays, load
 from art_qplugins.errors import InputError
@@ -131,7 +131,8 @@ def evaluate(
     named = _named(estimators)
     images = data if isinstance(data, Dataset) else from_arrays(*data, classes=_classes(named))
     threats = sorted([threat] if isinstance(threat, Threat) else threat, key=lambda t: t.eps)
-    wanted = [(a, {}) if isinstance(a, str) else (a[0], dict(a[1])) for a in attacks]
+    wanted = [(current_id(a), {}) if isinstance(a, str) else (current_id(a[0]), dict(a[1])) for a in attacks]
+    claim = None if claim is None else current_id(claim)
     if not threats or not wanted:
         raise InputError("evaluate: give at least one threat and one attack")
     if len(norms := sorted({t.norm for t in threats})) > 1:

@@ -170,7 +170,7 @@ def _quantized(attack: str) -> Callable[[Situation], list[CellSpec] | str]:
     def plan(now: Situation) -> list[CellSpec] | str:
         if not now.case.facts.get("quantizers"):
             return "the model has no activation quantizer with a surrogate gradient"
-        return _attack(attack, "all" if attack != "artq:shadow" else "as-is")(now)
+        return _attack(attack, "all" if attack != "artq:full-precision" else "as-is")(now)
 
     return plan
 
@@ -229,10 +229,10 @@ STEPS: tuple[DiagnosisStep, ...] = (
     ),
     DiagnosisStep(id="surrogates", level=2, title="surrogate gradients", plan=_surrogates, cost=60),
     DiagnosisStep(
-        id="shadow",
+        id="full-precision",
         level=2,
         title="the full-precision shadow, then on from there",
-        plan=_quantized("artq:shadow"),
+        plan=_quantized("artq:full-precision"),
         cost=40,
     ),
     DiagnosisStep(id="averaging", level=2, title="the mean over draws", plan=_averaging, cost=200),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -23,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.attacks.catalogue import ATTACKS, current_id
 from art_qplugins.data import DATASETS
 from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, did_you_mean
@@ -52,6 +53,7 @@ Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False
 Bits = Annotated[int, Field(ge=1, le=16)]
 # Names end up in file names and in ids.
 Name = Annotated[str, Field(min_length=1, max_length=80)]
+AttackId = Annotated[str, AfterValidator(current_id)]
 
 #: Options of attacks that count something: none of it is no attack.
 _COUNTS = ("max_iter", "n_queries", "eot_iter", "nb_restarts")
@@ -86,7 +88,7 @@ class ThreatSettings(Settings):
 class ClaimSettings(Settings):
     """The number under test: what this attack leaves at this eps. The diagnostics try to refute it."""
 
-    attack: str
+    attack: AttackId
     eps: Eps
 
 
@@ -143,7 +145,7 @@ class ModelSettings(Settings):
 class AttackSettings(Settings):
     """One attack on every model (or on ``models``), at every eps (or at ``eps``), crafted on the model or on ``source``."""
 
-    id: str
+    id: AttackId
     options: dict[str, Any] = {}
     source: str | None = None
     models: list[str] | None = None
@@ -154,7 +156,7 @@ class AttackSettings(Settings):
 class TransferSettings(Settings):
     """One attack crafted on each of ``models`` (or on all) and put to every other one, and to the one itself."""
 
-    attack: str
+    attack: AttackId
     options: dict[str, Any] = {}
     models: list[str] | None = None
     eps: list[Eps] | None = None

@@ -12,20 +12,17 @@ import torch
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
-from art_qplugins.attacks.adaptive.attacks import _checkpoints, _needed_draws, _Run
+from art_qplugins.attacks.adaptive.attacks import needed_draws
+from art_qplugins.attacks.adaptive.auto_pgd import checkpoints
+from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
+from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits, quantized_activations
+from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.attacks.adaptive.scalings import hessian_scales, jacobian_scales
 from art_qplugins.attacks.craft import craft
-from art_qplugins.attacks.views import (
-    LogitScale,
-    Smoothed,
-    StraightThroughSteps,
-    logit_margin,
-    other_bits,
-    quantized_activations,
-    shadow,
-)
+from art_qplugins.attacks.views import LogitScale
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import check_legal, judge
+from art_qplugins.gradients.fidelity import logit_margin
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import QuantReLU, quantize
 from art_qplugins.quantizers.surrogate import Surrogate
@@ -59,6 +56,13 @@ class Rounded(nn.Module):
 
     def forward(self, x):
         return torch.round(x * self.levels) / self.levels
+
+
+class Signs(nn.Module):
+    """Two levels in each pixel, and no gradient."""
+
+    def forward(self, x):
+        return torch.sign(x - 0.5)
 
 
 class Fake(nn.Module):
@@ -208,7 +212,7 @@ def test_an_image_of_a_random_network_is_never_done():
 
 
 def test_checkpoints_are_those_of_the_paper():
-    assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
 def test_the_start_is_used():
@@ -249,7 +253,12 @@ def test_multi_targeted_is_no_weaker_than_autoattacks_targeted_part(fp32, digits
 # --- Gradients that lead nowhere
 
 
-ROUGH = [("artq:surrogates", {}), ("artq:surrogates", {"kinds": ["revived"]}), ("artq:shadow", {}), ("artq:joint", {})]
+ROUGH = [
+    ("artq:surrogates", {}),
+    ("artq:surrogates", {"kinds": ["repaired"]}),
+    ("artq:full-precision", {}),
+    ("artq:joint", {}),
+]
 
 
 @pytest.mark.parametrize(("name", "options"), ROUGH)
@@ -261,6 +270,19 @@ def test_a_rounding_input_is_broken_by_what_looks_behind_it_and_by_nothing_else(
     assert (margin(model, plain.x_adv, y) > 0).float().mean() > 0.7
     behind = craft(estimator(model, 10), name, x, y, threat=threat, options=options)
     assert (margin(model, behind.x_adv, y) < 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("old", "kind"),
+    [("revived", "repaired"), ("straight", "repaired-straight-through"), ("clipped", "clipped-sign")],
+)
+def test_an_old_name_of_a_repaired_gradient_works_with_a_warning(old, kind):
+    model, x, y = linear(10, [Signs()])
+    settings = {"threat": Threat("Linf", 0.1), "seed": 3}
+    plain = craft(estimator(model, 10), "artq:surrogates", x, y, options={"kinds": [kind]}, **settings)
+    with pytest.warns(FutureWarning, match=f"'{old}' is called '{kind}' now"):
+        named = craft(estimator(model, 10), "artq:surrogates", x, y, options={"kinds": [old]}, **settings)
+    assert torch.equal(plain.x_adv, named.x_adv) and not torch.equal(plain.x_adv, x)
 
 
 class Shattered(nn.Module):
@@ -293,11 +315,11 @@ def test_a_shattered_gradient_is_smoothed_away():
     assert broken["smoothed"] >= broken["as-is"]
 
 
-def test_the_shadow_is_the_function_that_the_quantizers_round():
+def test_the_full_precision_twin_is_the_function_that_the_quantizers_round():
     x = torch.linspace(-1, 3, 64).view(1, 1, 8, 8)
     for quantizer, top in ((QuantReLU(2, 2.0), 2.0), (Fake(None), 1.5), (Fake(1), 1.5), (Rounded(3), math.inf)):
         before = quantizer(x)
-        with shadow(quantizer, x):
+        with full_precision(quantizer, x):
             assert torch.allclose(quantizer(x), x if top == math.inf else x.clamp(0, top))
             assert set((x / 9).sign().unique().tolist()) == {-1.0, 1.0}, "an attack's steps are signs, as ever"
         assert torch.equal(quantizer(x), before)
@@ -321,12 +343,12 @@ def test_a_sign_passes_back_the_slope_of_the_clip_that_binary_networks_are_train
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0])
-def test_the_shadow_of_a_random_layer_is_its_mean(alpha):
+def test_the_full_precision_twin_of_a_random_layer_is_its_mean(alpha):
     net = quantize(nn.Sequential(nn.Identity(), nn.ReLU()), activation_bits=2, alpha=alpha, clip=2.0)
     x = torch.linspace(0, 2, 64).view(1, 1, 8, 8)
     with torch.no_grad():
         mean = torch.stack([net(x) for _ in range(3000)]).mean(0)
-        with shadow(net, x):
+        with full_precision(net, x):
             torch.testing.assert_close(net(x), mean, atol=0.05, rtol=0)
 
 
@@ -363,8 +385,8 @@ def test_draws_grow_until_their_mean_gradient_agrees_with_itself():
     # Noise of x (1 + s r) on the gradient w (1 + s r): the cosine of two means of m is about 1 / (1 + s^2 / m).
     for spread, expected in ((0.3, 1), (2.0, 8), (3.0, 16)):
         model, x, y = random_weights(spread)
-        run = _Run("artq:eot", model, x, y, Threat("Linf", 0.1), 40, 0, 5, None, True)
-        assert _needed_draws(run) == expected
+        settings = {"name": "artq:eot", "threat": Threat("Linf", 0.1), "batch_size": 40, "seed": 0, "max_iter": 5}
+        assert needed_draws(AttackRun(module=model, x=x, y=y, random=True, **settings)) == expected
 
 
 # --- Scalings
@@ -469,7 +491,7 @@ def test_all_is_as_before_also_after_a_failure_at_any_time(name, calls):
 def test_a_forward_that_was_the_users_own_comes_back():
     layer = QuantReLU(2, 1.0)
     layer.forward = own = lambda x: x * 2
-    with shadow(nn.Sequential(layer), torch.zeros(1, 1, 2, 2)):
+    with full_precision(nn.Sequential(layer), torch.zeros(1, 1, 2, 2)):
         assert layer.forward is not own
     assert layer.forward is own
 
@@ -490,7 +512,7 @@ def test_a_random_network_and_its_copy_are_attacked_alike(stochastic, digits):
 @pytest.mark.parametrize(
     ("name", "options", "parts"),
     [
-        ("artq:shadow", {}, ["Sequential has no quantized activation", "artq:apgd-margin"]),
+        ("artq:full-precision", {}, ["Sequential has no quantized activation", "artq:apgd-margin"]),
         ("artq:joint", {}, ["no quantized activation"]),
         ("artq:bits", {}, ["no bit width to change"]),
         ("artq:bits", {"bits": []}, ["bits is empty"]),
@@ -500,7 +522,7 @@ def test_a_random_network_and_its_copy_are_attacked_alike(stochastic, digits):
         ("artq:apgd-margin", {"max_iter": 0}, ["max_iter is 0"]),
         ("artq:multi-targeted", {"targets": 0}, ["targets is 0"]),
         ("artq:rescaled", {"scaling": "jacobi"}, ["'jacobi'", "did you mean 'jacobian'"]),
-        ("artq:surrogates", {"kinds": ["revive"]}, ["'revive'", "revived"]),
+        ("artq:surrogates", {"kinds": ["repair"]}, ["'repair'", "'repaired'"]),
         ("artq:surrogates", {"kinds": ["tanh"]}, ["'tanh', which does not apply", "as-is"]),
     ],
 )

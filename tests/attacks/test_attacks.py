@@ -12,9 +12,10 @@ from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
 from art_qplugins.attacks.craft import craft
-from art_qplugins.attacks.views import LogitScale, MarginLoss, logit_margin, median_gap
+from art_qplugins.attacks.views import LogitScale, MarginLoss, median_gap
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import check_legal
+from art_qplugins.gradients.fidelity import logit_margin
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
 
@@ -34,7 +35,7 @@ def cheap(name):
 
 
 #: Attacks that need something to undo.
-QUANTIZED = ("artq:shadow", "artq:bits", "artq:joint")
+QUANTIZED = ("artq:full-precision", "artq:bits", "artq:joint")
 
 
 def network(stochastic=False, quantized=False):

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat, plugins
-from art_qplugins.attacks.catalogue import LIBRARIES, Attack, Library
+from art_qplugins.attacks.catalogue import LIBRARIES, Attack, Library, current_id
 from art_qplugins.attacks.catalogue.row import attack_of
 from art_qplugins.attacks.craft import craft
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cell import CellSpec, cell_id
+from art_qplugins.recipes.schema import Recipe
 from art_qplugins.registry import Entry
 
 EXTRA = Library(
@@ -71,7 +72,8 @@ def test_a_library_is_an_entry_and_says_what_its_attacks_share(name):
     assert isinstance(row, Entry) and row.name == name and row.help
     assert callable(row.load()) and row.package and row.plugin is None
     attacks = [a for a in ATTACKS.values() if a.library is row]
-    assert attacks and all(a.name.split(":")[0] == name and a.load() == row.load() for a in attacks)
+    assert attacks and all(a.name.split(":")[0] == name and callable(a.load()) for a in attacks)
+    assert all(a.load() == row.load() for a in attacks if not a.target)
 
 
 def test_every_attack_is_of_a_known_library():
@@ -121,3 +123,30 @@ def test_a_start_is_refused_by_attacks_that_choose_their_own():
     for name in ("art:pgd", "artq:pgd-margin", "autoattack:apgd-ce"):
         with pytest.raises(InputError, match=f"^{name} chooses its own start"):
             craft(estimator, name, x, y, threat=Threat("Linf", 0.1), start=x)
+
+
+# --- Names of earlier versions
+
+
+def test_an_old_id_works_with_a_warning_and_records_get_todays():
+    with pytest.warns(FutureWarning, match="attack 'artq:shadow' is called 'artq:full-precision' now"):
+        assert current_id("artq:shadow") == "artq:full-precision"
+    with pytest.warns(FutureWarning, match="artq:shadow"):
+        assert ATTACKS["artq:shadow"] is ATTACKS["artq:full-precision"]
+    assert "artq:shadow" not in ATTACKS
+    assert current_id("art:pgd") == "art:pgd" and current_id("no:such") == "no:such"
+
+
+def test_a_recipe_with_an_old_id_is_a_recipe_with_todays():
+    recipe = {
+        "name": "old",
+        "data": {"name": "digits"},
+        "threat": {"eps": [0.1]},
+        "claim": {"attack": "artq:shadow", "eps": 0.1},
+        "models": [{"name": name, "quantize": {"activation_bits": 2}} for name in "ab"],
+        "attacks": [{"id": "artq:shadow"}],
+        "transfer": {"attack": "artq:shadow"},
+    }
+    with pytest.warns(FutureWarning, match="artq:shadow"):
+        settings = Recipe.model_validate(recipe)
+    assert settings.attacks[0].id == settings.claim.attack == settings.transfer.attack == "artq:full-precision"

@@ -136,7 +136,7 @@ def blank(outcome):
 #: Along the model's gradient, along others, along means, without any; of one step, of several libraries.
 KINDS = (
     *("art:fgsm", "art:mifgsm", "torchattacks:pgd", "autoattack:standard", "artq:multi-targeted", "artq:rescaled"),
-    *("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint", "artq:eot", "torchattacks:eotpgd"),
+    *("artq:surrogates", "artq:full-precision", "artq:bits", "artq:joint", "artq:eot", "torchattacks:eotpgd"),
     *("autoattack:square", "art:square"),
 )
 

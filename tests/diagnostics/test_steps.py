@@ -154,7 +154,7 @@ AS_IS = [*FIRST, "doubling", "restart", "targeted"]
 COMPARED = {
     **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "unbounded"], ("claim",)),
     **dict.fromkeys(["doubling", "restart"], FIRST),
-    **dict.fromkeys(["targeted", "surrogates", "shadow", "averaging", "transfer", "search"], AS_IS),
+    **dict.fromkeys(["targeted", "surrogates", "full-precision", "averaging", "transfer", "search"], AS_IS),
 }
 NO_NUMBER = {"unbounded", "binarization"}
 
@@ -282,7 +282,7 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
         "cross-entropy": "the claim is made by this attack",
         "scale": "3 apart",
         "surrogates": "faithful",
-        "shadow": "no activation quantizer",
+        "full-precision": "no activation quantizer",
         "averaging": "not random",
         "transfer": "no other deterministic model",
         "rescaled": "nothing to undo",

@@ -6,6 +6,8 @@ times fewer iterations) and are therefore not offered under those names.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from art_qplugins.attacks.catalogue import (
     art_black_box,
     art_refused,
@@ -19,7 +21,10 @@ from art_qplugins.attacks.catalogue.libraries import LIBRARIES, Library
 from art_qplugins.attacks.catalogue.row import Attack
 from art_qplugins.registry import Registry
 
-__all__ = ["ATTACKS", "LIBRARIES", "Attack", "Library"]
+__all__ = ["ATTACKS", "LIBRARIES", "OLD_IDS", "Attack", "Library", "current_id"]
+
+#: Today's ids by those that attacks had before version 0.2.
+OLD_IDS: Mapping[str, str] = {"artq:shadow": "artq:full-precision"}
 
 ATTACKS: Registry[Attack] = Registry(
     "attack",
@@ -34,4 +39,10 @@ ATTACKS: Registry[Attack] = Registry(
     ],
     group="art_qplugins.attacks",
     row=Attack,
+    deprecated=OLD_IDS,
 )
+
+
+def current_id(attack: str) -> str:
+    """``attack``, or today's id where it is an old one, with a warning. Whether there is such an attack is not asked."""
+    return ATTACKS[attack].name if attack in OLD_IDS else attack

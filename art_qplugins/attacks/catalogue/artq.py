@@ -10,13 +10,15 @@ from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of
 __all__ = ["ROWS"]
 
 _own = partial(attack_of, ARTQ)
+_ADAPTER = "art_qplugins.attacks.adapters.artq"
 
 ROWS: list[Attack] = [
     _own(
         "pgd-margin",
-        "pgd_margin",
+        "ProjectedGradientDescentPyTorch",
         "PGD on the logit margin, which no scale of the logits can saturate",
         {**ITERATIVE, "num_random_init": 1},
+        target=f"{_ADAPTER}:pgd_margin",
         scale_free=True,
         cost=(20, 22),
     ),
@@ -32,7 +34,7 @@ ROWS: list[Attack] = [
     _own(
         "multi-targeted",
         "multi_targeted",
-        "Auto-PGD towards each of the nearest classes in turn, on the images that still stand",
+        "Auto-PGD towards each of the nearest classes in turn, on the images that are not broken yet",
         {"max_iter": 20, "targets": 9},
         scale_free=True,
         targeted=True,
@@ -59,9 +61,9 @@ ROWS: list[Attack] = [
         cost=(231, 270),
     ),
     _own(
-        "shadow",
-        "shadow",
-        "Auto-PGD on the full-precision shadow of a quantized model, then from there on the model itself",
+        "full-precision",
+        "full_precision",
+        "Auto-PGD on the full-precision twin of a quantized model, then from there on the model itself",
         {"max_iter": 20},
         quantized=True,
         gradient="repaired",
@@ -83,7 +85,7 @@ ROWS: list[Attack] = [
     _own(
         "joint",
         "joint",
-        "Auto-PGD on weight times the model's loss plus the rest times its full-precision shadow's",
+        "Auto-PGD on weight times the model's loss plus the rest times its full-precision twin's",
         {"max_iter": 20, "weights": [0.5]},
         quantized=True,
         gradient="repaired",
@@ -107,6 +109,7 @@ ROWS: list[Attack] = [
         "clean",
         "no attack: the image as it is; its cell measures the gradients of the model within this radius",
         {"radius": 0.0, "directions": 20},
+        target=f"{_ADAPTER}:clean",
         needs="nothing",
         norms=("Linf", "L2", "L1", "L0"),
         cost=(0, 0),
