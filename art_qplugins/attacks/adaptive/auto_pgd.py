@@ -54,7 +54,7 @@ def auto_pgd(
         if not len(state.rows):
             break
         state.move(threat, 1.0 if step == 1 else _MOMENTUM)
-        answer = objective(state.point, state.rows, step=step, slope=step < max_iter)
+        answer = objective(state.point, state.rows, step=step, backward=step < max_iter)
         state.update(answer)
         mask = active(answer)
         if step in halvings:
