@@ -44,5 +44,5 @@ ATTACKS: Registry[Attack] = Registry(
 
 
 def current_id(attack: str) -> str:
-    """``attack``, or today's id where it is an old one, with a warning. Whether there is such an attack is not asked."""
+    """``attack``, or today's id where it is an old one, with a warning. The attack need not exist."""
     return ATTACKS[attack].name if attack in OLD_IDS else attack

@@ -25,7 +25,7 @@ class Attack(Entry):
     :ivar upstream: what the adapter runs in its library; several names, one for each of ``norms``, where each norm has
         its own.
     :ivar norms: the norms whose budget it keeps to. None for an attack that is ``refused``.
-    :ivar needs: what it asks of a model: gradients, scores (logits), decisions (the class alone), or nothing.
+    :ivar needs: what it needs of a model: gradients, scores (logits), decisions (the class alone), or nothing.
     :ivar models: the models that it is for.
     :ivar needs_classes: the least number of classes. An attack that is written for one exact number checks it itself.
     :ivar one_step: it takes one step along one gradient.
@@ -87,6 +87,7 @@ class Attack(Entry):
 
     @property
     def knowledge(self) -> Literal["white-box", "black-box"]:
+        """What an attacker has to know of the model."""
         return "white-box" if self.needs == "gradients" else "black-box"
 
     @property
@@ -102,6 +103,7 @@ class Attack(Entry):
         return "mean" if calls > 1 else "own"
 
     def upstream_for(self, norm: str) -> str:
+        """The name that the adapter runs for this norm."""
         names = self.upstream.split()
         return names[0] if len(names) == 1 else names[self.norms.index(norm)]
 
@@ -141,7 +143,7 @@ class Attack(Entry):
     def require_classes(self, nb_classes: int) -> None:
         """:raises InputError: where a model has too few classes."""
         if nb_classes < self.needs_classes:
-            what = "its DLR loss needs" if self.needs == "gradients" else "it needs"
+            what = "its DLR loss needs" if self.scale_free else "it needs"
             raise InputError(
                 f"{self.name}: {what} {self.needs_classes} classes and the model has {nb_classes}; "
                 "use autoattack:apgd-ce, autoattack:fab-t and autoattack:square"
