@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from catalogue_nets import COLOUR, LIBRARY_WARNINGS, USABLE
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
@@ -13,25 +14,17 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.quantizers import QuantReLU
 
 pytestmark = [
-    # What the libraries do themselves under NumPy 2 and SciPy 1.17.
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:torchattacks"),
-    pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning:foolbox"),
-    pytest.mark.filterwarnings("ignore:At the first initialisation the optimizer:UserWarning:foolbox"),
-    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning:eagerpy"),
+    *LIBRARY_WARNINGS,
     # AutoAttack's DLR with three classes.
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
 ]
 
-USABLE = {name: row for name, row in ATTACKS.items() if not row.refused}
 WHITE_BOX = {name: row for name, row in USABLE.items() if row.knowledge == "white-box"}
 SUITES = ("autoattack:standard", "autoattack:plus", "autoattack:rand")
 #: Half a minute each, or more.
 SLOW = ("art:cw-linf", "art:uap", "art:brendel-bethge", "foolbox:brendel-bethge")
 #: At its defaults, within a few pixels; it runs Carlini and Wagner's attack in L2.
 FINDS_NOTHING = ("art:cw-l0",)
-#: Written for three channels.
-COLOUR = ("torchattacks:tifgsm", "torchattacks:pifgsm", "torchattacks:pifgsmpp")
 #: Written for exactly ten classes.
 TEN_CLASSES = ("torchattacks:jsma",)
 EPS = {"Linf": 0.08, "L2": 0.6, "L1": 5.0, "L0": 10}
