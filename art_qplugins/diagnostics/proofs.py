@@ -12,7 +12,6 @@ from art_qplugins.diagnostics.records import (
     CONTROL,
     MATERIAL,
     ORDINARY,
-    SCALE_FREE,
     Indicator,
     Measurement,
     ModelRecords,
@@ -39,7 +38,7 @@ def _gap(case: ModelRecords, threshold: float) -> Measurement:
 
 
 def _scale(case: ModelRecords, threshold: float) -> Measurement:
-    if case.claimed.cell.attack in SCALE_FREE:
+    if ATTACKS[case.claimed.cell.attack].ignores_scale:
         return Measurement(
             False, None, "Does not apply: the claimed attack's loss does not change with the logits' scale."
         )

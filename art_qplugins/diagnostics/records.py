@@ -19,7 +19,6 @@ __all__ = [
     "CONTROL",
     "MATERIAL",
     "ORDINARY",
-    "SCALE_FREE",
     "Indicator",
     "Measurement",
     "ModelRecords",
@@ -34,39 +33,6 @@ MATERIAL = 0.02
 CONTROL = 0.04
 #: And for all attacks against an ordinary one: honest models of half A of the zoo stay below it.
 ORDINARY = 0.12
-#: Attacks that follow another gradient than the one that the model gives at one call: a repaired one, or a mean over draws.
-_REPAIRING = ("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint")
-_AVERAGING = ("artq:eot", "torchattacks:eotpgd")
-_TARGETED = (
-    "artq:multi-targeted",
-    "autoattack:apgd-t",
-    "autoattack:fab-t",
-    "autoattack:standard",
-    "autoattack:plus",
-)
-#: Suites with a loss that does not depend on the scale of the logits, and attacks that see no gradient.
-SCALE_FREE = (
-    "autoattack:standard",
-    "autoattack:plus",
-    "autoattack:rand",
-    "autoattack:apgd-dlr",
-    "autoattack:apgd-t",
-    "autoattack:fab",
-    "autoattack:fab-t",
-    "art:apgd-dlr",
-    "art:acg-dlr",
-    "art:reacg-dlr",
-    "artq:pgd-margin",
-    "artq:apgd-margin",
-    "artq:multi-targeted",
-    "artq:surrogates",
-    "artq:rescaled",
-    "artq:shadow",
-    "artq:bits",
-    "artq:joint",
-    "artq:eot",
-    *(name for name, attack in ATTACKS.items() if attack.knowledge == "black-box"),
-)
 
 
 @dataclass(frozen=True)
@@ -110,7 +76,7 @@ class ModelRecords:
         """White-box attacks along the gradient that the model gives, the claimed one first."""
         return [
             self.claimed,
-            *self.where(lambda o: _own(o) and _white(o) and o.cell.attack not in (*_REPAIRING, *_AVERAGING)),
+            *self.where(lambda o: _own(o) and _white(o) and _gradient(o) == "own"),
         ]
 
     @cached_property
@@ -131,7 +97,7 @@ class ModelRecords:
     @cached_property
     def targeted(self) -> list[Outcome]:
         """Attacks that aim at each class."""
-        return [o for o in self.as_is if o.cell.attack in _TARGETED]
+        return [o for o in self.as_is if ATTACKS[o.cell.attack].targeted]
 
     @cached_property
     def first(self) -> list[Outcome]:
@@ -148,18 +114,17 @@ class ModelRecords:
     @cached_property
     def repaired(self) -> list[Outcome]:
         """White-box attacks along another gradient than the one that the model gives."""
-        return self.where(lambda o: _own(o) and o.cell.attack in _REPAIRING)
+        return self.where(lambda o: _own(o) and _gradient(o) == "repaired")
 
     @cached_property
     def averaged(self) -> list[Outcome]:
         """Attacks along a mean over draws."""
-        return self.where(lambda o: _own(o) and o.cell.attack in _AVERAGING)
+        return self.where(lambda o: _own(o) and _gradient(o) == "mean")
 
     @property
     def claim_averages(self) -> bool:
         """Whether the claimed attack follows a mean over draws, beyond what the model itself averages."""
-        cell = self.claimed.cell
-        return cell.attack in (*_AVERAGING, "autoattack:rand") or cell.params.get("eot_iter", 1) > 1
+        return _gradient(self.claimed) == "mean"
 
     @cached_property
     def black_box(self) -> list[Outcome]:
@@ -204,6 +169,11 @@ def _again(o: Outcome) -> bool:
 
 def _own(o: Outcome) -> bool:
     return o.cell.source == o.cell.model
+
+
+def _gradient(o: Outcome) -> str:
+    """The gradient that its attack follows: "own", "repaired" or "mean"."""
+    return ATTACKS[o.cell.attack].follows(o.cell.params)
 
 
 def _white(o: Outcome) -> bool:

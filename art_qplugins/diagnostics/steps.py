@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.proofs import LARGE_GAP
-from art_qplugins.diagnostics.records import SCALE_FREE, ModelRecords, records_of
+from art_qplugins.diagnostics.records import ModelRecords, records_of
 from art_qplugins.diagnostics.verdict import verdict_of
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.outcome import Outcome
@@ -115,7 +115,7 @@ def _attack(attack: str, against: str, **options: object) -> Callable[[Situation
 
     def plan(now: Situation) -> list[CellSpec] | str:
         rows = now.left_by({"claim": [now.case.claimed], "as-is": now.case.as_is, "all": now.case.legal}[against])
-        start = now.nearest() if against == "all" and attack.startswith("artq:") else ()
+        start = now.nearest() if against == "all" and ATTACKS[attack].takes_start else ()
         return _on(now, attack, rows, {"options": options, "start": start})
 
     return plan
@@ -128,7 +128,7 @@ def _cross_entropy(now: Situation) -> list[CellSpec] | str:
 
 
 def _scale(now: Situation) -> list[CellSpec] | str:
-    if now.claim.attack in SCALE_FREE:
+    if ATTACKS[now.claim.attack].ignores_scale:
         return "the claimed attack's loss does not change with the logits' scale"
     if now.case.gap <= LARGE_GAP:
         return f"the two largest logits are {now.case.gap:.3g} apart: nothing to undo"
@@ -170,7 +170,7 @@ def _quantized(attack: str) -> Callable[[Situation], list[CellSpec] | str]:
     def plan(now: Situation) -> list[CellSpec] | str:
         if not now.case.facts.get("quantizers"):
             return "the model has no activation quantizer with a surrogate gradient"
-        return _attack(attack, "all" if attack != "artq:shadow" else "as-is")(now)
+        return _attack(attack, "all" if attack != "artq:full-precision" else "as-is")(now)
 
     return plan
 
@@ -202,8 +202,8 @@ def _rescaled(now: Situation) -> list[CellSpec] | str:
 
 
 def _binarization(now: Situation) -> list[CellSpec] | str:
-    if now.claim.attack.startswith("autoattack:"):
-        return "AutoAttack's losses need more than two classes"
+    if ATTACKS[now.claim.attack].needs_classes > 2:
+        return "the claimed attack needs more than two classes"
     rows = np.flatnonzero(now.case.right)[:_TESTED]
     if not len(rows):
         return "no image is answered correctly"
@@ -229,10 +229,10 @@ STEPS: tuple[DiagnosisStep, ...] = (
     ),
     DiagnosisStep(id="surrogates", level=2, title="surrogate gradients", plan=_surrogates, cost=60),
     DiagnosisStep(
-        id="shadow",
+        id="full-precision",
         level=2,
         title="the full-precision shadow, then on from there",
-        plan=_quantized("artq:shadow"),
+        plan=_quantized("artq:full-precision"),
         cost=40,
     ),
     DiagnosisStep(id="averaging", level=2, title="the mean over draws", plan=_averaging, cost=200),
