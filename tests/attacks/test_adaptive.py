@@ -21,7 +21,7 @@ from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.views import LogitScale
 from art_qplugins.evaluation.score import score
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import activation_quantizers, QuantReLU
+from art_qplugins.quantizers import QuantReLU, activation_quantizers
 from art_qplugins.quantizers.surrogates import Surrogate
 
 # --- Random networks

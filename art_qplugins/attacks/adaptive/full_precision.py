@@ -87,4 +87,3 @@ def _rounded(x: Tensor, *, low: Any, high: Any, num_bits: int) -> Tensor:
     clipped = x.clamp(low, high)
     step = (high - low) / (2**num_bits - 1)
     return straight_through(low + step * ((clipped - low) / step).round(), clipped)
-
