@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["GROUPS", "Broken", "Plugin", "broken", "entries", "loaded", "refuse", "unknown_groups", "version"]
+__all__ = ["GROUPS", "Broken", "Plugin", "broken", "entries", "refuse", "unknown_groups", "version"]
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,6 @@ class Broken:
 
 
 _broken: list[Broken] = []
-_loaded: set[Plugin] = set()
 R = TypeVar("R")
 
 
@@ -79,7 +78,6 @@ def entries(group: str, row: type[R]) -> Iterator[tuple[Plugin, R]]:
         rows: list[Any] = list(made) if isinstance(made, (list, tuple)) else [made]
         for one in rows:
             if isinstance(one, row):
-                _loaded.add(plugin)
                 yield plugin, one
             else:
                 reason = (
@@ -91,11 +89,6 @@ def entries(group: str, row: type[R]) -> Iterator[tuple[Plugin, R]]:
 def refuse(plugin: Plugin, reason: str) -> None:
     """Keep aside what a registry cannot take."""
     _set_aside(Broken(plugin, "", "", reason))
-
-
-def loaded() -> dict[str, str]:
-    """Versions of the packages that have added something so far, by name."""
-    return {plugin.package: plugin.version for plugin in sorted(_loaded)}
 
 
 def version(package: str) -> str | None:

@@ -422,12 +422,12 @@ def test_train_stops_at_the_checkpoints(artq):
 
 
 def test_a_failed_cell_makes_the_exit_status_1(artq, monkeypatch):
-    from art_qplugins.attacks.adaptive import attacks as adaptive
+    from art_qplugins.attacks.adapters import artq as adapter
 
     def broken(*args, **settings):
         raise RuntimeError("no such luck")
 
-    monkeypatch.setattr(adaptive, "run", broken)
+    monkeypatch.setattr(adapter, "run", broken)
     status, out, err = artq("run", "small.toml", "--out", "out")
     failed = [c for c in json.loads(Path("out/results.json").read_text())["cells"] if c["status"] == "error"]
     assert failed and {c["attack"].split(":")[0] for c in failed} == {"artq"}

@@ -59,7 +59,7 @@ SUITES: Registry[Suite] = Registry(
             "artq:multi-targeted",
             "artq:rescaled",
             "artq:surrogates",
-            "artq:shadow",
+            "artq:full-precision",
             "artq:bits",
             "artq:joint",
             "artq:eot",

@@ -14,7 +14,7 @@ from art_qplugins.data.dataset import Dataset, Split
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.registry import Entry, Registry
 
-__all__ = ["DATASETS", "load"]
+__all__ = ["DATASETS", "entry_of", "load"]
 
 DATASETS: Registry[Entry] = Registry(
     "data set",
@@ -34,7 +34,17 @@ DATASETS: Registry[Entry] = Registry(
             ("npz:PATH", "npz:from_npz", "arrays x and y, or x_train, y_train, x_test and y_test"),
         )
     ],
+    group="art_qplugins.datasets",
 )
+
+
+def entry_of(name: str) -> Entry:
+    """The entry that loads a data set; ``"folder:PATH"`` for ``"folder:/images"``.
+
+    :raises InputError: where there is none.
+    """
+    pattern = f"{name.partition(':')[0]}:PATH"
+    return DATASETS[pattern if ":" in name and pattern in DATASETS else name]
 
 
 def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None, download: bool = False) -> Dataset:
@@ -48,7 +58,5 @@ def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None,
     """
     if split not in ("train", "test"):
         raise InputError(f"{name}: unknown split {split!r}{did_you_mean(split, ('train', 'test'))}")
-    pattern = f"{name.partition(':')[0]}:PATH"
-    entry = DATASETS[pattern if ":" in name and pattern in DATASETS else name]
-    source: Callable[..., Dataset] = entry.load()
+    source: Callable[..., Dataset] = entry_of(name).load()
     return source(name, split, root=Path(root).expanduser() if root else user_folder("ARTQ_DATA"), download=download)

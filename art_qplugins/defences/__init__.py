@@ -31,4 +31,5 @@ DEFENCES: Registry[Entry] = Registry(
             options={"weight": 1e-2},
         ),
     ],
+    group="art_qplugins.defences",
 )

@@ -17,41 +17,7 @@ from art_qplugins import metrics
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
 
-__all__ = ["SCALE_FREE", "ModelRecords", "records_of"]
-
-#: Attacks that follow another gradient than the one that the model gives at one call: a repaired one, or a mean over draws.
-_REPAIRING = ("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint")
-_AVERAGING = ("artq:eot", "torchattacks:eotpgd")
-_TARGETED = (
-    "artq:multi-targeted",
-    "autoattack:apgd-t",
-    "autoattack:fab-t",
-    "autoattack:standard",
-    "autoattack:plus",
-)
-#: Suites with a loss that does not depend on the scale of the logits, and attacks that see no gradient.
-SCALE_FREE = (
-    "autoattack:standard",
-    "autoattack:plus",
-    "autoattack:rand",
-    "autoattack:apgd-dlr",
-    "autoattack:apgd-t",
-    "autoattack:fab",
-    "autoattack:fab-t",
-    "art:apgd-dlr",
-    "art:acg-dlr",
-    "art:reacg-dlr",
-    "artq:pgd-margin",
-    "artq:apgd-margin",
-    "artq:multi-targeted",
-    "artq:surrogates",
-    "artq:rescaled",
-    "artq:shadow",
-    "artq:bits",
-    "artq:joint",
-    "artq:eot",
-    *(name for name, attack in ATTACKS.items() if attack.knowledge == "black-box"),
-)
+__all__ = ["ModelRecords", "records_of"]
 
 
 @dataclass(frozen=True)
@@ -99,10 +65,7 @@ class ModelRecords:
     @cached_property
     def as_is(self) -> list[Outcome]:
         """White-box attacks along the gradient that the model gives, the claimed one first."""
-        return [
-            self.claimed,
-            *self.where(lambda o: _own(o) and _white(o) and o.cell.attack not in (*_REPAIRING, *_AVERAGING)),
-        ]
+        return [self.claimed, *self.where(lambda o: _own(o) and _white(o) and _gradient(o) == "own")]
 
     @cached_property
     def reference(self) -> list[Outcome]:
@@ -122,7 +85,7 @@ class ModelRecords:
     @cached_property
     def targeted(self) -> list[Outcome]:
         """Attacks that aim at each class."""
-        return [o for o in self.as_is if o.cell.attack in _TARGETED]
+        return [o for o in self.as_is if ATTACKS[o.cell.attack].targeted]
 
     @cached_property
     def first(self) -> list[Outcome]:
@@ -139,18 +102,17 @@ class ModelRecords:
     @cached_property
     def repaired(self) -> list[Outcome]:
         """White-box attacks along another gradient than the one that the model gives."""
-        return self.where(lambda o: _own(o) and o.cell.attack in _REPAIRING)
+        return self.where(lambda o: _own(o) and _gradient(o) == "repaired")
 
     @cached_property
     def averaged(self) -> list[Outcome]:
         """Attacks along a mean over draws."""
-        return self.where(lambda o: _own(o) and o.cell.attack in _AVERAGING)
+        return self.where(lambda o: _own(o) and _gradient(o) == "mean")
 
     @property
     def claim_averages(self) -> bool:
         """Whether the claimed attack follows a mean over draws, beyond what the model itself averages."""
-        cell = self.claimed.cell
-        return cell.attack in (*_AVERAGING, "autoattack:rand") or cell.params.get("eot_iter", 1) > 1
+        return _gradient(self.claimed) == "mean"
 
     @cached_property
     def black_box(self) -> list[Outcome]:
@@ -212,6 +174,11 @@ def _on_margin(o: Outcome) -> bool:
 
 def _own(o: Outcome) -> bool:
     return o.cell.source == o.cell.model
+
+
+def _gradient(o: Outcome) -> str:
+    """The gradient that its attack follows: "own", "repaired" or "mean"."""
+    return ATTACKS[o.cell.attack].follows(o.cell.params)
 
 
 def _white(o: Outcome) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.indicator import Indicator, Measure, Measurement, percent
-from art_qplugins.diagnostics.model_records import SCALE_FREE, ModelRecords
+from art_qplugins.diagnostics.model_records import ModelRecords
 from art_qplugins.diagnostics.thresholds import CONTROL, LARGE_GAP, MATERIAL, ORDINARY
 from art_qplugins.evaluation.outcome import Outcome
 
@@ -43,7 +43,7 @@ def ordinary_attack_gap(records: ModelRecords, threshold: float) -> Measurement:
 
 
 def logit_scale(records: ModelRecords, threshold: float) -> Measurement:
-    if records.claimed.cell.attack in SCALE_FREE:
+    if ATTACKS[records.claimed.cell.attack].ignores_scale:
         return Measurement(
             False, None, "Does not apply: the claimed attack's loss does not change with the logits' scale."
         )

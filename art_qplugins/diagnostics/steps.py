@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.diagnostics.model_records import SCALE_FREE
 from art_qplugins.diagnostics.state import DiagnosisState
 from art_qplugins.diagnostics.thresholds import LARGE_GAP
 from art_qplugins.evaluation.cell import CellSpec
@@ -74,7 +73,7 @@ def _attack(attack: str, baseline: str, **options: object) -> _Planner:
     def plan(state: DiagnosisState) -> Plan:
         records = state.records
         rows = state.robust_images({"claim": [records.claimed], "as-is": records.as_is, "all": records.legal}[baseline])
-        start = state.start() if baseline == "all" and attack.startswith("artq:") else ()
+        start = state.start() if baseline == "all" and ATTACKS[attack].takes_start else ()
         return _on(state, attack, rows, {"options": options, "start": start})
 
     return plan
@@ -89,7 +88,7 @@ def _cross_entropy(state: DiagnosisState) -> Plan:
 
 def _scale(state: DiagnosisState) -> Plan:
     claim, gap = state.claim, state.records.logit_gap
-    if state.claim.attack in SCALE_FREE:
+    if ATTACKS[claim.attack].ignores_scale:
         return "the claimed attack's loss does not change with the logits' scale"
     if gap <= LARGE_GAP:
         return f"the two largest logits are {gap:.3g} apart: nothing to undo"
@@ -136,7 +135,7 @@ def _quantized(attack: str) -> _Planner:
     def plan(state: DiagnosisState) -> Plan:
         if not state.records.facts.get("quantizers"):
             return "the model has no activation quantizer with a surrogate gradient"
-        return _attack(attack, "all" if attack != "artq:shadow" else "as-is")(state)
+        return _attack(attack, "all" if attack != "artq:full-precision" else "as-is")(state)
 
     return plan
 
@@ -165,8 +164,8 @@ def _rescaled(state: DiagnosisState) -> Plan:
 
 def _binarization(state: DiagnosisState) -> Plan:
     claim, rows = state.claim, np.flatnonzero(state.records.correct)[:_TESTED]
-    if claim.attack.startswith("autoattack:"):
-        return "AutoAttack's losses need more than two classes"
+    if ATTACKS[claim.attack].needs_classes > 2:
+        return "the claimed attack needs more than two classes"
     if not len(rows):
         return "no image is answered correctly"
     return [state.cell(claim.attack, rows, options=claim.options, check="binarization")]
@@ -191,10 +190,10 @@ STEPS: tuple[DiagnosisStep, ...] = (
     ),
     DiagnosisStep(id="surrogates", level=2, title="surrogate gradients", plan=_surrogates, cost=60),
     DiagnosisStep(
-        id="shadow",
+        id="full-precision",
         level=2,
         title="the full-precision shadow, then on from there",
-        plan=_quantized("artq:shadow"),
+        plan=_quantized("artq:full-precision"),
         cost=40,
     ),
     DiagnosisStep(id="averaging", level=2, title="the mean over draws", plan=_averaging, cost=200),

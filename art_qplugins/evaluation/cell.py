@@ -19,13 +19,6 @@ from art_qplugins.files import safe_name, short_name
 
 __all__ = ["CellSpec", "Shard", "cell_id", "images_key"]
 
-_PACKAGES = {
-    "art": "adversarial-robustness-toolbox",
-    "torchattacks": "torchattacks",
-    "autoattack": "pyautoattack",
-    "artq": "adversarial-robustness-toolbox",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class CellSpec:
@@ -82,13 +75,17 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
     """
     # The role is not in it: the same cell counts for the recipe and for the diagnostics.
     answer = {k: v for k, v in asdict(spec).items() if k not in ("role", "model", "source")}
-    answer["options"] = ATTACKS[spec.attack].resolve(spec.options)
+    attack = ATTACKS[spec.attack]
+    answer["options"] = attack.resolve(spec.options)
     answer |= {"target": target, "source": source, "data": data, "batch_size": batch_size, "schema": SCHEMA_VERSION}
     answer |= {
         "version": __version__,
-        "library": _version(_PACKAGES[spec.attack.split(":")[0]]),
+        "library": None if attack.library is None else _version(attack.library.package),
         "torch": _version("torch"),
     }
+    plugins = [row.plugin for row in (attack, attack.library) if row is not None and row.plugin is not None]
+    if plugins:  # left out where there is none, so that the keys of this package's own attacks stay as they are
+        answer["plugins"] = [str(plugin) for plugin in plugins]
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
     where = "" if spec.source == spec.model else f".from-{short_name(spec.source)}"
     budget = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"

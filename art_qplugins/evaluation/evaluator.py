@@ -10,13 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from art_qplugins.data import Dataset
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier, check_inside
 from art_qplugins.evaluation.cell import CellSpec, Shard, cell_id
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.fingerprint import fingerprint
+from art_qplugins.plugins import Plugin
+from art_qplugins.recipes.packages import packages_of_model
+from art_qplugins.recipes.schema import Recipe
 
-__all__ = ["Evaluator"]
+__all__ = ["Evaluator", "evaluator_of"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Evaluator:
     :param x: (N, C, H, W) float32 in [0, 1]; ``y`` (N,) int64; ``ids`` names every image.
     :param batch_size: images that go through a network at a time; fewer where the memory does not suffice.
     :param shard: images that are crafted and scored in one piece, with seeds of their own; ``None`` for ``batch_size``.
+    :param packages: installed packages that have a part in a model, by its name. Their versions count.
     :ivar fingerprints: of each module as it is scored.
     :ivar attacked: of each estimator as an attack sees it, with its loss and bounds.
     :ivar data: of images, labels and their order.
@@ -37,6 +42,7 @@ class Evaluator:
     ids: Sequence[str]
     batch_size: int = 250
     shard: int | None = None
+    packages: Mapping[str, Sequence[Plugin]] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(init=False, repr=False)
     attacked: Mapping[str, str] = field(init=False, repr=False)
     data: str = field(init=False, repr=False)
@@ -45,6 +51,7 @@ class Evaluator:
         for name, estimator in self.estimators.items():
             check_inside(name, estimator)
         prints = {name: fingerprint(e.model) for name, e in self.estimators.items()}
+        prints |= {name: f"{prints[name]} {list(map(str, used))}" for name, used in self.packages.items() if used}
         attacked = {n: f"{prints[n]} {fingerprint(e._loss)} {e.clip_values}" for n, e in self.estimators.items()}
         digest = hashlib.sha256("\n".join(self.ids).encode())
         for part in (self.x, self.y):
@@ -90,3 +97,9 @@ class Evaluator:
                 if row in where and margins[where[row]] < lowest[i]:
                     start[i], lowest[i] = images[where[row]], margins[where[row]]
         return start
+
+
+def evaluator_of(recipe: Recipe, estimators: Mapping[str, QuantizedClassifier], images: Dataset) -> Evaluator:
+    """The evaluator of a recipe's models on these images."""
+    packages = {model.name: packages_of_model(recipe, model) for model in recipe.models}
+    return Evaluator(estimators, images.x(), images.y(), images.ids, recipe.batch_size, recipe.shard, packages)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ATTACKS", "INDICATORS", "upgrade"]
+from art_qplugins.attacks.catalogue import OLD_IDS
+
+__all__ = ["INDICATORS", "upgrade"]
 
 #: Indicators by the codes that they had before version 0.2.
 INDICATORS: Mapping[str, str] = {
@@ -48,7 +50,6 @@ INDICATORS: Mapping[str, str] = {
     "M9": "probabilities",
     "M10": "test-time-optimisation",
 }
-ATTACKS: Mapping[str, str] = {"artq:shadow": "artq:full-precision"}
 _STEPS: Mapping[str, str] = {"shadow": "full-precision"}
 _FACTS: Mapping[str, str] = {"guilty": "blocking", "suspects": "replaceable"}
 
@@ -76,8 +77,8 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
         renamed["findings"] = [_id(f, INDICATORS) for f in model["findings"]]
     if isinstance(model.get("steps"), list):
         renamed["steps"] = [_step(s) for s in model["steps"]]
-    if isinstance(claim := model.get("claim"), dict) and claim.get("attack") in ATTACKS:
-        renamed["claim"] = {**claim, "attack": ATTACKS[claim["attack"]]}
+    if isinstance(claim := model.get("claim"), dict) and claim.get("attack") in OLD_IDS:
+        renamed["claim"] = {**claim, "attack": OLD_IDS[claim["attack"]]}
     return renamed
 
 
@@ -97,7 +98,7 @@ def _id(row: Any, names: Mapping[str, str]) -> Any:
 def _cell(cell: dict[str, Any]) -> dict[str, Any]:
     renamed = dict(cell)
     if isinstance(cell.get("attack"), str):
-        renamed["attack"] = ATTACKS.get(cell["attack"], cell["attack"])
+        renamed["attack"] = OLD_IDS.get(cell["attack"], cell["attack"])
     if isinstance(cell.get("facts"), dict):
         renamed["facts"] = {_FACTS.get(key, key): value for key, value in cell["facts"].items()}
     return renamed

@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import json
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,13 +22,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from art_qplugins import plugins
 from art_qplugins.data import load
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.cell import Shard
-from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.worker import Attempt, attempt, failed
+from art_qplugins.plugins import Plugin, version
 from art_qplugins.recipes.build import build_estimators
+from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.schema import Recipe
 
 __all__ = ["GivenJob", "Job", "RayExecutor", "RecipeJob"]
@@ -68,14 +69,14 @@ class RecipeJob:
 
     :param recipe: every trained model with the absolute path of its checkpoint.
     :param checkpoints: SHA-256 by path; ``data`` that of the whole test split.
-    :param packages: packages that add to this one and their versions.
+    :param packages: those that the recipe uses beside this one.
     """
 
     recipe: Recipe
     checkpoints: Mapping[str, str]
     data: str
     data_root: str | None
-    packages: Mapping[str, str]
+    packages: Sequence[Plugin]
 
     @classmethod
     def of(
@@ -91,7 +92,7 @@ class RecipeJob:
         ]
         hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths.values()}
         where = None if root is None else str(Path(root).resolve())
-        return cls(recipe.model_copy(update={"models": models}), hashes, data, where, plugins.loaded())
+        return cls(recipe.model_copy(update={"models": models}), hashes, data, where, packages_of(recipe))
 
     @property
     def key(self) -> str:
@@ -109,15 +110,15 @@ class RecipeJob:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         estimators = build_estimators(self.recipe, data, Path(), device=device)
         used = data if self.recipe.data.limit is None else data.take(self.recipe.data.limit, seed=self.recipe.data.seed)
-        return Evaluator(estimators, used.x(), used.y(), used.ids, self.recipe.batch_size, self.recipe.shard)
+        return evaluator_of(self.recipe, estimators, used)
 
 
-def _check_packages(wanted: Mapping[str, str]) -> None:
-    """Packages that add to this one have to be there in the same version."""
-    for package, version in wanted.items():
-        if (found := plugins.version(package)) != version:
-            there = f"has {package} {found}" if found else f"lacks {package}"
-            raise InputError(f"{_here()}: {there}, and the run began with {version}; install the same everywhere")
+def _check_packages(wanted: Sequence[Plugin]) -> None:
+    """What a recipe uses beside this package has to be there in the same version."""
+    for plugin in wanted:
+        if (found := version(plugin.package)) != plugin.version:
+            there = f"has {plugin.package} {found}" if found else f"lacks {plugin.package}"
+            raise InputError(f"{_here()}: {there}, and the run began with {plugin}; install the same everywhere")
 
 
 def _here() -> str:

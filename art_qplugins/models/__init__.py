@@ -38,4 +38,5 @@ MODELS: Registry[Entry] = Registry(
             options={"width": 32},
         ),
     ],
+    group="art_qplugins.models",
 )

@@ -24,6 +24,7 @@ from art_qplugins.models import MODELS
 from art_qplugins.quantizers import QUANTIZERS, activation_quantizers, bake, quantize
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.recipes.factory import make_estimator
+from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 
 __all__ = ["build_estimators", "build_models", "describe", "estimator_for"]
@@ -207,6 +208,7 @@ def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping
     shaping = settings.model_dump(mode="json", exclude=_NOT_TRAINING)
     base = None if settings.base is None else fingerprint(models[settings.base])
     content = [shaping, base, data.sha256, _seed(recipe, settings), __version__, torch.__version__]
+    content += [str(plugin) for plugin in packages_of_model(recipe, settings)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

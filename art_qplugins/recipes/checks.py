@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from art_qplugins.attacks import ATTACKS
-from art_qplugins.data import DATASETS
+from art_qplugins.data import entry_of
 from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.models import MODELS
@@ -31,8 +31,8 @@ def at(where: str) -> Iterator[None]:
 
 def check_recipe(recipe: Recipe) -> None:
     """:raises InputError: in one line that names the place."""
-    if not recipe.data.given and not recipe.data.name.startswith(("folder:", "npz:")):
-        DATASETS[recipe.data.name]
+    if not recipe.data.given:
+        entry_of(recipe.data.name)
     names = [m.name for m in recipe.models]
     for i, model in enumerate(recipe.models):
         _check_model(model, names[:i])

@@ -11,6 +11,7 @@ from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,6 +22,7 @@ from pydantic import (
     model_serializer,
 )
 
+from art_qplugins.attacks.catalogue import current_id
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.quantizers.registry import switched_on
 
@@ -52,6 +54,7 @@ def _accuracy(value: Any) -> Any:
     return value
 
 
+AttackId = Annotated[str, AfterValidator(current_id)]
 Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 Bits = Annotated[int, Field(ge=1, le=16)]
 # Names end up in file names and in ids.
@@ -94,7 +97,7 @@ class ClaimSettings(Settings):
     :param accuracy: as claimed, in [0, 1], where it is another than what the attack leaves here.
     """
 
-    attack: str
+    attack: AttackId
     eps: Eps
     accuracy: Annotated[float, BeforeValidator(_accuracy)] | None = None
 
@@ -191,7 +194,7 @@ class ModelSettings(Settings):
 class AttackSettings(Settings):
     """One attack on every model (or on ``models``), at every eps (or at ``eps``), crafted on the model or on ``source``."""
 
-    id: str
+    id: AttackId
     options: dict[str, Any] = {}
     source: str | None = None
     models: list[str] | None = None
@@ -202,7 +205,7 @@ class AttackSettings(Settings):
 class TransferSettings(Settings):
     """One attack crafted on each of ``models`` (or on all) and put to every other one, and to the one itself."""
 
-    attack: str
+    attack: AttackId
     options: dict[str, Any] = {}
     models: list[str] | None = None
     eps: list[Eps] | None = None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from art_qplugins import plugins
 from art_qplugins.evaluation.records import Environment
+from art_qplugins.plugins import Plugin, version
 
 __all__ = ["environment"]
 
@@ -25,14 +26,17 @@ _PACKAGES = (
 )
 
 
-def environment(device: torch.device, threads: int | None = None) -> Environment:
-    """:param threads: of torch on the CPU; ``None`` for what torch has now."""
-    installed = {name: version for name in _PACKAGES if (version := plugins.version(name)) is not None}
+def environment(device: torch.device, threads: int | None = None, used: Iterable[Plugin] = ()) -> Environment:
+    """
+    :param threads: of torch on the CPU; ``None`` for what torch has now.
+    :param used: packages that add to this one and have a part in the run.
+    """
+    installed = {name: found for name in _PACKAGES if (found := version(name)) is not None}
     name = (
         torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads or torch.get_num_threads()} threads"
     )
     return Environment(
-        packages=installed | plugins.loaded(),
+        packages=installed | {plugin.package: plugin.version for plugin in used},
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         device=name,

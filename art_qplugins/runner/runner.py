@@ -15,13 +15,14 @@ import torch
 from art_qplugins.data import Dataset, load
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.executor import Executor, Serial
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Memory, Storage, Store
 from art_qplugins.evaluation.strategy import Attacks
 from art_qplugins.recipes.build import build_estimators
+from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.report import write_report
 from art_qplugins.runner.assess import assess_model
@@ -113,7 +114,7 @@ class Runner:
             attacks: Attacks | None = None
             try:
                 estimators = self._build(train or used, store)
-                evaluator = Evaluator(estimators, used.x(), used.y(), used.ids, recipe.batch_size, recipe.shard)
+                evaluator = evaluator_of(recipe, estimators, used)
                 with self._executor(evaluator, store, whole) as executor:
                     scheduler = Scheduler(evaluator, store, self.progress, executor, grid=recipe.grid)
                     models, cells = plan(recipe)
@@ -185,7 +186,7 @@ class Runner:
                 "classes": list(used.classes),
                 "shape": list(used.shape),
             },
-            environment=environment(_device(), self.recipe.threads),
+            environment=environment(_device(), self.recipe.threads, packages_of(self.recipe)),
             models=[],
             cells=[],
         )

@@ -76,7 +76,7 @@ def _list_attacks(attacks: Iterable[Entry], screen: Console) -> None:
         screen.print(facts, markup=False, soft_wrap=True)
         about = [row.help, *_options(row), *_package(row)]
         if row.missing() and not row.refused:
-            about.append(f"type: pip install {row.install}")
+            about.append(f"type: pip install {row.to_install()}")
         text = textwrap.wrap("; ".join(about), max(screen.width, 40), initial_indent="    ", subsequent_indent="    ")
         screen.print("\n".join(text), markup=False, soft_wrap=True)
     screen.print("\ngrads, fwds: gradients and forward passes for one image that stands, at the defaults.")

@@ -1,4 +1,4 @@
-"""The loop of our own and what it climbs: linear models whose worst case is known, and gradients that are planted wrong."""
+"""The adaptive attacks on random networks, rescaled logits, what they leave behind, and their errors."""
 
 from __future__ import annotations
 
@@ -9,334 +9,20 @@ import random
 import numpy as np
 import pytest
 import torch
+from adaptive_nets import OURS, SCALINGS, Noisy, estimator, linear, margin, worst_margin
 from torch import nn
 
-from art_qplugins import ATTACKS, InputError, Threat
-from art_qplugins.attacks.adaptive.attacks import _checkpoints, _needed_draws, _Run
+from art_qplugins import InputError, Threat
+from art_qplugins.attacks.adaptive.attacks import needed_draws
+from art_qplugins.attacks.adaptive.full_precision import full_precision
+from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.attacks.adaptive.scalings import hessian_scales, jacobian_scales
 from art_qplugins.attacks.craft import craft
-from art_qplugins.attacks.views import (
-    LogitScale,
-    Smoothed,
-    StraightThroughSteps,
-    logit_margin,
-    other_bits,
-    shadow,
-)
-from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.score import check_legal, score
+from art_qplugins.attacks.views import LogitScale
+from art_qplugins.evaluation.score import score
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import QuantReLU, activation_quantizers, quantize
+from art_qplugins.quantizers import QuantReLU, activation_quantizers
 from art_qplugins.quantizers.surrogates import Surrogate
-
-OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in ("artq:clean", "artq:pgd-margin")]
-DETERMINISTIC = [n for n in OURS if n != "artq:eot"]
-SCALINGS = ["per-image", "jacobian", "hessian"]
-
-
-def estimator(model, nb_classes, shape=(1, 8, 8)):
-    return QuantizedClassifier(model.eval(), nn.CrossEntropyLoss(), shape, nb_classes, device_type="cpu")
-
-
-class Fine(nn.Module):
-    """A clip at [0, 1], which images are in, that is written as a quantized activation of 16 bits."""
-
-    def __init__(self):
-        super().__init__()
-        self.activation = QuantReLU(16, clip=1.0)
-
-    def forward(self, x):
-        return self.activation(x)
-
-
-class Rounded(nn.Module):
-    """``levels`` + 1 levels in each pixel, and no gradient."""
-
-    def __init__(self, levels):
-        super().__init__()
-        self.levels = levels
-
-    def forward(self, x):
-        return torch.round(x * self.levels) / self.levels
-
-
-class Fake(nn.Module):
-    """PyTorch's fake quantization to 16 levels on [0, 1.5], with one scale in all or one for each channel."""
-
-    def __init__(self, axis):
-        super().__init__()
-        self.axis = axis
-
-    def forward(self, x):
-        if self.axis is None:
-            return torch.fake_quantize_per_tensor_affine(x, 0.1, 0, 0, 15)
-        scales, zeros = torch.full((x.shape[self.axis],), 0.1), torch.zeros(x.shape[self.axis], dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(x, scales, zeros, self.axis, 0, 15)
-
-
-class Noisy(nn.Module):
-    """Noise of its own on every pixel of every image, from torch's global generator; its mean is the pixel."""
-
-    def __init__(self, spread):
-        super().__init__()
-        self.spread = spread
-
-    def forward(self, x):
-        return x * (1 + self.spread * torch.randn_like(x))
-
-
-def linear(nb_classes, front=(), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    head = nn.Linear(64, nb_classes)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(nb_classes, 64, generator=generator))
-        head.bias.copy_(torch.randn(nb_classes, generator=generator) * 0.1)
-        x = torch.rand(40, 1, 8, 8, generator=generator) * 0.4 + 0.3
-        y = head(x.flatten(1)).argmax(1)
-    return nn.Sequential(*front, nn.Flatten(), head).eval(), x, y
-
-
-def worst_margin(model, x, y, threat):
-    """min over the ball of z_y - max_{j != y} z_j, where only the ball binds: each difference falls by a dual norm."""
-    head = model[-1]
-    with torch.no_grad():
-        logits = head(x.flatten(1))
-        dual = {"Linf": 1, "L2": 2}[threat.norm]
-        gaps = torch.linalg.vector_norm(head.weight[y][:, None] - head.weight[None], ord=dual, dim=2)
-    margins = logits.gather(1, y[:, None]) - logits - threat.eps * gaps
-    return margins.scatter(1, y[:, None], torch.inf).amin(1)
-
-
-def margin(model, x, y):
-    with torch.no_grad():
-        return logit_margin(model(x), y)
-
-
-# --- The loop
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [(n, {}) for n in OURS if n != "artq:rescaled"] + [("artq:rescaled", {"scaling": s}) for s in SCALINGS],
-)
-def test_each_attack_finds_the_worst_point_of_a_linear_model(name, options, norm):
-    front = {"artq:eot": [Noisy(0.05)]}.get(name, [Fine()])
-    model, x, y = linear(2, front)
-    threat = Threat(norm, {"Linf": 0.02, "L2": 0.12}[norm])
-    crafted = craft(estimator(model, 2), name, x, y, threat=threat, options=options)
-    check_legal(x, crafted.x_adv, threat)
-    worst = worst_margin(model, x, y, threat)
-    reached = margin(nn.Sequential(*model[1:]), crafted.x_adv, y)  # of the mean, where the model is random
-    assert 5 < int((worst < 0).sum()) < len(x) - 5
-    if name == "artq:eot":  # nothing leaves its loop
-        torch.testing.assert_close(reached, worst, atol=0.01, rtol=0)
-    else:
-        stands = worst > 1e-3
-        torch.testing.assert_close(reached[stands], worst[stands], atol=1e-3, rtol=0)
-        assert (margin(model, crafted.x_adv, y)[worst < -1e-3] < 0).all()
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_multi_targeted_breaks_all_that_can_be_broken_among_ten_classes(norm):
-    model, x, y = linear(10)
-    threat = Threat(norm, {"Linf": 0.06, "L2": 0.35}[norm])
-    worst = worst_margin(model, x, y, threat)
-    crafted = craft(estimator(model, 10), "artq:multi-targeted", x, y, threat=threat)
-    clear = worst.abs() > 1e-3
-    assert 5 < int((worst < 0).sum()) < len(x) - 5
-    assert torch.equal((margin(model, crafted.x_adv, y) < 0)[clear], (worst < 0)[clear])
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("name", OURS)
-def test_images_are_legal_where_the_box_binds_and_the_seed_fixes_them(name, norm):
-    front = {"artq:eot": [Noisy(0.3)]}.get(name, [QuantReLU(3, 1.0)])
-    model, _, _ = linear(10, front)
-    x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(2)).round()  # black and white
-    y = model(x).argmax(1)
-    threat = Threat(norm, {"Linf": 0.3, "L2": 2.0}[norm])
-    settings = {"threat": threat, "options": {"max_iter": 5}}
-    first, again = (craft(estimator(model, 10), name, x, y, **settings, seed=3).x_adv for _ in range(2))
-    other = craft(estimator(model, 10), name, x, y, **settings, seed=4).x_adv
-    check_legal(x, first, threat)
-    assert first.min() >= 0 and first.max() <= 1
-    assert torch.equal(first, again) and not torch.equal(first, other)
-
-
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_the_batch_size_does_not_matter(name):
-    model, x, y = linear(10, [QuantReLU(8, 1.0)])
-    settings = {"threat": Threat("Linf", 0.04), "options": {"max_iter": 6}}
-    whole = craft(estimator(model, 10), name, x, y, **settings, batch_size=40).x_adv
-    parts = craft(estimator(model, 10), name, x, y, **settings, batch_size=7).x_adv
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("name", ["artq:apgd-margin", "artq:multi-targeted"])
-@pytest.mark.parametrize("scale", [2.0**14, 2.0**-14])
-def test_no_scale_of_the_logits_changes_an_image(fp32, digits, name, scale):
-    x, y = digits[1].x()[:24], digits[1].y()[:24]
-    settings = {"threat": Threat("Linf", 0.1), "options": {"max_iter": 8}}
-    plain = craft(estimator(fp32, 10), name, x, y, **settings)
-    scaled = craft(estimator(LogitScale(fp32, 1 / scale), 10), name, x, y, **settings)
-    assert torch.equal(plain.x_adv, scaled.x_adv)
-    assert plain.backward_samples == scaled.backward_samples
-
-
-def test_an_image_that_is_broken_costs_nothing_more():
-    model, x, y = linear(2)
-    tried = 2 * 8  # to see that the model is not random
-    wrong = craft(estimator(model, 2), "artq:apgd-margin", x, 1 - y, threat=Threat("Linf", 1e-4))
-    assert (wrong.forward_samples, wrong.backward_samples) == (tried + 40, 40)  # each is asked once
-    assert (margin(model, wrong.x_adv, 1 - y) < 0).all()
-
-    safe = craft(estimator(model, 2), "artq:apgd-margin", x, y, threat=Threat("Linf", 1e-6), options={"max_iter": 7})
-    assert (margin(model, safe.x_adv, y) > 0).all()
-    assert (safe.forward_samples, safe.backward_samples) == (tried + 8 * 40, 7 * 40)
-
-    half = torch.where(torch.arange(40) < 20, y, 1 - y)
-    both = craft(estimator(model, 2), "artq:apgd-margin", x, half, threat=Threat("Linf", 1e-6), options={"max_iter": 7})
-    assert both.backward_samples == 7 * 20 + 20
-
-
-def test_an_image_of_a_random_network_is_never_done():
-    model, x, y = linear(2, [Noisy(0.01)])
-    crafted = craft(estimator(model, 2), "artq:apgd-margin", x, 1 - y, threat=Threat("Linf", 1e-4))
-    assert crafted.backward_samples == 20 * len(x)
-
-
-def test_checkpoints_are_those_of_the_paper():
-    assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
-
-
-def test_the_start_is_used():
-    model, x, y = linear(2, [Rounded(4)])  # no gradient: an attack cannot leave its start
-    start = (x + 0.015).clamp(0, 1)
-    for name in ("artq:apgd-margin", "artq:multi-targeted"):
-        crafted = craft_from(model, name, x, y, start)
-        assert torch.equal(crafted, start)
-
-
-def craft_from(model, name, x, y, start):
-    attack = ATTACKS[name]
-    with torch.random.fork_rng(devices=[]):
-        return attack.load()(
-            estimator(model, 2),
-            attack,
-            x,
-            y,
-            threat=Threat("Linf", 0.02),
-            options=attack.resolve({}),
-            batch_size=16,
-            seed=0,
-            start=start,
-        )
-
-
-def test_multi_targeted_is_no_weaker_than_autoattacks_targeted_part(fp32, digits):
-    test = digits[1].take(60, seed=0)
-    x, y, threat = test.x(), test.y(), Threat("Linf", 0.1)
-    ours = craft(estimator(fp32, 10), "artq:multi-targeted", x, y, threat=threat)
-    theirs = craft(estimator(fp32, 10), "autoattack:apgd-t", x, y, threat=threat)
-    standing = [score(fp32, c.x_adv, y, seed=0)["correct"].mean() for c in (ours, theirs)]
-    assert 0.1 < standing[1] < 0.9
-    assert standing[0] <= standing[1] + 1 / 60
-    assert ours.backward_samples < theirs.backward_samples / 4
-
-
-# --- Gradients that lead nowhere
-
-
-ROUGH = [("artq:surrogates", {}), ("artq:surrogates", {"kinds": ["revived"]}), ("artq:shadow", {}), ("artq:joint", {})]
-
-
-@pytest.mark.parametrize(("name", "options"), ROUGH)
-def test_a_rounding_input_is_broken_by_what_looks_behind_it_and_by_nothing_else(name, options):
-    model, x, y = linear(10, [Rounded(15)])
-    threat = Threat("Linf", 0.1)
-    assert (worst_margin(model, x, y, threat) < -1).all()
-    plain = craft(estimator(model, 10), "artq:apgd-margin", x, y, threat=threat)
-    assert (margin(model, plain.x_adv, y) > 0).float().mean() > 0.7
-    behind = craft(estimator(model, 10), name, x, y, threat=threat, options=options)
-    assert (margin(model, behind.x_adv, y) < 0).float().mean() > 0.9
-
-
-class Shattered(nn.Module):
-    """The identity with a ripple that is small in value and turns the gradient around in most places."""
-
-    def forward(self, x):
-        return x + 0.002 * torch.sin(2 * math.pi * x / 0.004)
-
-
-def test_a_shattered_gradient_is_smoothed_away():
-    model, x, y = linear(10, [Shattered()])
-    threat = Threat("Linf", 0.06)
-    near = nn.Sequential(*model[1:])
-    point = x[:1].clone().requires_grad_()
-    view = Smoothed(model, threat.eps / 4, pairs=32)
-    assert torch.equal(view(point), model(point))
-    cosines = []
-    for network in (near, model, view):
-        (slope,) = torch.autograd.grad(logit_margin(network(point), y[:1]).sum(), point)
-        cosines.append(slope.flatten())
-    true, rough, smooth = cosines
-    assert torch.cosine_similarity(smooth, true, 0) > torch.cosine_similarity(rough, true, 0) + 0.3
-    attacked = {
-        kind: craft(
-            estimator(model, 10), "artq:surrogates", x, y, threat=threat, options={"kinds": [kind], "max_iter": 10}
-        )
-        for kind in ("as-is", "smoothed")
-    }
-    broken = {kind: (margin(model, c.x_adv, y) < 0).float().mean() for kind, c in attacked.items()}
-    assert broken["smoothed"] >= broken["as-is"]
-
-
-def test_the_shadow_is_the_function_that_the_quantizers_round():
-    x = torch.linspace(-1, 3, 64).view(1, 1, 8, 8)
-    for quantizer, top in ((QuantReLU(2, 2.0), 2.0), (Fake(None), 1.5), (Fake(1), 1.5), (Rounded(3), math.inf)):
-        before = quantizer(x)
-        with shadow(quantizer, x):
-            assert torch.allclose(quantizer(x), x if top == math.inf else x.clamp(0, top))
-            assert set((x / 9).sign().unique().tolist()) == {-1.0, 1.0}, "an attack's steps are signs, as ever"
-        assert torch.equal(quantizer(x), before)
-        assert not torch.equal(before, x.clamp(0, 1.5))
-
-
-def test_a_sign_passes_back_the_slope_of_the_clip_that_binary_networks_are_trained_with():
-    x = torch.linspace(-2, 2, 16).view(1, 1, 4, 4).requires_grad_()
-    for step, slope in (
-        (torch.sign, (x.abs() <= 1).float()),
-        (torch.sgn, (x.abs() <= 1).float()),
-        (lambda z: z.round(), torch.ones_like(x)),
-        (lambda z: (z * 1).sign_(), torch.zeros_like(x)),
-        (torch.tanh, 1 - torch.tanh(x) ** 2),
-    ):
-        network = nn.Identity()
-        network.forward = step
-        answer = StraightThroughSteps(network)(x)
-        assert torch.equal(answer, step(x))
-        torch.testing.assert_close(torch.autograd.grad(answer.sum(), x)[0], slope.detach())
-
-
-@pytest.mark.parametrize("alpha", [1.5, 2.0])
-def test_the_shadow_of_a_random_layer_is_its_mean(alpha):
-    net = quantize(nn.Sequential(nn.Identity(), nn.ReLU()), activation_bits=2, alpha=alpha, clip=2.0)
-    x = torch.linspace(0, 2, 64).view(1, 1, 8, 8)
-    with torch.no_grad():
-        mean = torch.stack([net(x) for _ in range(3000)]).mean(0)
-        with shadow(net, x):
-            torch.testing.assert_close(net(x), mean, atol=0.05, rtol=0)
-
-
-def test_other_bits_round_the_same_range_to_other_levels():
-    net = nn.Sequential(QuantReLU(2, 1.5))
-    x = torch.linspace(-0.5, 2, 64).view(1, 1, 8, 8)
-    for bits in (1, 3, 8):
-        with other_bits(net, bits):
-            torch.testing.assert_close(net(x), QuantReLU(bits, 1.5)(x))
-    assert torch.equal(net(x), QuantReLU(2, 1.5)(x))
-
 
 # --- Random networks
 
@@ -362,8 +48,8 @@ def test_draws_grow_until_their_mean_gradient_agrees_with_itself():
     # Noise of x (1 + s r) on the gradient w (1 + s r): the cosine of two means of m is about 1 / (1 + s^2 / m).
     for spread, expected in ((0.3, 1), (2.0, 8), (3.0, 16)):
         model, x, y = random_weights(spread)
-        run = _Run("artq:eot", model, x, y, Threat("Linf", 0.1), 40, 0, 5, None, True)
-        assert _needed_draws(run) == expected
+        settings = {"name": "artq:eot", "threat": Threat("Linf", 0.1), "batch_size": 40, "seed": 0, "max_iter": 5}
+        assert needed_draws(AttackRun(module=model, x=x, y=y, random=True, **settings)) == expected
 
 
 # --- Scalings
@@ -468,7 +154,7 @@ def test_all_is_as_before_also_after_a_failure_at_any_time(name, calls):
 def test_a_forward_that_was_the_users_own_comes_back():
     layer = QuantReLU(2, 1.0)
     layer.forward = own = lambda x: x * 2
-    with shadow(nn.Sequential(layer), torch.zeros(1, 1, 2, 2)):
+    with full_precision(nn.Sequential(layer), torch.zeros(1, 1, 2, 2)):
         assert layer.forward is not own
     assert layer.forward is own
 
@@ -489,7 +175,7 @@ def test_a_random_network_and_its_copy_are_attacked_alike(stochastic, digits):
 @pytest.mark.parametrize(
     ("name", "options", "parts"),
     [
-        ("artq:shadow", {}, ["Sequential has no quantized activation", "artq:apgd-margin"]),
+        ("artq:full-precision", {}, ["Sequential has no quantized activation", "artq:apgd-margin"]),
         ("artq:joint", {}, ["no quantized activation"]),
         ("artq:bits", {}, ["no bit width to change"]),
         ("artq:bits", {"bits": []}, ["bits is empty"]),
@@ -499,7 +185,7 @@ def test_a_random_network_and_its_copy_are_attacked_alike(stochastic, digits):
         ("artq:apgd-margin", {"max_iter": 0}, ["max_iter is 0"]),
         ("artq:multi-targeted", {"targets": 0}, ["targets is 0"]),
         ("artq:rescaled", {"scaling": "jacobi"}, ["'jacobi'", "did you mean 'jacobian'"]),
-        ("artq:surrogates", {"kinds": ["revive"]}, ["'revive'", "revived"]),
+        ("artq:surrogates", {"kinds": ["repair"]}, ["'repair'", "'repaired'"]),
         ("artq:surrogates", {"kinds": ["tanh"]}, ["'tanh', which does not apply", "as-is"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""The attacks: one contract over every registered id, and an oracle where the worst case is known in closed form."""
+"""The usual attacks: one contract, what they cost, their options and their errors."""
 
 from __future__ import annotations
 
@@ -8,56 +8,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from core_nets import CASES, CORE, EPS, N, cheap, classifier, linear, subject
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
 from art_qplugins.attacks.craft import craft
-from art_qplugins.attacks.views import LogitScale, MarginLoss, median_gap
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import check_legal
-from art_qplugins.gradients.margin import logit_margin
-from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import quantize
-
-N = 6
-EPS = {"Linf": 0.2, "L2": 0.8, "L1": 3.0, "L0": 3.0}
-# Enough to run the code; whether the attacks are strong is the oracle's business.
-CHEAP = {"max_iter": 4, "n_queries": 30, "eot_iter": 2, "directions": 2}
-#: Ours and AutoAttack's, and the usual ones of the libraries; the contract of all rows is in test_registry.py.
-CORE = [n for n in ATTACKS if n.split(":")[0] in ("autoattack", "artq") and n != "autoattack:plus"]
-CORE += ["art:fgsm", "art:bim", "art:pgd", "art:mifgsm", "art:square"]
-CORE += ["torchattacks:fgsm", "torchattacks:pgd", "torchattacks:mifgsm", "torchattacks:eotpgd"]
-CASES = [(name, norm) for name in CORE for norm in ATTACKS[name].norms]
-
-
-def cheap(name):
-    return {option: CHEAP[option] for option in ATTACKS[name].options if option in CHEAP}
-
-
-#: Attacks that need something to undo.
-QUANTIZED = ("artq:shadow", "artq:bits", "artq:joint")
-
-
-def network(stochastic=False, quantized=False):
-    torch.manual_seed(3)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
-    if stochastic:
-        return StochasticEnsemble(quantize(net, activation_bits=3, clip=2.0, alpha=2.0), 2).eval()
-    return quantize(net, activation_bits=3, clip=2.0).eval() if quantized else net.eval()
-
-
-def subject(name):
-    """A small model of the kind that the attack is for, images, and the labels that the model itself gives them."""
-    model = network(ATTACKS[name].models == "stochastic", name in QUANTIZED)
-    x = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(5))
-    with torch.no_grad():
-        y = model(x).argmax(1)
-    return classifier(model), x, y
-
-
-def classifier(model, shape=(1, 8, 8), nb_classes=10):
-    return QuantizedClassifier(model, nn.CrossEntropyLoss(), shape, nb_classes, device_type="cpu")
-
 
 # --- The contract
 
@@ -219,98 +176,6 @@ def test_a_librarys_warning_becomes_a_note_of_the_cell(caplog):
     assert not caplog.records
 
 
-# --- Oracle: z = W x + b, whose worst case is known in closed form
-
-
-def linear(nb_classes, seed=0):
-    """A linear classifier, and images so far from 0 and 1 that only the budget binds."""
-    generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, nb_classes))
-    with torch.no_grad():
-        model[1].weight.copy_(torch.randn(nb_classes, 64, generator=generator))
-        model[1].bias.copy_(torch.randn(nb_classes, generator=generator) * 0.1)
-        x = torch.rand(40, 1, 8, 8, generator=generator) * 0.4 + 0.3
-        y = model.eval()(x).argmax(1)
-    return classifier(model, (1, 8, 8), nb_classes), x, y
-
-
-def worst_margin(model, x, y, norm, eps):
-    """min over the ball of z_y - max_{j != y} z_j: by duality, each difference falls by eps times its dual norm."""
-    weight = model[1].weight.detach()
-    with torch.no_grad():
-        logits = model(x)
-    dual = {"Linf": 1, "L2": 2}[norm]
-    fall = eps * torch.linalg.vector_norm(weight[y][:, None] - weight[None], ord=dual, dim=2)
-    margins = logits.gather(1, y[:, None]) - logits - fall
-    return margins.scatter(1, y[:, None], torch.inf).amin(1)
-
-
-def margin(model, x, y):
-    with torch.no_grad():
-        return logit_margin(model(x), y)
-
-
-EXACT = ["art:fgsm", "art:bim", "art:pgd", "art:mifgsm", "artq:pgd-margin"]
-EXACT += ["torchattacks:fgsm", "torchattacks:pgd", "torchattacks:mifgsm", "torchattacks:eotpgd"]
-
-
-@pytest.mark.parametrize(("name", "norm"), [c for c in CASES if c[0] in EXACT and c[1] in ("Linf", "L2")])
-def test_a_gradient_attack_reaches_the_exact_worst_case_of_a_linear_model(name, norm):
-    estimator, x, y = linear(2)
-    eps = {"Linf": 0.1, "L2": 0.25}[norm]
-    # One step is the worst case itself; in Linf, 2.5 eps of steps reach the corner from any start in the ball. In L2 the
-    # iterates turn towards the worst point by rel_eps_step a step, whatever the start.
-    options = {"max_iter": 100, "rel_eps_step": 0.2} if norm == "L2" and not ATTACKS[name].one_step else {}
-    crafted = craft(estimator, name, x, y, threat=Threat(norm, eps), options=options)
-    worst = worst_margin(estimator.model, x, y, norm, eps)
-    torch.testing.assert_close(margin(estimator.model, crafted.x_adv, y), worst, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "norm"),
-    [
-        ("autoattack:apgd-t", "Linf"),
-        ("autoattack:apgd-t", "L2"),
-        ("autoattack:fab-t", "Linf"),
-        ("autoattack:fab-t", "L2"),
-        ("autoattack:standard", "Linf"),
-    ],
-)
-def test_autoattack_breaks_what_can_be_broken_in_a_linear_model_and_nothing_else(name, norm):
-    estimator, x, y = linear(10)
-    eps = {"Linf": 0.06, "L2": 0.35}[norm]
-    worst = worst_margin(estimator.model, x, y, norm, eps)
-    crafted = craft(estimator, name, x, y, threat=Threat(norm, eps))
-    broken = margin(estimator.model, crafted.x_adv, y) < 0
-    clear = worst.abs() > 0.02
-    assert 5 < int((worst < 0).sum()) < len(x) - 5  # the oracle says something of both kinds
-    assert clear.float().mean() > 0.8
-    assert torch.equal(broken[clear], (worst < 0)[clear])
-
-
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_apgd_on_cross_entropy_is_exact_where_there_are_two_classes(norm):
-    estimator, x, y = linear(2)
-    eps = {"Linf": 0.02, "L2": 0.12}[norm]
-    worst = worst_margin(estimator.model, x, y, norm, eps)
-    crafted = craft(estimator, "autoattack:apgd-ce", x, y, threat=Threat(norm, eps))
-    clear = worst.abs() > 0.02
-    assert 5 < int((worst < 0).sum()) < len(x) - 5
-    assert torch.equal((margin(estimator.model, crafted.x_adv, y) < 0)[clear], (worst < 0)[clear])
-
-
-# The suites are made of the parts that are here.
-@pytest.mark.parametrize(
-    ("name", "norm"),
-    [c for c in CASES if c[1] in ("Linf", "L2") and ATTACKS[c[0]].models == "any" and c[0] not in QUANTIZED],
-)
-def test_no_attack_gets_below_the_worst_case(name, norm):
-    estimator, x, y = linear(10, seed=1)
-    eps = {"Linf": 0.02, "L2": 0.08}[norm]
-    crafted = craft(estimator, name, x, y, threat=Threat(norm, eps), options=cheap(name))
-    assert (margin(estimator.model, crafted.x_adv, y) >= worst_margin(estimator.model, x, y, norm, eps) - 1e-4).all()
-
-
 # --- Options and errors
 
 
@@ -391,74 +256,6 @@ def test_a_suite_is_run_with_its_published_settings(monkeypatch):
     assert part.attacks_to_run == ["fab-t"]
 
 
-# --- Views
-
-
-def test_a_temperature_changes_no_answer_and_divides_the_logits():
-    model = network()
-    x = torch.rand(50, 1, 8, 8)
-    with torch.no_grad():
-        logits, scaled = model(x), LogitScale(model, 1e4)(x)
-    assert torch.equal(logits.argmax(1), scaled.argmax(1))
-    torch.testing.assert_close(scaled * 1e4, logits)
-
-
-def test_the_attack_sees_the_logits_divided_and_the_model_stays_as_it_was():
-    """On a model with logits x 1e4 cross-entropy has no gradient; divided to a gap of 1 it has."""
-    estimator, x, y = linear(2)
-    with torch.no_grad():
-        estimator.model[1].weight *= 1e4
-        estimator.model[1].bias *= 1e4
-    threat = Threat("Linf", 0.1)
-    stuck = craft(estimator, "art:fgsm", x, y, threat=threat)
-    freed = craft(estimator, "art:fgsm", x, y, threat=threat, gap=1.0)
-    assert (stuck.x_adv == x).flatten(1).all(1).float().mean() > 0.5
-    torch.testing.assert_close(
-        margin(estimator.model, freed.x_adv, y) / 1e4,
-        worst_margin(estimator.model, x, y, "Linf", 0.1) / 1e4,
-        atol=2e-5,
-        rtol=0,
-    )
-    assert freed.options["temperature"] == pytest.approx(median_gap(estimator.model, x))
-    fixed = craft(estimator, "art:fgsm", x, y, threat=threat, temperature=freed.options["temperature"])
-    assert torch.equal(fixed.x_adv, freed.x_adv)
-
-
-def test_median_gap_is_the_median_distance_of_the_top_two():
-    class Table(nn.Module):
-        def forward(self, x):
-            return torch.tensor([[0.0, 1.0, 5.0], [7.0, 7.5, 1.0], [-3.0, -1.0, -9.0]])
-
-    assert median_gap(Table(), torch.zeros(3, 1)) == 2.0  # of 4, 0.5 and 2
-
-
-def test_median_gap_leaves_a_stochastic_models_stream_alone():
-    model = network(stochastic=True)
-    x = torch.rand(5, 1, 8, 8)
-    state = model.next_draw
-    assert median_gap(model, x, seed=3) == median_gap(model, x, seed=3)
-    assert model.next_draw == state
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_margin_loss_has_a_gradient_that_no_scale_can_saturate(reduction):
-    for scale in (1.0, 1e6):
-        logits = (torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 9.0]]) * scale).requires_grad_()
-        loss = MarginLoss()
-        loss.reduction = reduction
-        value = loss(logits, torch.tensor([0, 1]))
-        (gradient,) = torch.autograd.grad(value.sum(), logits)
-        expected = torch.tensor([[-1.0, 0.0, 1.0], [0.0, -1.0, 1.0]]) / (2 if reduction == "mean" else 1)
-        torch.testing.assert_close(gradient, expected)
-        torch.testing.assert_close(value.sum(), torch.tensor(3.0 * scale / (2 if reduction == "mean" else 1)))
-
-
-def test_logit_margin_is_negative_exactly_where_the_answer_is_wrong():
-    logits = torch.randn(200, 7)
-    y = torch.randint(0, 7, (200,))
-    assert torch.equal(logit_margin(logits, y) > 0, logits.argmax(1) == y)
-
-
 def test_autoattack_takes_as_many_targets_as_there_are_classes():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5))
@@ -478,11 +275,3 @@ def test_too_few_classes_for_dlr_are_said_in_one_line(name, least):
     x, y = torch.rand(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(InputError, match=f"^{name}: its DLR loss needs {least} classes and the model has {least - 1}"):
         craft(classifier(model, nb_classes=least - 1), name, x, y, threat=Threat("Linf", 0.1))
-
-
-def test_the_median_gap_is_measured_in_batches():
-    seen, model = [], nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
-    x = torch.rand(40, 1, 8, 8)
-    assert median_gap(model, x, batch_size=16) == pytest.approx(median_gap(model, x))
-    assert seen == [16, 16, 8, 40]

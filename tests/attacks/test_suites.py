@@ -48,7 +48,7 @@ def test_standard_is_the_published_autoattack_and_nothing_else():
 
 def test_adaptive_follows_the_model():
     always = ["artq:apgd-margin", "artq:multi-targeted", "artq:rescaled", "artq:surrogates"]
-    undo = ["artq:shadow", "artq:bits", "artq:joint"]
+    undo = ["artq:full-precision", "artq:bits", "artq:joint"]
     assert ids(expand("adaptive", "L2")[0]) == always
     assert ids(expand("adaptive", "L2", quantized=True)[0]) == always + undo
     assert ids(expand("adaptive", "L2", quantized=True, stochastic=True)[0]) == [*always, *undo, "artq:eot"]

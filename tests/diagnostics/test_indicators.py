@@ -9,22 +9,13 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from made_up import FACTS, HEALTHY, N, cell, clean, failed, first
-from torch import nn
 
-from art_qplugins import QuantizedClassifier, Threat, quantize
-from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.attacks.craft import craft
-from art_qplugins.attacks.views import LogitScale
 from art_qplugins.diagnostics import INDICATORS
 from art_qplugins.diagnostics.measurements import findings_of, measure_all
-from art_qplugins.diagnostics.model_records import SCALE_FREE, records_of
+from art_qplugins.diagnostics.model_records import records_of
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Finding
-
-#: Parts of these follow cross-entropy too.
-SUITES = ("autoattack:standard", "autoattack:plus", "autoattack:rand")
 
 
 def claim(correct=0.5, *, n=N, **more):
@@ -62,7 +53,7 @@ def blank(outcome):
 #: Along the model's gradient, along others, along means, without any; of one step, of several libraries.
 KINDS = (
     *("art:fgsm", "art:mifgsm", "torchattacks:pgd", "autoattack:standard", "artq:multi-targeted", "artq:rescaled"),
-    *("artq:surrogates", "artq:shadow", "artq:bits", "artq:joint", "artq:eot", "torchattacks:eotpgd"),
+    *("artq:surrogates", "artq:full-precision", "artq:bits", "artq:joint", "artq:eot", "torchattacks:eotpgd"),
     *("autoattack:square", "art:square"),
 )
 
@@ -256,18 +247,6 @@ def test_the_images_that_a_mechanism_is_at_work_on_are_named():
     measurements = measure_all(records_of(outcomes, outcomes[1]))
     np.testing.assert_array_equal(measurements["gradient-underflow"].present, odd)
     assert measurements["gradient-underflow"].value == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize("attack", [a for a in SCALE_FREE if a not in SUITES and ATTACKS[a].knowledge != "black-box"])
-def test_attacks_that_are_said_to_ignore_the_scale_of_the_logits_do(attack, fp32, stochastic, digits):
-    network = stochastic if attack == "artq:eot" else quantize(fp32, activation_bits=4, clip=2.0)
-    x, y = digits[1].x()[:6], digits[1].y()[:6]
-    quiet, loud = (
-        craft(QuantizedClassifier(n, nn.CrossEntropyLoss(), (1, 8, 8), 10), attack, x, y, threat=Threat("Linf", 0.1))
-        for n in (network, LogitScale(network, 1 / 64))  # a power of two, so that nothing is rounded
-    )
-    assert not torch.equal(quiet.x_adv, x)
-    assert torch.equal(quiet.x_adv, loud.x_adv)
 
 
 def test_an_attack_health_is_not_judged_from_what_a_random_model_passed_on_its_way():

@@ -89,7 +89,6 @@ def install(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text("[art_qplugins.indicators]\nall = example_indicators:INDICATORS\n")
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.setattr(INDICATORS, "_found", None)
-        monkeypatch.setattr(plugins, "_loaded", set())
         monkeypatch.setattr(plugins, "_broken", [])
         return tmp_path
 
@@ -108,15 +107,20 @@ def finding(result, name):
     return next(f for f in result.findings if f.id == name)
 
 
-def test_importing_the_diagnosis_loads_no_entry_point(install):
+def test_importing_the_diagnosis_asks_for_no_entry_point(install):
     folder = install(row("mine", "quiet", "S"))
-    code = (
-        "import sys, art_qplugins.diagnostics as d; before = 'example_indicators' in sys.modules; "
-        "assert 'mine' in d.INDICATORS; print(before, 'example_indicators' in sys.modules)"
-    )
+    code = """
+import importlib.metadata, sys
+real, groups = importlib.metadata.entry_points, []
+importlib.metadata.entry_points = lambda **asked: groups.append(asked.get("group", "")) or real(**asked)
+import art_qplugins.diagnostics
+print([g for g in groups if g.startswith("art_qplugins.")], "example_indicators" in sys.modules)
+assert "mine" in art_qplugins.diagnostics.INDICATORS
+print([g for g in groups if g.startswith("art_qplugins.")], "example_indicators" in sys.modules)
+"""
     path = {"PYTHONPATH": ":".join([str(folder), *filter(None, sys.path)])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=path)
-    assert done.stdout.split() == ["False", "True"]
+    assert done.stdout.splitlines() == ["[] False", "['art_qplugins.indicators'] True"]
 
 
 def test_it_comes_after_the_built_in_ones_and_knows_its_package(install):

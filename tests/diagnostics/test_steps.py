@@ -21,7 +21,7 @@ AS_IS = [*FIRST, "doubling", "restart", "targeted"]
 COMPARED = {
     **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "unbounded"], ("claim",)),
     **dict.fromkeys(["doubling", "restart"], FIRST),
-    **dict.fromkeys(["targeted", "surrogates", "shadow", "averaging", "transfer", "search"], AS_IS),
+    **dict.fromkeys(["targeted", "surrogates", "full-precision", "averaging", "transfer", "search"], AS_IS),
 }
 NO_NUMBER = {"unbounded", "binarization"}
 
@@ -149,7 +149,7 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
         "cross-entropy": "the claim is made by this attack",
         "scale": "3 apart",
         "surrogates": "faithful",
-        "shadow": "no activation quantizer",
+        "full-precision": "no activation quantizer",
         "averaging": "not random",
         "transfer": "no other deterministic model",
         "rescaled": "nothing to undo",
@@ -164,11 +164,21 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_an_attack_is_only_asked_for_a_norm_that_it_has(norm):
     made = everything()
-    claim = dataclasses.replace(CLAIM, attack="autoattack:apgd-ce", norm=norm)
+    claim = dataclasses.replace(CLAIM, attack="autoattack:apgd-dlr", norm=norm)
     _, steps = made.diagnose(claim, level=3)
     assert made.asked and all(spec.norm in ATTACKS[spec.attack].norms for spec in made.asked)
     assert all(s.reason for s in steps if s.status == "skipped")
-    assert {s.status for s in steps} == {"run", "skipped"}  # AutoAttack's losses need more than two classes
+    assert {s.status for s in steps} == {"run", "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("attack", "status"),
+    [("autoattack:apgd-ce", "run"), ("autoattack:apgd-dlr", "skipped"), ("art:apgd-dlr", "skipped")],
+)
+def test_the_claimed_attack_is_tested_where_two_classes_are_enough_for_it(attack, status):
+    _, steps = everything().diagnose(dataclasses.replace(CLAIM, attack=attack), level=3)
+    (step,) = [s for s in steps if s.id == "binarization"]
+    assert step.status == status and ("more than two classes" in step.reason) == (status == "skipped")
 
 
 # --- What it costs

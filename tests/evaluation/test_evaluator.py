@@ -127,7 +127,7 @@ def test_what_json_cannot_hold_becomes_none():
     ],
 )
 def test_an_attack_that_returns_illegal_images_fails_its_cell_and_nobody_clips(give, reason, monkeypatch, tmp_path):
-    monkeypatch.setattr(own, "run", lambda estimator, attack, x, y, **_: give(x.clone()))
+    monkeypatch.setattr(own, "clean", lambda estimator, attack, x, y, **_: give(x.clone()))
     here, store = bench(), Store(tmp_path)
     spec = dataclasses.replace(SPEC, attack="artq:clean")
     outcome, reused = one(here, spec, store)
@@ -149,7 +149,7 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(own, "run", interrupt)
+    monkeypatch.setattr(own, "clean", interrupt)
     with pytest.raises(KeyboardInterrupt):
         one(bench(), CLEAN, Memory())
 

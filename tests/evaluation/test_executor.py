@@ -238,7 +238,7 @@ CLEAN = dataclasses.replace(PGD, attack="artq:clean", options={})
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_first_shard_that_fails_speaks_for_its_cell(backwards, monkeypatch, tmp_path):
     here, store = bench(), Store(tmp_path)
-    monkeypatch.setattr(own, "run", breaks_on(here, 1, 2))
+    monkeypatch.setattr(own, "clean", breaks_on(here, 1, 2))
     outcome, reused = one(here, CLEAN, store, Backwards(here) if backwards else Serial(here))
     assert not outcome.ok and not reused and outcome.cell.id == here.id_of(CLEAN)
     assert "RuntimeError: shard 1" in outcome.cell.error
@@ -251,14 +251,14 @@ def test_the_first_shard_that_fails_speaks_for_its_cell(backwards, monkeypatch, 
 
 def test_after_a_failure_the_rest_of_a_cell_is_not_worked_on(monkeypatch):
     here, worked_on = bench(), watched(monkeypatch)
-    monkeypatch.setattr(own, "run", breaks_on(here, 1))
+    monkeypatch.setattr(own, "clean", breaks_on(here, 1))
     outcome, _ = one(here, CLEAN, Memory())
     assert worked_on == [0, 1] and "shard 1" in outcome.cell.error
 
 
 def test_a_failed_cell_stops_no_other(monkeypatch):
     here = bench()
-    monkeypatch.setattr(own, "run", breaks_on(here, 0))
+    monkeypatch.setattr(own, "clean", breaks_on(here, 0))
     found = [outcome.ok for _, outcome, _ in run_cells(here, [CLEAN, FGSM], Memory(), Serial(here))]
     assert found == [False, True]
 

@@ -79,12 +79,12 @@ def test_what_is_not_what_the_run_began_with_is_refused(trained, tmp_path):
     job, _ = trained
     (path, sha256) = next(iter(job.checkpoints.items()))
     for wrong, reason in (
-        (RecipeJob(job.recipe, {path: "0" * 64}, job.data, None, {}), "is not the one that the run began with"),
+        (RecipeJob(job.recipe, {path: "0" * 64}, job.data, None, []), "is not the one that the run began with"),
         (
-            RecipeJob(job.recipe, {str(tmp_path / "gone"): sha256}, job.data, None, {}),
+            RecipeJob(job.recipe, {str(tmp_path / "gone"): sha256}, job.data, None, []),
             "give --out a folder that all machines see",
         ),
-        (RecipeJob(job.recipe, job.checkpoints, "0" * 64, None, {}), "data set 'digits' is another one there"),
+        (RecipeJob(job.recipe, job.checkpoints, "0" * 64, None, []), "data set 'digits' is another one there"),
     ):
         with pytest.raises(InputError, match=reason):
             wrong.evaluator()

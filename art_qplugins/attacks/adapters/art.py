@@ -21,12 +21,13 @@ from art_qplugins.threat import Threat
 __all__ = ["run"]
 
 _NORMS = {"Linf": np.inf, "L2": 2, "L1": 1, "L0": 0}
-#: What shows a progress bar and cannot be asked not to.
+#: Attacks that show a progress bar and have no option against it.
 _LOUD = ("BrendelBethgeAttack",)
-#: What draws its start from a generator of its own that nobody has seeded.
+#: Attacks that draw their start from an unseeded generator of their own.
 _UNSEEDED = ("BoundaryAttack", "BrendelBethgeAttack", "HopSkipJump")
 _NAMES = {"rel_eps_step": "eps_step"}
-#: The budget in each attack's own words: thresholds are of 0 to 255, or pixels; a saliency map takes a share of values.
+#: The budget under each name that attacks have for it. A threshold is of 0 to 255, in L0 a number of pixels; the gamma of
+#: a saliency map is a share of all values.
 _BUDGETS: Mapping[str, Callable[[Threat, Tensor], float]] = {
     "eps": lambda threat, x: threat.eps,
     "th": lambda threat, x: int(threat.eps) if threat.norm == "L0" else 255 * threat.eps,
@@ -36,36 +37,39 @@ _BUDGETS: Mapping[str, Callable[[Threat, Tensor], float]] = {
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Within, ``np.random.RandomState()`` is one that ``seed`` decides."""
+    """Within, ``np.random.RandomState()`` without a seed is seeded with ``seed``."""
     before = np.random.RandomState
+    names = vars(np.random)
     try:
-        np.random.RandomState = lambda *args: before(*(args or (seed % 2**32,)))  # type: ignore[assignment, misc]
+        names["RandomState"] = lambda *args: before(*(args or (seed % 2**32,)))
         yield
     finally:
-        np.random.RandomState = before  # type: ignore[misc]
+        names["RandomState"] = before
 
 
 class _Whole(nn.Module):
-    """The network as one module. ART runs the children of a Sequential one by one, where nobody sees or counts them."""
+    """The network as one module. ART runs the children of a Sequential one by one, past the hooks that count passes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)  # type: ignore[no-any-return]
+        logits: Tensor = self.model(x)
+        return logits
 
 
 class _Probabilities(_Whole):
-    """The network with a softmax, for attacks that take logarithms of what they get."""
+    """The network with a softmax, for attacks that take logarithms of its answers."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x).softmax(1).clamp_min(1e-7)  # type: ignore[no-any-return]
+        return super().forward(x).softmax(1).clamp_min(1e-7)
 
 
 def _view(estimator: QuantizedClassifier, attack: Attack) -> QuantizedClassifier:
+    """The estimator that ART is given."""
     if attack.probabilities:
-        return estimator.with_model(_Probabilities(estimator.model).eval(), MarginLoss())  # its loss is not asked for
+        return estimator.with_model(_Probabilities(estimator.model).eval(), MarginLoss())  # whose loss these do not use
     if isinstance(estimator.model, nn.Sequential) and not estimator.preprocessing_operations:
         return estimator.with_model(_Whole(estimator.model).eval())
     return estimator
@@ -82,11 +86,11 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    attack.require()
+    """Images like ``x``; those of a minimum-norm attack that are beyond the threat are the clean ones."""
     import art.attacks.evasion as evasion
 
     cls = getattr(evasion, attack.upstream_for(threat.norm))
-    # attack_params are inherited, and not every attack takes all that its parent takes (BasicIterativeMethod: no norm).
+    # attack_params are inherited, but not every attack takes all of its parent's (BasicIterativeMethod has no norm).
     accepted = inspect.signature(cls).parameters
     given = {"norm": _NORMS[threat.norm], "batch_size": batch_size, "verbose": False}
     given |= {name: budget(threat, x) for name, budget in _BUDGETS.items()}
@@ -98,7 +102,7 @@ def run(
     crafted = cls(_view(estimator, attack), **settings)
     bar = contextlib.nullcontext() if attack.upstream not in _LOUD else contextlib.redirect_stderr(io.StringIO())
     starts = _seeded(seed) if attack.upstream in _UNSEEDED else contextlib.nullcontext()
-    # ART divides by directions and windows that may be zero. An image that becomes NaN by it fails its cell later on.
+    # ART divides by directions and windows that may be zero. An image that becomes NaN thereby fails its cell later on.
     with bar, starts, np.errstate(divide="ignore", invalid="ignore"):
         x_adv = torch.from_numpy(crafted.generate(x=x.cpu().numpy(), y=labels)).to(x)
     return within(x, x_adv, threat) if attack.minimum_norm else x_adv

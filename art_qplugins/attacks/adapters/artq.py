@@ -1,31 +1,21 @@
-"""Attacks that no library has: another loss for ART's loop, and those of our own loop in ``adaptive``."""
+"""Runs the attacks that no library has: the adaptive ones, ART's PGD on another loss, and none at all."""
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch import Tensor
 
 from art_qplugins.attacks.adapters import art
-from art_qplugins.attacks.adaptive import attacks as adaptive
+from art_qplugins.attacks.adaptive.attacks import ADAPTIVE, positive
+from art_qplugins.attacks.adaptive.run import AttackRun, answers_at_random
 from art_qplugins.attacks.catalogue import Attack
 from art_qplugins.attacks.views import MarginLoss
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.threat import Threat
 
-__all__ = ["run"]
-
-
-def _pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-    """ART's PGD on the logit margin in place of cross-entropy."""
-    pgd = dataclasses.replace(attack, upstream="ProjectedGradientDescentPyTorch")
-    return art.run(estimator.with_model(estimator.model, MarginLoss()), pgd, x, y, **settings)
-
-
-def _clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-    """The images as they are. What its options ask for is measured by ``evaluation``, not here."""
-    return x.clone()
+__all__ = ["clean", "pgd_margin", "run"]
 
 
 def run(
@@ -34,15 +24,40 @@ def run(
     x: Tensor,
     y: Tensor,
     *,
+    threat: Threat,
+    options: dict[str, Any],
+    batch_size: int,
+    seed: int,
     start: Tensor | None = None,
-    **settings: Any,
 ) -> Tensor:
-    """:param start: legal images to start from in place of random ones, where the attack can."""
-    if attack.upstream not in _OWN:
-        return adaptive.run(estimator, attack, x, y, start=start, **settings)
-    if start is not None:
-        raise InputError(f"{attack.name} chooses its own start; leave start out, or use artq:apgd-margin")
-    return _OWN[attack.upstream](estimator, attack, x, y, **settings)
+    """The adaptive attacks. Gives images as close to misclassification as the attack got; each is legal.
+
+    :param start: legal images to start from in place of random ones.
+    :raises InputError: where an option or the start cannot be used.
+    """
+    if start is not None and start.shape != x.shape:
+        raise InputError(f"{attack.name}: start is {tuple(start.shape)} and the images {tuple(x.shape)}; give one each")
+    state = AttackRun(
+        name=attack.name,
+        module=estimator.model,
+        x=x,
+        y=y,
+        threat=threat,
+        batch_size=batch_size,
+        seed=seed,
+        max_iter=positive(attack.name, "max_iter", options["max_iter"]),
+        start=start,
+        random=answers_at_random(estimator.model, x, seed),
+    )
+    ADAPTIVE[attack.upstream](state, options)
+    return state.image
 
 
-_OWN = {"pgd_margin": _pgd_margin, "clean": _clean}
+def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    """ART's PGD on the logit margin in place of cross-entropy."""
+    return art.run(estimator.with_model(estimator.model, MarginLoss()), attack, x, y, **settings)
+
+
+def clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
+    """The images as they are. What the options ask for is measured by ``evaluation``, not here."""
+    return x.clone()

@@ -1,7 +1,7 @@
 """Runs the published AutoAttack (Croce & Hein 2020), unmodified, from ``pyautoattack`` or an installed ``autoattack``.
 
-``standard``, ``plus`` and ``rand`` are the published suites; a part alone has the parameters of ``standard``. The
-images come back and are judged elsewhere: AutoAttack's own verdict takes one draw of a random model.
+``standard``, ``plus`` and ``rand`` are the published suites. A part alone has the parameters of ``standard``. The images
+are judged elsewhere: AutoAttack's own verdict takes one draw of a random model.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from art_qplugins.attacks.catalogue import Attack
-from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.threat import Threat
 
 __all__ = ["run"]
 
 _SUITES = ("standard", "plus", "rand")
-#: DLR divides by the distance of the first logit to the third, its targeted form to the mean of third and fourth.
-_LEAST_CLASSES = {"standard": 4, "plus": 4, "apgd-t": 4, "apgd-dlr": 3, "rand": 3}
 
 
 def run(
@@ -33,12 +30,7 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    attack.require()
-    if estimator.nb_classes < (least := _LEAST_CLASSES.get(attack.upstream, 2)):
-        raise InputError(
-            f"{attack.name}: its DLR loss needs {least} classes and the model has {estimator.nb_classes}; "
-            "use autoattack:apgd-ce, autoattack:fab-t and autoattack:square"
-        )
+    """Images like ``x``, within the threat."""
     suite = attack.upstream if attack.upstream in _SUITES else "standard"
     package, auto = _make(estimator.model, threat, suite, str(x.device), seed)
     if attack.upstream not in _SUITES:
@@ -50,11 +42,14 @@ def run(
     if "eot_iter" in options:
         auto.apgd.eot_iter = options["eot_iter"]
     if package == "pyautoattack":
-        return auto.run_standard_evaluation(x, y, batch_size=batch_size)[0]  # type: ignore[no-any-return]
-    return auto.run_standard_evaluation(x, y, bs=batch_size)  # type: ignore[no-any-return]
+        x_adv: Tensor = auto.run_standard_evaluation(x, y, batch_size=batch_size)[0]
+    else:
+        x_adv = auto.run_standard_evaluation(x, y, bs=batch_size)
+    return x_adv
 
 
 def _make(model: nn.Module, threat: Threat, version: str, device: str, seed: int) -> tuple[str, Any]:
+    """The package that is installed, and its attack."""
     settings = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": version, "device": device}
     try:
         from pyautoattack import AutoAttack

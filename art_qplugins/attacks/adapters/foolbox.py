@@ -19,7 +19,7 @@ __all__ = ["run"]
 _NAMES = {"max_iter": "steps", "rel_eps_step": "abs_stepsize"}
 _DISTANCES = {"Linf": "linf", "L2": "l2", "L1": "l1", "L0": "l0"}
 _CONSTRAINTS = {"Linf": "linf", "L2": "l2"}
-#: Steps from the image to each of so many random ones, until one is adversarial: where boundary attacks begin.
+#: Boundary attacks begin at an adversarial image: on the way to so many random images, in so many steps each.
 _SEARCH = {"directions": 1000, "steps": 50}
 
 
@@ -34,10 +34,11 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    attack.require()
+    """Images like ``x``; those of a minimum-norm attack that are beyond the threat are the clean ones."""
     import foolbox
+    from foolbox.models.pytorch import PyTorchModel
 
-    model = foolbox.PyTorchModel(estimator.model, bounds=(0, 1), device=x.device)  # type: ignore[attr-defined]
+    model = PyTorchModel(estimator.model, bounds=(0, 1), device=x.device)
     cls = getattr(foolbox.attacks, attack.upstream_for(threat.norm))
     accepted = inspect.signature(cls).parameters
     settings = translated(attack, options, threat, _NAMES)
@@ -51,20 +52,21 @@ def run(
 
 
 def _part(foolbox: Any, model: Any, crafted: Any, attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """One batch."""
+    """The images of one batch."""
     if attack.labels == "targets":
         criterion = foolbox.criteria.TargetedMisclassification(_runner_up(model, x, y))
     else:
         criterion = foolbox.criteria.Misclassification(y)
     if not attack.minimum_norm:
-        # Foolbox promises the budget of the second one, and not of the first.
-        return crafted(model, x, criterion, epsilons=threat.eps)[1]  # type: ignore[no-any-return]
+        # Of the images that Foolbox gives, the second ones keep to the budget, the first need not.
+        x_adv: Tensor = crafted(model, x, criterion, epsilons=threat.eps)[1]
+        return x_adv
     if "init_attack" not in vars(crafted) or not _must_start(crafted):
         return within(x, crafted(model, x, criterion, epsilons=None)[0], threat)
-    # Where Foolbox finds no start for one image, it gives up on all of them.
+    # Where Foolbox finds no start for one image, it gives up on the whole batch.
     search = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack(**_SEARCH)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*failed to draw sufficient random inputs")  # seen to below
+        warnings.filterwarnings("ignore", message=".*failed to draw sufficient random inputs")  # handled below
         starts, _, found = search(model, x, criterion, epsilons=None)
     x_adv = x.clone()
     if found.any():
@@ -74,11 +76,12 @@ def _part(foolbox: Any, model: Any, crafted: Any, attack: Attack, x: Tensor, y: 
 
 
 def _must_start(crafted: Any) -> bool:
-    """FMN takes a start and needs none."""
+    """Whether it needs an image to start from. FMN takes one and needs none."""
     return "FMN" not in type(crafted).__name__
 
 
 @torch.no_grad()
 def _runner_up(model: Any, x: Tensor, y: Tensor) -> Tensor:
     """The likeliest class beside the label, (N,)."""
-    return model(x).scatter(1, y[:, None], -torch.inf).argmax(1)  # type: ignore[no-any-return]
+    logits: Tensor = model(x)
+    return logits.scatter(1, y[:, None], -torch.inf).argmax(1)

@@ -1,4 +1,4 @@
-"""A threat and a row's options in a library's words, and what an attack without a budget found within one."""
+"""What adapters share: a row's options under a library's names, and the budget of attacks that know none."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What an attack climbs: a loss in each image with its gradient, and what the deployed network answered on the way.
+"""What Auto-PGD maximizes: the loss of each image with its gradient, and the margin of the deployed network on the way.
 
-An objective is asked for a batch of points and says which images of the run they belong to, so that images that are
-done can leave the batch. It takes no gradient in parameters, and its own randomness is keyed by the step, never by the
-batch that an image happens to be in.
+An objective is called with a batch of points and the rows of the run that they belong to, so that images that are done
+can leave the batch. It takes no gradient in parameters. Its randomness is keyed by the step, never by the batch that an
+image happens to be in.
 """
 
 from __future__ import annotations
@@ -27,40 +27,54 @@ __all__ = [
     "averaged",
     "direct",
     "drawing",
+    "evaluate",
     "margin_loss",
     "mixed",
     "rescaled",
     "targeted_loss",
 ]
 
-#: Logits (n, classes) and the rows (n,) that they belong to, to a loss (n,) that the attack makes large.
+#: From logits (n, classes) and their rows (n,) to a loss (n,), which the attack maximizes.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """``margin`` is that of the deployed network at these very points, or ``None`` where it was not asked there."""
+    """What an objective gives at n points.
 
-    loss: Tensor  # (n,)
-    gradient: Tensor  # like the points; zero where the graph does not reach back to the pixels, or is not a number
-    margin: Tensor | None  # (n,) z_y - max z_j
+    :ivar loss: (n,).
+    :ivar gradient: like the points; zero where the graph does not reach the pixels, or where it is not a number.
+    :ivar margin: (n,) z_y - max_{j != y} z_j of the deployed network at these points; ``None`` where it was not evaluated.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    margin: Tensor | None
 
 
 class Objective(Protocol):
-    def __call__(self, points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
-        """:param points: (n, C, H, W) in [0, 1].
+    """A function that Auto-PGD maximizes."""
+
+    def __call__(self, points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
+        """Loss, gradient and margin.
+
+        :param points: (n, C, H, W) in [0, 1].
         :param rows: (n,) which images of the run these are.
-        :param step: which step of the loop asks.
-        :param slope: whether the gradient is wanted; without it, it is zero.
+        :param step: number of the step in the loop.
+        :param backward: whether the gradient is wanted; otherwise it is zero.
         """
         ...
 
 
 def evaluate(
-    module: nn.Module, points: Tensor, score: Callable[[Tensor], Tensor], *, slope: bool = True
+    module: nn.Module, points: Tensor, score: Callable[[Tensor], Tensor], *, backward: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, score (n,) and its gradient in the points, from one forward and at most one backward pass."""
-    if not slope:
+    """Logits (n, classes), score (n,) and its gradient in the points, from one forward and at most one backward pass.
+
+    :param score: from logits to one number for each point.
+    :param backward: whether the gradient is wanted; otherwise it is zero.
+    """
+    if not backward:
         with torch.no_grad():
             logits = module(points)
             return logits, score(logits), torch.zeros_like(points)
@@ -75,33 +89,33 @@ def evaluate(
 
 @contextlib.contextmanager
 def drawing(module: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Within, whatever is random in ``module``, in its own layers or from torch's generators, draws from ``seed``."""
+    """Within, all randomness of ``module``, of its stochastic layers or of torch's generators, comes from ``seed``."""
     with draws_from(module, seed), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
 def direct(module: nn.Module, y: Tensor, loss: Loss, *, deployed: bool = True) -> Objective:
-    """The loss of the module's own answer and its own gradient; one forward and backward pass a step.
+    """A loss of the module's logits, and its own gradient: one forward and one backward pass a step.
 
     :param y: (N,) labels of all images of the run.
-    :param deployed: whether the module answers as the deployed one does, so that its margin decides.
+    :param deployed: whether the module answers as the deployed one does, so that its margin counts.
     """
 
-    def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
-        logits, value, gradient = evaluate(module, points, lambda z: loss(z, rows), slope=slope)
+    def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
+        logits, value, gradient = evaluate(module, points, lambda z: loss(z, rows), backward=backward)
         return Answer(value, gradient, logit_margin(logits, y[rows]) if deployed else None)
 
     return objective
 
 
 def margin_loss(y: Tensor) -> Loss:
-    """max_{j != y} z_j - z_y: linear in the logits, so that no scale of theirs saturates it (Carlini & Wagner 2017)."""
+    """max_{j != y} z_j - z_y: linear in the logits, so that no scale of them saturates it (Carlini & Wagner 2017)."""
     return lambda logits, rows: -logit_margin(logits, y[rows])
 
 
 def targeted_loss(y: Tensor, target: Tensor) -> Loss:
-    """z_t - z_y for one target an image (Gowal et al. 2019, equation 5).
+    """z_t - z_y for one target class t of each image (Gowal et al. 2019, equation 5).
 
     :param target: (N,) a class other than ``y`` for each image of the run.
     """
@@ -114,16 +128,16 @@ def targeted_loss(y: Tensor, target: Tensor) -> Loss:
 
 
 def mixed(parts: Sequence[tuple[float, Callable[[], AbstractContextManager[Any]], Objective]]) -> Objective:
-    """The weighted sum of objectives, each asked within its own context: of one network in several states.
+    """The weighted sum of objectives, each evaluated within its own context: of one network in several states.
 
-    :param parts: (weight, context, objective); the margin is that of the first objective that knows it.
+    :param parts: (weight, context, objective). The margin is that of the first objective that gives one.
     """
 
-    def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
+    def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
         loss, gradient, margin = torch.zeros_like(points[:, 0, 0, 0]), torch.zeros_like(points), None
         for weight, context, part in parts:
             with context():
-                answer = part(points, rows, step=step, slope=slope)
+                answer = part(points, rows, step=step, backward=backward)
             loss, gradient = loss + weight * answer.loss, gradient + weight * answer.gradient
             margin = answer.margin if margin is None else margin
         return Answer(loss, gradient, margin)
@@ -132,19 +146,19 @@ def mixed(parts: Sequence[tuple[float, Callable[[], AbstractContextManager[Any]]
 
 
 def rescaled(module: nn.Module, y: Tensor, scale: Callable[[Tensor, Tensor], Tensor]) -> Objective:
-    """The gradient of cross-entropy at ``scale(logits, rows)`` times the logits; steps are judged by the margin.
+    """The gradient of cross-entropy of the logits times ``scale(logits, rows)``; the loss is minus the margin.
 
-    A scale that follows the logits makes the loss itself say nothing of progress, and a fixed one may saturate it.
+    Cross-entropy itself would not show progress: a scale that follows the logits hides it, and a fixed one may saturate.
 
-    :param scale: (n,) above 0, constant for the gradient.
+    :param scale: gives (n,) above 0; the gradient takes it as constant.
     """
 
-    def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
+    def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
         def loss(logits: Tensor) -> Tensor:
             scaled = logits * scale(logits.detach(), rows)[:, None]
             return nn.functional.cross_entropy(scaled, y[rows], reduction="none")
 
-        logits, _, gradient = evaluate(module, points, loss, slope=slope)
+        logits, _, gradient = evaluate(module, points, loss, backward=backward)
         margin = logit_margin(logits, y[rows])
         return Answer(-margin, gradient, margin)
 
@@ -152,27 +166,26 @@ def rescaled(module: nn.Module, y: Tensor, scale: Callable[[Tensor, Tensor], Ten
 
 
 def averaged(module: nn.Module, y: Tensor, *, draws: int, seed: int) -> Objective:
-    """Of a random network: the mean margin and its mean gradient (EOT, Athalye et al. 2018, section 4.2).
+    """The mean margin of a random network and its mean gradient (EOT, Athalye et al. 2018, section 4.2).
 
-    Gradients come from fresh draws at each step. The loss comes from one bank of draws that is the same at every step,
-    so that a difference between two points is one of the points.
+    Gradients come from fresh draws at each step. The loss comes from draws that are the same at every step, so that two
+    points differ in their loss by nothing but the points.
 
-    :param draws: forward passes for a gradient; as many, and at least 8, are in the bank.
+    :param draws: forward passes for a gradient. The loss is the mean over as many, and at least 8.
     """
     loss = margin_loss(y)
 
-    def objective(points: Tensor, rows: Tensor, *, step: int, slope: bool = True) -> Answer:
+    def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
         def score(logits: Tensor) -> Tensor:
             return loss(logits, rows)
 
         gradient = torch.zeros_like(points)
-        if slope:
+        if backward:
             with drawing(module, derive_seed(seed, f"eot/{step}"), points.device):
                 for _ in range(draws):
                     gradient += evaluate(module, points, score)[2] / draws
-        bank = max(draws, 8)
         with drawing(module, derive_seed(seed, "bank"), points.device):
-            losses = [evaluate(module, points, score, slope=False)[1] for _ in range(bank)]
+            losses = [evaluate(module, points, score, backward=False)[1] for _ in range(max(draws, 8))]
         return Answer(torch.stack(losses).mean(0), gradient, None)
 
     return objective

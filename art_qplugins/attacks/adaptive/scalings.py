@@ -1,12 +1,13 @@
-r"""How far to scale an image's logits before cross-entropy, so that its gradient neither vanishes nor is a target's alone.
+r"""By how much to multiply an image's logits before cross-entropy, so that its gradient neither vanishes nor follows one
+class alone.
 
-Written z for the logits, J for their Jacobian in the pixels, d for the number of classes, and
+z are the logits, J is their Jacobian in the pixels, d the number of classes, and
 
 .. math:: \beta(\gamma, e) = -\frac{1}{\gamma} \ln \frac{e}{(1 - e)(d - 1)},
 
-the scale at which a gap of :math:`\gamma` between the logits leaves cross-entropy an error signal of e. "jacobian" and
+is the scale at which cross-entropy has an error signal of e where the logits are :math:`\gamma` apart. "jacobian" and
 "hessian" are NJS and HNS of Gupta & Ajanthan 2022 ("Improved gradient-based adversarial attacks for quantized networks"),
-as their code has them; both are computed once, at the start, and kept.
+as in their code. Both are computed once, at the start.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from art_qplugins.gradients.margin import logit_margin
 
 __all__ = ["SCALINGS", "Scale", "error_signal_scale", "hessian_scales", "jacobian_scales"]
 
-#: Logits (n, d) and rows (n,) to the scale of each image (n,).
+#: From logits (n, d) and their rows (n,) to the scale of each image (n,).
 Scale = Callable[[Tensor, Tensor], Tensor]
 
-_GAP = 5.0  # what "per-image" makes of the distance between the two largest logits
+_GAP = 5.0  # distance of the two largest logits that "per-image" brings about
 _ERROR = 0.01  # e of NJS
 _GRID = 100  # scales that HNS tries
 _IMAGES = 100  # whose Jacobian NJS averages
@@ -33,12 +34,12 @@ _ELEMENTS = 2**26  # of Jacobians in memory at once
 
 def error_signal_scale(gamma: Tensor, error: float, classes: int) -> Tensor:
     """beta(gamma, e), (n,)."""
-    # In Python's floats: e is as small as 1e-72.
+    # In Python's floats, since e is as small as 1e-72.
     return -math.log(error / ((1 - error) * (classes - 1))) / gamma.clamp_min(1e-30)
 
 
 def per_image(module: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Scale:
-    """5 over the distance of the two largest logits, at each step anew."""
+    """5 over the distance of the two largest logits, anew at each step."""
 
     def scale(logits: Tensor, rows: Tensor) -> Tensor:
         top = logits.topk(2, dim=1).values
@@ -57,7 +58,7 @@ def hessian(module: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Scale:
     return lambda logits, rows: scales[rows]
 
 
-#: Each takes (module, clean images, labels, start) and gives the scale of an image at its current logits.
+#: Each takes (module, clean images, labels, start) and gives a function from current logits to scales.
 SCALINGS: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], Scale]] = {
     "per-image": per_image,
     "jacobian": jacobian,
@@ -68,8 +69,8 @@ SCALINGS: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], Scale]] = {
 def jacobian_scales(module: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
     """NJS, (N,): 1 over the mean singular value of J, and beta(z_max - z_min, 0.01) where that leaves no error signal.
 
-    :param x: clean images; J is taken at the first 100.
-    :param start: where the error signal is looked at: |1 - softmax(z)_y| < 0.01.
+    :param x: (N, C, H, W) clean images; J is taken at the first 100.
+    :param start: images whose error signal is checked; there is none where |1 - softmax(z)_y| < 0.01.
     """
     _, gram = _gram(module, x[:_IMAGES])
     count = min(gram.shape[-1], x[0].numel())
@@ -80,15 +81,16 @@ def jacobian_scales(module: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> T
     saturated = (1 - logits.softmax(1).gather(1, y[:, None]).squeeze(1)).abs() < _ERROR
     gamma = logits.amax(1) - logits.amin(1)
     beta = error_signal_scale(gamma, _ERROR, logits.shape[1])
-    return (torch.where(saturated, beta, 1.0) / mean).to(x.dtype)
+    scales: Tensor = (torch.where(saturated, beta, 1.0) / mean).to(x.dtype)
+    return scales
 
 
 def hessian_scales(module: nn.Module, points: Tensor, y: Tensor) -> Tensor:
     r"""HNS, (N,): the scale of 100 that maximises :math:`\| \beta^2 J^T (\mathrm{diag}(p) - p p^T) J \|_F`, p = softmax(beta z).
 
-    That is the Gauss-Newton Hessian of cross-entropy in the pixels. The scales are evenly spaced from beta(gamma, 1 - 1/d
-    - 0.01) to beta(gamma, 1e-72), gamma the distance of the two largest logits. 1 where the image is misclassified, or
-    the maximum at an end.
+    That is the norm of the Gauss-Newton Hessian of cross-entropy in the pixels. The scales are evenly spaced from
+    beta(gamma, 1 - 1/d - 0.01) to beta(gamma, 1e-72), with gamma the distance of the two largest logits. The scale is 1
+    where the image is misclassified, and where the maximum is at an end.
     """
     logits, gram = _gram(module, points)
     classes = logits.shape[1]
@@ -108,7 +110,8 @@ def _curvature(logits: Tensor, gram: Tensor, beta: Tensor) -> Tensor:
     """||beta^2 J^T S J||_F from G = J J^T alone: its square is beta^4 tr(S G S G)."""
     p = (beta[:, None] * logits).softmax(1)
     product = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) @ gram
-    return beta**2 * (product * product.mT).sum((1, 2)).clamp_min(0).sqrt()
+    norms: Tensor = beta**2 * (product * product.mT).sum((1, 2)).clamp_min(0).sqrt()
+    return norms
 
 
 def _gram(module: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:

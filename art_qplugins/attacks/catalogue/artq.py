@@ -2,49 +2,74 @@
 
 from __future__ import annotations
 
-from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, Library
+from functools import partial
+
+from art_qplugins.attacks.catalogue.libraries import ARTQ
+from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of
 
 __all__ = ["ROWS"]
 
-_own = Library("artq", "art_qplugins.attacks.adapters.artq:run", ("Linf", "L2"))
+_own = partial(attack_of, ARTQ)
+_ADAPTER = "art_qplugins.attacks.adapters.artq"
 
 ROWS: list[Attack] = [
     _own(
         "pgd-margin",
-        "pgd_margin",
+        "ProjectedGradientDescentPyTorch",
         "PGD on the logit margin, which no scale of the logits can saturate",
         {**ITERATIVE, "num_random_init": 1},
+        target=f"{_ADAPTER}:pgd_margin",
+        scale_free=True,
+        cost=(20, 22),
     ),
     _own(
         "apgd-margin",
         "apgd_margin",
         "Auto-PGD on the logit margin; an image leaves the loop once it is misclassified",
         {"max_iter": 20},
+        scale_free=True,
+        takes_start=True,
+        cost=(20, 23),
     ),
     _own(
         "multi-targeted",
         "multi_targeted",
-        "Auto-PGD towards each of the nearest classes in turn, on the images that still stand",
+        "Auto-PGD towards each of the nearest classes in turn, on the images that are not broken yet",
         {"max_iter": 20, "targets": 9},
+        scale_free=True,
+        targeted=True,
+        takes_start=True,
+        cost=(180, 192),
     ),
     _own(
         "rescaled",
         "rescaled",
         "Auto-PGD on cross-entropy of rescaled logits: per-image, jacobian (NJS) or hessian (HNS)",
         {"max_iter": 20, "scaling": "per-image"},
+        scale_free=True,
+        takes_start=True,
+        cost=(20, 23),
     ),
     _own(
         "surrogates",
         "surrogates",
         "Auto-PGD by each surrogate gradient that applies (or those of kinds), the most faithful first",
         {"max_iter": 20, "kinds": [], "targets": 0},
+        gradient="repaired",
+        scale_free=True,
+        takes_start=True,
+        cost=(231, 270),
     ),
     _own(
-        "shadow",
-        "shadow",
-        "Auto-PGD on the full-precision shadow of a quantized model, then from there on the model itself",
+        "full-precision",
+        "full_precision",
+        "Auto-PGD on the full-precision twin of a quantized model, then from there on the model itself",
         {"max_iter": 20},
         quantized=True,
+        gradient="repaired",
+        scale_free=True,
+        takes_start=True,
+        cost=(40, 44),
     ),
     _own(
         "bits",
@@ -52,13 +77,21 @@ ROWS: list[Attack] = [
         "Auto-PGD on the model at several bit widths of its activations, then from there on the model itself",
         {"max_iter": 20, "bits": [2, 3, 4, 8]},
         quantized=True,
+        gradient="repaired",
+        scale_free=True,
+        takes_start=True,
+        cost=(100, 107),
     ),
     _own(
         "joint",
         "joint",
-        "Auto-PGD on weight times the model's loss plus the rest times its full-precision shadow's",
+        "Auto-PGD on weight times the model's loss plus the rest times its full-precision twin's",
         {"max_iter": 20, "weights": [0.5]},
         quantized=True,
+        gradient="repaired",
+        scale_free=True,
+        takes_start=True,
+        cost=(40, 44),
     ),
     _own(
         "eot",
@@ -66,13 +99,19 @@ ROWS: list[Attack] = [
         "Auto-PGD on the mean margin of a random model; as many draws a gradient as make it agree with itself",
         {"max_iter": 20, "eot_iter": None},
         models="stochastic",
+        gradient="mean",
+        scale_free=True,
+        takes_start=True,
+        cost=(90, 274),
     ),
     _own(
         "clean",
         "clean",
         "no attack: the image as it is; its cell measures the gradients of the model within this radius",
         {"radius": 0.0, "directions": 20},
+        target=f"{_ADAPTER}:clean",
         needs="nothing",
         norms=("Linf", "L2", "L1", "L0"),
+        cost=(0, 0),
     ),
 ]

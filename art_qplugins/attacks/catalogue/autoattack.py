@@ -1,18 +1,20 @@
-"""The published AutoAttack: its suites, and its parts alone, with the parameters that they have in ``standard``."""
+"""The published AutoAttack: its suites, and its parts alone, with the parameters that they have in ``standard``.
+
+The DLR loss divides by the distance of the first logit to the third, so it needs three classes. Its targeted form divides
+by the distance to the mean of the third and the fourth, and needs four.
+"""
 
 from __future__ import annotations
 
-from art_qplugins.attacks.catalogue.row import Attack, Library
+from functools import partial
+
+from art_qplugins.attacks.catalogue.libraries import AUTOATTACK
+from art_qplugins.attacks.catalogue.row import Attack, attack_of, refused_attack_of
 
 __all__ = ["ROWS"]
 
-_auto = Library(
-    "autoattack",
-    "art_qplugins.attacks.adapters.autoattack:run",
-    ("Linf", "L2", "L1"),
-    requires=("pyautoattack or autoattack",),
-    install="pyautoattack",
-)
+_auto = partial(attack_of, AUTOATTACK)
+_refused = partial(refused_attack_of, AUTOATTACK)
 
 ROWS: list[Attack] = [
     _auto(
@@ -20,12 +22,20 @@ ROWS: list[Attack] = [
         "standard",
         "the published AutoAttack, unmodified: APGD-CE, APGD-T, FAB-T, Square",
         models="deterministic",
+        needs_classes=4,
+        scale_free=True,
+        targeted=True,
+        cost=(1_910, 7_864),
     ),
     _auto(
         "plus",
         "plus",
         "AutoAttack+ as published: also APGD-DLR and FAB untargeted, 5 restarts",
         models="deterministic",
+        needs_classes=4,
+        scale_free=True,
+        targeted=True,
+        cost=(7_819, 9_787),
     ),
     _auto(
         "rand",
@@ -33,17 +43,50 @@ ROWS: list[Attack] = [
         "the published AutoAttack for random models: APGD-CE and APGD-DLR with 20 EOT draws",
         {"eot_iter": 20},
         models="stochastic",
+        needs_classes=3,
+        gradient="mean",
+        scale_free=True,
+        cost=(4_040, 4_047),
     ),
-    _auto("apgd-ce", "apgd-ce", "the first part of autoattack:standard, alone"),
-    _auto("apgd-dlr", "apgd-dlr", "Auto-PGD on the difference-of-logits ratio, one start as in autoattack:rand"),
-    _auto("apgd-t", "apgd-t", "the targeted DLR part of autoattack:standard, alone"),
-    _auto("fab", "fab", "the minimum-norm part of autoattack:plus, alone, untargeted, one start"),
-    _auto("fab-t", "fab-t", "the minimum-norm part of autoattack:standard, alone"),
+    _auto("apgd-ce", "apgd-ce", "the first part of autoattack:standard, alone", cost=(101, 111)),
+    _auto(
+        "apgd-dlr",
+        "apgd-dlr",
+        "Auto-PGD on the difference-of-logits ratio, one start as in autoattack:rand",
+        needs_classes=3,
+        scale_free=True,
+        cost=(101, 111),
+    ),
+    _auto(
+        "apgd-t",
+        "apgd-t",
+        "the targeted DLR part of autoattack:standard, alone",
+        needs_classes=4,
+        scale_free=True,
+        targeted=True,
+        cost=(909, 928),
+    ),
+    _auto(
+        "fab",
+        "fab",
+        "the minimum-norm part of autoattack:plus, alone, untargeted, one start",
+        scale_free=True,
+        cost=(1_000, 212),
+    ),
+    _auto(
+        "fab-t",
+        "fab-t",
+        "the minimum-norm part of autoattack:standard, alone",
+        scale_free=True,
+        targeted=True,
+        cost=(900, 1_837),
+    ),
     _auto(
         "square",
         "square",
         "the black-box part of autoattack:standard, alone",
         {"n_queries": 5000},
         needs="scores",
+        cost=(0, 5_012),
     ),
 ]

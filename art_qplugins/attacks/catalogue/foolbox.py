@@ -5,17 +5,15 @@ A family that Foolbox spells as one class for each norm is one row here. Left ou
 
 from __future__ import annotations
 
-from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, Library
+from functools import partial
+
+from art_qplugins.attacks.catalogue.libraries import FOOLBOX
+from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of, refused_attack_of
 
 __all__ = ["ROWS"]
 
-_fb = Library(
-    "foolbox",
-    "art_qplugins.attacks.adapters.foolbox:run",
-    ("Linf", "L2", "L1"),
-    requires=("foolbox",),
-    install="'art_qplugins[foolbox]'",
-)
+_fb = partial(attack_of, FOOLBOX)
+_refused = partial(refused_attack_of, FOOLBOX)
 _ALL = ("Linf", "L2", "L1", "L0")
 
 
@@ -24,18 +22,27 @@ def _each(family: str) -> str:
 
 
 ROWS: list[Attack] = [
-    _fb("fgsm", _each("FastGradientAttack"), "one step along the gradient", one_step=True),
-    _fb("bim", _each("BasicIterativeAttack"), "many small steps, no random start", ITERATIVE),
-    _fb("pgd", _each("ProjectedGradientDescentAttack"), "many small steps from a random start", ITERATIVE),
-    _fb("mifgsm", _each("MomentumIterativeFastGradientMethod"), "BIM with momentum", {**ITERATIVE, "momentum": 1.0}),
-    _fb("adam-bim", _each("AdamBasicIterativeAttack"), "BIM with Adam's steps", ITERATIVE),
-    _fb("adam-pgd", _each("AdamProjectedGradientDescentAttack"), "PGD with Adam's steps", ITERATIVE),
+    _fb("fgsm", _each("FastGradientAttack"), "one step along the gradient", one_step=True, cost=(1, 2)),
+    _fb("bim", _each("BasicIterativeAttack"), "many small steps, no random start", ITERATIVE, cost=(20, 21)),
+    _fb(
+        "pgd", _each("ProjectedGradientDescentAttack"), "many small steps from a random start", ITERATIVE, cost=(20, 21)
+    ),
+    _fb(
+        "mifgsm",
+        _each("MomentumIterativeFastGradientMethod"),
+        "BIM with momentum",
+        {**ITERATIVE, "momentum": 1.0},
+        cost=(20, 21),
+    ),
+    _fb("adam-bim", _each("AdamBasicIterativeAttack"), "BIM with Adam's steps", ITERATIVE, cost=(20, 21)),
+    _fb("adam-pgd", _each("AdamProjectedGradientDescentAttack"), "PGD with Adam's steps", ITERATIVE, cost=(20, 21)),
     _fb(
         "sparse-l1",
         "SparseL1DescentAttack",
         "steps in the values whose gradients are the largest",
         {**ITERATIVE, "quantile": 0.99},
         norms=("L1",),
+        cost=(20, 21),
     ),
     _fb(
         "vat",
@@ -43,6 +50,7 @@ ROWS: list[Attack] = [
         "the direction that changes the answer most",
         {"max_iter": 10, "xi": 1e-6},
         norms=("L2",),
+        cost=(10, 12),
     ),
     _fb(
         "fmn",
@@ -51,6 +59,8 @@ ROWS: list[Attack] = [
         {"max_iter": 100, "max_stepsize": 1.0, "gamma": 0.05},
         norms=_ALL,
         minimum_norm=True,
+        scale_free=True,
+        cost=(100, 101),
     ),
     _fb(
         "ddn",
@@ -59,6 +69,7 @@ ROWS: list[Attack] = [
         {"max_iter": 100, "init_epsilon": 1.0, "gamma": 0.05},
         norms=("L2",),
         minimum_norm=True,
+        cost=(100, 101),
     ),
     _fb(
         "brendel-bethge",
@@ -69,6 +80,8 @@ ROWS: list[Attack] = [
         requires=("numba",),
         install="numba",
         minimum_norm=True,
+        scale_free=True,
+        cost=(1_000, 1_064),
     ),
     _fb(
         "cw",
@@ -77,6 +90,7 @@ ROWS: list[Attack] = [
         {"max_iter": 10000, "binary_search_steps": 9, "stepsize": 0.01, "initial_const": 0.001, "confidence": 0.0},
         norms=("L2",),
         minimum_norm=True,
+        cost=(18_009, 18_010),
     ),
     _fb(
         "ead",
@@ -86,6 +100,7 @@ ROWS: list[Attack] = [
         norms=("L1",),
         fixed={"decision_rule": "L1"},
         minimum_norm=True,
+        cost=(16_009, 32_010),
     ),
     _fb(
         "deepfool",
@@ -94,6 +109,8 @@ ROWS: list[Attack] = [
         {"max_iter": 50, "candidates": 10, "overshoot": 0.02},
         norms=("Linf", "L2"),
         minimum_norm=True,
+        scale_free=True,
+        cost=(55, 57),
     ),
     _fb(
         "newtonfool",
@@ -102,6 +119,7 @@ ROWS: list[Attack] = [
         {"max_iter": 100, "stepsize": 0.01},
         norms=("L2",),
         minimum_norm=True,
+        cost=(100, 101),
     ),
     _fb(
         "hop-skip-jump",
@@ -111,6 +129,7 @@ ROWS: list[Attack] = [
         norms=("Linf", "L2"),
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 35_561),
     ),
     _fb(
         "boundary",
@@ -120,6 +139,7 @@ ROWS: list[Attack] = [
         norms=("L2",),
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 16_334),
     ),
     _fb(
         "pointwise",
@@ -128,6 +148,7 @@ ROWS: list[Attack] = [
         norms=("L2", "L0"),
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 1_052),
     ),
     _fb(
         "gen-attack",
@@ -137,6 +158,7 @@ ROWS: list[Attack] = [
         norms=("Linf",),
         needs="scores",
         labels="targets",
+        cost=(0, 10_002),
     ),
     _fb(
         "uniform-noise",
@@ -144,6 +166,7 @@ ROWS: list[Attack] = [
         "uniform noise of length eps",
         norms=("Linf", "L2"),
         needs="nothing",
+        cost=(0, 1),
     ),
     _fb(
         "repeated-uniform-noise",
@@ -152,6 +175,7 @@ ROWS: list[Attack] = [
         {"repeats": 100},
         norms=("Linf", "L2"),
         needs="decisions",
+        cost=(0, 102),
     ),
     _fb(
         "gaussian-noise",
@@ -159,6 +183,7 @@ ROWS: list[Attack] = [
         "Gaussian noise of length eps",
         norms=("L2",),
         needs="nothing",
+        cost=(0, 1),
     ),
     _fb(
         "repeated-gaussian-noise",
@@ -167,6 +192,7 @@ ROWS: list[Attack] = [
         {"repeats": 100},
         norms=("L2",),
         needs="decisions",
+        cost=(0, 102),
     ),
     _fb(
         "clipped-uniform-noise",
@@ -174,6 +200,7 @@ ROWS: list[Attack] = [
         "uniform noise of length eps after it is clipped",
         norms=("L2",),
         needs="nothing",
+        cost=(0, 1),
     ),
     _fb(
         "clipped-gaussian-noise",
@@ -181,6 +208,7 @@ ROWS: list[Attack] = [
         "Gaussian noise of length eps after it is clipped",
         norms=("L2",),
         needs="nothing",
+        cost=(0, 1),
     ),
     _fb(
         "clipped-repeated-uniform-noise",
@@ -189,6 +217,7 @@ ROWS: list[Attack] = [
         {"repeats": 100},
         norms=("L2",),
         needs="decisions",
+        cost=(0, 102),
     ),
     _fb(
         "clipped-repeated-gaussian-noise",
@@ -197,6 +226,7 @@ ROWS: list[Attack] = [
         {"repeats": 100},
         norms=("L2",),
         needs="decisions",
+        cost=(0, 102),
     ),
     _fb(
         "salt-and-pepper",
@@ -206,6 +236,7 @@ ROWS: list[Attack] = [
         norms=("L2", "L1", "L0"),
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 1_002),
     ),
     _fb(
         "blended-noise",
@@ -214,6 +245,7 @@ ROWS: list[Attack] = [
         {"max_iter": 1000, "directions": 1000},
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 2_002),
     ),
     _fb(
         "contrast",
@@ -223,6 +255,7 @@ ROWS: list[Attack] = [
         norms=("L2",),
         names={"grey": "target"},
         needs="nothing",
+        cost=(0, 1),
     ),
     _fb(
         "contrast-binary-search",
@@ -232,6 +265,7 @@ ROWS: list[Attack] = [
         names={"grey": "target"},
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 16),
     ),
     _fb(
         "contrast-linear-search",
@@ -241,8 +275,9 @@ ROWS: list[Attack] = [
         names={"grey": "target"},
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 1_001),
     ),
-    _fb("inversion", "InversionAttack", "the negative of the image", needs="nothing", minimum_norm=True),
+    _fb("inversion", "InversionAttack", "the negative of the image", needs="nothing", minimum_norm=True, cost=(0, 1)),
     _fb(
         "blur",
         "GaussianBlurAttack",
@@ -251,12 +286,13 @@ ROWS: list[Attack] = [
         fixed={"channel_axis": 1},
         needs="decisions",
         minimum_norm=True,
+        cost=(0, 1_002),
     ),
-    _fb.refuse("spatial", "SpatialAttack", "rotations and shifts", "it keeps to no norm, so no budget says how far"),
-    _fb.refuse(
+    _refused("spatial", "SpatialAttack", "rotations and shifts", "it keeps to no norm, so no budget says how far"),
+    _refused(
         "data-set", "DatasetAttack", "another image of the data set", "it needs a data set and keeps to no budget"
     ),
-    _fb.refuse(
+    _refused(
         "binarization",
         "BinarizationRefinementAttack",
         "values of an adversarial image put back to where a model's own binarization is",

@@ -6,17 +6,15 @@ not the published one: 10 iterations in place of 100 and another schedule of Squ
 
 from __future__ import annotations
 
-from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, Library
+from functools import partial
+
+from art_qplugins.attacks.catalogue.libraries import TORCHATTACKS
+from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of, refused_attack_of
 
 __all__ = ["ROWS"]
 
-_ta = Library(
-    "torchattacks",
-    "art_qplugins.attacks.adapters.torchattacks:run",
-    ("Linf",),
-    requires=("torchattacks",),
-    install="torchattacks",
-)
+_ta = partial(attack_of, TORCHATTACKS)
+_refused = partial(refused_attack_of, TORCHATTACKS)
 _ELASTIC = {"binary_search_steps": 9, "lr": 0.01, "initial_const": 0.001, "beta": 0.001, "kappa": 0.0}
 _BLOCKS = {"max_iter": 10, "momentum": 1.0, "amplification": 10.0, "prob": 0.7}
 _BLOCK_NAMES = {"max_iter": "num_iter_set"}
@@ -24,66 +22,108 @@ _RESTARTS = {"num_random_init": "n_restarts"}
 _DIVERSE = {"decay": 0.0, "resize_rate": 0.9, "diversity_prob": 0.5}
 
 ROWS: list[Attack] = [
-    _ta("fgsm", "FGSM", "one step along the gradient's sign", one_step=True),
+    _ta("fgsm", "FGSM", "one step along the gradient's sign", one_step=True, cost=(1, 1)),
     _ta(
         "pgd",
         "PGD PGDL2",
         "projected gradient descent on cross-entropy, random start",
         ITERATIVE,
         norms=("Linf", "L2"),
+        cost=(20, 20),
     ),
-    _ta("mifgsm", "MIFGSM", "BIM with momentum", {**ITERATIVE, "decay": 1.0}),
+    _ta("mifgsm", "MIFGSM", "BIM with momentum", {**ITERATIVE, "decay": 1.0}, cost=(20, 20)),
     _ta(
         "eotpgd",
         "EOTPGD",
         "PGD on the mean gradient of several calls, for models that are random",
         {**ITERATIVE, "eot_iter": 8},
+        gradient="mean",
+        cost=(160, 160),
     ),
-    _ta("bim", "BIM", "FGSM in small steps, no random start", ITERATIVE),
+    _ta("bim", "BIM", "FGSM in small steps, no random start", ITERATIVE, cost=(20, 20)),
     _ta(
-        "ffgsm", "FFGSM", "one step of 1.25 eps from a random start (fast FGSM)", {"rel_eps_step": 1.25}, one_step=True
+        "ffgsm",
+        "FFGSM",
+        "one step of 1.25 eps from a random start (fast FGSM)",
+        {"rel_eps_step": 1.25},
+        one_step=True,
+        cost=(1, 1),
     ),
-    _ta("rfgsm", "RFGSM", "BIM after one random step (R+FGSM where max_iter is 1)", ITERATIVE),
-    _ta("tpgd", "TPGD", "PGD on the divergence from the clean answer (TRADES)", ITERATIVE),
-    _ta("upgd", "UPGD", "PGD with momentum, EOT and a choice of losses", {**ITERATIVE, "decay": 1.0, "eot_iter": 1}),
-    _ta("nifgsm", "NIFGSM", "BIM with Nesterov's momentum", {**ITERATIVE, "decay": 1.0}),
+    _ta("rfgsm", "RFGSM", "BIM after one random step (R+FGSM where max_iter is 1)", ITERATIVE, cost=(20, 20)),
+    _ta("tpgd", "TPGD", "PGD on the divergence from the clean answer (TRADES)", ITERATIVE, cost=(20, 21)),
     _ta(
-        "sinifgsm", "SINIFGSM", "the same on m copies of the image that get darker", {**ITERATIVE, "decay": 1.0, "m": 5}
+        "upgd",
+        "UPGD",
+        "PGD with momentum, EOT and a choice of losses",
+        {**ITERATIVE, "decay": 1.0, "eot_iter": 1},
+        cost=(20, 20),
+    ),
+    _ta("nifgsm", "NIFGSM", "BIM with Nesterov's momentum", {**ITERATIVE, "decay": 1.0}, cost=(20, 20)),
+    _ta(
+        "sinifgsm",
+        "SINIFGSM",
+        "the same on m copies of the image that get darker",
+        {**ITERATIVE, "decay": 1.0, "m": 5},
+        gradient="mean",
+        cost=(100, 100),
     ),
     _ta(
         "vmifgsm",
         "VMIFGSM",
         "momentum, with the gradient's variance at N neighbours taken off",
         {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+        gradient="mean",
+        cost=(120, 120),
     ),
     _ta(
         "vnifgsm",
         "VNIFGSM",
         "Nesterov's momentum, with the gradient's variance at N neighbours taken off",
         {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+        gradient="mean",
+        cost=(120, 120),
     ),
-    _ta("difgsm", "DIFGSM", "BIM on images that are resized and padded at random", {**ITERATIVE, **_DIVERSE}),
+    _ta(
+        "difgsm",
+        "DIFGSM",
+        "BIM on images that are resized and padded at random",
+        {**ITERATIVE, **_DIVERSE},
+        cost=(20, 20),
+    ),
     _ta(
         "tifgsm",
         "TIFGSM",
         "DIFGSM with smoothed gradients",
         {**ITERATIVE, **_DIVERSE, "len_kernel": 15, "nsig": 3},
+        cost=(20, 20),
     ),
-    _ta("jitter", "Jitter", "PGD on rescaled, noisy probabilities", {**ITERATIVE, "scale": 10.0, "std": 0.1}),
+    _ta(
+        "jitter",
+        "Jitter",
+        "PGD on rescaled, noisy probabilities",
+        {**ITERATIVE, "scale": 10.0, "std": 0.1},
+        scale_free=True,
+        cost=(20, 20),
+    ),
     _ta(
         "pgdrs",
         "PGDRS PGDRSL2",
         "PGD on the mean over noisy copies, for smoothed models",
         {**ITERATIVE, "noise_sd": 0.5, "noise_batch_size": 5},
         norms=("Linf", "L2"),
+        gradient="mean",
+        cost=(100, 100),
     ),
-    _ta("pifgsm", "PIFGSM", "steps in blocks of pixels, beyond eps and back", _BLOCKS, names=_BLOCK_NAMES),
+    _ta(
+        "pifgsm", "PIFGSM", "steps in blocks of pixels, beyond eps and back", _BLOCKS, names=_BLOCK_NAMES, cost=(10, 10)
+    ),
     _ta(
         "pifgsmpp",
         "PIFGSMPP",
         "the same with diverse inputs and a temperature",
         {**_BLOCKS, "project_factor": 0.8},
         names=_BLOCK_NAMES,
+        cost=(10, 10),
     ),
     _ta(
         "apgd",
@@ -92,6 +132,7 @@ ROWS: list[Attack] = [
         {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
         names=_RESTARTS,
         norms=("Linf", "L2"),
+        cost=(11, 12),
     ),
     _ta(
         "apgdt",
@@ -100,6 +141,10 @@ ROWS: list[Attack] = [
         {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
         names=_RESTARTS,
         norms=("Linf", "L2"),
+        needs_classes=4,
+        scale_free=True,
+        targeted=True,
+        cost=(99, 109),
     ),
     _ta(
         "fab",
@@ -109,6 +154,8 @@ ROWS: list[Attack] = [
         names=_RESTARTS,
         norms=("Linf", "L2"),
         minimum_norm=True,
+        scale_free=True,
+        cost=(100, 23),
     ),
     _ta(
         "square",
@@ -118,6 +165,7 @@ ROWS: list[Attack] = [
         names=_RESTARTS,
         norms=("Linf", "L2"),
         needs="scores",
+        cost=(0, 5_003),
     ),
     _ta(
         "spsa",
@@ -126,6 +174,7 @@ ROWS: list[Attack] = [
         {"max_iter": 1, "nb_sample": 128, "delta": 0.01, "lr": 0.01},
         names={"max_iter": "nb_iter"},
         needs="scores",
+        cost=(0, 256),
     ),
     _ta(
         "cw",
@@ -134,6 +183,7 @@ ROWS: list[Attack] = [
         {"max_iter": 50, "c": 1.0, "kappa": 0.0, "lr": 0.01},
         norms=("L2",),
         minimum_norm=True,
+        cost=(31, 31),
     ),
     _ta(
         "deepfool",
@@ -142,6 +192,8 @@ ROWS: list[Attack] = [
         {"max_iter": 50, "overshoot": 0.02},
         norms=("L2",),
         minimum_norm=True,
+        scale_free=True,
+        cost=(345, 35),
     ),
     _ta(
         "eadl1",
@@ -151,6 +203,7 @@ ROWS: list[Attack] = [
         names={"max_iter": "max_iterations"},
         norms=("L1",),
         minimum_norm=True,
+        cost=(199, 399),
     ),
     _ta(
         "eaden",
@@ -160,6 +213,7 @@ ROWS: list[Attack] = [
         names={"max_iter": "max_iterations"},
         norms=("L1",),
         minimum_norm=True,
+        cost=(199, 399),
     ),
     _ta(
         "sparsefool",
@@ -168,6 +222,8 @@ ROWS: list[Attack] = [
         {"max_iter": 10, "lam": 3.0, "overshoot": 0.02},
         norms=("L0",),
         minimum_norm=True,
+        scale_free=True,
+        cost=(346, 38),
     ),
     _ta(
         "onepixel",
@@ -176,6 +232,7 @@ ROWS: list[Attack] = [
         {"max_iter": 10, "popsize": 10},
         norms=("L0",),
         needs="scores",
+        cost=(0, 142),
     ),
     _ta(
         "pixle",
@@ -186,6 +243,7 @@ ROWS: list[Attack] = [
         norms=("L0",),
         needs="scores",
         minimum_norm=True,
+        cost=(0, 401),
     ),
     _ta(
         "jsma",
@@ -194,6 +252,8 @@ ROWS: list[Attack] = [
         {"theta": 1.0},
         norms=("L0",),
         minimum_norm=True,
+        scale_free=True,
+        cost=(20, 5),
     ),
-    _ta.refuse("gn", "GN", "Gaussian noise", "it has a deviation and no budget; use foolbox:gaussian-noise"),
+    _refused("gn", "GN", "Gaussian noise", "it has a deviation and no budget; use foolbox:gaussian-noise"),
 ]

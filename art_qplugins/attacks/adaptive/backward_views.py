@@ -1,0 +1,53 @@
+"""Views of a network with the same answers and another backward pass, whatever the network is made of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.attacks.adaptive.continuous import ContinuousSteps
+from art_qplugins.quantizers.functional import straight_through
+from art_qplugins.seeds import derive_seed
+
+__all__ = ["Smoothed", "StraightThroughSteps"]
+
+
+class Smoothed(nn.Module):
+    """The same network with its gradient averaged over points around each image: the slope behind a shattered one.
+
+    The points are the image itself and pairs x + u, x - u, with u uniform in a cube and fixed by ``seed``, so the view
+    is a deterministic function. It costs as many passes as there are points.
+
+    :param radius: half the side of the cube, in units of pixels; points outside [0, 1] are clipped.
+    :param pairs: how many u; at least 1.
+    """
+
+    def __init__(self, network: nn.Module, radius: float, *, pairs: int = 4, seed: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.radius, self.pairs, self.seed = radius, pairs, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        value: Tensor = self.network(x)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return value
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "smoothed"))
+        u = (torch.rand((self.pairs, *x.shape[1:]), generator=generator).to(x) * 2 - 1) * self.radius
+        around = [self.network(straight_through((x + h).clamp(0, 1), x)) for h in (*u, *-u)]
+        return straight_through(value, torch.stack([value, *around]).mean(0))
+
+
+class StraightThroughSteps(nn.Module):
+    """The same network; backward, PyTorch's own steps are the line or the clip that they round.
+
+    Of a sign that is the clip to [-1, 1], as binary networks are trained (Hubara et al. 2016, equation 4).
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ContinuousSteps(backward_only=True):
+            logits: Tensor = self.network(x)
+        return logits

@@ -1,0 +1,87 @@
+"""Which other backward passes a network can have, with the same answers, and which of them is the most faithful."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+from torch import nn
+
+from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
+from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.gradients.fidelity import fidelity
+from art_qplugins.gradients.repair import GradientRepair
+from art_qplugins.gradients.replaceable import replaceable_operations
+from art_qplugins.quantizers.surrogates import SURROGATES, surrogate, surrogate_layers
+
+__all__ = ["View", "by_fidelity", "current_kind", "repaired_gradients"]
+
+#: A context that gives a network.
+View = Callable[[], AbstractContextManager[nn.Module]]
+
+#: Today's kinds by the names that they had before version 0.2.
+_OLD_KINDS = {"revived": "repaired", "straight": "repaired-straight-through", "clipped": "clipped-sign"}
+_SAMPLE = 64  # images on which fidelity is measured
+_CALLS = 4  # of a random network for its fidelity
+
+
+def repaired_gradients(run: AttackRun) -> dict[str, View]:
+    """The kinds that apply to the network of a run, each a context that gives a view with the same answers.
+
+    ``as-is``: no repair. A key of :data:`~art_qplugins.quantizers.surrogate.SURROGATES`: that surrogate gradient in every
+    quantized activation. ``repaired``: through what takes the gradient away, straight through.
+    ``repaired-straight-through``: the same, and straight through all replaceable operations. ``clipped-sign``: through
+    PyTorch's own steps, of a sign by the clip. ``smoothed``: the mean around each image.
+    """
+    module = run.module
+    kinds: dict[str, View] = {"as-is": _unchanged(module)}
+    settings = [layer.surrogate for layer in surrogate_layers(module)]
+    for kind in SURROGATES if settings else ():
+        # None is straight-through, so where nothing else was chosen that is what "as-is" does.
+        if kind != "straight-through" or any(settings):
+            kinds[kind] = partial(_with_surrogate, module, kind)
+    kinds["repaired"] = _unchanged(GradientRepair(module))
+    if replaceable := replaceable_operations(module, run.x, seed=run.seed):
+        kinds["repaired-straight-through"] = _unchanged(GradientRepair(module, straight=replaceable))
+    if {"SignBackward0", "SgnBackward0"} & {*replaceable}:
+        kinds["clipped-sign"] = _unchanged(StraightThroughSteps(module))
+    kinds["smoothed"] = _unchanged(Smoothed(module, run.pixel_step(), seed=run.seed))
+    return kinds
+
+
+def current_kind(kind: object) -> object:
+    """``kind``, or today's name of it where it is an old one, with a warning."""
+    if not isinstance(kind, str) or kind not in _OLD_KINDS:
+        return kind
+    warnings.warn(
+        f"the kind of surrogate gradient {kind!r} is called {_OLD_KINDS[kind]!r} now; the old name goes with the next "
+        "release",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return _OLD_KINDS[kind]
+
+
+def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
+    """The kinds, the one whose gradient is the most faithful first; those of equal fidelity in their order."""
+    x, y, scores = run.x[:_SAMPLE], run.y[:_SAMPLE], {}
+    for kind, context in kinds.items():
+        with context() as view:
+            found = fidelity(
+                view, x, y, step=run.pixel_step(), directions=10, seed=run.seed, calls=_CALLS if run.random else 1
+            )
+        scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
+    return sorted(kinds, key=lambda kind: -scores[kind])
+
+
+def _unchanged(network: nn.Module) -> View:
+    return lambda: nullcontext(network)
+
+
+@contextlib.contextmanager
+def _with_surrogate(module: nn.Module, kind: str) -> Iterator[nn.Module]:
+    with surrogate(module, kind):
+        yield module

@@ -1,0 +1,129 @@
+"""One attack's run: passes of Auto-PGD over its images, and for each image the best adversarial one so far.
+
+A deterministic network's image is done with the first point that is misclassified. A random network's is not, since one
+draw proves nothing: the image with the best mean margin over draws that no step saw is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.attacks.adaptive.auto_pgd import auto_pgd, project, steepest
+from art_qplugins.attacks.adaptive.objectives import Objective, drawing
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.seeds import derive_seed
+from art_qplugins.threat import Threat
+
+__all__ = ["AttackRun", "answers_at_random"]
+
+_SELECTION = 16  # calls of a random network that decide which image is kept
+_TRIED = 8  # images on which a network is found to be random
+
+
+@dataclass(kw_only=True)
+class AttackRun:
+    """The images of one attack, and for each the best adversarial image so far.
+
+    :ivar name: the attack's id, for messages.
+    :ivar module: the network as it is deployed.
+    :ivar x: (N, C, H, W) in [0, 1]; ``y`` (N,) labels.
+    :ivar max_iter: gradients an image may take in one pass.
+    :ivar start: legal images to start from in place of random ones.
+    :ivar random: whether the network answers at random.
+    :ivar image: the best images so far, like ``x``.
+    :ivar margin: (N,) the deployed network's margin at ``image``; of a random one the mean; infinite where not known yet.
+    """
+
+    name: str
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+    threat: Threat
+    batch_size: int
+    seed: int
+    max_iter: int
+    start: Tensor | None = None
+    random: bool = False
+    image: Tensor = field(init=False)
+    margin: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.image = (self.x if self.start is None else self.start).clone()
+        self.margin = torch.full(self.y.shape, torch.inf, device=self.x.device)
+        if self.random and self.start is not None:  # the attack may end worse than it began
+            for rows in self.all_rows().split(self.batch_size):
+                self.record(rows, self.start[rows], self._mean_margin(rows, self.start[rows]))
+
+    def all_rows(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.x.device)
+
+    def robust_rows(self) -> Tensor:
+        """Images that are not broken. Of a random network all: no number of draws proves that one is."""
+        return self.all_rows() if self.random else self.all_rows()[~(self.margin < 0)]
+
+    def pixel_step(self) -> float:
+        """A quarter of eps: in L2, the size of that step in each pixel where all change alike."""
+        return self.threat.eps / 4 / (1 if self.threat.norm == "Linf" else math.sqrt(self.x[0].numel()))
+
+    def starts(self, purpose: str) -> Tensor:
+        """The given images to start from, or random ones: uniform in the cube (Linf) or on the sphere (L2)."""
+        if self.start is not None:
+            return self.start
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, f"start/{purpose}"))
+        if self.threat.norm == "Linf":
+            noise = torch.rand(self.x.shape, generator=generator) * 2 - 1
+        else:
+            noise = steepest(torch.randn(self.x.shape, generator=generator), "L2")
+        return project(self.x + self.threat.eps * noise.to(self.x), self.x, self.threat)
+
+    def maximize(self, objective: Objective, start: Tensor, *, deployed: bool = True) -> Tensor:
+        """One pass of Auto-PGD over the robust rows; gives the points (N, C, H, W), ``start`` where there is no other.
+
+        :param deployed: whether the module is as it is deployed, so that its answers decide what is kept.
+        """
+        reached = start.clone()
+        record = self.record if deployed and not self.random else None
+        robust = self.robust_rows()
+        for rows in robust.split(self.batch_size) if len(robust) else ():
+            last, best = auto_pgd(
+                objective, self.x[rows], start[rows], rows, threat=self.threat, max_iter=self.max_iter, record=record
+            )
+            reached[last] = best
+            if deployed and self.random:
+                self.record(last, best, self._mean_margin(last, best))
+        return reached
+
+    def record(self, rows: Tensor, points: Tensor, margin: Tensor) -> Tensor:
+        """Keep these points where they are the best so far; says (n,) which images are not broken by them."""
+        better = margin < self.margin[rows]
+        self.image[rows[better]] = points[better]
+        self.margin[rows[better]] = margin[better]
+        return ~(margin < 0)
+
+    def logits(self, points: Tensor) -> Tensor:
+        """(N, classes), in batches, without a gradient."""
+        with torch.no_grad():
+            return torch.cat([self.module(part) for part in points.split(self.batch_size)])
+
+    def _mean_margin(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Over draws that are the same for all candidates, and that no step of the loop saw; (n,)."""
+        with torch.no_grad(), drawing(self.module, derive_seed(self.seed, "selection"), points.device):
+            margins = [logit_margin(self.module(points), self.y[rows]) for _ in range(_SELECTION)]
+        return torch.stack(margins).mean(0)
+
+
+def answers_at_random(module: nn.Module, x: Tensor, seed: int) -> bool:
+    """Whether it has stochastic layers, or answers otherwise when the global generators are seeded otherwise."""
+    if is_stochastic(module):
+        return True
+    answers = []
+    for purpose in ("tried", "tried again"):
+        with torch.no_grad(), drawing(module, derive_seed(seed, purpose), x.device):
+            answers.append(module(x[:_TRIED]))
+    tolerance = 1e-4 * float(answers[0].abs().amax()) if len(x) else 0.0
+    return not torch.allclose(answers[0], answers[1], rtol=0, atol=tolerance, equal_nan=True)

@@ -1,0 +1,130 @@
+"""ART's evasion attacks on image classifiers that see scores or decisions alone."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from art_qplugins.attacks.catalogue.libraries import ART
+from art_qplugins.attacks.catalogue.row import Attack, attack_of
+
+__all__ = ["ROWS"]
+
+_art = partial(attack_of, ART)
+
+ROWS: list[Attack] = [
+    _art(
+        "vat",
+        "VirtualAdversarialMethod",
+        "the direction that changes the answer most, by finite differences of every value",
+        {"max_iter": 10, "finite_diff": 1e-6},
+        norms=("L2",),
+        needs="scores",
+        probabilities=True,
+        cost=(0, 651),
+    ),
+    _art(
+        "square",
+        "SquareAttack",
+        "random search over squares; ART's version, one square for the whole batch",
+        {"max_iter": 1000, "p_init": 0.8, "nb_restarts": 1},
+        needs="scores",
+        cost=(0, 3_003),
+    ),
+    _art(
+        "boundary",
+        "BoundaryAttack",
+        "a random walk along the boundary, from an adversarial image towards the clean one",
+        {"max_iter": 5000, "delta": 0.01, "epsilon": 0.01, "num_trial": 25, "sample_size": 20, "init_size": 100},
+        norms=("L2",),
+        fixed={"targeted": False},
+        needs="decisions",
+        minimum_norm=True,
+        cost=(0, 8_240),
+    ),
+    _art(
+        "hop-skip-jump",
+        "HopSkipJump",
+        "the boundary's direction from decisions alone, by many small steps aside",
+        {"max_iter": 50, "max_eval": 10000, "init_eval": 100, "init_size": 100},
+        needs="decisions",
+        minimum_norm=True,
+        cost=(0, 24_597),
+    ),
+    _art(
+        "sign-opt",
+        "SignOPTAttack",
+        "the direction in which the boundary is nearest, by the signs of small changes of it",
+        {
+            "max_iter": 1000,
+            "n_queries": 20000,
+            "num_trial": 100,
+            "k": 200,
+            "alpha": 0.2,
+            "beta": 0.001,
+            "epsilon": 0.001,
+        },
+        norms=("L2",),
+        names={"n_queries": "query_limit"},
+        fixed={"targeted": False},
+        needs="decisions",
+        minimum_norm=True,
+        needs_classes=3,
+        cost=(0, 9_542),
+    ),
+    _art(
+        "zoo",
+        "ZooAttack",
+        "Carlini & Wagner with finite differences in place of gradients",
+        {
+            "max_iter": 10,
+            "binary_search_steps": 1,
+            "learning_rate": 0.01,
+            "initial_const": 0.001,
+            "nb_parallel": 64,
+            "variable_h": 1e-4,
+        },
+        norms=("L2",),
+        # Resizing and importance are for images of 32 pixels a side and more, and ART mixes up the images of a batch.
+        fixed={"use_resize": False, "use_importance": False, "batch_size": 1},
+        needs="scores",
+        minimum_norm=True,
+        cost=(0, 260),
+    ),
+    _art(
+        "simba",
+        "SimBA",
+        "random search along the cosine basis",
+        {"max_iter": 3000, "epsilon": 0.1, "freq_dim": 4},
+        norms=("L2",),
+        fixed={"batch_size": 1},
+        labels="one-hot",
+        needs="scores",
+        probabilities=True,
+        minimum_norm=True,
+        cost=(0, 979),
+    ),
+    _art(
+        "pixel",
+        "PixelAttack",
+        "the colours of eps pixels, by differential evolution",
+        {"max_iter": 100},
+        norms=("L0",),
+        fixed={"es": 1},
+        needs="scores",
+        minimum_norm=True,
+        needs_classes=3,
+        cost=(0, 40_097),
+    ),
+    _art(
+        "threshold",
+        "ThresholdAttack",
+        "every value within eps, by differential evolution",
+        {"max_iter": 100},
+        norms=("Linf",),
+        fixed={"es": 1},
+        needs="scores",
+        minimum_norm=True,
+        needs_classes=3,
+        cost=(0, 38_885),
+    ),
+]

@@ -1,0 +1,86 @@
+"""The libraries of attacks by name. An attack's id, ``library:name``, begins with the name of one.
+
+A package adds a library by an entry point of the group ``art_qplugins.libraries`` that resolves to a :class:`Library`, and
+its attacks by one of the group ``art_qplugins.attacks``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from art_qplugins.registry import Entry, Registry
+
+__all__ = ["ART", "ARTQ", "AUTOATTACK", "FOOLBOX", "LIBRARIES", "TORCHATTACKS", "Library"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library(Entry):
+    """What the attacks of one library share. ``target`` is the adapter, an :class:`~art_qplugins.attacks.craft.Adapter`.
+
+    :ivar norms: the norms of a row that names none.
+    :ivar package: the distribution whose version changes the answers. The version is part of a cell's key.
+    :ivar requires: packages to import, any one of a line ``"this or that"``.
+    :ivar install: what to type after ``pip install`` where one of them is missing.
+    :ivar keeps_best: its attacks return the best image that they visited. The path of the others is tracked, since they
+        may pass an adversarial image and return another one.
+    """
+
+    norms: tuple[str, ...]
+    package: str
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    keeps_best: bool = False
+
+
+ART = Library(
+    name="art",
+    target="art_qplugins.attacks.adapters.art:run",
+    help="the Adversarial Robustness Toolbox",
+    norms=("Linf", "L2"),
+    package="adversarial-robustness-toolbox",
+    requires=("art",),
+    install="adversarial-robustness-toolbox",
+)
+TORCHATTACKS = Library(
+    name="torchattacks",
+    target="art_qplugins.attacks.adapters.torchattacks:run",
+    help="torchattacks",
+    norms=("Linf",),
+    package="torchattacks",
+    requires=("torchattacks",),
+    install="torchattacks",
+)
+AUTOATTACK = Library(
+    name="autoattack",
+    target="art_qplugins.attacks.adapters.autoattack:run",
+    help="the published AutoAttack, from pyautoattack or autoattack",
+    norms=("Linf", "L2", "L1"),
+    package="pyautoattack",
+    requires=("pyautoattack or autoattack",),
+    install="pyautoattack",
+    keeps_best=True,
+)
+FOOLBOX = Library(
+    name="foolbox",
+    target="art_qplugins.attacks.adapters.foolbox:run",
+    help="Foolbox Native, an optional extra",
+    norms=("Linf", "L2", "L1"),
+    package="foolbox",
+    requires=("foolbox",),
+    install="'art_qplugins[foolbox]'",
+)
+ARTQ = Library(
+    name="artq",
+    target="art_qplugins.attacks.adapters.artq:run",
+    help="attacks that no other library has",
+    norms=("Linf", "L2"),
+    package="adversarial-robustness-toolbox",
+    keeps_best=True,
+)
+
+LIBRARIES: Registry[Library] = Registry(
+    "attack library",
+    [ART, TORCHATTACKS, AUTOATTACK, FOOLBOX, ARTQ],
+    group="art_qplugins.libraries",
+    row=Library,
+)

@@ -1,0 +1,45 @@
+"""Which installed packages a recipe uses beside this one. Their versions change its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from art_qplugins.attacks import ATTACKS
+from art_qplugins.data import entry_of
+from art_qplugins.defences import DEFENCES
+from art_qplugins.models import MODELS
+from art_qplugins.plugins import Plugin
+from art_qplugins.recipes.schema import ModelSettings, Recipe
+from art_qplugins.registry import Entry
+
+__all__ = ["packages_of", "packages_of_model"]
+
+
+def packages_of(recipe: Recipe) -> list[Plugin]:
+    """All of them, sorted."""
+    found = {plugin for model in recipe.models for plugin in packages_of_model(recipe, model)}
+    return sorted(found | set(_of(_rows(recipe))))
+
+
+def packages_of_model(recipe: Recipe, model: ModelSettings) -> list[Plugin]:
+    """Those that have a part in a model: its architecture, quantizers and defences, and those of its base."""
+    if not model.trained:
+        return []
+    rows: list[Entry] = [MODELS[model.architecture.name], *(DEFENCES[defence.name] for defence in model.defences)]
+    rows += [] if model.quantize is None else model.quantize.quantizers
+    base = [m for m in recipe.models if m.name == model.base]
+    return sorted({*_of(rows), *(plugin for m in base for plugin in packages_of_model(recipe, m))})
+
+
+def _rows(recipe: Recipe) -> Iterator[Entry]:
+    if not recipe.data.given:
+        yield entry_of(recipe.data.name)
+    attacks = [attack.id for attack in recipe.attacks] + ([recipe.transfer.attack] if recipe.transfer else [])
+    for attack in attacks:
+        yield ATTACKS[attack]
+        if (library := ATTACKS[attack].library) is not None:
+            yield library
+
+
+def _of(rows: Iterator[Entry] | list[Entry]) -> Iterator[Plugin]:
+    return (row.plugin for row in rows if row.plugin is not None)
