@@ -25,7 +25,7 @@ def test_wilson_is_scipys(counts, confidence):
 @given(st.floats(0, 1), st.integers(1, 10_000))
 def test_wilson_holds_the_proportion_also_where_it_is_a_fraction(share, n):
     low, high = wilson_interval(share * n, n)
-    assert 0 <= low <= share <= high + 1e-15 and high <= 1
+    assert 0 <= low <= share + 1e-15 and share <= high + 1e-15 and high <= 1
 
 
 def test_wilson_is_never_empty_at_the_ends():

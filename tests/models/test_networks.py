@@ -19,7 +19,7 @@ from art_qplugins.models import MODELS
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.models.wide_resnet import Aggregation, Block, WideResNet
 from art_qplugins.quantizers import weight_layers
-from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.recipes.load import parse_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
