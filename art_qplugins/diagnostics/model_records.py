@@ -112,7 +112,7 @@ class ModelRecords:
     @property
     def claim_averages(self) -> bool:
         """Whether the claimed attack follows a mean over draws, beyond what the model itself averages."""
-        return _gradient(self.claimed) == "mean"
+        return ATTACKS[self.claimed.cell.attack].follows(self.claimed.cell.params) == "mean"
 
     @cached_property
     def black_box(self) -> list[Outcome]:
@@ -178,7 +178,7 @@ def _own(o: Outcome) -> bool:
 
 def _gradient(o: Outcome) -> str:
     """The gradient that its attack follows: "own", "repaired" or "mean"."""
-    return ATTACKS[o.cell.attack].follows(o.cell.params)
+    return ATTACKS[o.cell.attack].gradient
 
 
 def _white(o: Outcome) -> bool:
