@@ -65,7 +65,7 @@ class ModelRecords:
     @cached_property
     def as_is(self) -> list[Outcome]:
         """White-box attacks along the gradient that the model gives, the claimed one first."""
-        return [self.claimed, *self.where(lambda o: _own(o) and _white(o) and _gradient(o) == "own")]
+        return [self.claimed, *self.where(lambda o: _own(o) and _white(o) and self._follows(o) == "own")]
 
     @cached_property
     def reference(self) -> list[Outcome]:
@@ -102,17 +102,22 @@ class ModelRecords:
     @cached_property
     def repaired(self) -> list[Outcome]:
         """White-box attacks along another gradient than the one that the model gives."""
-        return self.where(lambda o: _own(o) and _gradient(o) == "repaired")
+        return self.where(lambda o: _own(o) and self._follows(o) == "repaired")
 
     @cached_property
     def averaged(self) -> list[Outcome]:
         """Attacks along a mean over draws."""
-        return self.where(lambda o: _own(o) and _gradient(o) == "mean")
+        return self.where(lambda o: _own(o) and self._follows(o) == "mean")
 
     @property
     def claim_averages(self) -> bool:
         """Whether the claimed attack follows a mean over draws, beyond what the model itself averages."""
-        return ATTACKS[self.claimed.cell.attack].follows(self.claimed.cell.params) == "mean"
+        return self._follows(self.claimed) == "mean"
+
+    def _follows(self, o: Outcome) -> str:
+        """The gradient that an attack follows: "own", "repaired" or "mean". Of a deterministic model a mean is its own."""
+        gradient = ATTACKS[o.cell.attack].follows(o.cell.params)
+        return "own" if gradient == "mean" and self.facts.get("random") is False else gradient
 
     @cached_property
     def black_box(self) -> list[Outcome]:
@@ -174,11 +179,6 @@ def _on_margin(o: Outcome) -> bool:
 
 def _own(o: Outcome) -> bool:
     return o.cell.source == o.cell.model
-
-
-def _gradient(o: Outcome) -> str:
-    """The gradient that its attack follows: "own", "repaired" or "mean"."""
-    return ATTACKS[o.cell.attack].gradient
 
 
 def _white(o: Outcome) -> bool:

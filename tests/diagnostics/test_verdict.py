@@ -133,9 +133,15 @@ def test_a_number_that_depends_on_the_scale_of_sensible_logits_is_a_weak_attack(
     ],
 )
 def test_who_finds_more_without_the_models_own_gradient_is_a_suspicion(extra, finding):
-    result = judged(claimed=0.5, extra=[extra])
+    result = judged(claimed=0.5, extra=[extra], facts={"random": finding == "mean-gradient"})
     assert {finding, "attack-gap"} <= fired(result)
     assert result.verdict == "SUSPECT"
+
+
+def test_a_mean_over_calls_of_a_deterministic_model_is_its_own_gradient():
+    smoothed = cell("torchattacks:vmifgsm", first(0.3))
+    result = judged(claimed=0.5, extra=[smoothed], facts={"random": False})
+    assert "mean-gradient" not in fired(result) and result.verdict == "NOT_REFUTED"
 
 
 def test_a_repaired_gradient_that_goes_further_than_every_attack_on_its_own_is_masking():

@@ -44,6 +44,7 @@ ROWS: list[Attack] = [
         {"eot_iter": 20},
         models="stochastic",
         needs_classes=3,
+        gradient="mean",
         scale_free=True,
         cost=(4_040, 4_047),
     ),
