@@ -134,7 +134,7 @@ def _median(state: DiagnosisState, column: str) -> float:
 def _quantized(attack: str) -> _Planner:
     def plan(state: DiagnosisState) -> Plan:
         if not state.records.facts.get("quantizers"):
-            return "the model has no activation quantizer with a surrogate gradient"
+            return "the model has no quantized activation"
         return _attack(attack, "all" if attack != "artq:full-precision" else "as-is")(state)
 
     return plan

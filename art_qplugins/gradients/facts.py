@@ -17,8 +17,8 @@ from art_qplugins.gradients.ledger import Ledger, blocking_operation, ledger
 from art_qplugins.gradients.probe import answer, gradient, same_answers
 from art_qplugins.gradients.replaceable import replaceable_operations
 from art_qplugins.guard import evaluating
+from art_qplugins.quantizers.protocol import activation_quantizers
 from art_qplugins.quantizers.stochastic import is_stochastic
-from art_qplugins.quantizers.surrogates import surrogate_layers
 
 __all__ = ["module_facts"]
 
@@ -45,7 +45,7 @@ def module_facts(
         "stateful": stateful,
         "random": is_random,
         "training": _training(module),
-        "quantizers": len(surrogate_layers(module)),
+        "quantizers": len(activation_quantizers(module)),
         "replaceable": attempt("replaceable", lambda: list(replaceable_operations(module, x, seed=seed))),
         **_ledger_facts(found),
         **_output_facts(logits),

@@ -100,7 +100,7 @@ def measure(
                          it could not be measured
     ``training``         submodules that stay in train mode when the module is set to eval mode
     ``random``           whether the module answers otherwise with other draws
-    ``quantizers``       number of submodules with a surrogate gradient to choose
+    ``quantizers``       number of quantized activations
     ``costs``            forward and backward passes in images, per image
     ``skipped``          the reason of every measurement that failed, by name
     ==================== ==========================================================================================

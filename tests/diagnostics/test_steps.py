@@ -149,12 +149,12 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
         "cross-entropy": "the claim is made by this attack",
         "scale": "3 apart",
         "surrogates": "faithful",
-        "full-precision": "no activation quantizer",
+        "full-precision": "no quantized activation",
         "averaging": "not random",
         "transfer": "no other deterministic model",
         "rescaled": "nothing to undo",
-        "bits": "no activation quantizer",
-        "joint": "no activation quantizer",
+        "bits": "no quantized activation",
+        "joint": "no quantized activation",
         "closing-repaired": "faithful",
     }
     assert reasons.keys() == expected.keys()

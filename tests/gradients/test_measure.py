@@ -255,7 +255,7 @@ def test_a_stochastic_ensemble_agrees_with_itself_more_than_one_draw(stochastic,
     assert np.median(found.samples["fidelity"]) > 0.3  # a gradient that tells nothing has 0
 
 
-def test_quantizers_with_a_surrogate_are_counted():
+def test_quantized_activations_are_counted():
     x, y = images()
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), QuantReLU(2), QuantReLU(2), nn.Linear(8, 3)).eval()
     assert measured(model, x, y).cell["quantizers"] == 2
