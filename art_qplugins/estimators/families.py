@@ -14,8 +14,8 @@ from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.models.common import check_count
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers.activation import QuantReLU
 from art_qplugins.quantizers.convert import quantize
+from art_qplugins.quantizers.protocol import activation_quantizers
 from art_qplugins.quantizers.stochastic import is_stochastic
 
 __all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]
@@ -28,7 +28,7 @@ class DQClassifier(QuantizedClassifier):
     """Defensive Quantization (Lin, Gan & Han 2019): k-bit activations, attacked through the straight-through gradient.
 
     :param activation_bits: bits of the activations of a copy of ``model``. ``None`` takes ``model`` as it is, which
-        then needs a :class:`QuantReLU`.
+        then needs quantized activations.
     :param clip: upper level of the activations, if ``activation_bits`` is given.
     :param training_defences: what shapes :meth:`fit`; by default the paper's orthogonality penalty.
     :raises InputError: where there is no quantized activation.
@@ -52,7 +52,7 @@ class DQClassifier(QuantizedClassifier):
     ) -> None:
         if activation_bits is not None:
             model = quantize(model, activation_bits=activation_bits, clip=clip)
-        elif not any(isinstance(m, QuantReLU) for m in model.modules()):
+        elif not activation_quantizers(model):
             raise InputError(
                 f"DQClassifier: {type(model).__name__} has no quantized activation; pass activation_bits, e.g. 4"
             )

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from art_qplugins.quantizers.registry import QUANTIZERS, Quantizer
 
 if TYPE_CHECKING:
-    from art_qplugins.quantizers.activation import QuantReLU
+    from art_qplugins.quantizers.activation import QuantHardtanh, QuantReLU
     from art_qplugins.quantizers.convert import bake, quantize, weight_layers
     from art_qplugins.quantizers.protocol import ActivationQuantizer, activation_quantizers
+    from art_qplugins.quantizers.report import Part, quantization_report
     from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from, is_stochastic
     from art_qplugins.quantizers.surrogates import surrogate
     from art_qplugins.quantizers.twin import TwinGradient
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _HOME = {
     "ActivationQuantizer": "protocol",
     "MuLawMapping": "weight",
+    "Part": "report",
+    "QuantHardtanh": "activation",
     "QuantReLU": "activation",
     "StochasticQuantizer": "stochastic",
     "TwinGradient": "twin",
@@ -31,6 +34,7 @@ _HOME = {
     "bake": "convert",
     "draws_from": "stochastic",
     "is_stochastic": "stochastic",
+    "quantization_report": "report",
     "quantize": "convert",
     "surrogate": "surrogates",
     "weight_layers": "convert",
@@ -40,6 +44,8 @@ __all__ = [
     "QUANTIZERS",
     "ActivationQuantizer",
     "MuLawMapping",
+    "Part",
+    "QuantHardtanh",
     "QuantReLU",
     "Quantizer",
     "StochasticQuantizer",
@@ -49,6 +55,7 @@ __all__ = [
     "bake",
     "draws_from",
     "is_stochastic",
+    "quantization_report",
     "quantize",
     "surrogate",
     "weight_layers",

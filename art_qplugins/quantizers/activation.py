@@ -1,4 +1,4 @@
-"""The quantized activation of Defensive Quantization (Lin, Gan & Han 2019, section 2.1)."""
+"""The quantized activations of Defensive Quantization (Lin, Gan & Han 2019, section 2.1), on [0, clip] or any range."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import math
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
-from art_qplugins.quantizers.functional import quant_relu, straight_through
+from art_qplugins.quantizers.functional import quant_hardtanh, quant_relu, straight_through
 from art_qplugins.quantizers.surrogates import Surrogate, as_surrogate
 
-__all__ = ["QuantReLU", "check_num_bits"]
+__all__ = ["QuantHardtanh", "QuantReLU", "check_num_bits", "uniform_activation"]
 
 
 def check_num_bits(num_bits: int, *, name: str = "num_bits") -> int:
@@ -23,7 +23,38 @@ def check_num_bits(num_bits: int, *, name: str = "num_bits") -> int:
     return num_bits
 
 
-class QuantReLU(nn.Module):
+class _UniformActivation(nn.Module):
+    """What both share: the surrogate gradient and the clip that they round."""
+
+    num_bits: int
+    surrogate: Surrogate | None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest level."""
+        raise NotImplementedError
+
+    def full_precision(self, x: Tensor) -> Tensor:
+        """The clip, which it rounds."""
+        return x.clamp(*self.range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value = self._rounded(x)
+        if self.surrogate is None:
+            return value
+        # A surrogate is stated on [0, clip]; here it is moved to the range.
+        low, high = self.range
+        return straight_through(value, x * self.surrogate(x.detach() - low, self.num_bits, high - low))
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _repr(self, settings: str) -> str:
+        settings = f"num_bits={self.num_bits}, {settings}"
+        return settings if self.surrogate is None else f"{settings}, surrogate={self.surrogate}"
+
+
+class QuantReLU(_UniformActivation):
     """ReLU clipped at ``clip`` and rounded to ``2 ** num_bits`` levels, with the straight-through gradient.
 
     See :func:`~art_qplugins.quantizers.functional.quant_relu`. It has no parameters and no state.
@@ -45,19 +76,54 @@ class QuantReLU(nn.Module):
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest level."""
         return 0.0, self.clip
 
-    def full_precision(self, x: Tensor) -> Tensor:
-        """The clip, which it rounds."""
-        return x.clamp(0.0, self.clip)
-
-    def forward(self, x: Tensor) -> Tensor:
-        value = quant_relu(x, self.num_bits, self.clip)
-        if self.surrogate is None:
-            return value
-        return straight_through(value, x * self.surrogate(x.detach(), self.num_bits, self.clip))
+    def _rounded(self, x: Tensor) -> Tensor:
+        return quant_relu(x, self.num_bits, self.clip)
 
     def extra_repr(self) -> str:
-        settings = f"num_bits={self.num_bits}, clip={self.clip:g}"
-        return settings if self.surrogate is None else f"{settings}, surrogate={self.surrogate}"
+        return self._repr(f"clip={self.clip:g}")
+
+
+class QuantHardtanh(_UniformActivation):
+    """Hardtanh rounded to ``2 ** num_bits`` levels from ``min_val`` to ``max_val``, with the straight-through gradient.
+
+    See :func:`~art_qplugins.quantizers.functional.quant_hardtanh`. It has no parameters and no state.
+
+    :param num_bits: bits per activation, 1 to 16.
+    :param min_val: the lowest level.
+    :param max_val: the highest level, above ``min_val``.
+    :param surrogate: as in :class:`QuantReLU`.
+    """
+
+    def __init__(
+        self,
+        num_bits: int,
+        min_val: float = -1.0,
+        max_val: float = 1.0,
+        *,
+        surrogate: str | Surrogate | None = None,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(min_val) and math.isfinite(max_val) and max_val > min_val):
+            raise InputError(
+                f"min_val is {min_val!r} and max_val {max_val!r}; give two finite numbers, the lower first"
+            )
+        self.num_bits = check_num_bits(num_bits)
+        self.min_val, self.max_val = float(min_val), float(max_val)
+        self.surrogate = as_surrogate(surrogate)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return self.min_val, self.max_val
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        return quant_hardtanh(x, self.num_bits, self.min_val, self.max_val)
+
+    def extra_repr(self) -> str:
+        return self._repr(f"min_val={self.min_val:g}, max_val={self.max_val:g}")
+
+
+def uniform_activation(num_bits: int, clip: float = 6.0, *, low: float = 0.0) -> QuantReLU | QuantHardtanh:
+    """The uniform quantizer on [low, clip]: a :class:`QuantReLU` where that is [0, clip], else a :class:`QuantHardtanh`."""
+    return QuantReLU(num_bits, clip) if low == 0 else QuantHardtanh(num_bits, low, clip)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,20 +12,22 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from art_qplugins.errors import InputError
-from art_qplugins.quantizers.activation import QuantReLU
+from art_qplugins.quantizers.layers import ACTIVATIONS, WEIGHTED, own_range
 from art_qplugins.quantizers.protocol import as_quantizer
 from art_qplugins.quantizers.registry import Quantizer, switched_on
+from art_qplugins.quantizers.report import Part, parts_of
+from art_qplugins.quantizers.stored import add_stored_maps, parametrizations
 from art_qplugins.quantizers.weight import MuLawMapping
 
 __all__ = ["bake", "quantize", "weight_layers"]
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, QuantReLU)
-_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+#: Parts that a warning names; the report has them all.
+_NAMED = 4
 
 
 def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The (name, module) of every linear and convolutional layer, in the order of the module tree."""
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, _WEIGHTED)]
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, WEIGHTED)]
 
 
 def quantize(
@@ -45,19 +48,23 @@ def quantize(
     narrow_range: bool = True,
     seed: int = 0,
     trainable: bool = False,
+    strict: bool = False,
 ) -> nn.Module:
     """A quantized copy of ``model``. The given model does not change.
 
-    Weights of every linear and convolutional layer are mapped first and quantized after, ``Q(F(W))``. Biases and batch
-    norms stay in float32.
+    Weights of every linear and convolutional layer are mapped first and quantized after, ``Q(F(W))``. Biases and norms
+    stay in float32. So does every activation but ``nn.ReLU``, ``nn.ReLU6`` and ``nn.Hardtanh``, and whatever ``forward``
+    calls as a function: a warning names what should be quantized and is not, and
+    :func:`~art_qplugins.quantization_report` lists every part with its bits.
 
-    :param model: any module whose activations are modules (``nn.ReLU``, ``nn.ReLU6``, ``nn.Hardtanh``, ``QuantReLU``).
+    :param model: any module whose activations are modules.
     :param activation_bits: bits of every activation.
     :param weight_bits: bits of every weight.
-    :param clip: upper level of the quantized activations.
+    :param clip: upper level of the quantized activations. Their lowest level is 0. ``nn.Hardtanh`` keeps its own range.
     :param mu: strength of the mu-law mapping of the last ``mu_layers`` layers; ``None`` for no mapping.
     :param activation: what each activation becomes, by its name in :data:`~art_qplugins.quantizers.QUANTIZERS`. ``None``
-        for a :class:`QuantReLU`, or with ``alpha`` a :class:`StochasticQuantizer`.
+        for a :class:`QuantReLU` (of a Hardtanh, a :class:`QuantHardtanh`), or with ``alpha`` a
+        :class:`StochasticQuantizer`.
     :param activation_options: settings of that quantizer for which there is no argument here.
     :param alpha: sparsity of stochastic activations.
     :param activation_layers: quantize only this many of the last activations; ``None`` for all.
@@ -66,6 +73,7 @@ def quantize(
     :param seed: key of the noise of stochastic activations.
     :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the mapped
         weights become plain parameters: then the module is faster, and it pickles.
+    :param strict: raise where there would be a warning.
     :raises InputError: where there is nothing to quantize, a setting is out of range or of no quantizer that is asked for,
         or a weight is outside the mu-law's domain [-1, 1].
     """
@@ -89,15 +97,38 @@ def quantize(
             _swap_activations(twin, row, table, seed, activation_layers)
         else:
             _map_weights(twin, row, table)
-    return twin if trainable else bake(twin)
+    twin = twin if trainable else bake(twin)
+    if float_parts := _unexpected(twin, table, some=activation_layers is not None):
+        _complain(type(model).__name__, float_parts, strict)
+    return twin
+
+
+def _unexpected(twin: nn.Module, table: Mapping[str, Any], *, some: bool) -> list[Part]:
+    """What is in float although it was to be quantized.
+
+    :param some: only some of the activations were to be quantized.
+    """
+    wanted = {"activation": table["activation_bits"] is not None, "weight": table["weight_bits"] is not None}
+    parts = [part for part in parts_of(twin, checked=False) if part.bits is None and wanted[part.kind]]
+    return [part for part in parts if not part.expected or (part.kind == "activation" and not some)]
+
+
+def _complain(model: str, parts: Sequence[Part], strict: bool) -> None:
+    names = [f"{part.name or model} ({part.type})" for part in parts]
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    message = f"{model}: in float after quantize(): {shown}; quantization_report(model) says why"
+    if strict:
+        raise InputError(message)
+    warnings.warn(message, UserWarning, stacklevel=3)
 
 
 def bake(model: nn.Module) -> nn.Module:
     """Replace every parametrized weight by its value, in place: the deployed form. Returns ``model``."""
     with torch.no_grad():
         for module in model.modules():
-            if parametrize.is_parametrized(module, "weight"):
+            if maps := parametrizations(module):
                 parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+                add_stored_maps(module, *maps)
     return model
 
 
@@ -113,12 +144,20 @@ def _swap_activations(model: nn.Module, row: Quantizer, table: Mapping[str, Any]
         raise InputError(f"activation_layers is {last}, and the network has {len(paths)} activations")
     for layer, path in enumerate(paths[-last:] if last else paths):
         parent, _, name = path.rpartition(".")
-        made = _activation(row, table, seed, layer)
-        setattr(model.get_submodule(parent), name, made.train(model.get_submodule(path).training))
+        activation = model.get_submodule(path)
+        noise = {"seed": seed, "layer": layer} if row.random else {}
+        made = _quantized(activation, row, table, noise)
+        setattr(model.get_submodule(parent), name, made.train(activation.training))
 
 
-def _activation(row: Quantizer, table: Mapping[str, Any], seed: int, layer: int) -> nn.Module:
-    made = row.make(table, seed=seed, layer=layer) if row.random else row.make(table)
+def _quantized(activation: nn.Module, row: Quantizer, table: Mapping[str, Any], noise: Mapping[str, int]) -> nn.Module:
+    """The quantized form of an activation; itself where ``row`` cannot have its range."""
+    if (ends := own_range(activation)) is None:
+        made = row.make(table, **noise)
+    elif row.signed:
+        made = row.make({**table, "clip": ends[1]}, low=ends[0], **noise)
+    else:
+        return activation
     if not isinstance(made, nn.Module) or as_quantizer(made) is None:
         raise InputError(
             f"quantizer {row.name!r} makes a {type(made).__name__}, which attacks could not undo; "

@@ -1,6 +1,6 @@
 """Quantizers as pure functions, exact in value and in gradient.
 
-Here are the fixed maps: the quantized ReLU, the uniform weight quantizer and the mu-law. Quantizers with parameters or with
+Here are the fixed maps: the quantized ReLU and Hardtanh, the uniform weight quantizer and the mu-law. Quantizers with parameters or with
 noise are in the modules beside this file. All of this is "fake quantization": the values are those of the integer network,
 stored as floats.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["mu_law", "mu_law_inverse", "quant_relu", "quantize_weight", "straight_through"]
+__all__ = ["mu_law", "mu_law_inverse", "quant_hardtanh", "quant_relu", "quantize_weight", "straight_through"]
 
 
 class _Through(torch.autograd.Function):
@@ -73,6 +73,40 @@ def quant_relu(x: Tensor, num_bits: int, clip: float = 6.0) -> Tensor:
     :param clip: c > 0, in units of ``x``.
     """
     result: Tensor = _QuantReLU.apply(x, num_bits, clip)
+    return result
+
+
+class _QuantHardtanh(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, num_bits: int, low: float, high: float) -> Tensor:
+        scale = (high - low) / (2**num_bits - 1)
+        return x.clamp(low, high).sub_(low).div_(scale).round_().mul_(scale).add_(low)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.range = inputs[2:]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], *ctx.range), None, None, None
+
+
+def quant_hardtanh(x: Tensor, num_bits: int, low: float = -1.0, high: float = 1.0) -> Tensor:
+    r"""Clip to [low, high], then round to the nearest of :math:`2^k` evenly spaced levels. low and high are levels.
+
+    .. math:: Q_k(x) = l + s \cdot \mathrm{round}((\mathrm{clamp}(x, l, h) - l) / s), \quad s = (h - l) / (2^k - 1)
+
+    At one bit on [-1, 1] this is the sign of binary networks. The number of levels is even, so a range that is symmetric
+    about 0 has no level at 0. Ties go to the even level, counted from low. The gradient is straight-through,
+    :math:`dQ_k/dx = 1[l < x < h]`.
+
+    :param x: any shape, floating point.
+    :param num_bits: k, at least 1.
+    :param low: l, in units of ``x``.
+    :param high: h > l, in units of ``x``.
+    """
+    result: Tensor = _QuantHardtanh.apply(x, num_bits, low, high)
     return result
 
 

@@ -34,6 +34,7 @@ class Quantizer(Entry):
     :ivar arguments: keys of the table that it takes, each with the argument of ``target`` that the value is given to.
     :ivar switch: keys that switch it on when all of them are given.
     :ivar last: the key that says to how many of the last layers it applies; "" for all layers.
+    :ivar signed: ``target`` also takes ``low``, the lowest level, which is 0 by default.
     :ivar random: it draws noise. Its module is a :class:`~art_qplugins.StochasticQuantizer` or a subclass: ``target`` is
         also given ``seed`` and ``layer``, and ``estimator`` is given ``draws``.
     :ivar estimator: ``"package.module:attribute"`` of the ART estimator for a model with it; "" for the plain one. The
@@ -46,6 +47,7 @@ class Quantizer(Entry):
     switch: tuple[str, ...]
     line: Callable[[Table], str]
     last: str = ""
+    signed: bool = False
     random: bool = False
     estimator: str = ""
 
@@ -103,6 +105,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(
             arguments={"activation_bits": "num_bits", "clip": "clip", "alpha": "alpha"},
             switch=("activation_bits", "alpha"),
             line=_stochastic,
+            signed=True,
             random=True,
             estimator="art_qplugins.estimators:SQEnsembleClassifier",
         ),
@@ -119,12 +122,13 @@ QUANTIZERS: Registry[Quantizer] = Registry(
         ),
         Quantizer(
             name="uniform",
-            target="art_qplugins.quantizers.activation:QuantReLU",
+            target="art_qplugins.quantizers.activation:uniform_activation",
             help="activations clipped and rounded to even levels (Lin et al. 2019)",
             place="activation",
             arguments={"activation_bits": "num_bits", "clip": "clip"},
             switch=("activation_bits",),
             line=_uniform,
+            signed=True,
             estimator="art_qplugins.estimators:DQClassifier",
         ),
         Quantizer(

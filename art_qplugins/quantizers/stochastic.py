@@ -67,21 +67,31 @@ class StochasticQuantizer(nn.Module):
 
     :param num_bits: bits per activation; K = ``2 ** num_bits`` bins.
     :param alpha: sparsity, at least 1. 2 (the default) is unbiased stochastic rounding in closed form.
-    :param clip: the bins start out evenly on [0, clip].
+    :param clip: the bins start out evenly on [low, clip].
+    :param low: as above.
     :param seed: key of the noise.
     :param layer: which layer of its network this is. Layers of one network draw different noise.
     """
 
-    def __init__(self, num_bits: int, *, alpha: float = 2.0, clip: float = 6.0, seed: int = 0, layer: int = 0) -> None:
+    def __init__(
+        self,
+        num_bits: int,
+        *,
+        alpha: float = 2.0,
+        clip: float = 6.0,
+        low: float = 0.0,
+        seed: int = 0,
+        layer: int = 0,
+    ) -> None:
         super().__init__()
         if not (math.isfinite(alpha) and alpha >= 1):
             raise InputError(f"alpha is {alpha!r}; give a finite number of at least 1, e.g. 2")
-        if not (math.isfinite(clip) and clip > 0):
-            raise InputError(f"clip is {clip!r}; give a finite number above 0")
+        if not (math.isfinite(clip) and math.isfinite(low) and clip > low):
+            raise InputError(f"clip is {clip!r}; give a finite number above {low:g}")
         self.num_bits = check_num_bits(num_bits)
         self.alpha = float(alpha)
-        spacing = clip / (2**num_bits - 1)
-        self.offset = nn.Parameter(torch.zeros(()))
+        spacing = (clip - low) / (2**num_bits - 1)
+        self.offset = nn.Parameter(torch.tensor(float(low)))
         self.raw_spacing = nn.Parameter(torch.tensor(spacing + math.log(-math.expm1(-spacing))))  # softplus^-1
         self.seed, self.layer = seed, layer
         self.draw = 0  # index of the first draw in the batch

@@ -1,15 +1,24 @@
-"""QuantReLU as a module: what it takes, what it refuses, and that it is its function."""
+"""QuantReLU and QuantHardtanh as modules: what they take, what they refuse, and that they are their functions."""
 
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from art_qplugins import InputError, QuantReLU
-from art_qplugins.quantizers.functional import quant_relu
+from art_qplugins import InputError, QuantHardtanh, QuantReLU, surrogate
+from art_qplugins.attacks.views import other_bits, shadow
+from art_qplugins.quantizers.activation import uniform_activation
+from art_qplugins.quantizers.functional import quant_hardtanh, quant_relu
+from art_qplugins.quantizers.surrogates import SURROGATES
+
+RANGES = [(-1.0, 1.0), (-0.3, 2.0), (-3.0, -1.0), (0.5, 0.75)]
 
 
 @pytest.mark.parametrize(("num_bits", "clip"), [(1, 6.0), (4, 1.0), (8, 2.5), (16, 6)])
@@ -44,3 +53,87 @@ def test_it_copies_pickles_and_says_what_it_is():
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(twin(x), module(x))
     assert repr(module) == "QuantReLU(num_bits=3, clip=1.5)"
+
+
+# --- QuantHardtanh
+
+
+def gradient(module, x):
+    x = x.detach().clone().requires_grad_()
+    return torch.autograd.grad(module(x).sum(), x)[0]
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+@pytest.mark.parametrize("num_bits", [1, 2, 5, 16])
+def test_levels_are_even_from_end_to_end_and_every_value_goes_to_the_nearest(low, high, num_bits):
+    x = torch.linspace(low - 1, high + 1, 4001, dtype=torch.float64)
+    value = quant_hardtanh(x, num_bits, low, high)
+    levels = torch.linspace(low, high, 2**num_bits, dtype=torch.float64)
+    step = (high - low) / (2**num_bits - 1)
+    code = ((value - low) / step).round().long()
+    torch.testing.assert_close(value, levels[code], rtol=0, atol=1e-12)
+    assert ((value - x.clamp(low, high)).abs() <= step / 2 + 1e-9).all()
+    assert value[0] == low and value[-1] == pytest.approx(high, abs=1e-12)
+    torch.testing.assert_close(quant_hardtanh(value, num_bits, low, high), value, rtol=0, atol=1e-12)
+
+
+def test_ties_go_to_the_even_level():
+    assert quant_hardtanh(torch.tensor([-0.5, 0.5, 1.5, 2.5]), 2, -1.0, 2.0).tolist() == [-1, 1, 1, 2]
+
+
+def test_at_one_bit_it_is_the_sign_of_binary_networks():
+    x = torch.tensor([-5.0, -0.4, 0.3, 2.0], requires_grad=True)
+    value = QuantHardtanh(1)(x)
+    assert value.tolist() == [-1, -1, 1, 1]
+    value.sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0]
+
+
+def test_on_zero_to_clip_it_is_quant_relu():
+    x = torch.randn(10_000) * 4
+    assert torch.equal(quant_hardtanh(x, 3, 0.0, 2.5), quant_relu(x, 3, 2.5))
+    assert isinstance(uniform_activation(3, 2.5), QuantReLU)
+    signed = uniform_activation(3, 2.5, low=-1)
+    assert isinstance(signed, QuantHardtanh) and signed.range == (-1, 2.5)
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+def test_the_gradient_is_that_of_the_clip(low, high):
+    x = torch.cat([torch.linspace(low - 1, high + 1, 401), torch.tensor([low, high, math.inf, -math.inf])])
+    clip = gradient(lambda t: F.hardtanh(t, low, high), x)
+    assert torch.equal(gradient(QuantHardtanh(3, low, high), x), clip)
+
+
+@pytest.mark.parametrize("kind", SURROGATES)
+@given(shift=st.sampled_from([-4.0, -1.0, 2.0]), num_bits=st.integers(1, 4))
+def test_a_surrogate_is_moved_to_the_range(kind, shift, num_bits):
+    x = torch.linspace(-2, 6, 257, dtype=torch.float64)  # multiples of 1/32: shifting them is exact
+    signed, plain = QuantHardtanh(num_bits, shift, 4 + shift), QuantReLU(num_bits, 4.0)
+    value = signed(x + shift)
+    with surrogate(signed, kind), surrogate(plain, kind):
+        assert torch.equal(gradient(signed, x + shift), gradient(plain, x))
+        assert torch.equal(signed(x + shift), value)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (-math.inf, 1.0), (0.0, math.nan)])
+def test_a_range_that_is_none_is_refused(low, high):
+    with pytest.raises(InputError, match=rf"^min_val is {low!r} and max_val {high!r}; [^\n]+$"):
+        QuantHardtanh(4, low, high)
+
+
+def test_it_too_copies_pickles_and_says_what_it_is():
+    x = torch.randn(10)
+    module = QuantHardtanh(3, -2, surrogate="leaky")
+    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(twin(x), module(x))
+    assert repr(module) == "QuantHardtanh(num_bits=3, min_val=-2, max_val=1, surrogate=leaky(slope=0.1))"
+
+
+def test_attacks_undo_it_on_its_own_range():
+    network = torch.nn.Sequential(QuantHardtanh(2, -2.0, 1.0))
+    x = torch.linspace(-3, 2, 64).view(1, 1, 8, 8)
+    with shadow(network, x):
+        assert torch.equal(network(x), x.clamp(-2, 1))
+    for num_bits in (1, 4):
+        with other_bits(network, num_bits):
+            torch.testing.assert_close(network(x), QuantHardtanh(num_bits, -2.0, 1.0)(x))

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from art_qplugins import InputError, QuantReLU, StochasticQuantizer, quantize
+from art_qplugins import InputError, QuantHardtanh, QuantReLU, StochasticQuantizer, quantize
 from art_qplugins.models.convnet import ConvNet
-from art_qplugins.quantizers import bake, weight_layers
+from art_qplugins.quantizers import activation_quantizers, bake, weight_layers
 from art_qplugins.quantizers.functional import mu_law, quant_relu, quantize_weight
 
 OPTIONS = {
@@ -106,13 +106,35 @@ def test_stochastic_activations_are_numbered_and_share_the_seed():
     assert float(layers[0].spacing.detach() * 7) == pytest.approx(2.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.Hardtanh, lambda: QuantReLU(8)])
-def test_every_kind_of_activation_is_replaced(activation):
-    twin = quantize(
-        nn.Sequential(nn.Linear(2, 2), activation(), nn.Sequential(activation())), activation_bits=2, clip=3
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (nn.ReLU, (0, 3)),
+        (nn.ReLU6, (0, 3)),
+        (lambda: QuantReLU(8), (0, 3)),
+        (nn.Hardtanh, (-1, 1)),
+        (lambda: nn.Hardtanh(-2, 0.5), (-2, 0.5)),
+        (lambda: nn.Hardtanh(0, 1), (0, 1)),
+        (lambda: QuantHardtanh(8, -1.5, 2.5), (-1.5, 2.5)),
+    ],
+)
+@pytest.mark.parametrize("alpha", [None, 2.0, 1.5])
+def test_every_kind_of_activation_is_replaced_and_its_range_kept(activation, expected, alpha):
+    model = nn.Sequential(nn.Linear(2, 2), activation(), nn.Sequential(activation()))
+    twin = quantize(model, activation_bits=2, clip=3, alpha=alpha)
+    found = [quantizer for _, quantizer in activation_quantizers(twin)]
+    assert [quantizer.num_bits for quantizer in found] == [2, 2]
+    for quantizer in found:
+        assert [float(end) for end in quantizer.range] == pytest.approx(expected, abs=1e-5)
+        assert isinstance(quantizer, StochasticQuantizer if alpha else (QuantReLU, QuantHardtanh))
+
+
+def test_at_many_bits_a_network_with_hardtanh_answers_as_in_float():
+    model = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.Hardtanh(), nn.Linear(32, 32), nn.Hardtanh(-2, 1), nn.Linear(32, 10)
     )
-    found = [m for m in twin.modules() if isinstance(m, QuantReLU)]
-    assert [(m.num_bits, m.clip) for m in found] == [(2, 3.0)] * 2
+    x = torch.rand(200, 1, 8, 8)
+    torch.testing.assert_close(quantize(model, activation_bits=16)(x), model(x), rtol=0, atol=1e-3)
 
 
 def test_one_activation_module_in_several_places_is_quantized_in_all_of_them():

@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from art_qplugins import QuantReLU, StochasticQuantizer, UniformWeightQuantizer
+from art_qplugins import QuantHardtanh, QuantReLU, StochasticQuantizer, UniformWeightQuantizer
 from art_qplugins.quantizers import activation_quantizers
 from art_qplugins.quantizers.protocol import ActivationQuantizer, as_quantizer
 from art_qplugins.quantizers.surrogates import Surrogate, surrogate_layers
 
 OURS = {
     "QuantReLU": lambda bits: QuantReLU(bits, 1.5),
+    "QuantHardtanh": lambda bits: QuantHardtanh(bits, -0.5, 1.5),
     "stochastic-2": lambda bits: StochasticQuantizer(bits, alpha=2.0, clip=1.5),
     "stochastic-1.5": lambda bits: StochasticQuantizer(bits, alpha=1.5, clip=1.5),
+    "stochastic-signed": lambda bits: StochasticQuantizer(bits, clip=1.5, low=-0.5),
 }
 
 
@@ -32,7 +34,7 @@ def test_it_rounds_its_full_precision_form_to_levels_of_its_range(make, num_bits
     quantizer = make(num_bits)
     assert isinstance(quantizer, ActivationQuantizer) and quantizer.num_bits == num_bits
     low, high = map(float, quantizer.range)
-    assert (low, high) == (0.0, pytest.approx(1.5, rel=1e-5))
+    assert low in (0.0, -0.5) and high == pytest.approx(1.5, rel=1e-5)
     step = (high - low) / (2**num_bits - 1)
     x = torch.linspace(-1, 3, 401)
     value, real = quantizer(x).detach(), quantizer.full_precision(x).detach()

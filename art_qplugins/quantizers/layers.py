@@ -1,0 +1,24 @@
+"""The modules of torch that :func:`~art_qplugins.quantize` replaces, and those whose weights it maps."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from art_qplugins.quantizers.activation import QuantHardtanh, QuantReLU
+
+__all__ = ["ACTIVATIONS", "WEIGHTED", "own_range"]
+
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, QuantReLU, QuantHardtanh)
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def own_range(activation: nn.Module) -> tuple[float, float] | None:
+    """The range of an activation that has one, which its quantized form keeps; ``None`` for [0, clip].
+
+    ``nn.ReLU6`` is a Hardtanh to torch; as one of the ReLUs it takes the given ``clip``.
+    """
+    if isinstance(activation, QuantHardtanh):
+        return activation.range
+    if isinstance(activation, nn.Hardtanh) and not isinstance(activation, nn.ReLU6):
+        return float(activation.min_val), float(activation.max_val)
+    return None

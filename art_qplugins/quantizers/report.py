@@ -1,0 +1,112 @@
+"""What of a network is quantized: every activation and weight with its bits, and why some stay in float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from art_qplugins.quantizers.calls import FunctionalCall, functional_calls
+from art_qplugins.quantizers.layers import ACTIVATIONS, WEIGHTED
+from art_qplugins.quantizers.protocol import as_quantizer
+from art_qplugins.quantizers.stored import is_on_levels, weight_bits, weight_maps
+
+__all__ = ["Part", "quantization_report"]
+
+#: Activations of torch that have no quantized form here. LogSoftmax makes log probabilities of logits, and is left out.
+_FLOAT_ACTIVATIONS = tuple(
+    getattr(nn, name) for name in nn.modules.activation.__all__ if name not in ("MultiheadAttention", "LogSoftmax")
+)
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """An activation or a weight of a network.
+
+    :ivar name: of the module in the network, for a weight with the parameter's name: ``"layer1.0.conv1.weight"``.
+    :ivar kind: which of the two it is.
+    :ivar type: the module's class, or the function that it calls: ``"relu()"``.
+    :ivar bits: ``None`` where it is in float.
+    :ivar reason: why it is in float, "" where it is not.
+    :ivar expected: it is in float by the method or by choice, such as the weights of a batch norm.
+    """
+
+    name: str
+    kind: Literal["activation", "weight"]
+    type: str
+    bits: int | None
+    reason: str = ""
+    expected: bool = False
+
+
+def quantization_report(model: nn.Module) -> list[Part]:
+    """Every activation and weight of ``model`` in the order of the module tree; biases are in float and not listed.
+
+    Activations that are called as functions are found by reading the code of ``forward``, see
+    :mod:`~art_qplugins.quantizers.calls`. A weight counts as quantized while it is on the levels that
+    :func:`~art_qplugins.quantize` left it on.
+    """
+    return list(parts_of(model, checked=True))
+
+
+def parts_of(model: nn.Module, *, checked: bool) -> Iterator[Part]:
+    """The lines of the report.
+
+    :param checked: whether weights are still on their levels; takes as long as quantizing them.
+    """
+    for name, module in model.named_modules():
+        if ".parametrizations." not in f".{name}.":
+            yield from _activations(name, module)
+            yield from _weights(name, module, checked)
+
+
+def _activations(name: str, module: nn.Module) -> Iterator[Part]:
+    kind = type(module).__name__
+    if (quantizer := as_quantizer(module)) is not None:
+        yield Part(name, "activation", kind, quantizer.num_bits)
+    elif isinstance(module, ACTIVATIONS):
+        yield Part(name, "activation", kind, None, "it was not quantized", expected=True)
+    elif isinstance(module, _FLOAT_ACTIVATIONS):
+        yield Part(name, "activation", kind, None, "it has no quantized form; use nn.ReLU, nn.ReLU6 or nn.Hardtanh")
+    else:
+        for call in functional_calls(module):
+            yield _called(name, kind, call)
+
+
+def _called(name: str, kind: str, call: FunctionalCall) -> Part:
+    if not call.function:
+        reason = f"the code of {call.where} cannot be read, so activations that it calls as functions are not known"
+        return Part(name, "activation", kind, None, reason)
+    reason = f"{call.where}: only modules are replaced; use nn.ReLU(), nn.ReLU6() or nn.Hardtanh() there"
+    return Part(name, "activation", f"{call.function}()", None, reason)
+
+
+def _weights(name: str, module: nn.Module, checked: bool) -> Iterator[Part]:
+    kind, prefix = type(module).__name__.removeprefix("Parametrized"), f"{name}." if name else ""
+    if isinstance(module, WEIGHTED):
+        yield _quantizable(f"{prefix}weight", kind, module, checked)
+        return
+    for parameter, value in module.named_parameters(recurse=False):
+        if isinstance(module, _NORMS) and parameter == "weight":
+            yield Part(f"{prefix}{parameter}", "weight", kind, None, "norms stay in float", expected=True)
+        elif value.dim() >= 2 and not isinstance(module, _NORMS):
+            reason = f"it is of a {kind}; only nn.Linear and nn.Conv1d to nn.Conv3d are quantized"
+            yield Part(f"{prefix}{parameter}", "weight", kind, None, reason)
+
+
+def _quantizable(name: str, kind: str, layer: nn.Module, checked: bool) -> Part:
+    if (bits := weight_bits(layer)) is None:
+        maps = ", ".join(type(one).__name__ for one in weight_maps(layer))
+        reason = f"only {maps} was applied" if maps else "it was not quantized"
+        return Part(name, "weight", kind, None, reason, expected=True)
+    if checked and not is_on_levels(layer):
+        return Part(name, "weight", kind, None, "it has changed since it was quantized")
+    return Part(name, "weight", kind, bits)
