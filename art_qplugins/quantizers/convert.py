@@ -16,10 +16,10 @@ from art_qplugins.quantizers.layers import ACTIVATIONS, WEIGHTED, own_range
 from art_qplugins.quantizers.protocol import as_quantizer
 from art_qplugins.quantizers.registry import Quantizer, switched_on
 from art_qplugins.quantizers.report import Part, parts_of
-from art_qplugins.quantizers.stored import add_stored_maps, parametrizations
+from art_qplugins.quantizers.stored import add_stored_maps, parametrizations, weight_maps
 from art_qplugins.quantizers.weight import MuLawMapping
 
-__all__ = ["bake", "quantize", "weight_layers"]
+__all__ = ["bake", "quantize", "record_maps", "weight_layers"]
 
 #: Parts that a warning names; the report has them all.
 _NAMED = 4
@@ -75,7 +75,7 @@ def quantize(
         weights become plain parameters: then the module is faster, and it pickles.
     :param strict: raise where there would be a warning.
     :raises InputError: where there is nothing to quantize, a setting is out of range or of no quantizer that is asked for,
-        or a weight is outside the mu-law's domain [-1, 1].
+        or a weight is outside the mu-law's domain [-1, 1] or was mapped before.
     """
     table = {
         "activation": activation,
@@ -167,6 +167,19 @@ def _quantized(activation: nn.Module, row: Quantizer, table: Mapping[str, Any], 
 
 
 def _map_weights(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> None:
+    for name, layer in _layers(model, row, table):
+        weight_map: nn.Module = row.make(table)
+        if isinstance(weight_map, MuLawMapping):
+            weight_map.check(cast(Tensor, layer.weight), name)
+            if any(isinstance(one, MuLawMapping) for one in weight_maps(layer)):
+                raise InputError(
+                    f"mu-law: weight {name!r} is mapped already; quantize the network that is not mapped yet"
+                )
+        parametrize.register_parametrization(layer, "weight", weight_map)
+
+
+def _layers(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> list[tuple[str, nn.Module]]:
+    """The layers whose weights a row maps."""
     layers = weight_layers(model)
     count = table[row.last] if row.last else len(layers)
     if row.last and not 1 <= count <= len(layers):
@@ -174,8 +187,14 @@ def _map_weights(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> 
     if not layers:
         key = row.switch[0]
         raise InputError(f"{key} is {table[key]}, and {type(model).__name__} has no layer with weights to quantize")
-    for name, layer in layers[-count:]:
-        weight_map: nn.Module = row.make(table)
-        if isinstance(weight_map, MuLawMapping):
-            weight_map.check(cast(Tensor, layer.weight), name)
-        parametrize.register_parametrization(layer, "weight", weight_map)
+    return layers[-count:]
+
+
+def record_maps(model: nn.Module, table: Mapping[str, Any]) -> None:
+    """Record that the weights of ``model`` went through the maps of a ``quantize`` table before they were loaded.
+
+    :param table: its keys about weights alone.
+    """
+    for row in switched_on(table):
+        for _, layer in _layers(model, row, table):
+            add_stored_maps(layer, row.make(table))

@@ -1,21 +1,31 @@
 """Which maps the stored weight of a layer went through. Weights alone do not tell.
 
-The record is an attribute of the layer. It is copied and pickled with the layer, and no state dict holds it. It changes no
-answer, so a fingerprint does not see it.
+The record is an attribute of the layer. It is copied and pickled with the layer. No state dict holds it, so a checkpoint has
+it beside the weights. It changes no answer, and a fingerprint does not see it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from art_qplugins.quantizers.registry import QUANTIZERS
 from art_qplugins.quantizers.weight import MuLawMapping, UniformWeightQuantizer
 
-__all__ = ["add_stored_maps", "is_on_levels", "parametrizations", "weight_bits", "weight_maps"]
+__all__ = [
+    "add_stored_maps",
+    "is_on_levels",
+    "parametrizations",
+    "restore_stored_maps",
+    "stored_maps",
+    "weight_bits",
+    "weight_maps",
+]
 
 _NAME = "stored_maps"
 
@@ -65,3 +75,23 @@ def parametrizations(layer: nn.Module) -> list[nn.Module]:
     if not parametrize.is_parametrized(layer, "weight"):
         return []
     return list(cast(nn.ModuleDict, layer.parametrizations)["weight"].children())
+
+
+def stored_maps(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
+    """The records of all layers as JSON has them: for each map its name in QUANTIZERS and its settings."""
+    found = {name: [_as_json(one) for one in _stored(layer)] for name, layer in model.named_modules()}
+    return {name: maps for name, maps in found.items() if maps}
+
+
+def restore_stored_maps(model: nn.Module, saved: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Record what :func:`stored_maps` gave, in another module of the same structure."""
+    for name, maps in saved.items():
+        made = [
+            QUANTIZERS[one["quantizer"]].load()(**{k: v for k, v in one.items() if k != "quantizer"}) for one in maps
+        ]
+        add_stored_maps(model.get_submodule(name), *made)
+
+
+def _as_json(one: nn.Module) -> dict[str, Any]:
+    row = next(row for row in QUANTIZERS.values() if row.place == "weight" and isinstance(one, row.load()))
+    return {"quantizer": row.name, **{name: getattr(one, name) for name in row.arguments.values()}}

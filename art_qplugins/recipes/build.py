@@ -22,7 +22,9 @@ from art_qplugins.files import safe_name
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers import QUANTIZERS, activation_quantizers, bake, quantize
+from art_qplugins.quantizers.convert import record_maps
 from art_qplugins.quantizers.registry import weight_keys
+from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
 from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import ModelSettings, Recipe
@@ -78,15 +80,17 @@ def build_models(
             continue
         module = _blank(settings, data, _seed(recipe, settings))
         if settings.checkpoint is not None:
-            _check_stored(settings, load_checkpoint(Path(settings.checkpoint), module))
+            description = load_checkpoint(Path(settings.checkpoint), module)
+            _check_stored(settings, description)
+            _remember_maps(module, description)
         else:
             path = checkpoints / f"{safe_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
             # The description is written last, so a training that was cut short has none and starts again.
             if path.with_suffix(".json").exists():
-                load_checkpoint(path, module)
+                _remember_maps(module, load_checkpoint(path, module))
             else:
                 module = _train(recipe, settings, data, models, device, progress)
-                save_checkpoint(path, module, _description(settings, data))
+                save_checkpoint(path, module, _description(settings, data) | {"weight_maps": stored_maps(module)})
         models[settings.name] = module.to(device).eval()
     return models
 
@@ -147,7 +151,10 @@ def _train(
         _start_from(module, settings, models[settings.base])
     weight_maps = _weight_maps(settings.model_dump()["quantize"])
     if weight_maps is not None:
-        module = quantize(module, **weight_maps, trainable=True)
+        try:
+            module = quantize(module, **weight_maps, trainable=True)
+        except InputError as error:
+            raise InputError(f"models.{settings.name}.quantize: {error}") from None
     if settings.train.epochs > 0:
         train(
             module.to(device),
@@ -174,6 +181,7 @@ def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> 
                 f"{given.get(name, 'absent')} there and {wanted.get(name, 'absent')} here); give both the same architecture"
             )
     module.load_state_dict(base.state_dict(), strict=False)
+    restore_stored_maps(module, stored_maps(base))
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -186,13 +194,25 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that does not say that its weights were mapped as the recipe's: stored weights are mapped already."""
     wanted = _weight_maps(settings.model_dump(mode="json")["quantize"])
-    stored = description.get("model")
-    if wanted is None or (isinstance(stored, dict) and _weight_maps(stored.get("quantize")) == wanted):
+    if wanted is None or _described_maps(description) == wanted:
         return
     raise InputError(
         f"models.{settings.name}.checkpoint: {settings.checkpoint} does not say that its weights were quantized as this "
         "model's are; load it as a model of its own, and start this one from it with base = NAME and train.epochs = 0"
     )
+
+
+def _described_maps(description: Mapping[str, Any]) -> dict[str, Any] | None:
+    stored = description.get("model")
+    return _weight_maps(stored.get("quantize")) if isinstance(stored, dict) else None
+
+
+def _remember_maps(module: nn.Module, description: Mapping[str, Any]) -> None:
+    """Record what the loaded weights went through. Checkpoints of earlier versions say only what their own recipe did."""
+    if "weight_maps" in description:
+        restore_stored_maps(module, description["weight_maps"])
+    elif (table := _described_maps(description)) is not None:
+        record_maps(module, table)
 
 
 def _weight_maps(table: Any) -> dict[str, Any] | None:
