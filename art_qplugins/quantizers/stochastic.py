@@ -90,14 +90,21 @@ class StochasticQuantizer(nn.Module):
             raise InputError(f"clip is {clip!r}; give a finite number above {low:g}")
         self.num_bits = check_num_bits(num_bits)
         self.alpha = float(alpha)
-        spacing = (clip - low) / (2**num_bits - 1)
-        self.offset = nn.Parameter(torch.tensor(float(low)))
-        self.raw_spacing = nn.Parameter(torch.tensor(spacing + math.log(-math.expm1(-spacing))))  # softplus^-1
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.raw_spacing = nn.Parameter(torch.zeros(()))
+        self.spread(low, clip)
         self.seed, self.layer = seed, layer
         self.draw = 0  # index of the first draw in the batch
         self.fold = 1  # how many draws the batch holds, one after another along dimension 0
         self.call = 0  # how often this layer has drawn since `draw` was set
         self.antithetic = False  # draws 2i and 2i + 1 use u and 1 - u
+
+    @torch.no_grad()
+    def spread(self, low: float, high: float) -> None:
+        """Put the bins evenly on [low, high], in place."""
+        spacing = (high - low) / (self.num_bins - 1)
+        self.offset.fill_(low)
+        self.raw_spacing.fill_(spacing + math.log(-math.expm1(-spacing)))  # softplus^-1
 
     @property
     def spacing(self) -> Tensor:

@@ -21,7 +21,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.files import safe_name
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.models import MODELS
-from art_qplugins.quantizers import QUANTIZERS, activation_quantizers, bake, quantize
+from art_qplugins.quantizers import QUANTIZERS, StochasticQuantizer, activation_quantizers, bake, quantize
 from art_qplugins.quantizers.convert import record_maps
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
@@ -172,7 +172,10 @@ def _seed(recipe: Recipe, settings: ModelSettings) -> int:
 
 
 def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> None:
-    """Load the weights of ``base``. Both must have the same parameters, except those of quantizers of activations."""
+    """Load the weights of ``base``. Both must have the same parameters, except those of quantizers of activations.
+
+    The bins of a stochastic layer keep the range of their base, also with another number of bits.
+    """
     given, wanted = _shapes(base), _shapes(module)
     for name in sorted(given.keys() | wanted.keys()):
         if given.get(name) != wanted.get(name):
@@ -180,8 +183,22 @@ def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> 
                 f"models.{settings.name}.base: {settings.base!r} is another network ({name} is "
                 f"{given.get(name, 'absent')} there and {wanted.get(name, 'absent')} here); give both the same architecture"
             )
-    module.load_state_dict(base.state_dict(), strict=False)
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    state = {name: value for name, value in base.state_dict().items() if value.shape == shapes.get(name)}
+    module.load_state_dict(state, strict=False)
     restore_stored_maps(module, stored_maps(base))
+    _keep_ranges(module, base)
+
+
+def _keep_ranges(module: nn.Module, base: nn.Module) -> None:
+    """Where the number of bins is another, the spacing of ``base`` would make another range of it."""
+    learned = dict(base.named_modules())
+    for name, layer in module.named_modules():
+        before = learned.get(name)
+        if not isinstance(layer, StochasticQuantizer) or not isinstance(before, StochasticQuantizer):
+            continue
+        if layer.num_bits != before.num_bits:
+            layer.spread(*map(float, before.range))
 
 
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:

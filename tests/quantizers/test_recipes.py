@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from art_qplugins import InputError, quantization_report
+from art_qplugins import InputError, StochasticQuantizer, quantization_report
 from art_qplugins.data import load
 from art_qplugins.recipes.build import build_models
 from art_qplugins.recipes.schema import parse_recipe
@@ -27,6 +27,25 @@ def recipe(*models):
 
 def built(folder, *models):
     return build_models(recipe(*models), load("digits", "train"), folder, device=torch.device("cpu"))
+
+
+def ranges(model):
+    return [tuple(map(float, layer.range)) for layer in model.modules() if isinstance(layer, StochasticQuantizer)]
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 4), (4, 2), (3, 3)])
+def test_bins_keep_the_range_of_their_base_at_any_number_of_bits(first, second, tmp_path):
+    def random(bits):
+        return {"activation_bits": bits, "alpha": 2.0, "clip": 3.0}
+
+    models = built(
+        tmp_path,
+        small("a", epochs=1, quantize=random(first)),
+        small("b", base="a", quantize=random(second)),
+    )
+    assert ranges(models["a"]) != [(0.0, pytest.approx(3.0))] * 3  # learned
+    for here, there in zip(ranges(models["b"]), ranges(models["a"]), strict=True):
+        assert here == pytest.approx(there, rel=1e-5, abs=1e-6)
 
 
 MAP = {"mu": 255.0, "mu_normalize": True}
