@@ -115,7 +115,10 @@ def describe(settings: ModelSettings) -> str:
     parts = [settings.architecture.name]
     if settings.quantize is not None:
         table = settings.quantize.model_dump() | {"draws": settings.draws}
-        parts += [row.line(table) for row in sorted(settings.quantize.quantizers, key=lambda row: row.place)]
+        rows = sorted(settings.quantize.quantizers, key=lambda row: row.place)
+        parts += [row.line(table) for row in rows]
+        if rows and rows[-1].place == "weight" and settings.train.epochs > 0 and settings.checkpoint is None:
+            parts.append("trained through these maps")
     for defence in settings.defences:
         options = ", ".join(f"{k} = {v:g}" for k, v in DEFENCES[defence.name].resolve(defence.options).items())
         parts.append(f"{defence.name} ({options})" if options else defence.name)

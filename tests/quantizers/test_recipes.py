@@ -9,7 +9,7 @@ import torch
 
 from art_qplugins import InputError, StochasticQuantizer, quantization_report
 from art_qplugins.data import load
-from art_qplugins.recipes.build import build_models
+from art_qplugins.recipes.build import build_models, describe
 from art_qplugins.recipes.schema import parse_recipe
 
 
@@ -77,3 +77,17 @@ def test_a_checkpoint_brings_the_record_also_one_of_an_earlier_version(earlier, 
     assert {part.bits for part in quantization_report(taken) if part.type == "Conv2d"} == {5}
     with pytest.raises(InputError, match=r"mapped already"):
         built(tmp_path, small("taken", checkpoint=str(file)), small("again", base="taken", quantize=MAP))
+
+
+def said(**more):
+    return describe(recipe(small("plain"), small("m", **more)).models[1])
+
+
+def test_a_description_tells_training_through_maps_from_mapping_afterwards():
+    maps = {"mu": 255.0, "weight_bits": 3}
+    lines = "convnet; last layer mu-law mapped (mu = 255); 3-bit weights, per channel"
+    assert said(epochs=2, quantize=maps) == f"{lines}; trained through these maps"
+    assert said(epochs=2, quantize=maps, base="plain") == f"{lines}; trained through these maps; trained on from plain"
+    assert said(epochs=0, quantize=maps, base="plain") == f"{lines}; quantized after training from plain"
+    assert said(epochs=2, quantize={"activation_bits": 2}) == "convnet; 2-bit activations on [0, 6]"
+    assert said(epochs=2, checkpoint="a.safetensors", quantize=maps) == lines
