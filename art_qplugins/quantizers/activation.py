@@ -61,9 +61,9 @@ class QuantReLU(_UniformActivation):
 
     :param num_bits: bits per activation, 1 to 16.
     :param clip: the upper level. 6 makes it a quantized ReLU6.
-    :param surrogate: another backward pass, by its name in :data:`~art_qplugins.quantizers.surrogates.SURROGATES`, or with
-        options as a :class:`~art_qplugins.quantizers.surrogates.Surrogate`. Values do not depend on it. To change it for
-        an attack only, use the context :func:`~art_qplugins.surrogate`.
+    :param surrogate: another backward pass, by its name in :data:`~art_qplugins.quantizers.surrogates.SURROGATES`, or
+        with options as a :class:`~art_qplugins.quantizers.surrogates.Surrogate`. Values do not depend on it. To change
+        it for an attack only, use the context :func:`~art_qplugins.surrogate`.
     """
 
     def __init__(self, num_bits: int, clip: float = 6.0, *, surrogate: str | Surrogate | None = None) -> None:
@@ -125,5 +125,5 @@ class QuantHardtanh(_UniformActivation):
 
 
 def uniform_activation(num_bits: int, clip: float = 6.0, *, low: float = 0.0) -> QuantReLU | QuantHardtanh:
-    """The uniform quantizer on [low, clip]: a :class:`QuantReLU` where that is [0, clip], else a :class:`QuantHardtanh`."""
+    """The uniform quantizer on [low, clip]: a :class:`QuantReLU` where low is 0, else a :class:`QuantHardtanh`."""
     return QuantReLU(num_bits, clip) if low == 0 else QuantHardtanh(num_bits, low, clip)

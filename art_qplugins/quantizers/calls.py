@@ -1,8 +1,8 @@
-"""Activations that a network calls as functions, such as ``F.relu(x)`` and ``x.clamp(0, 1)``, found by reading its code.
+"""Activations that a network calls as functions, such as ``F.relu(x)`` and ``x.clamp(0, 1)``.
 
-No input is needed and no code of the network runs, so nothing changes. Found are calls in ``forward`` and in the functions
-and methods that it names, also in branches that are never taken. Not found are functions that are looked up in a table, and
-activations written as arithmetic, such as ``x * (x > 0)``.
+They are found by reading the code of ``forward`` and of the functions and methods that it names. This needs no input, and
+no code of the network runs. It finds calls in branches that are never taken too. It does not find functions that are
+looked up in a table, nor activations that are written as arithmetic, such as ``x * (x > 0)``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 __all__ = ["FunctionalCall", "functional_calls"]
 
-#: Names of activations in torch.nn.functional, in torch and among the methods of tensors. log_softmax is left out: it makes
-#: log probabilities of the logits.
+#: Names of activations in torch.nn.functional, in torch and among the methods of tensors. log_softmax is none of them,
+#: since it makes log probabilities of logits.
 _NAMES = {
     *("celu", "clamp", "clip", "elu", "gelu", "glu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh"),
     *("leaky_relu", "logsigmoid", "mish", "prelu", "relu", "relu6", "rrelu", "selu", "sigmoid", "silu", "softmax"),

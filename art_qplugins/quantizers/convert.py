@@ -53,8 +53,8 @@ def quantize(
     """A quantized copy of ``model``. The given model does not change.
 
     Weights of every linear and convolutional layer are mapped first and quantized after, ``Q(F(W))``. Biases and norms
-    stay in float32. So does every activation but ``nn.ReLU``, ``nn.ReLU6`` and ``nn.Hardtanh``, and whatever ``forward``
-    calls as a function: a warning names what should be quantized and is not, and
+    stay in float32. So does every activation but ``nn.ReLU``, ``nn.ReLU6`` and ``nn.Hardtanh``, and whatever
+    ``forward`` calls as a function: a warning names what should be quantized and is not, and
     :func:`~art_qplugins.quantization_report` lists every part with its bits.
 
     :param model: any module whose activations are modules.
@@ -62,8 +62,8 @@ def quantize(
     :param weight_bits: bits of every weight.
     :param clip: upper level of the quantized activations. Their lowest level is 0. ``nn.Hardtanh`` keeps its own range.
     :param mu: strength of the mu-law mapping of the last ``mu_layers`` layers; ``None`` for no mapping.
-    :param activation: what each activation becomes, by its name in :data:`~art_qplugins.quantizers.QUANTIZERS`. ``None``
-        for a :class:`QuantReLU` (of a Hardtanh, a :class:`QuantHardtanh`), or with ``alpha`` a
+    :param activation: what each activation becomes, by its name in :data:`~art_qplugins.quantizers.QUANTIZERS`.
+        ``None`` for a :class:`QuantReLU` (of a Hardtanh, a :class:`QuantHardtanh`), or with ``alpha`` a
         :class:`StochasticQuantizer`.
     :param activation_options: settings of that quantizer for which there is no argument here.
     :param alpha: sparsity of stochastic activations.
@@ -71,11 +71,11 @@ def quantize(
     :param mu_normalize: see :class:`MuLawMapping`.
     :param symmetric: see :class:`UniformWeightQuantizer`, also for ``granularity`` and ``narrow_range``.
     :param seed: key of the noise of stochastic activations.
-    :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the mapped
-        weights become plain parameters: then the module is faster, and it pickles.
+    :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the
+        mapped weights become plain parameters: then the module is faster, and it pickles.
     :param strict: raise where there would be a warning.
-    :raises InputError: where there is nothing to quantize, a setting is out of range or of no quantizer that is asked for,
-        or a weight is outside the mu-law's domain [-1, 1] or was mapped before.
+    :raises InputError: where there is nothing to quantize, a setting is out of range or of no quantizer that is asked
+        for, or a weight is outside the mu-law's domain [-1, 1] or was mapped before.
     """
     table = {
         "activation": activation,

@@ -1,8 +1,8 @@
 """Quantizers as pure functions, exact in value and in gradient.
 
-Here are the fixed maps: the quantized ReLU and Hardtanh, the uniform weight quantizer and the mu-law. Quantizers with parameters or with
-noise are in the modules beside this file. All of this is "fake quantization": the values are those of the integer network,
-stored as floats.
+Here are the fixed maps: the quantized ReLU and Hardtanh, the uniform weight quantizer and the mu-law. Quantizers with
+parameters or with noise are in the modules beside this file. All of this is "fake quantization": the values are those
+of the integer network, stored as floats.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def quant_relu(x: Tensor, num_bits: int, clip: float = 6.0) -> Tensor:
 
     .. math:: Q_k(x) = s \cdot \mathrm{round}(\mathrm{clamp}(x, 0, c) / s), \quad s = c / (2^k - 1)
 
-    Ties go to the even level, as in ONNX's ``QuantizeLinear``. The gradient is straight-through, :math:`dQ_k/dx = 1[0 < x <
-    c]`: it passes the rounding and is masked by the clip (Lin et al. 2019, section 2.1). The :math:`2^k` levels on [0, c]
-    follow DoReFa; the paper does not state them.
+    Ties go to the even level, as in ONNX's ``QuantizeLinear``. The gradient is straight-through,
+    :math:`dQ_k/dx = 1[0 < x < c]`: it passes the rounding and is masked by the clip (Lin et al. 2019, section 2.1).
+    The :math:`2^k` levels on [0, c] follow DoReFa; the paper does not state them.
 
     :param x: any shape, floating point.
     :param num_bits: k, at least 1.
@@ -97,8 +97,8 @@ def quant_hardtanh(x: Tensor, num_bits: int, low: float = -1.0, high: float = 1.
 
     .. math:: Q_k(x) = l + s \cdot \mathrm{round}((\mathrm{clamp}(x, l, h) - l) / s), \quad s = (h - l) / (2^k - 1)
 
-    At one bit on [-1, 1] this is the sign of binary networks. The number of levels is even, so a range that is symmetric
-    about 0 has no level at 0. Ties go to the even level, counted from low. The gradient is straight-through,
+    At one bit on [-1, 1] this is the sign of binary networks. The number of levels is even, so a range that is
+    symmetric about 0 has no level at 0. Ties go to the even level, counted from low. The gradient is straight-through,
     :math:`dQ_k/dx = 1[l < x < h]`.
 
     :param x: any shape, floating point.
@@ -120,10 +120,11 @@ def quantize_weight(
 ) -> Tensor:
     r"""Round a weight to a uniform grid that covers its own range. The gradient passes straight through.
 
-    Symmetric: the levels are :math:`s \cdot \{q_{min}, ..., q_{max}\}`. ``quant_max`` is :math:`2^{k-1} - 1`, ``quant_min``
-    is ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and s is the smallest scale whose levels reach every weight.
-    In a narrow range that is :math:`\max|w| / q_{max}`. One bit has no level 0: :math:`\mathrm{sign}(w) \cdot
-    \mathrm{mean}|w|` (Rastegari et al. 2016). Asymmetric: :math:`2^k` levels from min to max.
+    Symmetric: the levels are :math:`s \cdot \{q_{min}, ..., q_{max}\}`. ``quant_max`` is :math:`2^{k-1} - 1`,
+    ``quant_min`` is ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and s is the smallest scale whose levels
+    reach every weight. In a narrow range that is :math:`\max|w| / q_{max}`. One bit has no level 0:
+    :math:`\mathrm{sign}(w) \cdot \mathrm{mean}|w|` (Rastegari et al. 2016). Asymmetric: :math:`2^k` levels from min to
+    max.
 
     :param weight: (out, ...) floating point.
     :param num_bits: k, at least 1.

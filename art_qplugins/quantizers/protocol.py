@@ -62,6 +62,6 @@ def as_quantizer(module: nn.Module) -> ActivationQuantizer | None:
 
 
 def activation_quantizers(module: nn.Module) -> list[tuple[nn.Module, ActivationQuantizer]]:
-    """Every quantizer of activations inside ``module``, in the order of the module tree: the module, and what it shows."""
+    """Each quantizer of activations inside ``module`` with its module, in the order of the module tree."""
     found = ((part, as_quantizer(part)) for part in module.modules())
     return [(part, quantizer) for part, quantizer in found if quantizer is not None]

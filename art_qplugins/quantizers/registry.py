@@ -35,8 +35,8 @@ class Quantizer(Entry):
     :ivar switch: keys that switch it on when all of them are given.
     :ivar last: the key that says to how many of the last layers it applies; "" for all layers.
     :ivar signed: ``target`` also takes ``low``, the lowest level, which is 0 by default.
-    :ivar random: it draws noise. Its module is a :class:`~art_qplugins.StochasticQuantizer` or a subclass: ``target`` is
-        also given ``seed`` and ``layer``, and ``estimator`` is given ``draws``.
+    :ivar random: it draws noise. Its module is a :class:`~art_qplugins.StochasticQuantizer` or a subclass: ``target``
+        is also given ``seed`` and ``layer``, and ``estimator`` is given ``draws``.
     :ivar estimator: ``"package.module:attribute"`` of the ART estimator for a model with it; "" for the plain one. The
         first row of the registry that is switched on and has an estimator decides.
     :ivar line: says in a few words what a table makes of it, for people.

@@ -1,15 +1,16 @@
 r"""The stochastic quantizer: a distribution over evenly spaced bins, and draws from it.
 
 Bins are :math:`b_k = o + k\Delta,\ k = 0 .. K-1`. The offset o and the spacing :math:`\Delta > 0` are learned. The
-probability of bin k is :math:`\alpha`-entmax of :math:`z_k = -((x - b_k) / \Delta)^2`. That is softmax at :math:`\alpha =
-1`, sparser as :math:`\alpha` grows, and the nearest bin alone in the limit. At :math:`\alpha = 2` it has a closed form:
-unbiased stochastic rounding between the two bins around x, which for K = 2 is BinaryConnect's hard sigmoid.
+probability of bin k is :math:`\alpha`-entmax of :math:`z_k = -((x - b_k) / \Delta)^2`. That is softmax at
+:math:`\alpha = 1`, sparser as :math:`\alpha` grows, and the nearest bin alone in the limit. At :math:`\alpha = 2` it
+has a closed form: unbiased stochastic rounding between the two bins around x, which for K = 2 is BinaryConnect's hard
+sigmoid.
 
-Only the abstract of the method (arXiv 2312.00105) is public. This quantizer is a RECONSTRUCTION, not the authors' code. It
-has every property that the abstract names ("continuous, sparse, low-variance").
+Only the abstract of the method (arXiv 2312.00105) is public. This quantizer is a RECONSTRUCTION, not the authors'
+code. It has every property that the abstract names ("continuous, sparse, low-variance").
 
-Noise never comes from the global generator. Each use of a layer is keyed by (seed, layer, draw, call). The same key gives
-the same noise, however the draws are divided into batches. Attack libraries that reseed torch change nothing.
+Noise never comes from the global generator. Each use of a layer is keyed by (seed, layer, draw, call). The same key
+gives the same noise, however the draws are divided into batches. Attack libraries that reseed torch change nothing.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class _StochasticRound(torch.autograd.Function):
 class StochasticQuantizer(nn.Module):
     r"""Draw each activation from a distribution over ``2 ** num_bits`` bins; the gradient is that of the mean.
 
-    :math:`y = m(x) + \mathrm{stopgrad}(q - m(x))` with :math:`q \sim p(\cdot|x)` and :math:`m(x) = \sum_k p_k b_k`: the exact
-    gradient of the expectation. It behaves the same in train and eval mode.
+    :math:`y = m(x) + \mathrm{stopgrad}(q - m(x))` with :math:`q \sim p(\cdot|x)` and :math:`m(x) = \sum_k p_k b_k`:
+    the exact gradient of the expectation. It behaves the same in train and eval mode.
 
     :param num_bits: bits per activation; K = ``2 ** num_bits`` bins.
     :param alpha: sparsity, at least 1. 2 (the default) is unbiased stochastic rounding in closed form.
@@ -146,7 +147,7 @@ class StochasticQuantizer(nn.Module):
         bins = torch.arange(self.num_bins, dtype=x.dtype, device=x.device)
         if self.alpha == 2:
             return (1 - (u.clamp(0, self.num_bins - 1).unsqueeze(-1) - bins).abs()).clamp_min(0)
-        # The scores minus the greatest, -(u - k)^2 + (u - nearest)^2, in a form that does not cancel far outside the bins.
+        # The scores minus the greatest, -(u - k)^2 + (u - nearest)^2, so that nothing cancels far outside the bins.
         nearest = u.detach().round().clamp(0, self.num_bins - 1)
         steps = bins - nearest.unsqueeze(-1)
         return entmax(steps * (2 * (u - nearest).unsqueeze(-1) - steps), self.alpha)

@@ -1,7 +1,7 @@
 """Which maps the stored weight of a layer went through. Weights alone do not tell.
 
-The record is an attribute of the layer. It is copied and pickled with the layer. No state dict holds it, so a checkpoint has
-it beside the weights. It changes no answer, and a fingerprint does not see it.
+The record is an attribute of the layer. It is copied and pickled with the layer. No state dict holds it, so a
+checkpoint has it beside the weights. It changes no answer, and a fingerprint does not see it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _StoredMaps:
 
 
 def weight_maps(layer: nn.Module) -> tuple[nn.Module, ...]:
-    """The maps that the weight of ``layer`` went through, in order: first the stored ones, then its parametrizations."""
+    """The maps that the weight of ``layer`` went through in order: stored ones, then its parametrizations."""
     return (*_stored(layer), *parametrizations(layer))
 
 

@@ -1,10 +1,11 @@
-r"""Surrogate gradients: the forward pass is the exact quantizer, the backward pass takes the slope of a smoother function.
+r"""Surrogate gradients: the exact quantizer forward, the slope of a smoother function backward.
 
 This is BPDA (Athalye, Carlini & Wagner 2018) at each quantized activation. The slope is that of a smoother
-:math:`h \approx Q_b`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one makes a
-network look robust. Run several, or choose by :func:`~art_qplugins.gradients.fidelity.best_surrogate`.
+:math:`h \approx Q_b`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one
+makes a network look robust. Run several, or choose by :func:`~art_qplugins.gradients.fidelity.best_surrogate`.
 
-With b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the step, the slopes are those of
+With b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the step, the slopes are those of the functions
+below. A quantizer with another lowest level moves its range to [0, c] first.
 
 ================  =====================================================================================================
 straight-through  :math:`\mathrm{clamp}(x, 0, c)`: 1 on (0, c), 0 outside (Bengio et al. 2013; Hubara et al. 2016)
@@ -72,8 +73,8 @@ class Surrogate:
     """One kind of surrogate with its options: plain data that copies and pickles. Called, it gives the slope at x.
 
     :param kind: a key of :data:`SURROGATES`.
-    :param options: numbers above 0 by the names of the kind's options, e.g. ``{"slope": 0.1}``. An option that is not given
-        has its default.
+    :param options: numbers above 0 by the names of the kind's options, e.g. ``{"slope": 0.1}``. An option that is not
+        given has its default.
     """
 
     kind: str
@@ -135,11 +136,12 @@ def surrogate_layers(module: nn.Module) -> list[HasSurrogate]:
 def surrogate(module: nn.Module, kind: str = "straight-through", **options: float) -> Iterator[None]:
     """Within, the quantized activations of ``module`` pass gradients back through ``kind``; no value changes.
 
-    Afterwards every activation has the surrogate that it had before, also after an exception. Contexts nest. The surrogate
-    that counts is that of the forward pass; the backward pass through its graph may come later.
+    Afterwards every activation has the surrogate that it had before, also after an exception. Contexts nest. The
+    surrogate that counts is that of the forward pass; the backward pass through its graph may come later.
 
-    The context reaches every :class:`~art_qplugins.QuantReLU`, and every module of your own whose attribute ``surrogate``
-    is ``None`` or a :class:`Surrogate`, and which honours it as ``QuantReLU.forward`` does.
+    The context reaches every :class:`~art_qplugins.QuantReLU` and :class:`~art_qplugins.QuantHardtanh`, and every module
+    of your own whose attribute ``surrogate`` is ``None`` or a :class:`Surrogate`, and which honours it as
+    ``QuantReLU.forward`` does.
 
     :param kind: a key of :data:`SURROGATES`.
     :param options: of that kind, e.g. ``slope=0.1`` for leaky and ``k=4`` for tanh and soft-staircase.

@@ -14,8 +14,8 @@ __all__ = ["TwinGradient"]
 class TwinGradient(nn.Module):
     """The answers of ``network``, bit for bit, with the gradient of ``twin``.
 
-    With the network of before its weights were quantized as twin, an attack goes through the float weights. The gradient is
-    taken along the twin's own activations, so this is a transfer attack that sees the target's answers.
+    With the network of before its weights were quantized as twin, an attack goes through the float weights. The
+    gradient is taken along the twin's own activations, so this is a transfer attack that sees the target's answers.
 
     :param network: what is attacked. Neither it nor its parameters get a gradient.
     :param twin: takes the same input and gives logits of the same shape.

@@ -1,7 +1,7 @@
 """Maps on weights, as parametrizations for :mod:`torch.nn.utils.parametrize`.
 
-Neither class defines ``right_inverse``. torch would apply it when the parametrization is registered, and so cancel the map.
-The mapped weight is meant to differ from the original one.
+Neither class defines ``right_inverse``. torch would apply it when the parametrization is registered, and so cancel the
+map. The mapped weight is meant to differ from the original one.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class MuLawMapping(nn.Module):
     """The mu-law on a weight (Song et al. 2021): small weights grow, weights of the largest magnitude stay.
 
     :param mu: strength, above 0. The slides show 255 among others.
-    :param normalize: map ``M * F(w / M)`` with ``M = max|w|``. The alternative ``F(w)`` needs ``|w| <= 1``. The source does
-        not say which. The two differ in gain, and so in how much of the logits' range float32 loses.
+    :param normalize: map ``M * F(w / M)`` with ``M = max|w|``. The alternative ``F(w)`` needs ``|w| <= 1``. The source
+        does not say which. The two differ in gain, and so in how much of the logits' range float32 loses.
     """
 
     def __init__(self, mu: float = 255.0, *, normalize: bool = False) -> None:

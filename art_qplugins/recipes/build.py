@@ -212,7 +212,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that does not say that its weights were mapped as the recipe's: stored weights are mapped already."""
+    """Stored weights are mapped already, so refuse a checkpoint that does not say that they were mapped as here."""
     wanted = _weight_maps(settings.model_dump(mode="json")["quantize"])
     if wanted is None or _described_maps(description) == wanted:
         return
@@ -228,7 +228,7 @@ def _described_maps(description: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _remember_maps(module: nn.Module, description: Mapping[str, Any]) -> None:
-    """Record what the loaded weights went through. Checkpoints of earlier versions say only what their own recipe did."""
+    """Record what the loaded weights went through. Earlier checkpoints do not say what their base went through."""
     if "weight_maps" in description:
         restore_stored_maps(module, description["weight_maps"])
     elif (table := _described_maps(description)) is not None:

@@ -103,7 +103,7 @@ class ClaimSettings(Settings):
 
 
 class Quantization(Settings):
-    """The arguments of :func:`art_qplugins.quantize`. ``options`` are settings of the quantizer named by ``activation``."""
+    """The arguments of :func:`art_qplugins.quantize`. ``options`` are those of the quantizer that ``activation`` names."""
 
     activation: str | None = None
     options: dict[str, Any] = {}
@@ -120,7 +120,7 @@ class Quantization(Settings):
 
     @model_serializer(mode="wrap")
     def _without_keys_of_other_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Checkpoints are named by a hash of the table, which is the same as before there was a choice of quantizers."""
+        """A checkpoint's name has a hash of the table. It is the same as before these two keys existed."""
         table: dict[str, Any] = handler(self)
         unused = [key for key in ("activation", "options") if not table.get(key)]
         return {key: value for key, value in table.items() if key not in unused}

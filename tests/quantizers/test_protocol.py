@@ -48,7 +48,8 @@ def test_it_rounds_its_full_precision_form_to_levels_of_its_range(make, num_bits
 def test_the_full_precision_form_has_the_gradient_of_the_quantizer(make):
     quantizer = make(2).double()
     points = [torch.linspace(-1, 3, 402, dtype=torch.float64).requires_grad_() for _ in range(2)]
-    slopes = [torch.autograd.grad(f(x).sum(), x)[0] for f, x in zip((quantizer, quantizer.full_precision), points)]  # noqa: B905
+    values = quantizer(points[0]), quantizer.full_precision(points[1])
+    slopes = [torch.autograd.grad(value.sum(), x)[0] for value, x in zip(values, points, strict=True)]
     torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-8)
 
 
