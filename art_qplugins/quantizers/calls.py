@@ -1,8 +1,8 @@
 """Activations that a network calls as functions, such as ``F.relu(x)`` and ``x.clamp(0, 1)``.
 
-They are found by reading the code of ``forward`` and of the functions and methods that it names. This needs no input, and
-no code of the network runs. It finds calls in branches that are never taken too. It does not find functions that are
-looked up in a table, nor activations that are written as arithmetic, such as ``x * (x > 0)``.
+They are found by reading the code of ``forward`` and of the functions and methods that it names. This needs no input,
+and no code of the network runs. Calls in branches that are never taken are found too. Functions that are looked up in a
+table are not found, nor are activations that are written as arithmetic, such as ``x * (x > 0)``.
 """
 
 from __future__ import annotations

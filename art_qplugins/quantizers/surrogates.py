@@ -139,8 +139,8 @@ def surrogate(module: nn.Module, kind: str = "straight-through", **options: floa
     Afterwards every activation has the surrogate that it had before, also after an exception. Contexts nest. The
     surrogate that counts is that of the forward pass; the backward pass through its graph may come later.
 
-    The context reaches every :class:`~art_qplugins.QuantReLU` and :class:`~art_qplugins.QuantHardtanh`, and every module
-    of your own whose attribute ``surrogate`` is ``None`` or a :class:`Surrogate`, and which honours it as
+    The context reaches every :class:`~art_qplugins.QuantReLU` and :class:`~art_qplugins.QuantHardtanh`, and every
+    module of your own whose attribute ``surrogate`` is ``None`` or a :class:`Surrogate`, and which honours it as
     ``QuantReLU.forward`` does.
 
     :param kind: a key of :data:`SURROGATES`.
