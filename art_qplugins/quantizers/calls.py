@@ -12,6 +12,7 @@ import functools
 import inspect
 import sys
 import textwrap
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -114,7 +115,7 @@ def _tree(code: CodeType) -> ast.AST | None:
     """The syntax tree of a function, ``None`` where its source is not there or is only a part of a statement."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError, SyntaxError):
+    except (OSError, TypeError, SyntaxError, tokenize.TokenError):
         return None
 
 
@@ -160,7 +161,7 @@ class _Names:
 def _parents(cls: type, function: FunctionType) -> tuple[type, ...]:
     """Where ``super()`` looks in a method: the classes after the one that defines it."""
     order = cls.__mro__
-    home = next((i for i, c in enumerate(order) if function in vars(c).values()), len(order))
+    home = next((i for i, c in enumerate(order) if any(f is function for f in vars(c).values())), len(order))
     return order[home + 1 :]
 
 

@@ -172,6 +172,8 @@ class Block(nn.Module):
 
 
 class Child(Block):
+    table = np.zeros(3)  # compared with nothing
+
     def forward(self, x):
         return super().forward(torch.tanh(x))
 
