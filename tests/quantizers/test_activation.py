@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from art_qplugins import InputError, QuantHardtanh, QuantReLU, surrogate
-from art_qplugins.attacks.views import other_bits, shadow
+from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
 from art_qplugins.quantizers.activation import uniform_activation
 from art_qplugins.quantizers.functional import quant_hardtanh, quant_relu
 from art_qplugins.quantizers.surrogates import SURROGATES
@@ -132,7 +132,7 @@ def test_it_too_copies_pickles_and_says_what_it_is():
 def test_attacks_undo_it_on_its_own_range():
     network = torch.nn.Sequential(QuantHardtanh(2, -2.0, 1.0))
     x = torch.linspace(-3, 2, 64).view(1, 1, 8, 8)
-    with shadow(network, x):
+    with full_precision(network, x):
         assert torch.equal(network(x), x.clamp(-2, 1))
     for num_bits in (1, 4):
         with other_bits(network, num_bits):

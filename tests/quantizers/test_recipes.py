@@ -10,7 +10,7 @@ import torch
 from art_qplugins import InputError, StochasticQuantizer, quantization_report
 from art_qplugins.data import load
 from art_qplugins.recipes.build import build_models, describe
-from art_qplugins.recipes.schema import parse_recipe
+from art_qplugins.recipes.load import parse_recipe
 
 
 def small(name, epochs=0, **more):
