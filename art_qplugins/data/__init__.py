@@ -6,7 +6,7 @@ does so inside itself. Importing this package imports neither torch nor torchvis
 """
 
 from art_qplugins.data.checks import check_images, check_labels
-from art_qplugins.data.dataset import Dataset, from_arrays
+from art_qplugins.data.dataset import Dataset, from_arrays, make_dataset, row_ids
 from art_qplugins.data.sources import DATASETS, entry_of, load
 
-__all__ = ["DATASETS", "Dataset", "check_images", "check_labels", "entry_of", "from_arrays", "load"]
+__all__ = ["DATASETS", "Dataset", "check_images", "check_labels", "entry_of", "from_arrays", "load", "make_dataset", "row_ids"]

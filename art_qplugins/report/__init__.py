@@ -10,8 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from art_qplugins.report.files import Run, read_run, write_text
+from art_qplugins.report.sections import SECTIONS, Section
 
-__all__ = ["Run", "read_run", "write_report"]
+__all__ = ["SECTIONS", "Run", "Section", "read_run", "write_report"]
 
 
 def write_report(folder: Path) -> list[Path]:
