@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.records import Results, Sample
 from art_qplugins.recipes.build import build_models
 from art_qplugins.recipes.load import parse_recipe
+from art_qplugins.runner.environment import _git
 from art_qplugins.runner.plan import distinct, plan
 from art_qplugins.runner.progress import Progress
 
@@ -444,3 +446,31 @@ def test_a_checkpoint_is_called_quantized_only_where_it_is(tmp_path, digits):
     assert all(row.unique().numel() <= 3 for row in taken.fc2.weight)
     with pytest.raises(InputError, match=r"^models.c.checkpoint: .* does not say that its weights were quantized"):
         built(tmp_path, digits, small("c", checkpoint=plain, **maps))
+
+
+# --- The commit
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_commit_is_recorded_where_git_tracks_the_package_and_nowhere_else(tracked, tmp_path):
+    """An installed copy may lie inside the repository of another project."""
+
+    def git(*words):
+        who = ["-c", "user.name=n", "-c", "user.email=e"]
+        done = subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    file = tmp_path / "venv" / "art_qplugins" / "environment.py"
+    file.parent.mkdir(parents=True)
+    for path in (file, tmp_path / "theirs.py"):
+        path.write_text("")
+    git("init")
+    git("add", "." if tracked else "theirs.py")
+    git("commit", "--message", "one")
+    assert _git(file) == ({"commit": git("rev-parse", "HEAD"), "dirty": False} if tracked else None)
+    file.write_text("changed")
+    assert not tracked or _git(file)["dirty"]
+
+
+def test_no_commit_is_recorded_outside_of_a_repository(tmp_path):
+    assert _git(tmp_path / "environment.py") is None

@@ -44,14 +44,18 @@ def environment(device: torch.device, threads: int | None = None, used: Iterable
     )
 
 
-def _git() -> dict[str, Any] | None:
-    """The commit that the package was run from, if it was run from a checkout."""
+def _git(file: Path = Path(__file__)) -> dict[str, Any] | None:
+    """The commit that the package was run from, if it was run from a checkout.
+
+    :param file: one of the package. Git must track it: an installed copy may lie inside another project's repository.
+    """
 
     def ask(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
+        command = ["git", "-C", str(file.parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
+        ask("ls-files", "--error-unmatch", file.name)
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
