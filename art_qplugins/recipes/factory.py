@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import nn
@@ -32,19 +34,17 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
 
 
 def make_module(name: str) -> nn.Module:
-    """Call ``package.module:factory``, looked for where Python looks and in the current folder."""
+    """Call ``package.module:factory``, looked for where Python looks and then in the current folder."""
     path, colon, factory = name.partition(":")
     if not colon or not factory:
         raise InputError(f"--model {name}: write it as MODULE:FACTORY, e.g. mypackage.models:make_net")
-    sys.path.insert(0, str(Path.cwd()))
     try:
-        found = importlib.import_module(path)
+        with _current_folder_last():
+            found = importlib.import_module(path)
     except ImportError as error:
         raise InputError(
             f"--model {name}: cannot import {path!r} ({error}); run artq where it can be imported"
         ) from None
-    finally:
-        sys.path.pop(0)
     if not hasattr(found, factory):
         names = [n for n in vars(found) if not n.startswith("_")]
         raise InputError(f"--model {name}: {path} has no {factory!r}{did_you_mean(factory, names)}")
@@ -53,3 +53,18 @@ def make_module(name: str) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise InputError(f"--model {name}: it gives a {type(module).__name__}; it must give a torch.nn.Module")
     return module
+
+
+@contextlib.contextmanager
+def _current_folder_last() -> Iterator[None]:
+    """A file of the user's must not stand in for a module of the same name that somebody else imports."""
+    here = str(Path.cwd())
+    if here in sys.path:
+        yield
+        return
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):  # the module took it away
+            sys.path.remove(here)

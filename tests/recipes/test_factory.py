@@ -7,6 +7,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from art_qplugins.cli import main
 from art_qplugins.errors import InputError
@@ -144,4 +145,23 @@ def test_the_current_folder_is_on_the_path_for_the_import_alone(here):
     before = list(sys.path)
     with pytest.raises(InputError):
         make_module("no_such_module:x")
+    assert sys.path == before
+
+
+def test_the_current_folder_comes_after_what_is_installed(here, monkeypatch):
+    """A file of the user's does not replace a module of that name which the network imports."""
+    installed = here / "site-packages"
+    installed.mkdir()
+    (installed / "used_by_both.py").write_text("import torch\nmake = torch.nn.Flatten\n")
+    (here / "used_by_both.py").write_text("raise RuntimeError('the wrong one')\n")
+    (here / "my_networks.py").write_text("from used_by_both import make\n")
+    monkeypatch.syspath_prepend(str(installed))
+    monkeypatch.delitem(sys.modules, "used_by_both", raising=False)
+    assert isinstance(make_module("my_networks:make"), torch.nn.Flatten)
+
+
+def test_a_current_folder_that_is_on_the_path_stays_there(here, monkeypatch):
+    monkeypatch.syspath_prepend(str(here))
+    before = list(sys.path)
+    make_module("my_networks:Nan")
     assert sys.path == before
