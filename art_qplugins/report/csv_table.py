@@ -1,4 +1,7 @@
-"""``results.csv``: every cell of the run for programs. No number is rounded."""
+"""``results.csv``: every cell of the run for programs. No number is rounded.
+
+A text that a spreadsheet would run as a formula starts with an apostrophe, as OWASP advises on CSV injection.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,9 @@ COLUMNS = (
     *("blocking_layer", "blocking_op"),
 )
 
+#: The first characters by which spreadsheets know a formula; tab and line ends are skipped before they look.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
 
 def text(run: Run) -> str:
     """One row a cell. Accuracies and intervals are fractions, as recorded.
@@ -35,8 +41,15 @@ def text(run: Run) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_row(cell) | models.get(cell.model, {}) | places.get(cell.id, {}) for cell in run.results.cells)
+    for cell in run.results.cells:
+        row = _row(cell) | models.get(cell.model, {}) | places.get(cell.id, {})
+        writer.writerow({column: _no_formula(value) for column, value in row.items()})
     return out.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    """Numbers stay numbers, negative ones too."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _model(model: ModelResult) -> dict[str, object]:

@@ -43,6 +43,20 @@ def test_csv_has_each_cell_with_raw_fractions(folder: Path) -> None:
     assert rows[-1]["status"] == "error" and "out of <memory>" in rows[-1]["error"]
 
 
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t=", "\r=", "\n="])
+def test_csv_runs_no_formula_in_a_spreadsheet(tmp_path: Path, first: str) -> None:
+    name = f'{first}HYPERLINK("http://a.b")'
+    results = build_run(tmp_path, rename={"mu-law-3bit": name})
+    cells = [c.model_copy(update={"accuracy": -0.5, "notes": [name]}) for c in results.cells if c.model == name]
+    write_results(tmp_path, results.model_copy(update={"cells": cells}))
+    write_report(tmp_path)
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["model"], row["notes"]) for row in rows} == {(f"'{name}", f"'{name}")}
+    assert {row["accuracy"] for row in rows} == {"-0.5"}, "a number stays a number"
+    assert all(row["attack"][0].isalpha() for row in rows), "other text is as it was"
+
+
 def test_markdown_has_each_number_with_n_and_interval(folder: Path) -> None:
     text = plain((folder / "results.md").read_text(encoding="utf-8"))
     head, _, row = (
