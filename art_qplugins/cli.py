@@ -15,6 +15,7 @@ import click
 
 from art_qplugins._version import __version__
 from art_qplugins.errors import InputError
+from art_qplugins.terminal.kinds import KINDS
 
 __all__ = ["main"]
 
@@ -308,9 +309,9 @@ def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
 
 
 @artq.command("ls")
-@click.argument("kind", type=click.Choice(["models", "defences", "attacks", "suites", "datasets"]), required=False)
+@click.argument("kind", type=click.Choice(list(KINDS)), required=False)
 def list_names(kind: str | None) -> None:
-    """List what recipes can name."""
+    """List what recipes can name and what other packages can add to, with the package that adds it."""
     from art_qplugins.terminal.registries import show_registries
 
     show_registries(kind)
@@ -318,7 +319,7 @@ def list_names(kind: str | None) -> None:
 
 @artq.command()
 def doctor() -> None:
-    """Say whether this machine can run everything."""
+    """Say whether this machine can run everything, and which installed plug-ins are broken."""
     from art_qplugins.terminal.health import show_health
 
     if not show_health():

@@ -69,7 +69,7 @@ def entries(group: str, row: type[R]) -> Iterator[tuple[Plugin, R]]:
     for plugin, point in sorted(found, key=lambda pair: (pair[0], pair[1].name)):
         try:
             made = point.load()
-        except Exception as error:  # it is somebody else's code: it may do anything
+        except (Exception, SystemExit) as error:  # it is somebody else's code: it may do anything
             said = str(error).strip().splitlines()
             _set_aside(
                 Broken(plugin, group, point.name, f"{type(error).__name__}: {said[0] if said else 'no message'}")
@@ -113,7 +113,10 @@ def unknown_groups() -> list[Broken]:
 
 
 def _plugin(point: importlib.metadata.EntryPoint) -> Plugin:
-    return Plugin("unknown", "0") if point.dist is None else Plugin(point.dist.name, point.dist.version)
+    try:
+        return Plugin("unknown", "0") if point.dist is None else Plugin(str(point.dist.name), str(point.dist.version))
+    except Exception:  # what is left of a package that was removed by hand has no metadata
+        return Plugin("unknown", "0")
 
 
 def _set_aside(one: Broken) -> None:

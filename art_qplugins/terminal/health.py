@@ -1,20 +1,26 @@
-"""``artq doctor``: whether this machine can run everything."""
+"""``artq doctor``: whether this machine can run everything, and what installed packages add in vain."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from rich.markup import escape
+
+from art_qplugins import plugins
 from art_qplugins.terminal.console import console
+from art_qplugins.terminal.registries import load_registries
 
 __all__ = ["show_health"]
 
 
 def show_health() -> bool:
-    """Whether what the suite needs is there and works; False where something is missing."""
+    """Whether what the suite needs is there and works; False where something is missing or a plug-in is broken."""
     screen = console()
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", platform.python_version),
@@ -34,7 +40,28 @@ def show_health() -> bool:
         except Exception as error:
             healthy = False
             screen.print(f"[red]missing[/]  {name}: {error}; type: pip install --upgrade art_qplugins", soft_wrap=True)
-    return healthy
+    used, amiss = _plugins()
+    screen.print(f"[green]ok[/]       plug-ins: {escape(', '.join(map(str, used)) or 'none')}", soft_wrap=True)
+    for one in amiss:
+        screen.print(f"[red]broken[/]   {escape(' '.join(str(one).split()))}", soft_wrap=True)
+    return healthy and not amiss
+
+
+def _plugins() -> tuple[list[plugins.Plugin], list[plugins.Broken]]:
+    """Packages that add something, and what packages announce that cannot be used."""
+    with _silent(logging.getLogger(plugins.__name__)):  # the lines of doctor say it
+        rows = [row for registry in load_registries().values() for row in registry.values()]
+    used = sorted({row.plugin for row in rows if row.plugin is not None})
+    return used, [*plugins.broken(), *plugins.unknown_groups()]
+
+
+@contextlib.contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _package(module: str, distribution: str) -> str:

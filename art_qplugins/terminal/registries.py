@@ -1,44 +1,54 @@
-"""``artq ls``: the names that recipes choose by."""
+"""``artq ls``: the names that recipes choose by, and whatever else packages can add."""
 
 from __future__ import annotations
 
+import importlib
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from art_qplugins.attacks import ATTACKS, Attack
-from art_qplugins.attacks.suites import SUITES, Suite
-from art_qplugins.data import DATASETS
-from art_qplugins.defences import DEFENCES
-from art_qplugins.models import MODELS
-from art_qplugins.registry import Entry
+from art_qplugins.registry import Entry, Registry
 from art_qplugins.terminal.console import console
+from art_qplugins.terminal.kinds import KINDS
 
-__all__ = ["show_registries"]
+if TYPE_CHECKING:
+    from art_qplugins.attacks import Attack
+    from art_qplugins.attacks.suites import Suite
+
+__all__ = ["load_registries", "show_registries"]
+
+
+def load_registries(kinds: Iterable[str] = KINDS) -> dict[str, Registry[Any]]:
+    """The registry of each kind. What other packages add is loaded when a registry is first asked."""
+    return {kind: _registry(KINDS[kind]) for kind in kinds}
+
+
+def _registry(where: str) -> Registry[Any]:
+    module, _, name = where.partition(":")
+    found: Registry[Any] = getattr(importlib.import_module(module), name) if module else _recipes()
+    return found
+
+
+def _recipes() -> Registry[Entry]:
+    from art_qplugins.recipes.load import shipped_recipes
+
+    return Registry("recipe", [Entry(name=name, target="", help=title) for name, title in shipped_recipes().items()])
 
 
 def show_registries(kind: str | None) -> None:
     """Names with one line each; those of other packages with the package that they come from."""
-    registries: Mapping[str, Mapping[str, Entry]] = {
-        "models": MODELS,
-        "defences": DEFENCES,
-        "attacks": ATTACKS,
-        "suites": SUITES,
-        "datasets": DATASETS,
-    }
     screen = console()
-    for name, registry in registries.items():
-        if kind not in (None, name):
-            continue
+    for name, registry in load_registries(KINDS if kind is None else [kind]).items():
         if kind is None:
             screen.print(f"[bold]{name}[/]")
-        show: Callable[[Iterable[Entry], Console], None]
-        show = {"attacks": _list_attacks, "suites": _list_suites}.get(name, _list)
-        show(registry.values(), screen)
+        if registry:
+            _SHOW.get(name, _list)(registry.values(), screen)
+        else:
+            screen.print(f"none here; a package adds some by entry points of the group {registry.group}")
         if kind is None:
             screen.print()
 
@@ -48,7 +58,7 @@ def _list(entries: Iterable[Entry], screen: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column()
     for entry in entries:
-        table.add_row(entry.name, escape("; ".join([entry.help, *_options(entry), *_package(entry)])))
+        table.add_row(escape(entry.name), escape("; ".join([entry.help, *_options(entry), *_package(entry)])))
     screen.print(table)
 
 
@@ -62,9 +72,9 @@ def _options(entry: Entry) -> Iterable[str]:
         yield "options: " + ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.options.items())
 
 
-def _list_attacks(attacks: Iterable[Entry], screen: Console) -> None:
+def _list_attacks(attacks: Iterable[Attack], screen: Console) -> None:
     """A line of facts in columns for each, and what it does below it."""
-    rows = [cast("Attack", attack) for attack in attacks]
+    rows = list(attacks)
     wide = max(len(row.name) for row in rows)
     norms = max(len(" ".join(row.norms)) for row in rows)
     line = f"{{:{wide}}} {{:9}} {{:{norms}}} {{:>5}} {{:>4}} {{}}"
@@ -90,10 +100,11 @@ def _number(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value}"
 
 
-def _list_suites(suites: Iterable[Entry], screen: Console) -> None:
+def _list_suites(suites: Iterable[Suite], screen: Console) -> None:
     """The attacks of each suite, below what it is for."""
+    from art_qplugins.attacks import ATTACKS
 
-    for suite in (cast("Suite", suite) for suite in suites):
+    for suite in suites:
         screen.print(f"[bold]{suite.name}[/]")
         screen.print("\n".join(textwrap.wrap(suite.help, max(screen.width, 40))), markup=False)
         table = Table(show_header=False, box=None, pad_edge=False)
@@ -104,3 +115,6 @@ def _list_suites(suites: Iterable[Entry], screen: Console) -> None:
             about += ["not installed"] if row.missing() else []
             table.add_row(f"  {name}", "; ".join(about), ", ".join(f"{k} = {_number(v)}" for k, v in options.items()))
         screen.print(table)
+
+
+_SHOW: Mapping[str, Callable[[Iterable[Any], Console], None]] = {"attacks": _list_attacks, "suites": _list_suites}
