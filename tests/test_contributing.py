@@ -71,6 +71,13 @@ def test_every_group_has_an_example():
     assert sorted(announced) == sorted(GROUPS) == sorted(f"art_qplugins.{name}" for name in ADDED)
 
 
+@pytest.mark.parametrize(("kind", "name"), ADDED.items())
+def test_it_is_listed_with_its_package(kind, name, installed):
+    listed = artq(installed, "ls", {"report": "sections"}.get(kind, kind))
+    row = re.search(rf"^{re.escape(name)}\b.*(?:\n +.*)*", listed, flags=re.MULTILINE)
+    assert row is not None and "from artq-example 1.0" in " ".join(row[0].split()), listed
+
+
 def test_its_attacks_are_cells_of_the_run(results):
     attacks = {cell["attack"]: cell for cell in results["cells"]}
     for name in ("example:random-corner", "margins:step"):
