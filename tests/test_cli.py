@@ -133,9 +133,9 @@ def test_ls_says_what_an_attack_asks_costs_and_lacks(artq, monkeypatch):
     assert rows["art:patch"][1] == rows["art:patch"][-1] == "-", "it cannot be chosen"
     _, out, _ = artq("ls", "suites")
     listed = out.split("\ndq\n")[1].split("\nmu-law\n")[0]
-    assert [line.split()[0] for line in listed.splitlines() if line.startswith("  ")] == [
-        n for n, _ in SUITES["dq"].attacks
-    ]
+    first = [line.split()[0] for line in listed.splitlines() if line.startswith("  ")]
+    assert [word for word in first if word in ATTACKS] == [n for n, _ in SUITES["dq"].attacks]
+    assert first.count("note:") == 2
     assert "max_iter = 10, rel_eps_step = 0.125" in listed
 
 
@@ -176,6 +176,17 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(artq):
     assert (status, err) == (0, "") and narrow(out)
     assert here() == before
     assert "art:fgsm" in out and "0.05 0.1" in out and "fp32" in out and "on 3 images of digits" in out
+
+
+def test_a_dry_run_says_what_a_suite_leaves_out_and_changes(artq):
+    both = "attacks=[{suite='mu-law'}, {suite='dq'}, {id='art:fgsm'}]"
+    status, out, err = artq("run", "small.toml", "--dry-run", "--set", both, "--set", "threat.eps=['8/255', 0.1]")
+    assert (status, err) == (0, "") and narrow(out)
+    lines = " ".join(out.split())
+    assert "suite mu-law leaves out art:cw-l2: it has no norm Linf." in lines
+    assert "suite mu-law: the paper gives no settings" in lines and "suite dq: PGD starts anywhere" in lines
+    assert "max_iter = 10 " in out and "max_iter = 29 " in out and " 8/255 0.1 " in out
+    assert "suite" not in artq("run", "small.toml", "--dry-run")[1]
 
 
 def test_a_run_and_the_same_again(artq):

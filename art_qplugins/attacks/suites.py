@@ -1,11 +1,13 @@
-"""Named lists of attacks. A suite is expanded for a norm and a model; what does not apply is left out, with the reason.
+"""Named lists of attacks. A suite is expanded for a norm, an eps and a model; what does not apply is left out, with the reason.
 
-The suites of papers are the attacks that their claims are made by, not those that could break the claim.
+The suites of papers are the attacks that their claims are made by, not those that could break the claim. Each says where
+it differs from its paper.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,23 +16,38 @@ from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry, Registry
 from art_qplugins.threat import Threat
 
-__all__ = ["SUITES", "Suite", "expand"]
+__all__ = ["SUITES", "Suite", "expand", "options_at"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite(Entry):
-    """:ivar attacks: (id, options) in the order in which they are run."""
+    """
+    :ivar attacks: (id, options) in the order in which they are run. A value that is a function is one of eps.
+    :ivar differs: what it leaves out or does otherwise than its paper, in sentences.
+    """
 
     attacks: tuple[tuple[str, Mapping[str, Any]], ...]
+    differs: tuple[str, ...] = ()
 
 
-def _suite(name: str, help: str, *attacks: str | tuple[str, Mapping[str, Any]]) -> Suite:
+def _suite(name: str, help: str, *attacks: str | tuple[str, Mapping[str, Any]], differs: tuple[str, ...] = ()) -> Suite:
     return Suite(
         name=name,
         target="art_qplugins.attacks.suites:expand",
         help=help,
         attacks=tuple((a, {}) if isinstance(a, str) else a for a in attacks),
+        differs=differs,
     )
+
+
+def _steps(eps: float) -> int:
+    """Defensive Quantization's (and Kurakin's) min(eps + 4, 1.25 eps) steps, eps in units of 1/255: 2, 10, 20 at 2, 8, 16."""
+    return max(1, math.floor(min(255 * eps + 4, 1.25 * 255 * eps) + 1e-6))
+
+
+def _step(eps: float) -> float:
+    """Steps of 1/255, relative to eps."""
+    return min(1.0, 1 / (255 * eps))
 
 
 SUITES: Registry[Suite] = Registry(
@@ -75,37 +92,45 @@ SUITES: Registry[Suite] = Registry(
         ),
         _suite(
             "dq",
-            "Defensive Quantization's own: FGSM, R+FGSM and PGD as its table 3 has them at 8/255",
+            "Defensive Quantization's own: FGSM, R+FGSM, and PGD in steps of 1/255, min(eps + 4, 1.25 eps) of them",
             "art:fgsm",
             # Half of eps at random, half along the gradient (equation 2).
             ("torchattacks:rfgsm", {"max_iter": 1, "rel_eps_step": 0.5}),
-            # Steps of 1/255, min(eps + 4, 1.25 eps) of them.
-            ("art:pgd", {"max_iter": 10, "rel_eps_step": 0.125}),
+            ("art:pgd", {"max_iter": _steps, "rel_eps_step": _step}),
+            differs=(
+                "PGD starts anywhere in the ball; the paper's starts at eps/2 along random signs",
+                "the paper's black-box attacks are left out; they are transfers from another network",
+            ),
         ),
         _suite(
             "mu-law",
-            "arXiv 2012.14965's own: FGSM, PGD, BIM, MIM and, in L2, CW; it gives no settings, these are MNIST's usual",
+            "arXiv 2012.14965's own: FGSM, PGD, BIM, MIM and, in L2, CW",
             "art:fgsm",
             ("art:pgd", {"max_iter": 40, "rel_eps_step": 1 / 30}),
             ("art:bim", {"max_iter": 40, "rel_eps_step": 1 / 30}),
             ("art:mifgsm", {"max_iter": 40, "rel_eps_step": 1 / 30}),
             ("art:cw-l2", {"max_iter": 100, "binary_search_steps": 5}),
+            differs=(
+                "the paper gives no settings; these are MNIST's usual ones",
+                "the paper's noise and its black-box attacks are left out; the latter are transfers from a substitute",
+            ),
         ),
         _suite(
             "sq",
-            "arXiv 2312.00105's own: FGM, PGD and Square, under ART's names; it gives no settings",
+            "arXiv 2312.00105's own: FGM, PGD and Square, under ART's names",
             "art:fgsm",
             "art:pgd",
             "art:square",
+            differs=("the paper gives no settings; these are this package's defaults",),
         ),
     ],
 )
 
 
 def expand(
-    name: str, norm: str, *, stochastic: bool = False, quantized: bool = False
+    name: str, norm: str, *, eps: float, stochastic: bool = False, quantized: bool = False
 ) -> tuple[list[tuple[str, dict[str, Any]]], list[tuple[str, str]]]:
-    """The attacks of a suite that apply, as (id, options), and those that do not, as (id, reason).
+    """The attacks of a suite that apply at this eps, as (id, options), and those that do not, as (id, reason).
 
     :param norm: ``"Linf"``, ``"L2"``, ``"L1"`` or ``"L0"``.
     :param stochastic: the model draws at random.
@@ -118,12 +143,17 @@ def expand(
         if reason := _obstacle(attack, norm, stochastic, quantized):
             dropped.append((attack, reason))
         else:
-            chosen.append((attack, dict(options)))
+            chosen.append((attack, options_at(options, eps)))
     if not chosen:
         others = [n for n, s in SUITES.items() if any(norm in ATTACKS[a].norms for a, _ in s.attacks)]
         reasons = "; ".join(dict.fromkeys(reason for _, reason in dropped))
         raise InputError(f"suite {name!r} has no attack in {norm} here ({reasons}); try {', '.join(others)}")
     return chosen, dropped
+
+
+def options_at(options: Mapping[str, Any | Callable[[float], Any]], eps: float) -> dict[str, Any]:
+    """The values of a suite's options at this eps."""
+    return {name: value(eps) if callable(value) else value for name, value in options.items()}
 
 
 def _obstacle(attack: str, norm: str, stochastic: bool, quantized: bool) -> str:

@@ -240,6 +240,7 @@ class Recipe(Settings):
     :param strategy: ``"matrix"`` runs every attack on every image, for tables. ``"cascade"`` runs cheap attacks first, and
         each next one on images that are still robust, for the worst case.
     :param grid: score the images also as rounded to this many levels.
+    :param suite_notes: what its suites leave out or do otherwise than their papers, written when they are expanded.
     """
 
     name: Name
@@ -259,6 +260,7 @@ class Recipe(Settings):
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     attacks: Annotated[list[AttackSettings], Field(min_length=1)]
+    suite_notes: list[str] = []
 
     def attacked(self, attack: AttackSettings) -> list[ModelSettings]:
         """The models that an attack is run on; never the one that it is crafted on, if that is another."""
@@ -301,4 +303,4 @@ class Recipe(Settings):
         attacks = [
             attack.model_copy(update={"models": [model.name], "eps": [claim.eps]}) for model, (claim, attack) in found
         ]
-        return self.model_copy(update={"attacks": attacks, "transfer": None, "diagnose": True})
+        return self.model_copy(update={"attacks": attacks, "suite_notes": [], "transfer": None, "diagnose": True})

@@ -31,12 +31,18 @@ def text(run: Run) -> str:
         *(part for model in results.models for part in _model(model, run)),
         "## Cells",
         _cells(results),
+        *_suites(results),
         "## RobustBench",
         _robustbench(run),
         "## Data",
         _text(", ".join(f"{key} {value}" for key, value in results.data.items())),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _suites(results: Results) -> list[str]:
+    lines = [f"- {_text(line)}" for line in words.suites(results)]
+    return ["## Suites", "\n".join(lines)] if lines else []
 
 
 def _robustbench(run: Run) -> str:

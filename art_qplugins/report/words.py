@@ -284,6 +284,12 @@ def troubles(results: Results) -> list[str]:
     return notes
 
 
+def suites(results: Results) -> list[str]:
+    """What the suites of the recipe leave out or do otherwise than their papers, in sentences."""
+    notes = results.spec.get("resolved", {}).get("suite_notes", [])
+    return [f"{note[:1].upper()}{note[1:]}." for note in notes]
+
+
 #: Failed cells that are named before all numbers. The table of cells has all of them.
 _NAMED = 3
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from rich.console import Console
 
-__all__ = ["STYLES", "console", "spaced"]
+__all__ = ["STYLES", "console", "number", "spaced"]
 
 STYLES = {"MASKED": "bold red", "INVALID": "bold red", "SUSPECT": "yellow", "NOT_REFUTED": "green"}
 
 
 def console() -> Console:
     return Console(highlight=False, soft_wrap=False)
+
+
+def number(value: object) -> str:
+    """An option's value; three digits of a float."""
+    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
 
 
 def spaced(text: str) -> str:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from art_qplugins.registry import Entry, Registry
-from art_qplugins.terminal.console import console
+from art_qplugins.terminal.console import console, number
 from art_qplugins.terminal.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -96,13 +96,10 @@ def _thousands(count: int) -> str:
     return f"{count}" if count < 1000 else f"{count / 1000:.2g}k"
 
 
-def _number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else f"{value}"
-
-
 def _list_suites(suites: Iterable[Suite], screen: Console) -> None:
     """The attacks of each suite, below what it is for."""
     from art_qplugins.attacks import ATTACKS
+    from art_qplugins.attacks.suites import options_at
 
     for suite in suites:
         screen.print(f"[bold]{suite.name}[/]")
@@ -113,8 +110,13 @@ def _list_suites(suites: Iterable[Suite], screen: Console) -> None:
             about = [row.knowledge, " ".join(row.norms)]
             about += [f"for {row.models} models"] if row.models != "any" else []
             about += ["not installed"] if row.missing() else []
-            table.add_row(f"  {name}", "; ".join(about), ", ".join(f"{k} = {_number(v)}" for k, v in options.items()))
+            shown = ", ".join(f"{k} = {number(v)}" for k, v in options_at(options, 8 / 255).items())
+            by_eps = " at eps 8/255" if any(callable(value) for value in options.values()) else ""
+            table.add_row(f"  {name}", "; ".join(about), f"{shown}{by_eps}")
         screen.print(table)
+        for line in suite.differs:
+            text = textwrap.wrap(f"note: {line}", max(screen.width, 40), initial_indent="  ", subsequent_indent="  ")
+            screen.print("\n".join(text), markup=False)
 
 
 _SHOW: Mapping[str, Callable[[Iterable[Any], Console], None]] = {"attacks": _list_attacks, "suites": _list_suites}

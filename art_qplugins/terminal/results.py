@@ -14,7 +14,7 @@ from art_qplugins.evaluation.compare import Comparison
 from art_qplugins.evaluation.records import Finding, Interval, ModelResult
 from art_qplugins.report import Run as Written
 from art_qplugins.report import steps, words
-from art_qplugins.terminal.console import STYLES, console, spaced
+from art_qplugins.terminal.console import STYLES, console, number, spaced
 from art_qplugins.terminal.progress import LiveProgress
 
 if TYPE_CHECKING:
@@ -35,11 +35,16 @@ def show_plan(recipe: Any, subjects: Sequence[Any], cells: Sequence[Any]) -> Non
     table = Table("model", "attack", "crafted on", "eps", "why", box=None, pad_edge=False)
     grouped: dict[tuple[Any, ...], list[float]] = {}
     for cell in cells:
-        gap = "" if cell.gap is None else f", logits to gap {cell.gap:g}"
-        grouped.setdefault((cell.model, cell.attack + gap, cell.source, cell.role), []).append(cell.eps)
+        options = {} if cell.role == "clean" else cell.options
+        attack = "\n  ".join([cell.attack, *(f"{name} = {number(value)}" for name, value in options.items())])
+        grouped.setdefault((cell.model, attack, cell.source, cell.role), []).append(cell.eps)
     for (model, attack, source, role), budgets in grouped.items():
-        table.add_row(model, attack, source, " ".join(f"{e:.3g}" for e in budgets), role)
+        table.add_row(*map(escape, (model, attack, source, " ".join(map(words.eps, budgets)), role)))
     screen.print(table)
+    if recipe.suite_notes:
+        screen.print()
+    for note in recipe.suite_notes:
+        screen.print(f"{note}.", markup=False)
     images = "all" if recipe.data.limit is None else str(recipe.data.limit)
     screen.print(f"\n{len(cells)} cells on {images} images of {recipe.data.name}; nothing was run.")
 

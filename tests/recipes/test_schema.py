@@ -240,6 +240,39 @@ def test_a_suite_is_the_attacks_that_apply_to_each_model():
     assert [a.id for a in recipe.attacks if not a.suite] == ["art:pgd", "art:pgd", "autoattack:rand"]
 
 
+def test_what_a_suite_leaves_out_or_changes_is_said():
+    notes = parse_recipe(changed(("attacks", 3, {"suite": "mu-law"}))).suite_notes
+    assert notes[0] == "suite mu-law leaves out art:cw-l2: it has no norm Linf"
+    assert notes[1] == "suite mu-law: the paper gives no settings; these are MNIST's usual ones"
+    notes = parse_recipe(changed(("attacks", 3, {"suite": "standard"}))).suite_notes
+    assert notes == [
+        "suite standard leaves out autoattack:rand for fp32, dq, mu: "
+        "it is for stochastic models and this one is deterministic",
+        "suite standard leaves out autoattack:standard for sq: "
+        "it is for deterministic models and this one is stochastic",
+    ]
+    assert parse_recipe(changed()).suite_notes == []
+
+
+@pytest.mark.parametrize("where", ["threat", "attack"])
+def test_a_suite_whose_options_change_with_eps_is_an_attack_for_each(where):
+    eps = ["2/255", "8/255", 16 / 255]
+    suite = {"suite": "dq", "models": ["fp32", "dq"]} | ({"eps": eps} if where == "attack" else {})
+    given = changed(("attacks", 3, suite))
+    given["threat"]["eps"] = eps if where == "threat" else [0.1]
+    del given["claim"]
+    found = [a for a in parse_recipe(given).attacks if a.suite]
+    pgd = [(a.models, a.eps, a.options["max_iter"]) for a in found if a.id == "art:pgd"]
+    assert pgd == [(["fp32", "dq"], [n / 255], steps) for n, steps in ((2, 2), (8, 10), (16, 20))]
+    (fgsm,) = (a for a in found if a.id == "art:fgsm")
+    assert fgsm.eps == (None if where == "threat" else [2 / 255, 8 / 255, 16 / 255])
+
+
+def test_a_recipe_of_claims_alone_says_nothing_of_suites():
+    given = changed(("attacks", 3, {"suite": "mu-law"}))
+    assert parse_recipe(given).claims_alone().suite_notes == []
+
+
 def test_a_suite_beside_a_wrong_table_is_one_line_too():
     attack = ("attacks", 0, {"suite": "quick"})
     assert "models" in refusal(changed(attack) | {"models": 3})

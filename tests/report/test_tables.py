@@ -43,6 +43,23 @@ def test_csv_has_each_cell_with_raw_fractions(folder: Path) -> None:
     assert rows[-1]["status"] == "error" and "out of <memory>" in rows[-1]["error"]
 
 
+def test_the_report_says_what_a_suite_leaves_out(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    note = "suite mu-law leaves out art:cw-l2 for <a>: it has no norm Linf"
+    told = "Suite mu-law leaves out art:cw-l2 for <a>: it has no norm Linf."
+    write_results(tmp_path, results.model_copy(update={"spec": {"resolved": {"suite_notes": [note]}}}))
+    written = {
+        path.name: path.read_text(encoding="utf-8")
+        for path in write_report(tmp_path)
+        if path.suffix in (".html", ".md")
+    }
+    assert told in Page(written["report.html"]).text
+    assert f"## Suites\n\n- {told.replace('<', '&lt;').replace('>', '&gt;')}\n" in written["results.md"]
+    for spec in ({}, {"resolved": {}}):  # of other versions
+        write_results(tmp_path, results.model_copy(update={"spec": spec}))
+        assert "## Suites" not in next(p for p in write_report(tmp_path) if p.name == "results.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t=", "\r=", "\n="])
 def test_csv_runs_no_formula_in_a_spreadsheet(tmp_path: Path, first: str) -> None:
     name = f'{first}HYPERLINK("http://a.b")'
