@@ -237,12 +237,19 @@ def finished(correct, *, attack="art:pgd", role="attack", rows=None, eps=0.1):
     )
 
 
-def test_each_cell_says_what_is_left_so_far_and_how_long_it_takes(capsys, monkeypatch):
-    from art_qplugins.terminal import progress as shown_as
+@pytest.fixture
+def clock(monkeypatch):
+    from art_qplugins.terminal import progress
 
     now = [100.0]
-    monkeypatch.setattr(shown_as.time, "monotonic", lambda: now[0])
-    with shown_as.LiveProgress() as progress:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_each_cell_says_what_is_left_so_far(capsys):
+    from art_qplugins.terminal.progress import LiveProgress
+
+    with LiveProgress() as progress:
         progress.cells(5)
         told = []
         for outcome in (
@@ -251,15 +258,74 @@ def test_each_cell_says_what_is_left_so_far_and_how_long_it_takes(capsys, monkey
             finished([0, 1, 1, 1], attack="art:fgsm"),
             finished([0], attack="art:bim", rows=[1]),  # on the one image that still stands
         ):
-            now[0] += 10
+            progress.left(None, "the end")
             progress.cell(outcome, False)
             told.append(" ".join(capsys.readouterr().out.split()))
     assert told == [
-        "1/5 net [b]: art:pgd -> 75.0 %, 40.0 s left",
-        "2/5 net [b]: art:pgd Linf 0.1 -> 50.0 %, so far 50.0 %, 30.0 s left",
-        "3/5 net [b]: art:fgsm Linf 0.1 -> 75.0 %, so far 25.0 %, 20.0 s left",
-        "4/5 net [b]: art:bim Linf 0.1 -> 0.0 % of 1, so far 0.0 %, 10.0 s left",
+        "1/5 net [b]: art:pgd -> 75.0 %",
+        "2/5 net [b]: art:pgd Linf 0.1 -> 50.0 %, so far 50.0 %",
+        "3/5 net [b]: art:fgsm Linf 0.1 -> 75.0 %, so far 25.0 %",
+        "4/5 net [b]: art:bim Linf 0.1 -> 0.0 % of 1, so far 0.0 %",
     ]
+
+
+def test_the_time_left_is_that_of_the_passes_left(capsys, clock):
+    """A cheap cell says what a dear one takes: 2 passes took 10 s, and 100 are expected."""
+    from art_qplugins.terminal.progress import LiveProgress
+
+    with LiveProgress() as progress:
+        progress.cells(4)
+
+        def told(passes, until, *, seconds=10, reused=False):
+            clock[0] += seconds
+            progress.left(passes, until)
+            progress.cell(finished([1]), reused)
+            return " ".join(capsys.readouterr().out.split())
+
+        assert told(100, "the diagnosis", seconds=0, reused=True) == ""
+        assert told(100, "the diagnosis").endswith(", about 8 min to the diagnosis")
+        assert told(8, "the end").endswith(", about 40 s to the end")
+        assert told(None, "the end").endswith("so far 100.0 %"), "rather nothing than a wrong number"
+        assert told(0, "the end").endswith("so far 100.0 %")
+        assert told(None, "").startswith("6 net [b]: art:pgd"), "how many there will be is not known"
+
+
+def test_nothing_is_known_before_anything_was_measured(capsys, clock):
+    from art_qplugins.terminal.progress import LiveProgress
+
+    with LiveProgress() as progress:
+        progress.cells(2)
+        clock[0] += 10
+        progress.left(100, "the end")
+        cell = finished([1]).with_cell(forward_samples=0, backward_samples=0)
+        progress.cell(cell, False)
+    assert "about" not in capsys.readouterr().out
+
+
+def _long_lines(capsys):
+    from art_qplugins.terminal.progress import LiveProgress
+
+    with LiveProgress() as progress:
+        progress.cells(1)
+        progress.left(1e6, "the diagnosis")
+        progress.cell(
+            finished([1]).with_cell(model="a-model-with-a-long-name", source="a-model-with-a-long-name"), False
+        )
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_line_is_broken_between_its_parts(capsys):
+    first, second = _long_lines(capsys)
+    assert first.endswith("-> 100.0 %, so far 100.0 %,") and second.startswith("        about ")
+    assert narrow(first) and narrow(second)
+
+
+def test_no_line_is_broken_where_nobody_says_how_wide_it_may_be(capsys, monkeypatch, artq):
+    monkeypatch.delenv("COLUMNS")
+    assert len(_long_lines(capsys)) == 1
+    _, out, _ = artq("ls", "attacks")
+    listed = [line for line in out.splitlines() if line.startswith("    ")]
+    assert len(listed) == len(ATTACKS), "the help of each is one line, whatever its length"
 
 
 def test_a_random_model_is_not_broken_by_lucky_draws(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 import shutil
 import subprocess
@@ -474,3 +475,74 @@ def test_a_commit_is_recorded_where_git_tracks_the_package_and_nowhere_else(trac
 
 def test_no_commit_is_recorded_outside_of_a_repository(tmp_path):
     assert _git(tmp_path / "environment.py") is None
+
+
+# --- What is left to do
+
+
+class Left(Watch):
+    """The work that was said to be left before each cell, and the passes that the cell took."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def left(self, passes, until):
+        self.told.append((passes, until))
+
+    def cell(self, outcome, reused):
+        super().cell(outcome, reused)
+        self.told[-1] += (outcome.cell.forward_samples + outcome.cell.backward_samples, outcome.cell.role)
+
+
+def left(**changes):
+    """These attacks cost the same whatever they find, so that what is expected can be held against what it took."""
+    progress = Left()
+    exact = [{"id": "art:pgd"}, {"id": "art:fgsm", "eps": [0.15]}, {"id": "art:pgd", "source": "fp32", "eps": [0.15]}]
+    art_qplugins.run({**RECIPE, "attacks": exact, "diagnose": False, **changes}, progress=progress)
+    return progress.told
+
+
+def test_the_passes_left_are_those_that_the_cells_take():
+    told = left()
+    assert {until for _, until, *_ in told} == {"the end"} and told[-1][0] == 0
+    attacks = [(passes, took) for passes, _, took, role in told if role != "clean"]
+    assert sum(took for _, took in attacks) == (4 * 42 + 2 * 2) * N, "images that are there already cost nothing"
+    for (before, _), (after, took) in itertools.pairwise(attacks):
+        assert before - after == took
+
+
+def test_what_a_clean_cell_measures_is_not_known_before():
+    assert [passes is None for passes, *_ in left()][:3] == [True, False, False]
+
+
+def test_a_random_model_takes_its_draws(monkeypatch):
+    from art_qplugins.evaluation.evaluator import Evaluator
+
+    one = left()[-3][0]
+    monkeypatch.setattr(Evaluator, "passes", lambda self, spec: 3)
+    assert left()[-3][0] == 3 * one > 0
+
+
+@pytest.mark.parametrize("changes", [{"strategy": "cascade"}, {"budget": {"gradients": 1000}}], ids=str)
+def test_nothing_is_said_where_it_is_not_known_which_cells_come(changes):
+    assert {(passes, until) for passes, until, *_ in left(**changes)} == {(None, "")}
+
+
+def test_nothing_is_said_where_a_cost_is_not_known(monkeypatch):
+    from art_qplugins.evaluation import cost
+
+    known = cost.expected_cost
+    monkeypatch.setattr(
+        cost, "expected_cost", lambda attack, options: known(attack, options) if "pgd" in attack else None
+    )
+    told = left()
+    assert {passes for passes, *_ in told[: [t[2] for t in told].index(2 * N)]} == {None}
+    assert told[-1][0] == 0
+
+
+def test_a_diagnosis_comes_after_the_attacks_and_its_end_is_not_known():
+    told = left(diagnose=True, diagnosis={"level": 1})
+    of_attacks = [until for _, until, _, role in told if role != "probe"]
+    assert set(of_attacks) == {"the diagnosis"}
+    assert {(passes, until) for passes, until, _, role in told if role == "probe"} == {(None, "")}

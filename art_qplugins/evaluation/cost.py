@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.cell import CellSpec
 
-__all__ = ["Cost", "exceeds", "expected_cost"]
+__all__ = ["Cost", "exceeds", "expected_cost", "expected_passes"]
 
 
 class Cost(NamedTuple):
@@ -50,6 +50,18 @@ def _steps(attack: str, options: Mapping[str, Any]) -> Cost | None:
     for name in ("num_random_init", "eot_iter", "nb_restarts"):
         steps *= max(1, options.get(name) or 1)
     return Cost(0, steps) if entry.knowledge == "black-box" else Cost(steps, 2 * steps)
+
+
+def expected_passes(spec: CellSpec, images: int, *, passes: int) -> float | None:
+    """At most about so many passes, gradients and forward passes together, for a cell; ``None`` where nothing is known.
+
+    :param images: that the cell attacks.
+    :param passes: through the network for one answer: a random model's draws.
+    """
+    if spec.role == "clean" or spec.check:  # these measure the model, or attack others
+        return None
+    cost = expected_cost(spec.attack, spec.options)
+    return None if cost is None else (cost.gradients + cost.queries) * passes * images
 
 
 def exceeds(

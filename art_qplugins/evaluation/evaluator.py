@@ -16,6 +16,7 @@ from art_qplugins.estimators import QuantizedClassifier, check_inside
 from art_qplugins.evaluation.cell import CellSpec, Shard, cell_id
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.fingerprint import fingerprint
+from art_qplugins.gradients.counting import passes
 from art_qplugins.plugins import Plugin
 from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import Recipe
@@ -75,6 +76,10 @@ class Evaluator:
             data=f"{self.data} in shards of {self.shard or self.batch_size}",
             batch_size=self.batch_size,
         )
+
+    def passes(self, spec: CellSpec) -> int:
+        """Through the network of a cell's source for one gradient of an image: a random model's draws."""
+        return passes(self.estimators[spec.source].model, requires_grad=True)
 
     def shards(self, spec: CellSpec) -> list[Shard]:
         """The pieces that a cell is worked on in. The binarization test, of a few images, is one piece."""

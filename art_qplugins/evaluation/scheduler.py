@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from art_qplugins.evaluation.cell import CellSpec
-from art_qplugins.evaluation.cost import Cost
+from art_qplugins.evaluation.cost import Cost, expected_passes
 from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.executor import Executor, Serial, run_cells
 from art_qplugins.evaluation.outcome import Outcome
@@ -17,9 +17,10 @@ __all__ = ["CellProgress", "Scheduler"]
 
 
 class CellProgress(Protocol):
-    """Is told how many cells there are, and each one as it is finished."""
+    """Is told how many cells there are, how much work is left in them, and each one as it is finished."""
 
     def cells(self, total: int) -> None: ...
+    def left(self, passes: float | None, until: str) -> None: ...
     def cell(self, outcome: Outcome, reused: bool) -> None: ...
 
 
@@ -47,31 +48,46 @@ class Scheduler:
         self._executor = executor or Serial(evaluator)
         self._outcomes: dict[str, Outcome | None] = {}  # by id, in the order of asking; None until it is finished
         self._shared = SharedImages(evaluator, store)
+        self._left: dict[str, float | None] = {}  # expected passes of the cells that are not finished, by id
 
-    def run(self, specs: Iterable[CellSpec]) -> None:
+    def run(self, specs: Iterable[CellSpec], *, until: str = "") -> None:
+        """Run those cells that are new.
+
+        :param until: what comes after them; "" where more cells may come that nobody knows yet.
+        """
         new = {self.evaluator.id_of(spec): spec for spec in specs}
         new = {name: spec for name, spec in new.items() if self._outcomes.get(name) is None}
         self._outcomes |= dict.fromkeys(new)
         self.total += len(new)
         self.progress.cells(self.total)
         crafted, waiting = self._shared.split(new)
-        self._run(crafted)
+        self._left = {name: self._passes(spec) for name, spec in crafted.items()} | dict.fromkeys(waiting, 0.0)
+        self._run(crafted, until)
         missing = {}
         for name, spec in waiting.items():
             if (outcome := self._shared.scored(spec)) is None:
                 missing[name] = spec  # finished in an earlier run, or its images could not be had
             else:
-                self._finish(spec, outcome, reused=False)
-        self._run(missing)
+                self._finish(spec, outcome, until, reused=False)
+        self._left |= {name: self._passes(spec) for name, spec in missing.items()}
+        self._run(missing, until)
 
-    def _run(self, specs: Mapping[str, CellSpec]) -> None:
+    def _run(self, specs: Mapping[str, CellSpec], until: str) -> None:
         for spec, outcome, reused in run_cells(self.evaluator, specs.values(), self.store, self._executor):
-            self._finish(spec, outcome, reused=reused)
+            self._finish(spec, outcome, until, reused=reused)
 
-    def _finish(self, spec: CellSpec, outcome: Outcome, *, reused: bool) -> None:
+    def _passes(self, spec: CellSpec) -> float | None:
+        """What a cell may take that is not finished."""
+        images = len(self.evaluator.rows(spec.rows))
+        return expected_passes(spec, images, passes=self.evaluator.passes(spec))
+
+    def _finish(self, spec: CellSpec, outcome: Outcome, until: str, *, reused: bool) -> None:
         outcome = scored_on_grid(self.evaluator, spec, outcome, self.store, self.grid)
         self._outcomes[outcome.cell.id] = outcome
         self._shared.add(spec, outcome)
+        self._left.pop(outcome.cell.id, None)
+        known = [passes for passes in self._left.values() if passes is not None]
+        self.progress.left(sum(known) if until and len(known) == len(self._left) else None, until)
         self.progress.cell(outcome, reused)
 
     def outcome(self, spec: CellSpec) -> Outcome:

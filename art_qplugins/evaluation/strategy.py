@@ -48,10 +48,13 @@ class Attacks:
         self.skipped: dict[str, Cell] = {}
         self.covered: set[tuple[str, str, float]] = set()
 
-    def run(self, specs: Sequence[CellSpec]) -> None:
+    def run(self, specs: Sequence[CellSpec], *, until: str = "") -> None:
+        """
+        :param until: what comes after them, for whoever waits. A cascade and a budget do not know what they leave out.
+        """
         limited = self.budget != Budget()
         if self.strategy == "matrix" and not limited:
-            self.scheduler.run(specs)
+            self.scheduler.run(specs, until=until)
             return
         if limited:  # first what is run in any case, so that the rest knows what may still be spent
             self.scheduler.run([spec for spec in specs if self._free(spec)])
@@ -74,13 +77,11 @@ class Attacks:
         evaluator = self.scheduler.evaluator
         if self.scheduler.holds_images(spec):
             return False
-        module = evaluator.estimators[spec.source].model
-        passes: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)  # a random model's draws
         reason = exceeds(
             spec,
             len(evaluator.rows(spec.rows)),
             len(evaluator),
-            passes=passes(True),
+            passes=evaluator.passes(spec),
             spent=self.scheduler.spent(spec.model),
             **self.budget.model_dump(),
         )

@@ -101,6 +101,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
+def rough(seconds: float) -> str:
+    """``12 s``, ``4 min``, ``2.5 h``: a time that is only expected."""
+    if seconds < 120:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
     """What a verdict means.

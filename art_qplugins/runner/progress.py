@@ -16,5 +16,12 @@ class Progress:
     def cells(self, total: int) -> None:
         """Whenever cells are planned, with how many there are by now."""
 
+    def left(self, passes: float | None, until: str) -> None:
+        """Before each finished cell is told: the work that is left in the cells that come before ``until``.
+
+        :param passes: expected through networks, gradients and forward passes together; ``None`` where it is not known.
+        :param until: e.g. ``"the end"``; "" where more cells may come that nobody knows yet.
+        """
+
     def cell(self, outcome: Outcome, reused: bool) -> None:
         """After each cell, and whether it was finished before this run."""

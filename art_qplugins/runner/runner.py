@@ -121,8 +121,8 @@ class Runner:
                     claims = [model.claim for model in models if model.claim is not None]
                     attacks = Attacks(scheduler, claims=claims, strategy=recipe.strategy, budget=recipe.budget)
                     store.write_results(draft)
-                    attacks.run(cells)
                     diagnosis = recipe.diagnosis if recipe.diagnose else None
+                    attacks.run(cells, until="the diagnosis" if diagnosis and claims else "the end")
                     found = [
                         assess_model(scheduler, model, covered=attacks.covered, diagnosis=diagnosis) for model in models
                     ]

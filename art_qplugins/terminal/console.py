@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
 
 __all__ = ["STYLES", "console", "number", "spaced"]
@@ -9,8 +11,16 @@ __all__ = ["STYLES", "console", "number", "spaced"]
 STYLES = {"MASKED": "bold red", "INVALID": "bold red", "SUSPECT": "yellow", "NOT_REFUTED": "green"}
 
 
+#: Of a line where nobody says how wide it may be.
+_ENDLESS = 100_000
+
+
 def console() -> Console:
-    return Console(highlight=False, soft_wrap=False)
+    """As wide as the terminal, or as ``COLUMNS`` says; in a file or a pipe no line is broken."""
+    screen = Console(highlight=False, soft_wrap=False)
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen.width = _ENDLESS
+    return screen
 
 
 def number(value: object) -> str:

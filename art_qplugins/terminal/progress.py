@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.records import Cell
 from art_qplugins.report import words
 from art_qplugins.runner.progress import Progress
 from art_qplugins.terminal.console import console
@@ -21,7 +23,8 @@ __all__ = ["LiveProgress"]
 class LiveProgress(Progress):
     """A line per finished model and cell, and bars on a terminal. See :class:`~art_qplugins.runner.Progress`.
 
-    A cell's line ends in what all attacks so far leave of the model at its budget, and the time left at the pace so far.
+    A cell's line ends in what all attacks so far leave of the model at its budget, and how long the passes through
+    networks that are still expected take at the pace of those that were measured.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,7 @@ class LiveProgress(Progress):
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
+            _Left(compact=True),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
@@ -39,6 +42,8 @@ class LiveProgress(Progress):
         self._tasks: dict[str, TaskID] = {}
         self._worst: dict[tuple[str, str, float], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
         self._total, self._start = 0, time.monotonic()
+        self._measured = 0  # passes of the cells computed here
+        self._left: tuple[float | None, str] = None, ""
 
     def __enter__(self) -> LiveProgress:
         self._bars.start()
@@ -62,27 +67,41 @@ class LiveProgress(Progress):
             self._start = time.monotonic()
         self._total = total
         if "cells" not in self._tasks:
-            self._tasks["cells"] = self._bars.add_task("attack", total=total)
+            self._tasks["cells"] = self._bars.add_task("attack", total=total, left="")
         self._bars.update(self._tasks["cells"], total=total)
+
+    def left(self, passes: float | None, until: str) -> None:
+        self._left = passes, until
 
     def cell(self, outcome: Outcome, reused: bool) -> None:
         cell = outcome.cell
         so_far = self._so_far(outcome)
         self.reused, self.computed = self.reused + reused, self.computed + (not reused)
-        self._bars.update(self._tasks["cells"], advance=1, description=f"{cell.model}: {cell.label}"[:40])
+        self._measured += 0 if reused else cell.forward_samples + cell.backward_samples
+        left = self._time_left()
+        self._bars.update(self._tasks["cells"], advance=1, description=f"{cell.model}: {cell.label}"[:40], left=left)
         if not reused:
-            source = "" if cell.source == cell.model else f" from {cell.source}"
-            budget = "" if cell.eps == 0 else f" {cell.norm} {cell.eps:.3g}"
-            left = "FAILED" if cell.accuracy is None else f"{100 * cell.accuracy:5.1f} %"
-            if cell.rows is not None:
-                left += f" of {cell.n}"
-            done = self.reused + self.computed
-            line = f"{done:3}/{self._total} {cell.model}: {cell.label}{source}{budget} -> {left}"
-            if so_far is not None:
-                line += f", so far {100 * so_far:.1f} %"
-            if seconds := self._time_left():
-                line += f", {words.duration(seconds)} left"
-            self.console.print(line, markup=False)
+            self._print(self._told(cell), f"so far {100 * so_far:.1f} %" if so_far is not None else "", left)
+
+    def _told(self, cell: Cell) -> str:
+        """Which cell it is and what came of it. How many there are is not known while a diagnosis looks for more."""
+        number = f"{self.reused + self.computed:3}" + (f"/{self._total}" if self._left[1] else "")
+        source = "" if cell.source == cell.model else f" from {cell.source}"
+        budget = "" if cell.eps == 0 else f" {cell.norm} {words.eps(cell.eps)}"
+        found = "FAILED" if cell.accuracy is None else f"{100 * cell.accuracy:5.1f} %"
+        found += "" if cell.rows is None else f" of {cell.n}"
+        return f"{number} {cell.model}: {cell.label}{source}{budget} -> {found}"
+
+    def _print(self, *parts: str) -> None:
+        """Parts of a sentence; where they need a new line it begins with a part."""
+        line, *rest = (part for part in parts if part)
+        for part in rest:
+            if len(line) + len(part) + 3 > self.console.width:
+                self.console.print(f"{line},", markup=False, soft_wrap=True)
+                line = f"        {part}"
+            else:
+                line += f", {part}"
+        self.console.print(line, markup=False, soft_wrap=True)
 
     def _so_far(self, outcome: Outcome) -> float | None:
         """What every attack of the recipe so far leaves at this cell's budget, image by image; None for other cells."""
@@ -98,7 +117,17 @@ class LiveProgress(Progress):
         self._worst[key] = correct, selection
         return None if np.isnan(correct).any() else float(correct.mean())
 
-    def _time_left(self) -> float:
-        """Seconds for the cells that are left, at the pace of those computed here."""
-        left = self._total - self.reused - self.computed
-        return left * (time.monotonic() - self._start) / self.computed if self.computed else 0.0
+    def _time_left(self) -> str:
+        """For the passes that are still expected, at the pace so far; "" where one of the two is not known."""
+        passes, until = self._left
+        if not passes or not self._measured:
+            return ""
+        seconds = passes * (time.monotonic() - self._start) / self._measured
+        return f"about {words.rough(seconds)} to {until}"
+
+
+class _Left(TimeRemainingColumn):
+    """Epochs take equally long, and cells do not."""
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["left"], style="progress.remaining") if "left" in task.fields else super().render(task)
