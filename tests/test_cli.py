@@ -178,6 +178,12 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(artq):
     assert "art:fgsm" in out and "0.05 0.1" in out and "fp32" in out and "on 3 images of digits" in out
 
 
+def test_a_folder_does_not_hide_a_recipe_that_comes_along(artq):
+    """``--out digits`` makes one of the recipe's name."""
+    Path("digits").mkdir()
+    assert artq("run", "digits", "--dry-run")[0] == 0
+
+
 def test_a_dry_run_says_what_a_suite_leaves_out_and_changes(artq):
     both = "attacks=[{suite='mu-law'}, {suite='dq'}, {id='art:fgsm'}]"
     status, out, err = artq("run", "small.toml", "--dry-run", "--set", both, "--set", "threat.eps=['8/255', 0.1]")

@@ -52,7 +52,7 @@ def read_tables(path: Path) -> dict[str, Any]:
     :param path: of a file, or the name of a recipe that comes with this package.
     """
     shipped = _SHIPPED / f"{path}.toml"
-    by_name = path.name == str(path) and not path.exists() and shipped.is_file()
+    by_name = path.name == str(path) and not path.is_file() and shipped.is_file()
     try:
         return tomllib.loads((shipped if by_name else path).read_text(encoding="utf-8"))
     except FileNotFoundError:
