@@ -21,8 +21,7 @@ def project_to_simplex(a: Tensor) -> Tensor:
 class ConvexAggregation(Defence):
     """Projects the two weights of every :class:`~art_qplugins.models.wide_resnet.Aggregation` after each step.
 
-    A convex combination of branches that do not expand does not expand either. Weight decay acts on these weights too.
-    It pulls each of them a little towards 0.5.
+    A convex combination of branches that do not expand does not expand either. These weights do not decay.
     """
 
     def start(self, model: nn.Module) -> None:

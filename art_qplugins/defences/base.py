@@ -14,6 +14,10 @@ class Defence:
     step, :meth:`after_step`.
     """
 
+    def warning(self, weight_decay: float) -> str | None:
+        """Why training with this weight decay defeats the defence, in one line; ``None`` where it does not."""
+        return None
+
     def start(self, model: nn.Module) -> None:
         """Called once, before the first step."""
 

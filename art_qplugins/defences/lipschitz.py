@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
 from art_qplugins.quantizers.convert import weight_layers
 
-__all__ = ["Orthogonality", "orthogonality_penalty"]
+__all__ = ["Orthogonality", "orthogonality_penalty", "stationary_singular_value"]
 
 
 def orthogonality_penalty(weight: Tensor) -> Tensor:
@@ -22,10 +24,19 @@ def orthogonality_penalty(weight: Tensor) -> Tensor:
     return (gram - torch.eye(len(gram), device=gram.device)).square().sum()
 
 
+def stationary_singular_value(beta: float, weight_decay: float) -> float:
+    r"""The singular value to which the penalty and weight decay pull a weight where nothing else does.
+
+    The two gradients add up to :math:`2\beta(\sigma^2 - 1)\sigma + wd\,\sigma`. It vanishes at
+    :math:`\sigma^2 = 1 - wd / (2\beta)`, and for :math:`wd \ge 2\beta` at :math:`\sigma = 0` alone.
+    """
+    return math.sqrt(max(0.0, 1 - weight_decay / (2 * beta)))
+
+
 class Orthogonality(Defence):
     r"""Adds :math:`\frac{\beta}{2} \sum_l \|W_l W_l^T - I\|_F^2` over all linear and convolutional layers.
 
-    It pulls singular values towards 1. It does not make the network non-expansive: a reshaped 3x3 convolution with
+    It pulls singular values towards 1, against weight decay, see :func:`stationary_singular_value`. It does not make the network non-expansive: a reshaped 3x3 convolution with
     orthonormal rows can have operator norm 3, and batch norm rescales.
 
     :param beta: weight of the penalty; the paper's best is 2e-3.
@@ -33,6 +44,15 @@ class Orthogonality(Defence):
 
     def __init__(self, beta: float = 2e-3) -> None:
         self.beta = beta
+
+    def warning(self, weight_decay: float) -> str | None:
+        """Where decay wins, the network is trained as if the penalty were decay too."""
+        if not 0 < 2 * self.beta <= weight_decay:
+            return None
+        return (
+            f"weight decay {weight_decay:g} cancels the orthogonality penalty: with beta = {self.beta:g} both together pull "
+            f"singular values to 0, not to 1; give a weight_decay well below 2 beta = {2 * self.beta:g}"
+        )
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """What is added to the loss; 0.0 for a network without such layers."""

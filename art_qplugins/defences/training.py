@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
+from art_qplugins.defences.decay import WEIGHT_DECAY, parameter_groups
 from art_qplugins.errors import InputError
 
 __all__ = ["TrainingData", "train"]
@@ -33,7 +35,8 @@ def train(
     epochs: int = 20,
     batch_size: int = 64,
     learning_rate: float = 0.1,
-    weight_decay: float = 5e-4,
+    weight_decay: float = WEIGHT_DECAY,
+    decay_norm_and_bias: bool = True,
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> nn.Module:
@@ -44,6 +47,9 @@ def train(
 
     :param data: images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, as a pair or as a data set.
     :param defences: these shape the training, in their order.
+    :param weight_decay: of the parameters that :func:`~art_qplugins.defences.decay.parameter_groups` says. One that
+        defeats a defence gives a warning.
+    :param decay_norm_and_bias: whether batch norm and biases decay too.
     :param progress: called after each epoch with (epochs done, epochs, mean loss of the epoch).
     :return: ``model``.
     :raises InputError: where the loss is no longer finite.
@@ -53,9 +59,11 @@ def train(
     x, y = x.to(device), y.to(device)
     order = torch.Generator().manual_seed(seed)
     steps = epochs * -(-len(x) // batch_size)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
-    )
+    for defence in defences:
+        if (warning := defence.warning(weight_decay)) is not None:
+            warnings.warn(warning, UserWarning, stacklevel=2)
+    groups = parameter_groups(model, weight_decay, decay_norm_and_bias=decay_norm_and_bias)
+    optimizer = torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     model.train()
     with contextlib.ExitStack() as stack:

@@ -173,6 +173,7 @@ class ModelResult(Record):
     steps: list[Step] = []
     layer: Layer | None = None
     spent: Spent | None = None  # on everything, the diagnosis included
+    warnings: list[str] = []  # what is wrong with how it was trained
     evidence: str | None = None  # file in the run's folder that holds the images that prove it
 
 

@@ -25,6 +25,10 @@ class Aggregation(nn.Module):
         super().__init__()
         self.a = nn.Parameter(torch.full((2,), 0.5))
 
+    def no_weight_decay(self) -> set[str]:
+        """Decay would shrink the sum of the branches."""
+        return {"a"}
+
     def forward(self, skip: Tensor, residual: Tensor) -> Tensor:
         return self.a[0] * skip + self.a[1] * residual
 

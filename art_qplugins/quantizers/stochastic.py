@@ -100,6 +100,10 @@ class StochasticQuantizer(nn.Module):
         self.call = 0  # how often this layer has drawn since `draw` was set
         self.antithetic = False  # draws 2i and 2i + 1 use u and 1 - u
 
+    def no_weight_decay(self) -> set[str]:
+        """Decay would move the bins to 0 and their spacing to log 2."""
+        return {"offset", "raw_spacing"}
+
     @torch.no_grad()
     def spread(self, low: float, high: float) -> None:
         """Put the bins evenly on [low, high], in place."""

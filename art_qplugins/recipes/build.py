@@ -15,6 +15,7 @@ from art_qplugins._version import __version__
 from art_qplugins.checkpoint import load_checkpoint, save_checkpoint
 from art_qplugins.data import Dataset
 from art_qplugins.defences import DEFENCES
+from art_qplugins.defences.base import Defence
 from art_qplugins.defences.training import train
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
@@ -29,7 +30,7 @@ from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 
-__all__ = ["build_estimators", "build_models", "describe", "estimator_for"]
+__all__ = ["build_estimators", "build_models", "describe", "estimator_for", "training_warnings"]
 
 #: What a model's training does not depend on, or (base, seed) not by this word.
 _NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of", "factory", "given"}
@@ -128,6 +129,14 @@ def describe(settings: ModelSettings) -> str:
     return "; ".join(parts)
 
 
+def training_warnings(settings: ModelSettings) -> list[str]:
+    """What is wrong with how a model is trained, though it can be, a line each."""
+    if not settings.trained or settings.checkpoint is not None or settings.train.epochs == 0:
+        return []
+    found = (defence.warning(settings.train.weight_decay) for defence in _defences(settings))
+    return [warning for warning in found if warning is not None]
+
+
 def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     """The deployed network with its initial weights, without maps on weights: stored weights are mapped already."""
     with torch.random.fork_rng(devices=[]):
@@ -162,12 +171,16 @@ def _train(
         train(
             module.to(device),
             data,
-            [DEFENCES[d.name].load()(**DEFENCES[d.name].resolve(d.options)) for d in settings.defences],
+            _defences(settings),
             **settings.train.model_dump(),
             seed=_seed(recipe, settings),
             progress=None if progress is None else lambda *done: progress(settings.name, *done),
         )
     return bake(module)
+
+
+def _defences(settings: ModelSettings) -> list[Defence]:
+    return [DEFENCES[d.name].load()(**DEFENCES[d.name].resolve(d.options)) for d in settings.defences]
 
 
 def _seed(recipe: Recipe, settings: ModelSettings) -> int:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from art_qplugins.attacks.catalogue import current_id
+from art_qplugins.defences.decay import WEIGHT_DECAY
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.quantizers.registry import switched_on
 
@@ -136,10 +137,13 @@ class Quantization(Settings):
 
 
 class Training(Settings):
+    """The arguments of :func:`art_qplugins.train`."""
+
     epochs: Annotated[int, Field(ge=0)] = 20
     batch_size: Annotated[int, Field(ge=1)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-3
+    weight_decay: Annotated[float, Field(ge=0)] = WEIGHT_DECAY
+    decay_norm_and_bias: bool = True
 
 
 class Choice(Settings):

@@ -278,7 +278,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def troubles(results: Results) -> list[str]:
-    """What a reader must know before any number: that the run is unfinished, or that cells failed."""
+    """What a reader must know before any number: what is unfinished, what failed, what defeats a defence."""
     failed = [cell for cell in results.cells if cell.status == "error"]
     notes = []
     # A run that went to its end with a failed cell has the status "error" too, and then it has models.
@@ -288,7 +288,7 @@ def troubles(results: Results) -> list[str]:
         which = "; ".join(f"{_where(cell)}: {cell.error_line}" for cell in failed[:_NAMED])
         more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         notes.append(f"{len(failed)} of {len(results.cells)} cells failed and count in no number: {which}{more}.")
-    return notes
+    return notes + [f"{model.name}: {warning}." for model in results.models for warning in model.warnings]
 
 
 def suites(results: Results) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from art_qplugins import diagnostics
 from art_qplugins.evaluation.cell import CellSpec, images_key
-from art_qplugins.recipes.build import describe
+from art_qplugins.recipes.build import describe, training_warnings
 from art_qplugins.recipes.schema import AttackSettings, ModelSettings, Recipe
 
 __all__ = ["ModelUnderTest", "distinct", "plan"]
@@ -18,6 +18,7 @@ __all__ = ["ModelUnderTest", "distinct", "plan"]
 class ModelUnderTest:
     """A model of a run, and what is claimed of it.
 
+    :param warnings: what is wrong with how it is trained.
     :param clean: its cell without an attack.
     :param claim: the cell that the claim rests on.
     :param claimed_accuracy: the number claimed, where it is another than the claim cell's own.
@@ -28,6 +29,7 @@ class ModelUnderTest:
     clean: CellSpec
     claim: CellSpec | None
     claimed_accuracy: float | None = None
+    warnings: Sequence[str] = ()
 
 
 def plan(recipe: Recipe) -> tuple[list[ModelUnderTest], list[CellSpec]]:
@@ -54,7 +56,7 @@ def _model_under_test(recipe: Recipe, model: ModelSettings) -> ModelUnderTest:
     clean = diagnostics.clean_cell(
         model.name, norm=recipe.threat.norm, seed=recipe.seed, eps=claim.eps if claim else None
     )
-    return ModelUnderTest(model.name, describe(model), clean, claim, accuracy)
+    return ModelUnderTest(model.name, describe(model), clean, claim, accuracy, training_warnings(model))
 
 
 def _cell(recipe: Recipe, attack: AttackSettings, model: ModelSettings, eps: float) -> CellSpec:

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -31,6 +32,7 @@ def show_plan(recipe: Any, subjects: Sequence[Any], cells: Sequence[Any]) -> Non
     for subject in subjects:
         table.add_row(subject.name, subject.description)
     screen.print(table)
+    _show_warnings(screen, subjects)
     screen.print()
     table = Table("model", "attack", "crafted on", "eps", "why", box=None, pad_edge=False)
     grouped: dict[tuple[Any, ...], list[float]] = {}
@@ -66,9 +68,17 @@ def show_results(run: Run, progress: LiveProgress) -> None:
     budget = next((m.claim for m in results.models if m.claim.eps is not None), None)
     if budget is not None:
         screen.print(f"{budget.norm} eps = {budget.eps:.4g}, n = {results.models[0].n}, [95 % intervals]", markup=False)
+    _show_warnings(screen, results.models)
     failed = sum(c.status == "error" for c in results.cells)
     screen.print(f"\n{progress.computed} cells computed, {progress.reused} reused, {failed} failed.")
     screen.print(f"report: {run.report}", soft_wrap=True)
+
+
+def _show_warnings(screen: Console, models: Iterable[Any]) -> None:
+    """What is wrong with how models are trained. Models of a plan and of records have the same two attributes."""
+    for model in models:
+        for warning in model.warnings:
+            screen.print(f"warning: {model.name}: {warning}", markup=False, soft_wrap=True)
 
 
 def show_diagnosis(model: ModelResult, run: Written) -> None:

@@ -11,7 +11,7 @@ import pytest
 from made import EVIL, Page, build_run, make_cell, plain, write_results
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.records import Claim, Results
+from art_qplugins.evaluation.records import Claim, ModelResult, Results
 from art_qplugins.report import read_run, select, words, write_report
 
 
@@ -43,7 +43,7 @@ def test_evidence_elsewhere_is_no_link(path: str, tmp_path: Path) -> None:
 
 def test_a_finished_run_with_a_failed_cell_says_what_failed() -> None:
     cell = make_cell("net", "art:pgd", 0.1, None, error="Traceback\nRuntimeError: out of memory")
-    results = Results.model_construct(status="error", cells=[cell], models=["finished"])
+    results = Results.model_construct(status="error", cells=[cell], models=[ModelResult.model_construct(name="net")])
     (note,) = words.troubles(results)
     assert plain(note) == (
         "1 of 1 cells failed and count in no number: net, art:pgd at Linf, eps 0.1: RuntimeError: out of memory."
