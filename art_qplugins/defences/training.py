@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
+from art_qplugins.defences.batches import batches, explained
 from art_qplugins.defences.decay import WEIGHT_DECAY, parameter_groups
 from art_qplugins.errors import InputError
 
@@ -42,8 +43,8 @@ def train(
 ) -> nn.Module:
     """Train ``model`` in place by SGD (Nesterov momentum 0.9, cosine schedule) on cross-entropy plus penalties.
 
-    Stochastic layers take one draw per step. The order of the images depends on ``seed`` and on no global state. The
-    model is in eval mode afterwards, also after an exception.
+    Stochastic layers take one draw per step. The order of the images depends on ``seed`` and on no global state. A last
+    batch of one image joins the one before. The model is in eval mode afterwards, also after an exception.
 
     :param data: images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, as a pair or as a data set.
     :param defences: these shape the training, in their order.
@@ -52,13 +53,13 @@ def train(
     :param decay_norm_and_bias: whether batch norm and biases decay too.
     :param progress: called after each epoch with (epochs done, epochs, mean loss of the epoch).
     :return: ``model``.
-    :raises InputError: where the loss is no longer finite.
+    :raises InputError: where the loss is no longer finite, or a batch has one image and batch norm needs more.
     """
     x, y = data if isinstance(data, tuple) else (data.x(), data.y())
     device = next(model.parameters()).device
     x, y = x.to(device), y.to(device)
     order = torch.Generator().manual_seed(seed)
-    steps = epochs * -(-len(x) // batch_size)
+    steps = epochs * len(batches(torch.arange(len(x)), batch_size))
     for defence in defences:
         if (warning := defence.warning(weight_decay)) is not None:
             warnings.warn(warning, UserWarning, stacklevel=2)
@@ -73,7 +74,7 @@ def train(
             stack.callback(defence.finish, model)
         for epoch in range(epochs):
             total = 0.0
-            for rows in torch.randperm(len(x), generator=order).to(device).split(batch_size):
+            for rows in batches(torch.randperm(len(x), generator=order).to(device), batch_size):
                 total += _step(model, (x[rows], y[rows]), optimizer, schedule, defences) * len(rows)
             mean = total / len(x)
             if not torch.isfinite(torch.tensor(mean)):
@@ -96,7 +97,8 @@ def _step(
     """One step on the images and labels of ``batch``. The loss before it, with the penalties."""
     x, y = batch
     optimizer.zero_grad(set_to_none=True)
-    loss = nn.functional.cross_entropy(model(x), y)
+    with explained(len(x)):
+        loss = nn.functional.cross_entropy(model(x), y)
     loss = loss + sum(defence.penalty(model) for defence in defences)
     loss.backward()
     optimizer.step()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
+from art_qplugins.defences.batches import batches, explained
 from art_qplugins.errors import InputError
 from art_qplugins.guard import evaluating
 
@@ -58,12 +59,14 @@ class FittingMixin:
     ) -> None:
         """Train on the loss plus the penalty of every training defence, with the estimator's optimizer.
 
-        A stochastic network takes one draw per step. The order of the images does not depend on global random states.
+        A stochastic network takes one draw per step. The order of the images does not depend on global random states. A
+        last batch of one image joins the one before, unless it is dropped.
 
         :param x: (N, C, H, W) in [0, 1].
         :param y: labels (N,) or one-hot (N, nb_classes).
         :param scheduler: stepped after every epoch.
-        :raises InputError: without an optimizer, or with one that holds no parameter of the network.
+        :raises InputError: without an optimizer, or with one that holds no parameter of the network, or where a batch has
+            one image and batch norm needs more.
         """
         network, optimizer = self._network, self._optimizer
         if optimizer is None:
@@ -77,10 +80,9 @@ class FittingMixin:
         order = torch.Generator().manual_seed(self._fits)
         with _training(network, self.training_defences, training_mode):
             for _ in range(nb_epochs):
-                for rows in torch.randperm(len(pixels), generator=order).to(pixels.device).split(batch_size):
-                    if not (drop_last and len(rows) < batch_size):
-                        batch = pixels[rows], targets[rows]
-                        _step(network, self._loss, optimizer, self.training_defences, batch)
+                shuffled = torch.randperm(len(pixels), generator=order).to(pixels.device)
+                for rows in batches(shuffled, batch_size, drop_last=drop_last):
+                    _step(network, self._loss, optimizer, self.training_defences, (pixels[rows], targets[rows]))
                 if scheduler is not None:
                     scheduler.step()
 
@@ -123,7 +125,8 @@ def _step(
 ) -> None:
     pixels, targets = batch
     optimizer.zero_grad()
-    value: Tensor = loss(network(pixels), targets)
+    with explained(len(pixels)):
+        value: Tensor = loss(network(pixels), targets)
     (value + sum(defence.penalty(network) for defence in defences)).backward()
     optimizer.step()
     optimizer.zero_grad()  # parameters have no gradient afterwards
