@@ -1,9 +1,11 @@
-"""A hash of a module that changes whenever the module may answer otherwise."""
+"""Hashes that change whenever an answer may: of a module, and of this package's code."""
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["fingerprint"]
+__all__ = ["code_fingerprint", "fingerprint"]
+
+_PACKAGE = Path(__file__).parent
 
 #: Attributes that every module has, and those that a call changes, such as modes and positions in streams of draws.
 _STATE = {*vars(nn.Module()), "draw", "fold", "call", "next_draw", "_split"}
@@ -63,3 +67,24 @@ def _code(cls: type) -> bytes:
     except (OSError, TypeError):  # typed into a notebook
         functions = [(name, f) for name, f in sorted(vars(cls).items()) if inspect.isfunction(f)]
         return b"".join(name.encode() + f.__code__.co_code + str(f.__code__.co_names).encode() for name, f in functions)
+
+
+def code_fingerprint(parts: Iterable[str], root: Path = _PACKAGE) -> str:
+    """SHA-256 of what Python files do. Docstrings, comments and layout do not count; the version of Python does.
+
+    :param parts: files and folders below ``root``.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        place = root / part
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            tree = _WithoutText().visit(ast.parse(path.read_bytes()))
+            digest.update(f"{path.relative_to(root).as_posix()}{ast.dump(tree)}".encode())
+    return digest.hexdigest()
+
+
+class _WithoutText(ast.NodeTransformer):
+    """Takes away the statements that are a constant alone, such as docstrings. They do nothing."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from art_qplugins.defences.training import train
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.files import safe_name
-from art_qplugins.fingerprint import fingerprint
+from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers import QUANTIZERS, StochasticQuantizer, activation_quantizers, bake, quantize
 from art_qplugins.quantizers.convert import record_maps
@@ -34,6 +35,9 @@ __all__ = ["build_estimators", "build_models", "describe", "estimator_for", "tra
 
 #: What a model's training does not depend on, or (base, seed) not by this word.
 _NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of", "factory", "given"}
+
+#: What training runs through, from the images to the stored weights, beside torch and other packages.
+TRAINING_CODE = ("data/dataset.py", "defences", "guard.py", "models", "quantizers", "recipes/build.py")
 
 TrainingProgress = Callable[[str, int, int, float], None]  # model, epochs done, epochs, loss
 
@@ -72,7 +76,7 @@ def build_models(
     """Every model of the recipe, in order: from its checkpoint where there is one, else trained and stored.
 
     :param data: the train split.
-    :param checkpoints: the folder; a file's name ends in a hash of everything that shapes the training.
+    :param checkpoints: the folder; a file's name ends in a hash of everything that shapes the training, its code included.
     :param made: modules that are not built here, by name.
     """
     models: dict[str, nn.Module] = dict(made or {})
@@ -260,9 +264,14 @@ def _weight_maps(table: Any) -> dict[str, Any] | None:
 def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:
     shaping = settings.model_dump(mode="json", exclude=_NOT_TRAINING)
     base = None if settings.base is None else fingerprint(models[settings.base])
-    content = [shaping, base, data.sha256, _seed(recipe, settings), __version__, torch.__version__]
+    content = [shaping, base, data.sha256, _seed(recipe, settings), __version__, torch.__version__, _training_code()]
     content += [str(plugin) for plugin in packages_of_model(recipe, settings)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+@functools.cache
+def _training_code() -> str:
+    return code_fingerprint(TRAINING_CODE)
 
 
 def _description(settings: ModelSettings, data: Dataset) -> dict[str, Any]:
@@ -272,5 +281,6 @@ def _description(settings: ModelSettings, data: Dataset) -> dict[str, Any]:
         "nb_classes": data.nb_classes,
         "data": {"name": data.name, "split": data.split, "sha256": data.sha256},
         "art_qplugins": __version__,
+        "training_code": _training_code(),
         "torch": torch.__version__,
     }
