@@ -18,7 +18,7 @@ __all__ = ["code_fingerprint", "fingerprint"]
 _PACKAGE = Path(__file__).parent
 
 #: Attributes that every module has, and those that a call changes, such as modes and positions in streams of draws.
-_STATE = {*vars(nn.Module()), "draw", "fold", "call", "next_draw", "_split"}
+_STATE = {*vars(nn.Module()), "draw", "fold", "call", "shared", "next_draw", "_split"}
 #: The code of these packages is identified by their versions, which are recorded elsewhere.
 _VERSIONED = ("torch", "torchvision", "art_qplugins", "builtins", "typing")
 

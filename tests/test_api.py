@@ -150,6 +150,17 @@ def test_a_suite_knows_what_a_given_estimator_is(images):
     assert [c.attack for c in run.cells] == ["artq:clean", "autoattack:rand"] and run.cells[1].n == 4
 
 
+def test_a_frozen_ensemble_is_evaluated_as_a_network_that_draws_nothing(images):
+    frozen = estimator(random=True)
+    frozen.model.frozen = True
+    tables = {"attacks": [{"id": "artq:apgd-margin", "options": {"max_iter": 2}}], "data": {"limit": 4}}
+    run = evaluate({"frozen": frozen}, images, Threat("Linf", 0.1), claim="artq:apgd-margin", level=0, recipe=tables)
+    assert run.results.spec["resolved"]["models"][0]["given"]["stochastic"] is False
+    assert not run.models[0].stochastic
+    assert not {f.id for f in run.models[0].findings if f.fired} & {"random-model", "batch-dependence"}
+    assert all(set(o.column("correct")) <= {0.0, 1.0} for o in run.outcomes)
+
+
 def test_models_of_a_recipe_stand_beside_given_ones(tmp_path):
     recipe = {**RECIPE, "transfer": {"attack": "art:fgsm", "eps": [0.15]}, "diagnose": False}
     run = art_qplugins.run(recipe, estimators={"mine": estimator()})

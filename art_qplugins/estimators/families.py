@@ -16,7 +16,7 @@ from art_qplugins.models.common import check_count
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.convert import quantize
 from art_qplugins.quantizers.protocol import activation_quantizers
-from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.quantizers.stochastic import stochastic_layers
 
 __all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]
 
@@ -126,7 +126,7 @@ class SQEnsembleClassifier(QuantizedClassifier):
         **kwargs: Any,
     ) -> None:
         if activation_bits is not None:
-            if is_stochastic(model):
+            if stochastic_layers(model):
                 raise InputError("activation_bits: the model has stochastic activations already; leave it out")
             model = quantize(model, activation_bits=activation_bits, alpha=alpha, seed=seed)
         self.activation_bits, self.alpha, self.seed, self.options = activation_bits, alpha, seed, dict(options or {})

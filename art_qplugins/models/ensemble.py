@@ -48,7 +48,9 @@ class StochasticEnsemble(nn.Module):
     :param eot_chunk: number of draws that are computed in one batch; results differ by rounding only. If it is given,
         it bounds the memory of gradients too: each chunk is computed again in the backward pass, which takes a third
         longer. With ``None`` a batch has at least 4 draws and about 256 images, and nothing is computed twice.
-    :param frozen: the same draws at every call (common random numbers): one deterministic member of the family.
+    :param frozen: the same draws for every image of every call: one deterministic member of the family, which the seeds
+        of the layers choose (``quantize(model, ..., seed=1)``). It is judged as itself, not as random, and
+        its gradient is its own: it takes no ``eot_draws``.
     :param antithetic: draws 2i and 2i + 1 use the noise u and 1 - u, whose rounding errors cancel to first order.
     :param gradient_of: ``"mean"``, the loss of the mean; or ``"losses"``, the mean of the members' losses. A module
         that gives one answer cannot express the latter. :class:`~art_qplugins.SQEnsembleClassifier` honours it, other
@@ -78,6 +80,8 @@ class StochasticEnsemble(nn.Module):
             raise InputError(f"unknown rule {rule!r}{did_you_mean(rule, RULES)}")
         if gradient_of not in ("mean", "losses"):
             raise InputError(f"unknown gradient_of {gradient_of!r}{did_you_mean(gradient_of, ('mean', 'losses'))}")
+        if frozen and eot_draws is not None:
+            raise InputError("eot_draws: a frozen ensemble has the gradient of its own draws; leave eot_draws out")
         self.network = network
         self.draws = check_count("draws", draws)
         self.eot_draws = None if eot_draws is None else check_count("eot_draws", eot_draws)
@@ -105,7 +109,7 @@ class StochasticEnsemble(nn.Module):
         draws = self.passes(wants_gradient)
         chunk = min(draws, self.eot_chunk or max(_AT_LEAST, _BATCH // max(len(x), 1)))
         again = wants_gradient and self.eot_chunk is not None and chunk < draws
-        first, logits = self.next_draw, []
+        first, logits = 0 if self.frozen else self.next_draw, []
         seeds = tuple(layer.seed for layer in stochastic_layers(self.network))
         if chunk > 1:
             self.prepare(x)
@@ -117,7 +121,7 @@ class StochasticEnsemble(nn.Module):
             else:
                 part = self._fold(*work)
             logits.append(part.unflatten(0, (times, len(x))))
-        self.next_draw = first if self.frozen else first + draws
+        self.next_draw = first + draws
         return torch.cat(logits) if len(logits) > 1 else logits[0]
 
     def prepare(self, x: Tensor) -> None:
@@ -130,7 +134,8 @@ class StochasticEnsemble(nn.Module):
 
         :param seeds: of the layers. The backward pass may compute a chunk again when the layers have others.
         """
-        with drawing(self.network, first, times, seeds=seeds, antithetic=self.antithetic), _out_of_memory(times):
+        noise = {"antithetic": self.antithetic, "shared": self.frozen}
+        with drawing(self.network, first, times, seeds=seeds, **noise), _out_of_memory(times):
             if times > 1:
                 return fold(self.network, x, times, self._split or "")
             logits: Tensor = self.network(x)

@@ -62,22 +62,30 @@ def _agrees(network: nn.Module, x: Tensor, path: str, expected: Tensor) -> bool:
 
 @contextlib.contextmanager
 def drawing(
-    network: nn.Module, first: int, times: int, *, seeds: Sequence[int] | None = None, antithetic: bool = False
+    network: nn.Module,
+    first: int,
+    times: int,
+    *,
+    seeds: Sequence[int] | None = None,
+    antithetic: bool = False,
+    shared: bool = False,
 ) -> Iterator[None]:
     """Within, a batch of the stochastic layers holds ``times`` draws one after another, from draw ``first`` on.
 
     :param seeds: one for each layer; ``None`` keeps the layers' own.
+    :param antithetic: draws 2i and 2i + 1 use u and 1 - u.
+    :param shared: all images have the same noise.
     """
     layers = stochastic_layers(network)
     before = [layer.seed for layer in layers]
     for layer, seed in zip(layers, seeds or before, strict=True):
-        layer.draw, layer.call, layer.fold, layer.antithetic = first, 0, times, antithetic
-        layer.seed = seed
+        layer.draw, layer.call, layer.fold = first, 0, times
+        layer.seed, layer.antithetic, layer.shared = seed, antithetic, shared
     try:
         yield
     finally:
         for layer, seed in zip(layers, before, strict=True):
-            layer.fold, layer.antithetic, layer.seed = 1, False, seed
+            layer.fold, layer.seed, layer.antithetic, layer.shared = 1, seed, False, False
 
 
 def _repeat(x: Tensor, times: int) -> Tensor:

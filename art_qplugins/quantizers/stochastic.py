@@ -11,6 +11,8 @@ code. It has every property that the abstract names ("continuous, sparse, low-va
 
 Noise never comes from the global generator. Each use of a layer is keyed by (seed, layer, draw, call). The same key
 gives the same noise, however the draws are divided into batches. Attack libraries that reseed torch change nothing.
+Every image and element has noise of its own. In a frozen ensemble all images share theirs and the key never changes, so
+that the layers are functions of one image.
 """
 
 from __future__ import annotations
@@ -99,6 +101,7 @@ class StochasticQuantizer(nn.Module):
         self.fold = 1  # how many draws the batch holds, one after another along dimension 0
         self.call = 0  # how often this layer has drawn since `draw` was set
         self.antithetic = False  # draws 2i and 2i + 1 use u and 1 - u
+        self.shared = False  # all images of a batch have the same noise, on every device
 
     def no_weight_decay(self) -> set[str]:
         """Decay would move the bins to 0 and their spacing to log 2."""
@@ -157,15 +160,18 @@ class StochasticQuantizer(nn.Module):
         return entmax(steps * (2 * (u - nearest).unsqueeze(-1) - steps), self.alpha)
 
     def _noise(self, x: Tensor) -> Tensor:
-        noise = torch.empty_like(x, memory_format=torch.contiguous_format)
+        images = len(x) // self.fold
+        device, rows = (torch.device("cpu"), 1) if self.shared else (x.device, images)
+        noise = torch.empty((self.fold * rows, *x.shape[1:]), device=device)
         for index, part in enumerate(noise.chunk(self.fold)):
             draw = self.draw + index
             mirrored = self.antithetic and draw % 2 == 1
-            part.uniform_(generator=self._generator(draw - mirrored, x.device))
+            part.uniform_(generator=self._generator(draw - mirrored, device))
             if mirrored:  # uniform_ gives multiples of 2 ** -24 below 1, and so does this
                 part.neg_().add_(1 - 2**-24).clamp_(min=0)
         self.call += 1
-        return noise
+        noise = noise.to(x)  # drawn in float32, so that a copy in another precision draws the same
+        return noise.repeat_interleave(images, dim=0) if self.shared else noise
 
     def _generator(self, draw: int, device: torch.device) -> torch.Generator:
         key = f"{self.seed}/{self.layer}/{draw}/{self.call}".encode()
@@ -178,21 +184,32 @@ class StochasticQuantizer(nn.Module):
 
 
 def stochastic_layers(module: nn.Module) -> list[StochasticQuantizer]:
-    """The stochastic quantizers inside ``module``, in order."""
+    """The stochastic quantizers inside ``module``, in order, also those of frozen ensembles."""
     return [m for m in module.modules() if isinstance(m, StochasticQuantizer)]
 
 
 def is_stochastic(module: nn.Module) -> bool:
-    return bool(stochastic_layers(module))
+    """Whether a stochastic quantizer inside ``module`` draws afresh: one that no frozen ensemble holds."""
+    return any(isinstance(m, StochasticQuantizer) for m in _not_frozen(module))
+
+
+def _not_frozen(module: nn.Module) -> list[nn.Module]:
+    """``module`` and the modules inside it, in order, without frozen ensembles and what they hold."""
+    if _counts_draws(module) and module.frozen:
+        return []
+    found = [module, *(m for child in module.children() for m in _not_frozen(child))]
+    return list(dict.fromkeys(found))  # a module may be inside two others
 
 
 class _CountsDraws(Protocol):
     """An ensemble: a module that numbers its draws.
 
     :ivar next_draw: the number of its next draw.
+    :ivar frozen: whether it takes the same draws at every call.
     """
 
     next_draw: int
+    frozen: bool
 
 
 def _counts_draws(module: nn.Module) -> TypeGuard[_CountsDraws]:
@@ -205,9 +222,13 @@ def _apart(seed: int, index: int) -> int:
 
 @contextlib.contextmanager
 def draws_from(module: nn.Module, seed: int) -> Iterator[None]:
-    """Within, ``module`` draws from the start of stream ``seed``. Afterwards its own stream goes on where it was."""
-    layers = stochastic_layers(module)
-    counters = [m for m in module.modules() if _counts_draws(m)]
+    """Within, ``module`` draws from the start of stream ``seed``. Afterwards its own stream goes on where it was.
+
+    A frozen ensemble does not draw: it answers as ever.
+    """
+    drawing = _not_frozen(module)
+    layers = [m for m in drawing if isinstance(m, StochasticQuantizer)]
+    counters = [m for m in drawing if _counts_draws(m)]
     before = [(m, m.seed, m.draw, m.call) for m in layers], [(m, m.next_draw) for m in counters]
     try:
         alike: Counter[int] = Counter()

@@ -10,7 +10,9 @@ from torch import nn
 from art_qplugins import Threat
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, on_grid, score
 from art_qplugins.gradients.measure import measure
-from art_qplugins.quantizers import StochasticQuantizer
+from art_qplugins.models.convnet import ConvNet
+from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.quantizers import StochasticQuantizer, quantize
 from art_qplugins.seeds import derive_seed
 
 # --- Legal images
@@ -132,6 +134,37 @@ def test_a_stochastic_model_is_scored_on_two_independent_sets_of_draws():
     np.testing.assert_array_equal(again["correct"], verdict["correct"])
     other = score(Coin(), x, y, seed=1, batch_size=5000)
     assert abs(np.corrcoef(verdict["correct"], other["correct"])[0, 1]) < 4 / 4000**0.5
+
+
+def frozen_ensemble():
+    torch.manual_seed(0)
+    network = quantize(ConvNet((1, 8, 8), 3, width=4), activation_bits=2, alpha=2.0).double()
+    return StochasticEnsemble(network, 2, frozen=True).eval()
+
+
+def test_a_frozen_ensemble_is_judged_as_itself(digits):
+    """Asked once, with its own noise, whatever the seed of the judge and the order of the images."""
+    model, x, y = frozen_ensemble(), digits[1].x()[:40].double(), digits[1].y()[:40] % 3
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    verdict = score(model, x, y, seed=0, batch_size=16)
+    assert len(calls) == 4  # as of a network that draws nothing
+    assert set(verdict["correct"]) == {0.0, 1.0}
+    np.testing.assert_array_equal(verdict["prediction"], model(x).argmax(1))
+    order = torch.randperm(40)
+    shuffled = score(model, x[order], y[order], seed=1, batch_size=7)
+    np.testing.assert_allclose(shuffled["margin"], verdict["margin"][order], rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_ensemble_with_a_layer_that_draws_is_judged_as_random(digits):
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return x + torch.randn(x.shape)
+
+    verdict = score(
+        nn.Sequential(Noisy(), frozen_ensemble()), digits[1].x()[:40].double(), digits[1].y()[:40] % 3, seed=0
+    )
+    assert not set(verdict["correct"]) <= {0.0, 1.0}
 
 
 def test_judging_leaves_the_models_own_draws_and_modes_alone():

@@ -20,7 +20,7 @@ from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.models.rules import RULES
 from art_qplugins.models.wide_resnet import WideResNet
-from art_qplugins.quantizers import StochasticQuantizer, draws_from, quantize
+from art_qplugins.quantizers import StochasticQuantizer, draws_from, is_stochastic, quantize
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +126,60 @@ def test_where_no_part_can_repeat_the_batch_the_input_is_repeated(network):
     torch.testing.assert_close(answer, FORMULAS["mean-probability"](members(ensemble.network, x, 4)))
 
 
-def test_frozen_draws_are_one_deterministic_member_a_seed(network):
+@pytest.mark.parametrize("kind", ["network", "skipping"])
+@pytest.mark.parametrize("options", [{}, {"antithetic": True}, {"eot_chunk": 1}, {"eot_chunk": 2}], ids=str)
+def test_a_frozen_ensemble_is_a_function_of_one_image(kind, options, request):
+    net = request.getfixturevalue(kind)
+    x = x_for(net, 8)
+    frozen = StochasticEnsemble(net, 3, frozen=True, **options)
+    answer, order = frozen(x), torch.randperm(8, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(frozen(x[order]), answer[order])
+    torch.testing.assert_close(torch.cat([frozen(part) for part in x.split(3)]), answer)
+    torch.testing.assert_close(frozen(x[:1].repeat(8, 1, 1, 1)), answer[:1].repeat(8, 1))
+
+
+def test_a_frozen_ensemble_is_the_same_in_float32_and_in_float64(network):
+    x = x_for(network)
+    single = copy.deepcopy(network).float()
+    answers = [StochasticEnsemble(net, 2, frozen=True)(x.to(net.fc2.weight.dtype)) for net in (single, network)]
+    # Rounding may move an activation to another bin, which other noise does to most of them.
+    assert float((answers[0].double() - answers[1]).detach().abs().median()) < 1e-4
+
+
+def test_a_frozen_ensemble_draws_from_no_stream(network):
     x = x_for(network)
     frozen = StochasticEnsemble(network, 3, frozen=True)
-    assert torch.equal(frozen(x), frozen(x))
-    with draws_from(frozen, 1):
-        one = frozen(x)
-    with draws_from(frozen, 2):
-        assert not torch.equal(one, frozen(x))
+    answer = frozen(x)
+    for module in (frozen, nn.Sequential(frozen)):
+        for seed in (1, 2):
+            with draws_from(module, seed):
+                torch.testing.assert_close(module(x), answer)
+
+
+def test_the_seeds_of_the_layers_choose_the_frozen_member():
+    torch.manual_seed(0)
+    plain, x = ConvNet((1, 8, 8), 10, width=4).eval(), torch.rand(5, 1, 8, 8)
+    one, other = (
+        StochasticEnsemble(quantize(plain, activation_bits=2, alpha=2.0, seed=seed), 3, frozen=True) for seed in (1, 2)
+    )
+    assert not torch.allclose(one(x), other(x))
+
+
+def test_only_what_draws_afresh_is_stochastic(network):
+    frozen, fresh = StochasticEnsemble(network, 3, frozen=True), StochasticEnsemble(network, 3)
+    assert not is_stochastic(frozen) and not is_stochastic(nn.Sequential(frozen, nn.Flatten()))
+    assert is_stochastic(fresh) and is_stochastic(nn.ModuleList([frozen, fresh]))
+    assert is_stochastic(frozen.network)
+
+
+def test_a_frozen_ensemble_has_no_gradient_of_other_draws(network):
+    with pytest.raises(InputError, match=r"^eot_draws: a frozen ensemble"):
+        StochasticEnsemble(network, 2, frozen=True, eot_draws=8)
+
+
+def test_images_of_an_ensemble_that_is_not_frozen_have_noise_of_their_own(network):
+    x = x_for(network, 1).repeat(6, 1, 1, 1)
+    assert len(StochasticEnsemble(network, 1)(x).unique(dim=0)) == 6
 
 
 def test_gradients_may_take_other_draws_than_predictions(network):
