@@ -36,8 +36,9 @@ def stationary_singular_value(beta: float, weight_decay: float) -> float:
 class Orthogonality(Defence):
     r"""Adds :math:`\frac{\beta}{2} \sum_l \|W_l W_l^T - I\|_F^2` over all linear and convolutional layers.
 
-    It pulls singular values towards 1, against weight decay, see :func:`stationary_singular_value`. It does not make the network non-expansive: a reshaped 3x3 convolution with
-    orthonormal rows can have operator norm 3, and batch norm rescales.
+    It pulls singular values towards 1, against weight decay (:func:`stationary_singular_value`). It does not make the
+    network non-expansive: a reshaped 3x3 convolution with orthonormal rows can have operator norm 3, and batch norm
+    rescales.
 
     :param beta: weight of the penalty; the paper's best is 2e-3.
     """
