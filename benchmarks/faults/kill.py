@@ -1,6 +1,8 @@
 """``kill -9`` at any moment, then the same run again: is the result that of a run that nobody killed?
 
-    python benchmarks/faults/kill.py [--kills 50] [--seed 0] [--out FILE.md]
+    python benchmarks/faults/kill.py [run|diagnose] [--kills 50] [--seed 0] [--out FILE.md]
+
+``run`` is a recipe that trains, ``diagnose`` is ``artq diagnose --model``.
 
 Half of the kills come after a random time, half in the middle of a random write: when half of a file is on the disk,
 before the file gets its name, or right after. Now and then a run is killed that goes on after a kill. What has to be equal:
@@ -11,7 +13,10 @@ byte, and the names of all files. Which commit the package is at is left out, si
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import io
+import itertools
 import json
 import os
 import platform
@@ -26,8 +31,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import art_qplugins
+from art_qplugins.cli import main as main_of_artq
 
 # Small, and yet with training, several shards a cell, a transfer and a diagnosis with its probes.
 RECIPE: dict[str, Any] = {
@@ -53,17 +60,43 @@ RECIPE: dict[str, Any] = {
 _MOMENTS = ("half written", "before its name", "after its name")
 
 
+def network() -> nn.Module:
+    """By the nearest mean of a class, so that it takes no training: -|x - m|^2 = 2 m x - |m|^2 - |x|^2."""
+    images = art_qplugins.load("digits", "train")
+    x, y = images.x().flatten(1), images.y()
+    means = torch.stack([x[y == label].mean(0) for label in range(images.nb_classes)])
+    linear = nn.Linear(*means.T.shape)
+    with torch.no_grad():
+        linear.weight.copy_(20 * means)
+        linear.bias.copy_(-10 * (means**2).sum(1))
+    return nn.Sequential(nn.Flatten(), linear)
+
+
 def run(folder: Path) -> None:
     art_qplugins.run({**RECIPE, "diagnosis": {"level": 1}}, out=folder)
 
 
-def in_child(folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Start the run in a process of its own; its id."""
+def diagnose(folder: Path) -> None:
+    options = {"--model": "kill:network", "--eps": "0.15", "--limit": "20", "--level": "2", "--out": str(folder)}
+    small = ["--set", "batch_size=8", "--set", "threads=1"]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            main_of_artq(["diagnose", *itertools.chain(*options.items()), *small])
+    except SystemExit as end:
+        if end.code != 3:  # the verdict is none of ours
+            raise
+
+
+_JOBS = {"run": run, "diagnose": diagnose}
+
+
+def in_child(job: Callable[[Path], None], folder: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Start the job in a process of its own; its id."""
     child = os.fork()
     if child == 0:
         try:
             prepare()
-            run(folder)
+            job(folder)
             os._exit(0)
         except BaseException as error:  # a fork never returns to the caller's code
             print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -97,16 +130,18 @@ def kill_in_write(number: int, moment: str) -> None:
     os.fsync, os.replace = killed_fsync, killed_replace  # type: ignore[assignment]
 
 
-def killed(folder: Path, moment: str, chance: random.Random, seconds: float, steps: int) -> bool:
-    """Start a run in ``folder`` and kill it; whether the kill came before its end."""
+def killed(
+    job: Callable[[Path], None], folder: Path, moment: str, chance: random.Random, seconds: float, steps: int
+) -> bool:
+    """Start a job in ``folder`` and kill it; whether the kill came before its end."""
     folder.mkdir(exist_ok=True)
     if moment == "at a random time":
-        child = in_child(folder)
+        child = in_child(job, folder)
         time.sleep(chance.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
     else:
         number = chance.randrange(steps)
-        child = in_child(folder, lambda: kill_in_write(number, moment))
+        child = in_child(job, folder, lambda: kill_in_write(number, moment))
     return wait(child) == -signal.SIGKILL
 
 
@@ -159,16 +194,18 @@ def difference(wanted: dict[str, Any], found: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=_JOBS, default="run", nargs="?")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write a report here")
     arguments = parser.parse_args()
+    job = _JOBS[arguments.job]
     torch.set_num_threads(1)  # before the first fork: a pool of threads does not survive it
     chance, base = random.Random(arguments.seed), Path(tempfile.mkdtemp(prefix="artq-faults-"))
     try:
         writes = base / "writes"
         began = time.perf_counter()
-        if wait(in_child(base / "whole", lambda: count_writes(writes))) != 0:
+        if wait(in_child(job, base / "whole", lambda: count_writes(writes))) != 0:
             sys.exit("the run fails without any kill")
         seconds, steps = time.perf_counter() - began, len(writes.read_text().splitlines())
         wanted = content(base / "whole")
@@ -178,11 +215,11 @@ def main() -> None:
             if number and chance.random() < 0.7:  # else what was killed before is killed again, further on
                 shutil.rmtree(folder)
             moment = chance.choice(_MOMENTS) if number % 2 else "at a random time"
-            while not killed(folder, moment, chance, seconds, steps):
+            while not killed(job, folder, moment, chance, seconds, steps):
                 shutil.rmtree(folder)  # it had come to its end
             where[moment] += 1
             shutil.copytree(folder, base / "resumed")
-            if wait(in_child(base / "resumed")) != 0:
+            if wait(in_child(job, base / "resumed")) != 0:
                 print("the run after the kill fails", flush=True)
             found = difference(wanted, content(base / "resumed"))
             same += not found
@@ -209,7 +246,7 @@ def report(verdict: str, where: dict[str, int], files: int, steps: int, argument
             "",
             about,
             "",
-            f"`python benchmarks/faults/kill.py --kills {arguments.kills} --seed {arguments.seed}`: **{verdict}**.",
+            f"`python benchmarks/faults/kill.py {arguments.job} --kills {arguments.kills} --seed {arguments.seed}`: **{verdict}**.",
             "",
             f"A run writes {files} files in {steps} writes.",
             "",

@@ -75,10 +75,13 @@ def copied(finished, tmp_path):
 # --- Kills and full disks
 
 
-def test_a_killed_run_ends_as_if_nobody_had_killed_it():
-    command = [sys.executable, str(_KILL), "--kills", "2", "--seed", "7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.stdout.splitlines()[-1:] == ["2 kills: 2 identical results"], done.stdout + done.stderr
+@pytest.mark.parametrize("kills", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("job", ["run", "diagnose"])
+def test_what_was_killed_ends_as_if_nobody_had_killed_it(job, kills):
+    """``artq run`` of a recipe, and ``artq diagnose --model``."""
+    command = [sys.executable, str(_KILL), job, "--kills", str(kills), "--seed", "7"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.stdout.splitlines()[-1:] == [f"{kills} kills: {kills} identical results"], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("room", [0, 3, 7, 12, 16])
