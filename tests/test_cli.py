@@ -264,7 +264,7 @@ def test_each_cell_says_what_is_left_so_far(capsys):
             finished([0, 1, 1, 1], attack="art:fgsm"),
             finished([0], attack="art:bim", rows=[1]),  # on the one image that still stands
         ):
-            progress.left(None, "the end")
+            progress.left(None, "end")
             progress.cell(outcome, False)
             told.append(" ".join(capsys.readouterr().out.split()))
     assert told == [
@@ -288,11 +288,11 @@ def test_the_time_left_is_that_of_the_passes_left(capsys, clock):
             progress.cell(finished([1]), reused)
             return " ".join(capsys.readouterr().out.split())
 
-        assert told(100, "the diagnosis", seconds=0, reused=True) == ""
-        assert told(100, "the diagnosis").endswith(", about 8 min to the diagnosis")
-        assert told(8, "the end").endswith(", about 40 s to the end")
-        assert told(None, "the end").endswith("so far 100.0 %"), "rather nothing than a wrong number"
-        assert told(0, "the end").endswith("so far 100.0 %")
+        assert told(100, "diagnosis", seconds=0, reused=True) == ""
+        assert told(100, "diagnosis").endswith(", 8 min to diagnosis")
+        assert told(8, "end").endswith(", 40 s left")
+        assert told(None, "end").endswith("so far 100.0 %"), "rather nothing than a wrong number"
+        assert told(0, "end").endswith("so far 100.0 %")
         assert told(None, "").startswith("6 net [b]: art:pgd"), "how many there will be is not known"
 
 
@@ -302,10 +302,10 @@ def test_nothing_is_known_before_anything_was_measured(capsys, clock):
     with LiveProgress() as progress:
         progress.cells(2)
         clock[0] += 10
-        progress.left(100, "the end")
+        progress.left(100, "end")
         cell = finished([1]).with_cell(forward_samples=0, backward_samples=0)
         progress.cell(cell, False)
-    assert "about" not in capsys.readouterr().out
+    assert " left" not in capsys.readouterr().out
 
 
 def _long_lines(capsys):
@@ -313,7 +313,7 @@ def _long_lines(capsys):
 
     with LiveProgress() as progress:
         progress.cells(1)
-        progress.left(1e6, "the diagnosis")
+        progress.left(1e6, "diagnosis")
         progress.cell(
             finished([1]).with_cell(model="a-model-with-a-long-name", source="a-model-with-a-long-name"), False
         )
@@ -322,7 +322,11 @@ def _long_lines(capsys):
 
 def test_a_line_is_broken_between_its_parts(capsys):
     first, second = _long_lines(capsys)
-    assert first.endswith("-> 100.0 %, so far 100.0 %,") and second.startswith("        about ")
+    assert (
+        first.endswith("-> 100.0 %, so far 100.0 %,")
+        and second.startswith("        ")
+        and second.endswith(" to diagnosis")
+    )
     assert narrow(first) and narrow(second)
 
 

@@ -505,7 +505,7 @@ def left(**changes):
 
 def test_the_passes_left_are_those_that_the_cells_take():
     told = left()
-    assert {until for _, until, *_ in told} == {"the end"} and told[-1][0] == 0
+    assert {until for _, until, *_ in told} == {"end"} and told[-1][0] == 0
     attacks = [(passes, took) for passes, _, took, role in told if role != "clean"]
     assert sum(took for _, took in attacks) == (4 * 42 + 2 * 2) * N, "images that are there already cost nothing"
     for (before, _), (after, took) in itertools.pairwise(attacks):
@@ -544,5 +544,5 @@ def test_nothing_is_said_where_a_cost_is_not_known(monkeypatch):
 def test_a_diagnosis_comes_after_the_attacks_and_its_end_is_not_known():
     told = left(diagnose=True, diagnosis={"level": 1})
     of_attacks = [until for _, until, _, role in told if role != "probe"]
-    assert set(of_attacks) == {"the diagnosis"}
+    assert set(of_attacks) == {"diagnosis"}
     assert {(passes, until) for passes, until, _, role in told if role == "probe"} == {(None, "")}

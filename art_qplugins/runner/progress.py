@@ -20,7 +20,7 @@ class Progress:
         """Before each finished cell is told: the work that is left in the cells that come before ``until``.
 
         :param passes: expected through networks, gradients and forward passes together; ``None`` where it is not known.
-        :param until: e.g. ``"the end"``; "" where more cells may come that nobody knows yet.
+        :param until: ``"diagnosis"`` or ``"end"``; "" where more cells may come that nobody knows yet.
         """
 
     def cell(self, outcome: Outcome, reused: bool) -> None:

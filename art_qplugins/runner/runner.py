@@ -122,7 +122,7 @@ class Runner:
                     attacks = Attacks(scheduler, claims=claims, strategy=recipe.strategy, budget=recipe.budget)
                     store.write_results(draft)
                     diagnosis = recipe.diagnosis if recipe.diagnose else None
-                    attacks.run(cells, until="the diagnosis" if diagnosis and claims else "the end")
+                    attacks.run(cells, until="diagnosis" if diagnosis and claims else "end")
                     found = [
                         assess_model(scheduler, model, covered=attacks.covered, diagnosis=diagnosis) for model in models
                     ]

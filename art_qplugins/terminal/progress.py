@@ -123,7 +123,7 @@ class LiveProgress(Progress):
         if not passes or not self._measured:
             return ""
         seconds = passes * (time.monotonic() - self._start) / self._measured
-        return f"about {words.rough(seconds)} to {until}"
+        return f"{words.rough(seconds)} {'left' if until == 'end' else f'to {until}'}"
 
 
 class _Left(TimeRemainingColumn):
