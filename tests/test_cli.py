@@ -191,7 +191,7 @@ def test_a_dry_run_says_what_a_suite_leaves_out_and_changes(artq):
     lines = " ".join(out.split())
     assert "suite mu-law leaves out art:cw-l2: it has no norm Linf." in lines
     assert "suite mu-law: the paper gives no settings" in lines and "suite dq: PGD starts anywhere" in lines
-    assert "max_iter = 10 " in out and "max_iter = 29 " in out and " 8/255 0.1 " in out
+    assert "max_iter = 10 " in lines and "max_iter = 29 " in lines and " 8/255 0.1 " in lines
     assert "suite" not in artq("run", "small.toml", "--dry-run")[1]
 
 
@@ -336,6 +336,7 @@ def test_no_line_is_broken_where_nobody_says_how_wide_it_may_be(capsys, monkeypa
     _, out, _ = artq("ls", "attacks")
     listed = [line for line in out.splitlines() if line.startswith("    ")]
     assert len(listed) == len(ATTACKS), "the help of each is one line, whatever its length"
+    assert not [line for line in artq("ls")[1].splitlines() if line.endswith(" ")], "nor is it filled up with spaces"
 
 
 def test_a_random_model_is_not_broken_by_lucky_draws(capsys):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
+from typing import TextIO, cast
 
 from rich.console import Console
 
@@ -15,11 +18,30 @@ STYLES = {"MASKED": "bold red", "INVALID": "bold red", "SUSPECT": "yellow", "NOT
 _ENDLESS = 100_000
 
 
+class _Trimmed:
+    """Standard output without the spaces that tables end their lines in: a file is shown in narrower windows, too."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(re.sub(r" +(?=\n)", "", text))
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+    @property
+    def encoding(self) -> str:
+        return sys.stdout.encoding
+
+
 def console() -> Console:
     """As wide as the terminal, or as ``COLUMNS`` says; in a file or a pipe no line is broken."""
     screen = Console(highlight=False, soft_wrap=False)
-    if not screen.is_terminal and "COLUMNS" not in os.environ:
-        screen.width = _ENDLESS
+    if not screen.is_terminal:
+        screen = Console(
+            file=cast("TextIO", _Trimmed()),
+            width=None if "COLUMNS" in os.environ else _ENDLESS,
+            highlight=False,
+            soft_wrap=False,
+        )
     return screen
 
 
