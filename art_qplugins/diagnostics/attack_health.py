@@ -1,7 +1,7 @@
-"""The health of the claimed attack (class S): symptoms of the attack alone, which say nothing about the model.
+"""Health of the claimed attack (class S): symptoms of the attack alone.
 
-They explain an overstated claim and make no suspicion. Symptoms of the model are in ``symptoms.py``. Sources are in the
-rows.
+They say nothing about the model. They explain an overstated claim and make no suspicion. Symptoms of the model are in
+``symptoms.py``. Sources are in the rows.
 """
 
 from __future__ import annotations
@@ -17,34 +17,38 @@ __all__ = ["ATTACK_HEALTH", "CLAIMED_ATTACK"]
 
 #: The group of these symptoms.
 CLAIMED_ATTACK = "claimed attack"
-#: Share of its whole fall that a path makes at its end, where it was stopped too early. The paper's 5 % are met by every
-#: sound attack of 20 steps.
+#: An attack was stopped too early if its loss makes more than this share of its whole fall at the end of the path. The
+#: paper has 5 %, which every sound 20-step attack exceeds.
 _FALL = 0.25
 
 
 def silent_success(records: ModelRecords, threshold: float) -> Measurement:
     best, returned = records.claimed.column("path_best"), records.claimed.column("margin")
     if records.facts.get("random"):
-        return Measurement(False, None, "Does not apply: one draw of a random model says nothing of the next.")
+        return Measurement(
+            False, None, "Does not apply: the model is random, so a success in one draw need not repeat."
+        )
     if np.isnan(best).all():
         return Measurement(None, None, "Not measured: the claimed attack's path was not recorded.")
     share = float(np.mean((best < 0) & (returned >= 0)))
     return Measurement(
         share > threshold,
         share,
-        f"On {percent(share)} of the images the attack passed an adversarial image and returned another.",
+        f"On {percent(share)} of the images the attack visited an adversarial image and returned one that is not adversarial.",
     )
 
 
 def not_converged(records: ModelRecords, threshold: float) -> Measurement:
     progress, robust = records.claimed.column("path_progress"), records.claimed.column("correct") >= 0.5
     if np.isnan(progress).all() or not robust.any():
-        return Measurement(None, None, "Not measured: no path of an image that the claimed attack leaves.")
+        return Measurement(
+            None, None, "Not measured: no path was recorded for an image that the claimed attack does not break."
+        )
     share = float(np.nanmean(progress[robust] > _FALL))
     return Measurement(
         share > threshold,
         share,
-        f"On {percent(share)} of the images that it leaves, the claimed attack was still getting closer when it stopped.",
+        f"On {percent(share)} of the images that it does not break, the claimed attack was still making progress at its end.",
     )
 
 
@@ -53,13 +57,13 @@ def binarization(records: ModelRecords, threshold: float) -> Measurement:
     found = [o for o in records.tests if o.ok and o.cell.facts.get("used")]
     if not found:
         failed = [o.cell.error_line for o in records.tests if not o.ok]
-        return Measurement(None, None, f"Not run: {failed[0] if failed else 'the diagnosis did not go that far'}.")
+        return Measurement(None, None, f"Not run: {failed[0] if failed else 'the diagnosis ended before this test'}.")
     facts = found[0].cell.facts
     return Measurement(
         facts["success"] < threshold,
         facts["success"],
-        f"Of adversarial images put in by hand around {facts['used']} images, the claimed attack finds "
-        f"{percent(facts['success'])}; as many random points find {percent(facts['random'])}.",
+        f"The claimed attack finds {percent(facts['success'])} of the adversarial images planted around {facts['used']} "
+        f"images. The same number of random points finds {percent(facts['random'])}.",
     )
 
 
@@ -68,7 +72,7 @@ def failed_transfer(records: ModelRecords, threshold: float) -> Measurement:
     if claim.source == claim.model:
         return Measurement(False, None, "Does not apply: the claimed attack was crafted on the model itself.")
     accuracy = float(claim.accuracy or 0.0)
-    evidence = f"Crafted on {claim.source}, {percent(accuracy)} still stand."
+    evidence = f"The model classifies {percent(accuracy)} of the images crafted on {claim.source} correctly."
     return Measurement(accuracy > threshold, accuracy, evidence)
 
 
@@ -79,20 +83,20 @@ _health = functools.partial(
     class_="S",
     group=CLAIMED_ATTACK,
     cost="0",
-    shows="The attack, or the surface that it climbs, is not what it seems.",
-    shows_not="That gradients are masked: weak attacks and curved models do it too.",
-    mitigation="More steps, restarts, and other step sizes.",
+    shows="The attack or the loss surface does not behave as expected.",
+    shows_not="That gradients are masked: weak attacks and curved loss surfaces do the same.",
+    mitigation="Use more steps, restarts and other step sizes.",
 )
 
 ATTACK_HEALTH: tuple[Indicator, ...] = (
     _health(
         name="silent-success",
         target=f"{__name__}:silent_success",
-        help="The claimed attack returns a worse image than it had",
+        help="The claimed attack visits adversarial images and returns others",
         threshold=0.01,
         source=_PINTOR + ", I3",
-        formula="share of images with an adversarial iterate and a returned image that is none",
-        shows="The attack's implementation gives successes away.",
+        formula="share of images with an adversarial iterate and a returned image that is not adversarial",
+        shows="The implementation of the attack discards its successes.",
         mitigation="Return the best iterate, not the last.",
     ),
     _health(
@@ -101,20 +105,21 @@ ATTACK_HEALTH: tuple[Indicator, ...] = (
         help="The claimed attack had not converged",
         threshold=0.9,
         source=_PINTOR + ", I4, on the margin, with a floor for flat paths",
-        formula="share of images left with a fall of more than a quarter of the path's range in its last 10 points, or its last half",
-        shows="The claimed attack needed more steps or larger ones.",
+        formula="share of robust images whose margin falls by more than a quarter of its range in the last 10 points, or half, of "
+        "the path",
+        shows="The claimed attack needed more steps or larger steps.",
     ),
     _health(
         name="binarization",
         target=f"{__name__}:binarization",
-        help="The claimed attack misses adversarial images put in by hand",
+        help="The claimed attack misses planted adversarial images",
         threshold=0.8,
         cost="the claimed attack and 100 F, on 32 images",
         source="Zimmermann et al. 2022, with the range of the model's own logits",
-        formula="share of binary networks around images on which the attack succeeds",
+        formula="share of the binary networks around images that the attack breaks",
         shows="The attack does not work on this network.",
-        shows_not="Robustness, where it passes.",
-        mitigation="Use an attack that passes it before any number is believed.",
+        shows_not="That the model is robust, if the attack passes.",
+        mitigation="Use an attack that passes this test before you trust a number.",
     ),
     _health(
         name="failed-transfer",
@@ -122,7 +127,7 @@ ATTACK_HEALTH: tuple[Indicator, ...] = (
         help="The claimed attack was crafted on another model and does not transfer",
         threshold=0.5,
         source=_PINTOR + ", I5",
-        formula="what is left of images crafted on another model",
+        formula="accuracy on images crafted on another model",
         mitigation="Attack the model itself.",
     ),
 )

@@ -1,9 +1,9 @@
-"""One indicator of the diagnosis: the row that describes it, what it measures on the records of a model, its finding.
+"""One indicator of the diagnosis: its row, its measurement on the records of a model, and its finding.
 
-Classes: P proof (the same images, broken by another legal attack, or by the same attack after a change that cannot alter
-any answer), M mechanism (why gradients fail), S symptom, V validity of the evaluation. The rows themselves are in
-``proofs.py``, ``mechanisms.py``, ``symptoms.py``, ``attack_health.py`` and ``validity.py``, all of them together in
-``indicators.py``.
+Indicators have four classes. P is a proof: another legal attack breaks the same images, or the same attack does after a
+change that alters no prediction. M is a mechanism: a reason why gradients fail. S is a symptom. V is the validity of the
+evaluation. The rows are in ``proofs.py``, ``mechanisms.py``, ``symptoms.py``, ``attack_health.py`` and ``validity.py``.
+``indicators.py`` is the registry of all rows.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an indicator measured on the records of one model.
+    """The measurement of one indicator on the records of one model.
 
-    :ivar fired: whether it found something; ``None`` where it did not run or could not measure.
-    :ivar value: what is compared with the threshold; finite, or ``None`` where there is no value.
-    :ivar evidence: a sentence with the numbers in it, or why there are none.
-    :ivar present: (images,) of a mechanism: where it is at work.
-    :ivar broke: (images,) of a proof: what it newly broke.
-    :ivar p_value: of a symptom that is a test, before Holm's correction. The correction decides whether it fired.
+    :ivar fired: whether it found something. ``None`` means that it did not run or could not measure.
+    :ivar value: the value compared with the threshold. It is finite, or ``None`` where there is no value.
+    :ivar evidence: a sentence with the numbers, or the reason why there are none.
+    :ivar present: (images,) for a mechanism: the images on which it is present.
+    :ivar broke: (images,) for a proof: the images that it newly broke.
+    :ivar p_value: for a symptom that is a test, the p value before Holm's correction. The correction decides whether
+        the symptom fired.
     """
 
     fired: bool | None
@@ -52,17 +53,17 @@ Measure: TypeAlias = Callable[[ModelRecords, float], Measurement]
 
 @dataclass(frozen=True, kw_only=True)
 class Indicator(Entry):
-    """One check, with what a reader has to know of it.
+    """One check of the diagnosis.
 
     ``name`` is the id of its finding and ``help`` the finding's title. ``target`` names a :data:`Measure`.
 
-    :ivar cost: what its records cost an image, in gradient evaluations (B) and forward passes (F).
-    :ivar proof: of a mechanism: the proofs that are control experiments of it. A proof that exchanges nothing but the
+    :ivar cost: cost of its records per image, in gradient evaluations (B) and forward passes (F).
+    :ivar proof: for a mechanism: the proofs that are its control experiments. A proof that exchanges nothing but the
         mechanism names itself.
-    :ivar group: of a symptom: symptoms of one group count once. Those of the group ``"claimed attack"`` say nothing of the
-        model.
-    :ivar alone: the verdict where it fires and nothing is proved: a suspicion, or that there is no number.
-    :ivar required: where it did not run, silence of the others proves nothing.
+    :ivar group: for a symptom: symptoms of one group count once. Symptoms of the group ``"claimed attack"`` say
+        nothing about the model.
+    :ivar alone: the verdict if it fires and nothing is proved: SUSPECT or INVALID.
+    :ivar required: if it did not run and nothing else was found, the verdict is INCONCLUSIVE.
     """
 
     class_: FindingClass
@@ -79,13 +80,13 @@ class Indicator(Entry):
     required: bool = False
 
     def measure(self, records: ModelRecords) -> Measurement:
-        """Its measurement. What another package's indicator raises is evidence that it did not run."""
+        """Its measurement. If an indicator of another package raises an exception, it counts as not run."""
         if self.plugin is None:
             found: Measurement = self.load()(records, self.threshold)
             return found
         try:
             return _checked(self.load()(records, self.threshold), records.n)
-        except Exception as error:  # it is somebody else's code: it may do anything
+        except Exception as error:  # code of another package may raise anything
             logger.debug("%s of %s failed", self.name, self.plugin, exc_info=True)
             lines = str(error).strip().splitlines()
             message = lines[0].rstrip(".") if lines else "no message"
@@ -116,8 +117,8 @@ def percent(value: float) -> str:
 def _checked(measurement: object, images: int) -> Measurement:
     """The measurement in Python's own types.
 
-    :raises TypeError: where it is none.
-    :raises ValueError: where a number is not finite, a p value is none, or an array is not over the images.
+    :raises TypeError: where it is not a :class:`Measurement`.
+    :raises ValueError: where a number is not finite, a p value is not in [0, 1], or an array has another length.
     """
     if not isinstance(measurement, Measurement):
         raise TypeError(f"it gave a {type(measurement).__name__}; it must give a {Measurement.__qualname__}")

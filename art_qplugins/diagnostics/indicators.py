@@ -1,8 +1,8 @@
 """The registry of indicators: the built-in ones, and those of other packages.
 
 A package adds an indicator by an entry point of the group ``art_qplugins.indicators`` that resolves to an
-:class:`~art_qplugins.diagnostics.indicator.Indicator`, or to a list of them. It counts by the rules of its class, as the
-built-in ones do. Entry points are loaded when the registry is first asked, never by an import.
+:class:`~art_qplugins.diagnostics.indicator.Indicator`, or to a list of them. The rules of its class apply to it as to
+    the built-in ones. Entry points are loaded at the first use of the registry, not at import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from art_qplugins.registry import Registry
 
 __all__ = ["INDICATORS", "of_class"]
 
-#: In the order of the findings of a record.
+#: The order is that of the findings in a record.
 INDICATORS: Registry[Indicator] = Registry(
     "indicator",
     [*PROOFS, *MECHANISMS, *SYMPTOMS, *ATTACK_HEALTH, *VALIDITY],

@@ -1,4 +1,4 @@
-"""Every indicator on the records of one model, the symptoms corrected for their number."""
+"""The measurements of all indicators on the records of one model. Symptoms are corrected for multiple testing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["findings_of", "holm", "measure_all"]
 
 
 def measure_all(records: ModelRecords) -> dict[str, Measurement]:
-    """The measurement of every indicator, by its name. Of symptoms that are tests, Holm's correction says which fired."""
+    """The measurement of every indicator, by its name. Holm's correction decides which symptoms that are tests fired."""
     found = {name: indicator.measure(records) for name, indicator in INDICATORS.items()}
     for name, fired in holm({s.name: found[s.name].p_value for s in of_class("S")}).items():
         found[name] = replace(found[name], fired=fired)
@@ -29,7 +29,7 @@ def findings_of(measurements: Mapping[str, Measurement]) -> dict[str, Finding]:
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, bool]:
-    """Which of these are significant together at 5 % (Holm 1979). Those without a p value are dropped."""
+    """Which of these are significant together at 5 % (Holm 1979). Entries without a p value are dropped."""
     known = {name: p for name, p in p_values.items() if p is not None}
     adjusted = significance.holm(list(known.values()))
     return {name: bool(p <= SIGNIFICANT) for name, p in zip(known, adjusted, strict=True)}

@@ -1,7 +1,8 @@
 """Mechanisms (class M): why a gradient fails, measured at the clean images and in their neighbourhood.
 
-A mechanism alone proves nothing. Together with a control experiment that its row names in ``proof``, on the same images,
-it explains a gap. What is measured is in ``gradients/measure.py``; here it is only compared. Sources are in the rows.
+A mechanism alone proves nothing. It explains a gap together with a control experiment on the same images. Its row names
+the control experiments in ``proof``. The measurements are in ``gradients/measure.py``. This module only compares them
+with thresholds. Sources are in the rows.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _UNFAITHFUL = (*_BACKWARD, "ordinary-attack-gap")
 
 
 def _share(words: str, column: str, at_work: Callable[[ModelRecords], NDArray[np.bool_]]) -> Measure:
-    """The share of correct images on which a mechanism is at work, against the threshold.
+    """The share of correctly classified images on which a mechanism is present. It fires above the threshold.
 
-    :param column: the measure of the clean cell without which there is no answer.
+    :param column: the measure of the clean cell that this needs.
     """
 
     def measure(records: ModelRecords, threshold: float) -> Measurement:
@@ -34,14 +35,14 @@ def _share(words: str, column: str, at_work: Callable[[ModelRecords], NDArray[np
             return _not_measured(records, column)
         present = at_work(records)
         share = float(present[records.correct].mean())
-        evidence = f"On {percent(share)} of the correctly answered images {words}."
+        evidence = f"On {percent(share)} of the correctly classified images {words}."
         return Measurement(share >= threshold, share, evidence, present)
 
     return measure
 
 
 def _low(column: str, words: str) -> Measure:
-    """The median over correct images of a measure of the clean cell; it fires below the threshold."""
+    """The median of a measure of the clean cell over correctly classified images. It fires below the threshold."""
 
     def measure(records: ModelRecords, threshold: float) -> Measurement:
         values = records.clean.column(column)
@@ -54,14 +55,14 @@ def _low(column: str, words: str) -> Measure:
 
 
 def _lacking(records: ModelRecords, values: NDArray[np.float64]) -> bool:
-    """Whether no correct image has a value."""
+    """Whether no correctly classified image has a value."""
     return not records.correct.any() or bool(np.isnan(values[records.correct]).all())
 
 
 def _not_measured(records: ModelRecords, column: str) -> Measurement:
     why = str(records.facts.get("skipped", {}).get(column, f"the clean cell has no {column}"))
     if not records.correct.any():
-        why = "no image is answered correctly"
+        why = "no image is classified correctly"
     return Measurement(None, None, f"Not measured: {why}.")
 
 
@@ -89,7 +90,11 @@ def _about_to_vanish(records: ModelRecords) -> NDArray[np.bool_]:
 
 
 def zero_gradient(records: ModelRecords, threshold: float) -> Measurement:
-    """Counted where the gradient is exactly zero. At work also where it is about to vanish, a few steps away or in a mean."""
+    """The share counts images whose gradient is exactly zero.
+
+    ``present`` also includes images whose gradient is about to vanish. Such a gradient may be zero a few steps away, or
+    in a mean over draws.
+    """
     words = "the gradient that an attack on cross-entropy starts from is exactly zero"
     found = _share(words, "gradient", _exactly_zero)(records, threshold)
     return found if found.present is None else replace(found, present=found.present | _about_to_vanish(records))
@@ -108,20 +113,22 @@ def large_logits(records: ModelRecords, threshold: float) -> Measurement:
     return Measurement(
         middle > threshold,
         middle,
-        f"Half of the correctly answered images have their two largest logits more than {middle:.3g} apart; above "
-        f"{threshold:.1f} float32 rounds the loss to 0, above 103 its whole gradient.",
+        f"The median gap between the two largest logits is {middle:.3g} over correctly classified images. Above "
+        f"{threshold:.1f} float32 rounds the loss to 0. Above 103 it also rounds the whole gradient to 0.",
         np.asarray(margin > threshold),
     )
 
 
 gradient_underflow = _share(
-    "the gradient of cross-entropy is below 1e-6 of that of the margin", "gradient_ratio", _about_to_vanish
+    "the gradient of cross-entropy is smaller than 1e-6 times the gradient of the margin",
+    "gradient_ratio",
+    _about_to_vanish,
 )
 
 
 def blocking_operation(records: ModelRecords, threshold: float) -> Measurement:
     if "blocking" not in records.facts:
-        return Measurement(None, None, "Not measured: there is no ledger of this model.")
+        return Measurement(None, None, "Not measured: the gradient was not followed through this model.")
     blocking = records.facts["blocking"]
     if blocking is None:
         return Measurement(False, 0.0, "No operation takes the gradient of most images to exactly zero.")
@@ -129,16 +136,16 @@ def blocking_operation(records: ModelRecords, threshold: float) -> Measurement:
     return Measurement(
         share > threshold,
         share,
-        f"The gradient of {percent(share)} of the images is exactly zero behind {blocking['op']} in {blocking['layer']} "
-        "and was not before it.",
+        f"{blocking['op']} in {blocking['layer']} makes the gradient of {percent(share)} of the images exactly zero.",
         np.ones(records.n, dtype=bool),
     )
 
 
 def unfaithful_gradient(records: ModelRecords, threshold: float) -> Measurement:
-    """The better of two step lengths counts: on a staircase, small steps may cross no step, or too many.
+    """The step length with the better fidelity counts.
 
-    An attack of one step takes a large one, so only large ones count for it.
+    On a staircase, small steps may cross no step, or too many. A one-step attack takes one large step, so only large
+    steps count for it.
     """
     small, large = records.clean.column("fidelity"), records.clean.column("fidelity_eps")
     if _lacking(records, small):
@@ -149,20 +156,21 @@ def unfaithful_gradient(records: ModelRecords, threshold: float) -> Measurement:
     return Measurement(
         middle < threshold,
         middle,
-        f"Over random steps of eps / 4 and of eps, what the gradient predicts of the logit margin and what happens "
-        f"correlate with {a:.2f} and {b:.2f} (medians over correctly answered images; 1 is a faithful gradient).",
+        f"The change of the logit margin that the gradient predicts and the real change correlate with {a:.2f} over "
+        f"random steps of eps / 4 and with {b:.2f} over random steps of eps (medians over correctly classified images; "
+        "1 is a faithful gradient).",
         np.asarray(best < threshold),
     )
 
 
 gradient_alignment = _low(
-    "alignment", "The gradient at an image and at a random point of its ball have a cosine of {:.2f} (median)."
+    "alignment", "The gradients at an image and at a random point of its ball have a cosine of {:.2f} (median)."
 )
 
 
 def noisy_gradient(records: ModelRecords, threshold: float) -> Measurement:
-    """It does not fire for a claimed attack that averages over draws."""
-    words = "Two gradients of the same image, from other draws, have a cosine of {:.2f} (median)."
+    """Does not fire for a claimed attack that averages over draws."""
+    words = "Two gradients of one image from independent draws have a cosine of {:.2f} (median)."
     found = _low("coherence", words)(records, threshold)
     if not (found.fired and records.claim_averages):
         return found
@@ -176,12 +184,12 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="No gradient reaches the pixels",
         class_="M",
         threshold=0.0,
-        formula="the graph of d margin / d x has no path to x",
+        formula="the autograd graph has no path from the margin to x",
         cost="1 B",
         shows="There is no white-box number for this model.",
         shows_not="That the model is or is not robust.",
         source="Pintor et al. 2022, I1",
-        mitigation="Give the layer a surrogate gradient (BPDA), or claim by black-box and transfer attacks.",
+        mitigation="Give the layer a surrogate gradient (BPDA), or base the claim on black-box and transfer attacks.",
         proof=_BACKWARD,
         alone="SUSPECT",
     ),
@@ -191,12 +199,12 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="The gradient of the loss is exactly zero",
         class_="M",
         threshold=0.10,
-        formula="share of right images with max |d CE / d x| = 0 in float32, at x or at a random point of the ball",
+        formula="share of correct images with max |d CE / d x| = 0 in float32, at x or at a random point of the ball",
         cost="2 B",
-        shows="Attacks along this loss do not move on those images.",
-        shows_not="Whether the loss (see M3) or a layer (see M6) is to blame.",
+        shows="Attacks on this loss do not move on those images.",
+        shows_not="The cause: the loss (see loss-underflow) or a layer (see blocking-operation).",
         source="Pintor et al. 2022, I1; AutoAttack's and ART's flags without their blind spots",
-        mitigation="Use a margin or DLR loss, or divide the logits by a constant; if it stays zero, a layer blocks it.",
+        mitigation="Use a margin or DLR loss, or divide the logits by a constant. If the gradient stays zero, a layer blocks it.",
         proof=("logit-scale", *_BACKWARD),
         alone="SUSPECT",
         required=True,
@@ -207,10 +215,10 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="The loss underflows to zero",
         class_="M",
         threshold=0.25,
-        formula="share of right images with cross-entropy = 0 in float32",
+        formula="share of correct images with cross-entropy = 0 in float32",
         cost="1 F",
-        shows="The loss has no slope left in its first term.",
-        shows_not="That an attack by the gradient's sign fails: it often survives.",
+        shows="float32 rounds the loss of these images to zero.",
+        shows_not="That attacks with sign-gradient steps fail: they often work.",
         source="numerics of softmax in float32; Lee et al. 2020",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant.",
         proof=("logit-scale",),
@@ -223,12 +231,12 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="The logits are too large for float32",
         class_="M",
         threshold=FLOAT32_LOSS_GAP,
-        formula="median over right images of z_y - max other z",
+        formula="median of z_y - max_{j != y} z_j over correct images",
         cost="1 F",
-        shows="Which band of float32 underflow the model works in.",
-        shows_not="That an attack by the gradient's sign fails: it often survives.",
+        shows="Whether float32 rounds the loss, or its whole gradient, to zero.",
+        shows_not="That attacks with sign-gradient steps fail: they often work.",
         source="arithmetic: 24 ln 2 = 16.6",
-        mitigation="Divide the logits by a constant: no answer changes.",
+        mitigation="Divide the logits by a constant. No prediction changes.",
         proof=("logit-scale",),
         alone="SUSPECT",
         required=True,
@@ -239,10 +247,10 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="The gradient of the loss is about to underflow",
         class_="M",
         threshold=0.50,
-        formula="share of right images with ||d CE|| / ||d margin|| < 1e-6; for L2 also with a squared norm of 0",
+        formula="share of correct images with ||d CE|| / ||d margin|| < 1e-6; for L2 also with a squared norm of 0",
         cost="2 B",
-        shows="Normalised steps (L2, L1) divide by what is lost already.",
-        shows_not="Anything for steps by the sign while the gradient is not exactly zero.",
+        shows="Normalised steps (L2, L1) divide by a norm that has underflowed.",
+        shows_not="Anything about sign-gradient steps, as long as the gradient is not exactly zero.",
         source="numerics of softmax in float32",
         mitigation="Normalise per image in float64, or use a margin loss.",
         proof=("logit-scale",),
@@ -253,27 +261,27 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="One operation takes the gradient to zero",
         class_="M",
         threshold=0.90,
-        formula="ledger of gradient norms before and behind every node of the backward pass",
+        formula="gradient norms before and after every node of the backward pass",
         cost="1 B",
-        shows="Which layer is to blame.",
-        shows_not="That another gradient gets further; see BPDA.",
-        source="here; idea of Athalye et al. 2018",
-        mitigation="Replace that operation's backward pass by a surrogate.",
+        shows="Which layer loses the gradient.",
+        shows_not="That another gradient breaks more images; see surrogate-gradient.",
+        source="this package; idea of Athalye et al. 2018",
+        mitigation="Replace the backward pass of that operation with a surrogate.",
         proof=_BACKWARD,
     ),
     Indicator(
         name="unfaithful-gradient",
         target=f"{__name__}:unfaithful_gradient",
-        help="The gradient does not predict what steps do",
+        help="The gradient does not predict how the margin changes",
         class_="M",
         threshold=0.70,
-        formula="median over right images of corr_u(m(x + h u) - m(x), h u.g) over 20 random directions u, the larger of h = "
-        "eps / 4 and h = eps; for a one-step claim h = eps",
+        formula="median over correct images of corr_u(m(x + h u) - m(x), h u.g) over 20 random directions u, the larger of "
+        "h = eps / 4 and h = eps; for a one-step claim h = eps",
         cost="1 B, 40 F",
-        shows="The backward pass is not the slope: shattered, or a surrogate that does not fit.",
-        shows_not="That an attack fails: a coarse surrogate may lead the right way.",
+        shows="The backward pass is not the slope: the gradient is shattered, or its surrogate does not fit.",
+        shows_not="That an attack fails: a coarse surrogate may still point in a useful direction.",
         source="finite differences; idea of Athalye et al. 2018",
-        mitigation="Choose another surrogate gradient by its fidelity, smooth the gradient, or attack without gradients.",
+        mitigation="Choose the surrogate gradient with the highest fidelity, smooth the gradient, or use a black-box attack.",
         proof=_UNFAITHFUL,
     ),
     Indicator(
@@ -282,24 +290,24 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="Gradients at two points of the ball do not agree",
         class_="M",
         threshold=0.75,
-        formula="median over right images of cos(d m(x), d m(x + eta)), eta uniform in the ball",
+        formula="median over correct images of cos(d m(x), d m(x + eta)), eta uniform in the ball",
         cost="2 B",
-        shows="The surface turns within the budget: one step cannot follow it.",
-        shows_not="That attacks of many steps fail.",
+        shows="The gradient changes direction within eps, so one step cannot follow it.",
+        shows_not="That multi-step attacks fail.",
         source="Andriushchenko & Flammarion 2020",
-        mitigation="Use attacks of many steps with random starts; do not train with one step alone.",
+        mitigation="Use multi-step attacks with random starts. Do not train with single-step attacks alone.",
         proof=("single-step", *_BACKWARD),
     ),
     Indicator(
         name="noisy-gradient",
         target=f"{__name__}:noisy_gradient",
-        help="The gradient of one call says little of the mean",
+        help="The gradient of one draw is far from the mean gradient",
         class_="M",
         threshold=0.90,
-        formula="median over right images of the cosine of two independent gradients of a random model",
+        formula="median over correct images of the cosine of two independent gradients of a random model",
         cost="2 B",
-        shows="An attack along single calls follows noise.",
-        shows_not="That more draws are enough; the split-half cosine of the mean says so.",
+        shows="An attack on single draws follows noise.",
+        shows_not="How many draws are enough. The split-half cosine of the mean shows that.",
         source="Athalye et al. 2018; split-half signal to noise",
         mitigation="Average the gradient over draws (EOT) until its split-half cosine reaches 0.6.",
         proof=("mean-gradient", "black-box-search", "transfer", "attack-gap"),

@@ -1,6 +1,6 @@
-"""The records of one model, as indicators read them: its cells, sorted by what their attacks follow.
+"""The records of one model, as indicators read them: its cells, sorted by the gradient that their attacks follow.
 
-Nothing is judged here. ``evaluation/records.py`` documents what a record holds.
+Nothing is judged here. The fields of a record are documented in ``evaluation/records.py``.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ __all__ = ["ModelRecords", "records_of"]
 
 @dataclass(frozen=True)
 class ModelRecords:
-    """Every cell of one model, and the claimed one among them.
+    """Every cell of one model, including the claimed cell.
 
     Arrays over images are in the order of the clean cell.
 
     :ivar clean: the cell without an attack.
-    :ivar claimed: the cell whose accuracy is claimed; the clean one where that failed.
+    :ivar claimed: the cell whose accuracy is claimed. It is the clean cell if that one failed.
     :ivar legal: finished cells whose images count at the claim's norm and eps, ``clean`` and ``claimed`` among them.
     :ivar other_threats: finished cells of another norm or a larger eps.
-    :ivar failed: cells without a result.
-    :ivar tests: cells that test the claimed attack, finished or not.
+    :ivar failed: failed cells.
+    :ivar tests: cells that test the claimed attack itself, finished or failed.
     """
 
     clean: Outcome
@@ -48,80 +48,80 @@ class ModelRecords:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What was found of the model as a whole."""
+        """The facts of the model as a whole."""
         return self.clean.cell.facts
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """(images,) whether the model answers the clean image correctly; a random one in half of its draws or more."""
+        """(images,) whether the clean image is classified correctly, by a random model in at least half of its draws."""
         return np.asarray(self.clean.column("correct") >= 0.5)
 
     @cached_property
     def logit_gap(self) -> float:
-        """Median gap of the label's logit to the next largest, over correct images; 0 where it was not measured."""
+        """Median logit margin over correctly classified images. It is 0 where it was not measured."""
         margin = self.clean.column("margin")[self.correct]
         return 0.0 if np.isnan(margin).all() else float(np.nanmedian(margin))
 
     @cached_property
     def as_is(self) -> list[Outcome]:
-        """White-box attacks along the gradient that the model gives, the claimed one first."""
+        """White-box attacks along the model's own gradient, the claimed attack first."""
         return [self.claimed, *self.where(lambda o: _own(o) and _white(o) and self._follows(o) == "own")]
 
     @cached_property
     def reference(self) -> list[Outcome]:
-        """The ordinary attack: PGD on cross-entropy as this package runs it by default. Empty where it was not run."""
+        """20-step PGD on cross-entropy with the default options. The list is empty if it was not run."""
         return [o for o in self.as_is if _plain_pgd(o)]
 
     @cached_property
     def longer(self) -> list[Outcome]:
-        """The attack on the margin with more than twice the steps of level 1."""
+        """The margin attack with more than twice the steps of level 1."""
         return [o for o in self.as_is if _on_margin(o) and o.cell.params["max_iter"] > 20]
 
     @cached_property
     def restarted(self) -> list[Outcome]:
-        """The attack on the margin of level 1 from another random start."""
+        """The margin attack of level 1 from another random start."""
         return [o for o in self.as_is if _on_margin(o) and "restart" in o.cell.params]
 
     @cached_property
     def targeted(self) -> list[Outcome]:
-        """Attacks that aim at each class."""
+        """Targeted attacks on every other class."""
         return [o for o in self.as_is if ATTACKS[o.cell.attack].targeted]
 
     @cached_property
     def first(self) -> list[Outcome]:
-        """Attacks along the model's gradient that are neither longer, nor restarted, nor targeted; and the claimed one."""
+        """The claimed attack and the other attacks in ``as_is``, except longer, restarted and targeted ones."""
         further = [*self.longer, *self.restarted, *self.targeted]
         return [o for o in self.as_is if not any(o is f for f in further) or o is self.claimed]
 
     @cached_property
     def rescaled(self) -> list[Outcome]:
-        """The claimed attack on the same network with its logits divided."""
+        """The claimed attack on divided logits of the same network."""
         same = self.claimed.cell.attack
         return self.where(lambda o: _own(o) and o.cell.attack == same and o.cell.params.get("temperature", 0) > 1)
 
     @cached_property
     def repaired(self) -> list[Outcome]:
-        """White-box attacks along another gradient than the one that the model gives."""
+        """White-box attacks along another gradient than the model's own."""
         return self.where(lambda o: _own(o) and self._follows(o) == "repaired")
 
     @cached_property
     def averaged(self) -> list[Outcome]:
-        """Attacks along a mean over draws."""
+        """Attacks along the mean gradient over draws."""
         return self.where(lambda o: _own(o) and self._follows(o) == "mean")
 
     @property
     def claim_averages(self) -> bool:
-        """Whether the claimed attack follows a mean over draws, beyond what the model itself averages."""
+        """Whether the claimed attack averages gradients over draws, in addition to the average inside the model."""
         return self._follows(self.claimed) == "mean"
 
     def _follows(self, o: Outcome) -> str:
-        """The gradient that an attack follows: "own", "repaired" or "mean". Of a deterministic model a mean is its own."""
+        """The gradient that an attack follows: "own", "repaired" or "mean". For a deterministic model "mean" is "own"."""
         gradient = ATTACKS[o.cell.attack].follows(o.cell.params)
         return "own" if gradient == "mean" and self.facts.get("random") is False else gradient
 
     @cached_property
     def black_box(self) -> list[Outcome]:
-        """Attacks without gradients."""
+        """Black-box attacks."""
         return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "black-box")
 
     @cached_property
@@ -130,19 +130,19 @@ class ModelRecords:
         return self.where(lambda o: not _own(o))
 
     def where(self, keep: Callable[[Outcome], bool]) -> list[Outcome]:
-        """The legal cells for which ``keep`` holds, without the clean and the claimed one."""
+        """The legal cells for which ``keep`` is true, except the clean and the claimed cell."""
         return [o for o in self.legal if o is not self.clean and o is not self.claimed and keep(o)]
 
     def worst_case(self, outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-        """(images,) correctness in [0, 1] under the worst of these attacks and without any."""
+        """(images,) correctness in [0, 1] in the worst case over these attacks and the clean image."""
         return worst_case([self.clean, *outcomes])
 
     def accuracy_gap(
         self, weaker: Sequence[Outcome], stronger: Sequence[Outcome]
     ) -> tuple[float, float, NDArray[np.bool_]]:
-        """What ``stronger`` attacks break beyond ``weaker`` ones, on the same images.
+        """The gap in accuracy between ``weaker`` and ``stronger`` attacks on the same images.
 
-        :return: the gap in accuracy, its one-sided 95 % lower bound, and (images,) those that are newly broken.
+        :return: the gap, its one-sided 95 % lower bound, and (images,) which images are newly broken.
         """
         before, after = self.worst_case(weaker), self.worst_case([*weaker, *stronger])
         gap, bound = metrics.gap_lower_bound(before, after)
@@ -150,9 +150,9 @@ class ModelRecords:
 
 
 def records_of(outcomes: Sequence[Outcome], claimed: Outcome) -> ModelRecords:
-    """The records of one model, sorted by what counts at the norm and eps of the claim.
+    """The records of one model, sorted by whether a cell counts at the norm and eps of the claim.
 
-    :param outcomes: all its cells, one of them with the role "clean".
+    :param outcomes: all its cells. One has the role "clean".
     :param claimed: one of ``outcomes``.
     """
     clean = next(o for o in outcomes if o.cell.role == "clean")
@@ -164,7 +164,7 @@ def records_of(outcomes: Sequence[Outcome], claimed: Outcome) -> ModelRecords:
 
 
 def _is_test(o: Outcome) -> bool:
-    """Whether it tests an attack. It crafts no image of the model, so one that failed leaves no number unknown."""
+    """Whether the cell tests an attack. It crafts no image for the model, so a failure leaves no accuracy unknown."""
     return "check" in o.cell.params
 
 

@@ -1,7 +1,7 @@
-"""The result of one model: what its records say about the claim and about its gradients.
+"""The result of one model: the claim and the verdict, judged from its records.
 
-Two answers are kept apart. The claim speaks of a number: is it too high, and by how much? The verdict speaks of the model's
-gradients; its rules are in ``verdict.py``.
+The two are separate. The claim is about a number: is it too high, and by how much? The verdict is about the gradients of
+the model. Its rules are in ``verdict.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_CLAIM = Claim(status="NONE")
 
 @dataclass(frozen=True, kw_only=True)
 class _Judgement:
-    """What the diagnosis concludes of one model."""
+    """The conclusion of the diagnosis for one model."""
 
     verdict: Verdict
     summary: str
@@ -48,16 +48,16 @@ def assess(
 ) -> ModelResult:
     """The record of one model.
 
-    :param outcomes: all its cells, failed ones included; one has the role "clean".
-    :param claimed: the cell whose accuracy is the claim, one of ``outcomes``; ``None`` where nothing is claimed.
-    :param claimed_accuracy: the number claimed, in [0, 1], if it is another than the cell's own.
-    :param steps: what the diagnosis did.
+    :param outcomes: all its cells, including failed ones. One has the role "clean".
+    :param claimed: the cell whose accuracy is claimed, one of ``outcomes``. ``None`` means that nothing is claimed.
+    :param claimed_accuracy: the claimed number in [0, 1], if it differs from the accuracy of the cell.
+    :param steps: the steps of the diagnosis.
     """
     clean = next((o for o in outcomes if o.cell.role == "clean" and o.ok), None)
     accuracy, interval, n = 0.0, (0.0, 1.0), 0
     if clean is None:
         failed = [o for o in outcomes if not o.ok]
-        judgement = _invalid([f"it could not even be asked: {_errors(failed)}"])
+        judgement = _invalid([f"the clean images could not be scored: {_errors(failed)}"])
     else:
         accuracy, interval = metrics.accuracy(clean.column("correct"))
         n, stochastic = len(clean.ids), stochastic or bool(clean.cell.facts.get("random"))
@@ -88,7 +88,7 @@ def _judge(
     outcomes: Sequence[Outcome], clean: Outcome, claimed: Outcome | None, claimed_accuracy: float | None
 ) -> _Judgement:
     if claimed is None:
-        why = "No number was claimed, so there was nothing to test."
+        why = "No accuracy was claimed, so there was no claim to test."
         return _Judgement(verdict="INCONCLUSIVE", summary=why)
     records = records_of(outcomes, claimed if claimed.ok else clean)
     measurements = measure_all(records)
@@ -110,19 +110,23 @@ def _judge(
 
 
 def _invalid(reasons: Sequence[str], findings: Sequence[Finding] = ()) -> _Judgement:
-    why = f"The evaluation itself failed, so there is no number: {'; '.join(reasons)}."
+    why = f"The evaluation itself failed, so no number counts: {'; '.join(reasons)}."
     return _Judgement(verdict="INVALID", summary=why, findings=findings)
 
 
 def _robust(outcomes: Sequence[Outcome]) -> list[Robust]:
-    """At every norm and eps at which a cell was on all images."""
+    """The robust accuracy at every norm and eps at which a cell attacked all images."""
     whole = [o for o in outcomes if o.ok and o.cell.eps > 0 and o.cell.rows is None]
     threats = sorted({(o.cell.norm, o.cell.eps) for o in whole})
     return [robust_at(outcomes, norm, eps) for norm, eps in threats]
 
 
 def _claim(records: ModelRecords, robust: Robust, claimed_accuracy: float | None, attack_gap: Measurement) -> Claim:
-    """A number of our own is held against other attacks image by image; one from elsewhere against an interval."""
+    """The claim with its status.
+
+    An accuracy measured here is compared with other attacks image by image. An accuracy from elsewhere is compared with an
+    interval.
+    """
     measured, interval = records.claimed.column("correct"), robust.interval
     if claimed_accuracy is None:
         accuracy, overstated = float(measured.mean()), bool(attack_gap.fired)
@@ -145,7 +149,7 @@ def _claim(records: ModelRecords, robust: Robust, claimed_accuracy: float | None
 
 
 def _layer(records: ModelRecords) -> Layer | None:
-    """The operation that takes the gradient to zero, where there is one."""
+    """The blocking operation; ``None`` where there is none."""
     blocking = records.facts.get("blocking")
     return Layer(layer=blocking["layer"], op=blocking["op"], share=blocking["share"]) if blocking else None
 

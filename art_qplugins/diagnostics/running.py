@@ -1,6 +1,6 @@
-"""Runs the steps of a diagnosis, one after another, and decides how far to go.
+"""Runs the steps of a diagnosis one after another and decides at which level to stop.
 
-Each step sees what the ones before it found. What the steps are is in ``steps.py``.
+Each step sees the results of the steps before it. The steps themselves are in ``steps.py``.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def run_steps(
 ) -> tuple[list[Outcome], list[Step]]:
     """Run the diagnosis of one claim.
 
-    :param claim: what the claimed cell was asked for; ``claimed`` what came of it.
-    :param outcomes: all cells of the model so far, with the claimed and the clean one.
+    :param claim: the specification of the claimed cell. ``claimed`` is its outcome.
+    :param outcomes: all cells of the model so far, including the claimed and the clean cell.
     :param run: runs a cell.
     :param others: names of the models to transfer from.
-    :param level: the highest level to go to, 0 to 3; ``None`` goes to 2, and to 3 where something was found until then.
+    :param level: the highest level to run, 0 to 3. ``None`` runs level 2, and level 3 if level 2 found something.
     :param budget: gradient evaluations per image of the whole set that may be spent beyond the claimed attack.
-    :return: all outcomes, and what was done, or skipped and why.
+    :return: all outcomes, and a record of each step with the reason where it was skipped.
     """
     known, records, spent, top = list(outcomes), [], 0.0, 2 if level is None else level
     names = tuple(others)
@@ -46,7 +46,7 @@ def run_steps(
         if step.level == 3 and level is None and top == 2 and verdict_of(known, claimed) in ("MASKED", "SUSPECT"):
             top = 3
         if step.level > top:
-            ended = "nothing was found that it could settle" if level is None else f"the diagnosis ends at level {top}"
+            ended = "the levels before it found nothing" if level is None else f"the diagnosis ends at level {top}"
             records.append(_skipped(step, ended))
             continue
         state = DiagnosisState(claim, records_of(known, claimed), names)
@@ -67,9 +67,7 @@ def _run_step(
     attacked = sum(n if spec.rows is None else len(spec.rows) for spec in planned)
     expected = step.cost * attacked / n
     if budget is not None and expected > budget:
-        too_much = (
-            f"it may take {expected:.0f} gradient evaluations an image and {max(budget, 0):.0f} are left of the budget"
-        )
+        too_much = f"it may take {expected:.0f} gradient evaluations per image, and {max(budget, 0):.0f} are left of the budget"
         return _skipped(step, too_much, robust=attacked), []
     found = [run(spec) for spec in planned]
     failed = [o for o in found if not o.ok]

@@ -1,4 +1,4 @@
-"""What a diagnosis knows when it plans a step, and the cells that it makes of it. Which step does what is in ``steps.py``."""
+"""The state from which a diagnosis plans a step, and the cells that it plans. The steps themselves are in ``steps.py``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["DiagnosisState", "clean_cell"]
 def clean_cell(model: str, *, norm: str, seed: int, eps: float | None) -> CellSpec:
     """The cell without an attack.
 
-    :param eps: of the claim, if there is one: what its attack can see within that radius is measured.
+    :param eps: eps of the claim, if there is one. Gradients are measured within this radius.
     """
     return CellSpec(
         model=model,
@@ -35,10 +35,10 @@ def clean_cell(model: str, *, norm: str, seed: int, eps: float | None) -> CellSp
 
 @dataclass(frozen=True)
 class DiagnosisState:
-    """What is known before a step.
+    """Everything that is known before a step.
 
-    :ivar claim: what the claimed cell was asked for.
-    :ivar records: everything that was run so far.
+    :ivar claim: the specification of the claimed cell.
+    :ivar records: the records of every cell so far.
     :ivar others: names of the models to transfer from.
     """
 
@@ -53,8 +53,8 @@ class DiagnosisState:
     def cell(self, attack: str, rows: NDArray[np.int64], **changes: Any) -> CellSpec:
         """A cell at the norm, eps and seed of the claim, or with these ``changes``, on the images at ``rows``.
 
-        All rows are given as ``None``, so that the cell counts as one of the whole set. A larger eps than the claim's is
-        never on the whole set: it counts in no number of this evaluation.
+        All rows are given as ``None``: then the cell counts as one on the whole set. A cell with a larger eps than the
+        claim's never counts so, because it enters no number of this evaluation.
         """
         claim = self.claim
         spec = CellSpec(
@@ -71,5 +71,5 @@ class DiagnosisState:
         return replace(spec, rows=None) if len(rows) == self.records.n and spec.eps == claim.eps else spec
 
     def start(self) -> tuple[str, ...]:
-        """Ids of the cells to start from: every legal attack on the model."""
+        """Ids of the cells whose images an attack starts from: every legal attack on the model."""
         return tuple(o.cell.id for o in self.records.legal if o.cell.role != "clean")

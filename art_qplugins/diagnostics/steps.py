@@ -1,10 +1,10 @@
-"""What a diagnosis tries, in the order of its cost.
+"""The steps of a diagnosis, in the order of their cost.
 
-Level 0 measures the model and runs the claimed attack. Level 1 are cheap attacks. Level 2 controls every way in which a
-gradient can mislead an attack. Level 3 is for numbers that were found to be wrong or suspect: it looks for the accuracy that
-remains. Each step attacks only images that its baseline failed to break, since its comparison can change nowhere else.
+Level 0 measures the model and runs the claimed attack. Level 1 runs cheap attacks. Level 2 controls for every way in which
+a gradient can mislead an attack. Level 3 runs only for numbers that were found to be wrong or suspect. It looks for the
+lowest accuracy. Each step attacks only images that its baseline failed to break.
 
-A step plans cells like any other, or says why there are none. ``running.py`` runs them.
+A step plans cells, or gives the reason why it plans none. ``running.py`` runs them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from art_qplugins.evaluation.cell import CellSpec
 
 __all__ = ["STEPS", "DiagnosisStep"]
 
-#: Median gaps of the two largest logits at which the claimed attack is tried again. The network's answers stay the same.
+#: The claimed attack is repeated on logits divided to these median gaps of the two largest. No prediction changes.
 _GAPS = (5.0, 1.0)
-#: Images of the attack at an eps that allows every image.
+#: Number of images for the attack with unbounded eps.
 _FEW = 50
-#: Images around which the claimed attack is tested.
+#: Number of images for the binarization test of the claimed attack.
 _TESTED = 32
 
-#: Fidelity, and cosine of two gradients in the ball, above which no surrogate can be expected to do better.
+#: No surrogate gradient is expected to help above this fidelity and this cosine of two gradients in the ball.
 _FAITHFUL, _ALIGNED = 0.8, 0.75
-#: Cosine of two single gradients above which more draws than the split-half cosine asks for change little.
+#: More draws than the split-half cosine requires change little above this cosine of two single gradients.
 _COHERENT = 0.8
 
 #: The cells to run, or the reason why there are none.
@@ -44,8 +44,8 @@ _Planner: TypeAlias = Callable[[DiagnosisState], Plan]
 class DiagnosisStep:
     """One step of the diagnosis.
 
-    :ivar plan: makes its cells from what is known.
-    :ivar cost: gradient evaluations for every image that it attacks, to be held against what may be spent.
+    :ivar plan: plans its cells from the records so far.
+    :ivar cost: expected gradient evaluations for each image that it attacks. The budget is checked against it.
     """
 
     id: str
@@ -56,7 +56,7 @@ class DiagnosisStep:
 
 
 def _on(state: DiagnosisState, attack: str, rows: NDArray[np.int64], *variants: dict[str, Any]) -> Plan:
-    """A cell of this attack on these images for each variant of its settings; one cell where there is no variant."""
+    """One cell of this attack on these images for each variant of its settings. Without variants it is a single cell."""
     if state.claim.norm not in ATTACKS[attack].norms:
         return f"{attack} has no norm {state.claim.norm}"
     if not len(rows):
@@ -65,7 +65,7 @@ def _on(state: DiagnosisState, attack: str, rows: NDArray[np.int64], *variants: 
 
 
 def _attack(attack: str, baseline: str, **options: object) -> _Planner:
-    """One attack on the images that its baseline did not break.
+    """A step with one attack on the images that its baseline did not break.
 
     :param baseline: ``"claim"``: the claimed attack; ``"as-is"``: attacks along the model's own gradient; ``"all"``.
     """
@@ -82,33 +82,37 @@ def _attack(attack: str, baseline: str, **options: object) -> _Planner:
 def _cross_entropy(state: DiagnosisState) -> Plan:
     claim, pgd = state.claim, ATTACKS["art:pgd"]
     if claim.attack == "art:pgd" and pgd.resolve(claim.options) == pgd.options:
-        return "the claim is made by this attack"
+        return "this is the claimed attack"
     return _attack("art:pgd", "claim")(state)
 
 
 def _scale(state: DiagnosisState) -> Plan:
     claim, gap = state.claim, state.records.logit_gap
     if ATTACKS[claim.attack].ignores_scale:
-        return "the claimed attack's loss does not change with the logits' scale"
+        return "the loss of the claimed attack does not depend on the scale of the logits"
     if gap <= LARGE_GAP:
-        return f"the two largest logits are {gap:.3g} apart: nothing to undo"
+        return f"the gap of the two largest logits, {gap:.3g}, is not large"
     gaps = [wanted for wanted in _GAPS if gap > 3 * wanted or wanted == _GAPS[0]]
     rows = state.robust_images([state.records.claimed])
     return _on(state, claim.attack, rows, *({"options": claim.options, "gap": wanted} for wanted in gaps))
 
 
 def _margin_again(**change: object) -> _Planner:
-    """The attack on the margin of level 1, with this changed."""
+    """The margin attack of level 1 with one change."""
     return lambda state: _on(state, "artq:apgd-margin", state.robust_images(state.records.first), change)
 
 
 def _unbounded(state: DiagnosisState) -> Plan:
     claim, rows = state.claim, state.robust_images([state.records.claimed])[:_FEW]
     if claim.norm not in ("Linf", "L2"):
-        return f"no budget that allows every image is known for {claim.norm}"
+        return f"no unbounded eps is known for {claim.norm}"
     pixels = state.records.facts.get("pixels", 0)
     eps = 0.5 if claim.norm == "Linf" else 0.5 * float(np.sqrt(pixels))
-    return _on(state, "artq:apgd-margin", rows, {"eps": eps}) if eps > claim.eps else "eps allows it already"
+    return (
+        _on(state, "artq:apgd-margin", rows, {"eps": eps})
+        if eps > claim.eps
+        else "eps of the claim is unbounded already"
+    )
 
 
 def _surrogates(state: DiagnosisState) -> Plan:
@@ -116,7 +120,7 @@ def _surrogates(state: DiagnosisState) -> Plan:
     odd = facts.get("quantizers") or facts.get("blocking") or facts.get("replaceable")
     faithful = _median(state, "fidelity") >= _FAITHFUL and _median(state, "alignment") >= _ALIGNED
     if not odd and faithful and facts.get("reaches_pixels", True):
-        return "there is no quantizer and no operation with a gradient of its own, and the gradient is faithful"
+        return "the gradient is faithful, and the model has no quantizer and no other operation to replace"
     return _attack("artq:surrogates", "as-is")(state)
 
 
@@ -126,7 +130,7 @@ def _repaired(state: DiagnosisState) -> Plan:
 
 
 def _median(state: DiagnosisState, column: str) -> float:
-    """Over all images; infinite where it was not measured."""
+    """The median over all images. It is infinite where nothing was measured."""
     values = state.records.clean.column(column)
     return float(np.nanmedian(values)) if not np.isnan(values).all() else np.inf
 
@@ -158,7 +162,7 @@ def _transfer(state: DiagnosisState) -> Plan:
 
 def _rescaled(state: DiagnosisState) -> Plan:
     if state.records.logit_gap <= LARGE_GAP:
-        return f"the two largest logits are {state.records.logit_gap:.3g} apart: nothing to undo"
+        return f"the gap of the two largest logits, {state.records.logit_gap:.3g}, is not large"
     return _attack("artq:rescaled", "all")(state)
 
 
@@ -167,7 +171,7 @@ def _binarization(state: DiagnosisState) -> Plan:
     if ATTACKS[claim.attack].needs_classes > 2:
         return "the claimed attack needs more than two classes"
     if not len(rows):
-        return "no image is answered correctly"
+        return "no image is classified correctly"
     return [state.cell(claim.attack, rows, options=claim.options, check="binarization")]
 
 
@@ -177,14 +181,14 @@ STEPS: tuple[DiagnosisStep, ...] = (
     DiagnosisStep(id="margin", level=1, title="20 steps on the margin", plan=_attack("artq:apgd-margin", "claim")),
     DiagnosisStep(id="scale", level=1, title="the claimed attack on divided logits", plan=_scale),
     DiagnosisStep(
-        id="doubling", level=2, title="50 steps in place of 20", plan=_margin_again(options={"max_iter": 50}), cost=50
+        id="doubling", level=2, title="50 steps instead of 20", plan=_margin_again(options={"max_iter": 50}), cost=50
     ),
     DiagnosisStep(id="restart", level=2, title="another random start", plan=_margin_again(restart=1)),
-    DiagnosisStep(id="unbounded", level=2, title="a budget that allows every image", plan=_unbounded, cost=10),
+    DiagnosisStep(id="unbounded", level=2, title="an unbounded eps", plan=_unbounded, cost=10),
     DiagnosisStep(
         id="targeted",
         level=2,
-        title="aiming at every other class",
+        title="targeted attack on every other class",
         plan=_attack("artq:multi-targeted", "as-is"),
         cost=90,
     ),
@@ -192,45 +196,51 @@ STEPS: tuple[DiagnosisStep, ...] = (
     DiagnosisStep(
         id="full-precision",
         level=2,
-        title="the full-precision shadow, then on from there",
+        title="the full-precision twin, then the model from there",
         plan=_quantized("artq:full-precision"),
         cost=40,
     ),
-    DiagnosisStep(id="averaging", level=2, title="the mean over draws", plan=_averaging, cost=200),
+    DiagnosisStep(id="averaging", level=2, title="EOT, the mean gradient over draws", plan=_averaging, cost=200),
     DiagnosisStep(id="transfer", level=2, title="images crafted on the other models", plan=_transfer),
     DiagnosisStep(
         id="search",
         level=2,
-        title="search without gradients",
+        title="black-box search, 1000 queries",
         plan=_attack("autoattack:square", "as-is", n_queries=1000),
         cost=0,
     ),
     DiagnosisStep(id="rescaled", level=3, title="logits rescaled per image", plan=_rescaled),
     DiagnosisStep(
-        id="bits", level=3, title="other bit widths, then on from there", plan=_quantized("artq:bits"), cost=100
+        id="bits", level=3, title="other bit widths, then the model from there", plan=_quantized("artq:bits"), cost=100
     ),
     DiagnosisStep(
-        id="joint", level=3, title="the shadow's loss and its own together", plan=_quantized("artq:joint"), cost=40
+        id="joint",
+        level=3,
+        title="the losses of the model and its full-precision twin together",
+        plan=_quantized("artq:joint"),
+        cost=40,
     ),
     DiagnosisStep(
         id="search-long",
         level=3,
-        title="5000 queries",
+        title="black-box search, 5000 queries",
         plan=_attack("autoattack:square", "all", n_queries=5000),
         cost=0,
     ),
-    DiagnosisStep(id="binarization", level=3, title="adversarial images put in by hand", plan=_binarization, cost=20),
+    DiagnosisStep(
+        id="binarization", level=3, title="binarization test, planted adversarial images", plan=_binarization, cost=20
+    ),
     DiagnosisStep(
         id="closing-repaired",
         level=3,
-        title="aiming at every other class by the most faithful surrogate",
+        title="targeted attack on every other class through the most faithful surrogate",
         plan=_repaired,
         cost=400,
     ),
     DiagnosisStep(
         id="closing",
         level=3,
-        title="aiming at every other class, from the nearest image so far",
+        title="targeted attack on every other class from the best image so far",
         plan=_attack("artq:multi-targeted", "all", max_iter=50),
         cost=300,
     ),

@@ -1,7 +1,8 @@
 """Symptoms of the model (class S): comparisons that healthy gradients pass.
 
-None proves anything; two of different groups make a suspicion. Those that are tests are corrected for their number (Holm
-1979). Symptoms of the claimed attack alone are in ``attack_health.py``. Sources are in the rows.
+A symptom proves nothing. Two symptoms of different groups make a suspicion. Symptoms that are statistical tests are
+corrected for multiple testing (Holm 1979). Symptoms of the claimed attack alone are in ``attack_health.py``. Sources
+are in the rows.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ _Pick = Callable[[ModelRecords], Sequence[Outcome]]
 
 
 def _more(comparison: str, weaker: _Pick, stronger: _Pick) -> Measure:
-    """Whether the stronger attacks break more than the threshold's share of all images beyond the weaker ones."""
+    """Whether the stronger attacks newly break more than a share of all images, the threshold."""
 
     def measure(records: ModelRecords, threshold: float) -> Measurement:
         before, after = weaker(records), stronger(records)
         if not before or not after:
-            return Measurement(None, None, f"Not run: there is nothing to compare for {comparison}.")
+            return Measurement(None, None, f"Not run: there is no pair of attacks to compare for {comparison}.")
         gap, _, broke = records.accuracy_gap(before, after)
         p = float(binom.sf(int(broke.sum()) - 1, records.n, threshold))
-        evidence = f"{comparison[0].upper()}{comparison[1:]} breaks {int(broke.sum())} of {records.n} images more."
+        evidence = f"{comparison[0].upper()}{comparison[1:]} breaks {int(broke.sum())} more of {records.n} images."
         return Measurement(p < SIGNIFICANT, gap, evidence, p_value=p)
 
     return measure
@@ -46,24 +47,24 @@ def _one_step(records: ModelRecords) -> list[Outcome]:
 
 one_step_beats_many = _more("one step", lambda records: records.reference, _one_step)
 more_steps = _more(
-    "an attack of 50 steps in place of 20", lambda records: records.first, lambda records: records.longer
+    "an attack with 50 steps instead of 20", lambda records: records.first, lambda records: records.longer
 )
 another_start = _more(
-    "the same attack from another start", lambda records: records.first, lambda records: records.restarted
+    "the same attack from another random start", lambda records: records.first, lambda records: records.restarted
 )
 targeted_attack = _more(
-    "aiming at every other class",
+    "a targeted attack on every other class",
     lambda records: [*records.first, *records.longer, *records.restarted],
     lambda records: records.targeted,
 )
 
 
 def unbounded_attack_fails(records: ModelRecords, threshold: float) -> Measurement:
-    """Whether more images are robust at an eps that allows every image than chance and the threshold together explain."""
+    """Whether too many images are robust at an unbounded eps: more than chance and the threshold together explain."""
     eps = records.claimed.cell.eps
     found = [o for o in records.other_threats if o.cell.role == "probe" and o.cell.eps > eps]
     if not found:
-        return Measurement(None, None, "Not run: no attack with a budget that allows every image.")
+        return Measurement(None, None, "Not run: no attack was run at an unbounded eps.")
     correct = found[0].column("correct")
     correct = correct[~np.isnan(correct)]
     classes = max(2, int(records.clean.column("label").max()) + 1)
@@ -72,8 +73,8 @@ def unbounded_attack_fails(records: ModelRecords, threshold: float) -> Measureme
     return Measurement(
         p < SIGNIFICANT,
         float(correct.mean()),
-        f"With {found[0].cell.norm} eps = {found[0].cell.eps:.3g}, where every image can become grey, {robust} of "
-        f"{len(correct)} images still stand (chance is {percent(chance)}).",
+        f"At {found[0].cell.norm} eps = {found[0].cell.eps:.3g} every image can become grey, yet {robust} of "
+        f"{len(correct)} images are still robust (chance is {percent(chance)}).",
         p_value=p,
     )
 
@@ -81,7 +82,7 @@ def unbounded_attack_fails(records: ModelRecords, threshold: float) -> Measureme
 def accuracy_rises_with_eps(records: ModelRecords, threshold: float) -> Measurement:
     curve = _curve(records)
     if len({o.cell.eps for o in curve}) < 2:
-        return Measurement(None, None, "Not run: the claimed attack was run at one eps.")
+        return Measurement(None, None, "Not run: the claimed attack was run at only one eps.")
     rise, p = 0.0, 1.0
     for small, large in itertools.pairwise(curve):
         a, b = small.column("correct"), large.column("correct")
@@ -108,17 +109,19 @@ def _curve(records: ModelRecords) -> list[Outcome]:
 
 def misled_loss(records: ModelRecords, threshold: float) -> Measurement:
     if not records.reference:
-        return Measurement(None, None, "Not run: there is no PGD of 20 steps on cross-entropy at this budget.")
+        return Measurement(None, None, "Not run: 20-step PGD on cross-entropy was not run at this eps.")
     gap, bound, _ = records.accuracy_gap([records.claimed, *records.reference], records.legal)
     if records.logit_gap < 1:
-        return Measurement(False, gap, "Does not apply: with logits this small, cross-entropy is a blunt loss.")
+        return Measurement(False, gap, "Does not apply: with logits this small, cross-entropy is nearly flat.")
     return Measurement(
-        bound > threshold, gap, f"Beyond an ordinary attack, others break at least {percent(bound)} of all images."
+        bound > threshold,
+        gap,
+        f"Other attacks break images that 20-step PGD does not break, at least {percent(bound)} of all images.",
     )
 
 
 def _surface(column: str, words: str) -> Measure:
-    """The median over correct images of a measure of the clean cell; it fires above the threshold."""
+    """The median of a measure of the clean cell over correctly classified images. It fires above the threshold."""
 
     def measure(records: ModelRecords, threshold: float) -> Measurement:
         values = records.clean.column(column)[records.correct]
@@ -144,30 +147,30 @@ _symptom = functools.partial(
     class_="S",
     threshold=MATERIAL,
     formula="exact binomial test of b/n against the threshold, b: newly broken images",
-    cost="20 B on the images that are left",
-    shows="The attack, or the surface that it climbs, is not what it seems.",
-    shows_not="That gradients are masked: weak attacks and curved models do it too.",
+    cost="20 B on the images that are still robust",
+    shows="The attack or the loss surface does not behave as expected.",
+    shows_not="That gradients are masked: weak attacks and curved loss surfaces do the same.",
     source=_CARLINI,
-    mitigation="More steps, restarts, and other step sizes.",
+    mitigation="Use more steps, restarts and other step sizes.",
 )
 
 SYMPTOMS: tuple[Indicator, ...] = (
     _symptom(
         name="one-step-beats-many",
         target=f"{__name__}:one_step_beats_many",
-        help="One step breaks what many steps leave",
+        help="One step breaks images that many steps do not break",
         group="direction",
         cost="1 B",
-        mitigation="Find out why more steps do worse: step size, random start, or a surface trained against one of them.",
+        mitigation="Find out why more steps do worse: the step size, the random start, or training against one attack.",
     ),
     _symptom(
         name="unbounded-attack-fails",
         target=f"{__name__}:unbounded_attack_fails",
-        help="A budget that allows every image is not enough",
+        help="An attack with unbounded eps does not break every image",
         group="eps-curve",
         threshold=0.05,
-        formula="binomial test of what stands at eps = 0.5 against chance",
-        mitigation="The attack is broken on this model; use another loss or gradient.",
+        formula="binomial test of the accuracy at eps = 0.5 against chance",
+        mitigation="The attack does not work on this model. Use another loss or gradient.",
     ),
     _symptom(
         name="accuracy-rises-with-eps",
@@ -179,35 +182,35 @@ SYMPTOMS: tuple[Indicator, ...] = (
     _symptom(
         name="more-steps",
         target=f"{__name__}:more_steps",
-        help="More than twice the steps break more",
+        help="More than twice the steps break more images",
         group="step-count",
-        cost="50 B on the images that are left",
+        cost="50 B on the images that are still robust",
     ),
     _symptom(
         name="another-start",
         target=f"{__name__}:another_start",
-        help="Another random start breaks more",
+        help="Another random start breaks more images",
         group="restarts",
         source="Mosbach et al. 2018; " + _CARLINI,
     ),
     _symptom(
         name="targeted-attack",
         target=f"{__name__}:targeted_attack",
-        help="Aiming at each class breaks what aiming away leaves",
+        help="A targeted attack breaks images that untargeted attacks do not break",
         group="direction",
-        cost="180 B on the images that are left",
-        mitigation="Report attacks that aim at each class (APGD-T, multi-targeted).",
+        cost="180 B on the images that are still robust",
+        mitigation="Report targeted attacks on every class (APGD-T, multi-targeted).",
     ),
     _symptom(
         name="misled-loss",
         target=f"{__name__}:misled_loss",
-        help="An ordinary attack is fooled on many images",
+        help="20-step PGD on cross-entropy misses many images",
         group="ordinary attack",
         threshold=0.20,
         cost="0 beyond the attacks themselves",
-        formula="lower 95 % bound of what all attacks break beyond the claimed one and 20 steps of PGD; logits not tiny",
-        source="here; honest models of the zoo stay below 12 % of the images",
-        shows="Cross-entropy leads an attack astray on this model.",
+        formula="lower 95 % bound of what all attacks break beyond the claimed one and 20-step PGD; logits not tiny",
+        source="this package; honest models of the zoo stay below 12 % of the images",
+        shows="Cross-entropy misleads attacks on this model.",
         alone="SUSPECT",
     ),
     _symptom(
@@ -223,12 +226,12 @@ SYMPTOMS: tuple[Indicator, ...] = (
     _symptom(
         name="gradient-imbalance",
         target=f"{__name__}:gradient_imbalance",
-        help="The gradients of the two largest logits are out of balance",
+        help="The gradients of the two largest logits differ much in norm",
         group="surface",
         threshold=5.0,
         cost="2 B",
-        source="Jiang et al. 2020, from memory",
+        source="Jiang et al. 2020; the formula was not checked against the paper",
         formula="median of the larger of ||dz_y|| / ||dz_other|| and its inverse",
-        mitigation="Attack single logits in turn (MD attack), or aim at each class.",
+        mitigation="Attack single logits in turn (MD attack), or use a targeted attack on every class.",
     ),
 )

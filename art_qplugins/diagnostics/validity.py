@@ -1,7 +1,7 @@
 """Validity (class V): is there an evaluation at all?
 
-Where an indicator with ``alone="INVALID"`` fires, no number counts. The others are facts that a reader must know. What is
-found of a module is measured in ``gradients/measure.py``; here it is only read.
+No number counts if an indicator with ``alone="INVALID"`` fires. The other indicators are facts that a reader must know.
+The facts are measured in ``gradients/measure.py``. This module only reads them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["VALIDITY"]
 
 
 def _fact(name: str, words: str, no: str) -> Measure:
-    """A fact of the clean cell: a number, a flag, or a list that counts by its length.
+    """A fact of the clean cell: a number, a flag, or a list. The length of a list is its value.
 
-    :param words: the evidence above the threshold, with a place for the value; ``no`` below it.
+    :param words: the evidence above the threshold, with a placeholder for the value. ``no`` is the evidence below it.
     """
 
     def measure(records: ModelRecords, threshold: float) -> Measurement:
@@ -40,7 +40,7 @@ def failed_cells(records: ModelRecords, threshold: float) -> Measurement:
         return Measurement(False, 0.0, "Every cell of this model ran, and every adversarial image was legal.")
     names = ", ".join(sorted({o.cell.label for o in records.failed}))
     return Measurement(
-        True, float(n), f"{n} {'cell' if n == 1 else 'cells'} failed ({names}); what they would have found is unknown."
+        True, float(n), f"{n} {'cell' if n == 1 else 'cells'} failed ({names}), so their results are unknown."
     )
 
 
@@ -51,7 +51,7 @@ def chance_accuracy(records: ModelRecords, threshold: float) -> Measurement:
     return Measurement(
         p > threshold,
         correct / n,
-        f"Without an attack {correct} of {n} images are answered correctly; guessing gives {percent(1 / classes)}.",
+        f"The model classifies {correct} of {n} clean images correctly. Guessing gives {percent(1 / classes)}.",
     )
 
 
@@ -59,30 +59,34 @@ def eps_too_large(records: ModelRecords, threshold: float) -> Measurement:
     claim, pixels = records.claimed.cell, records.facts.get("pixels")
     widest = {"Linf": 1.0, "L2": float(pixels or 0) ** 0.5, "L1": float(pixels or 0)}.get(claim.norm, 0.0)
     if not widest:
-        return Measurement(None, None, f"Not measured: how far apart two images can be in {claim.norm} is not known.")
+        return Measurement(
+            None, None, f"Not measured: the largest distance of two images in {claim.norm} is not known."
+        )
     return Measurement(
         claim.eps >= widest,
         claim.eps,
-        f"Pixels are in [0, 1], so two images are at most {widest:.3g} apart in {claim.norm}; eps is {claim.eps:.4g}.",
+        f"Two images in [0, 1] are at most {widest:.3g} apart in {claim.norm}. eps is {claim.eps:.4g}.",
     )
 
 
 batch_dependence = _fact(
     "batch_dependent",
-    "Asked in another batch, the same image gets logits that differ by {} of their size (a random model: by its slope).",
+    "The logits of one image differ by {} of their size between two batches (for a random model, measured by gradients).",
     "An image gets the same logits in every batch.",
 )
 stateful_model = _fact(
     "stateful", "A forward pass in eval mode changes {}.", "A forward pass leaves every buffer as it was."
 )
 probabilities = _fact(
-    "probabilities", "Every row of its output is non-negative and sums to 1.", "Its output is no distribution."
+    "probabilities",
+    "Every row of the output is non-negative and sums to 1.",
+    "The output is not a probability distribution.",
 )
-test_time_optimisation = _fact(
-    "dynamic", "It computes gradients during a forward pass.", "A forward pass computes no gradient."
-)
+test_time_optimisation = _fact("dynamic", "A forward pass computes gradients.", "A forward pass computes no gradient.")
 random_model = _fact(
-    "random", "The same image gets other answers when it is asked again.", "The same image gets the same answer."
+    "random",
+    "Two forward passes of one image give different logits.",
+    "Two forward passes of one image give the same logits.",
 )
 
 _validity = functools.partial(
@@ -101,7 +105,7 @@ VALIDITY: tuple[Indicator, ...] = (
         target=f"{__name__}:failed_cells",
         help="Cells of this model failed",
         formula="Cells of this model failed",
-        mitigation="Read the errors in the table of cells, mend their cause and run the same command again.",
+        mitigation="Read the errors in the table of cells, fix their cause and run the same command again.",
     ),
     _validity(
         name="chance-accuracy",
@@ -115,7 +119,7 @@ VALIDITY: tuple[Indicator, ...] = (
     _validity(
         name="eps-too-large",
         target=f"{__name__}:eps_too_large",
-        help="The budget allows every image",
+        help="eps is so large that every image is allowed",
         formula="eps against the largest distance of two images",
         mitigation="Give eps in units of pixels in [0, 1]: 8/255 and not 8.",
         alone="INVALID",
@@ -123,19 +127,19 @@ VALIDITY: tuple[Indicator, ...] = (
     _validity(
         name="batch-dependence",
         target=f"{__name__}:batch_dependence",
-        help="An image's answer depends on the others in its batch",
+        help="The prediction of an image depends on the other images in its batch",
         threshold=0.01,
-        formula="largest relative difference of an image's logits between two batches; of a random model, the norm of the "
-        "gradient of one half of a batch in the pixels of the other, relative to that in its own",
+        formula="largest relative difference of an image's logits between two batches; for a random model, the norm of the "
+        "gradient of one half of a batch in the pixels of the other half, relative to that in its own pixels",
         mitigation="Use the model as it is deployed: batch norm with its running statistics (eval mode).",
         alone="INVALID",
     ),
     _validity(
         name="stateful-model",
         target=f"{__name__}:stateful_model",
-        help="Asking the model changes it",
+        help="A forward pass changes the model",
         formula="buffers and parameters before and after a forward pass",
-        mitigation="Keep what the model learns or counts out of its forward pass.",
+        mitigation="Update no buffer and no parameter in the forward pass in eval mode.",
     ),
     _validity(
         name="probabilities",
@@ -148,16 +152,16 @@ VALIDITY: tuple[Indicator, ...] = (
     _validity(
         name="test-time-optimisation",
         target=f"{__name__}:test_time_optimisation",
-        help="The model optimises while it answers",
+        help="The model computes gradients in its forward pass",
         formula="calls of autograd during a forward pass",
-        mitigation="Attack it adaptively: standard attacks do not see what it does at test time (Croce et al. 2022).",
+        mitigation="Use an adaptive attack: standard attacks do not account for test-time optimisation (Croce et al. 2022).",
         alone="SUSPECT",
     ),
     _validity(
         name="random-model",
         target=f"{__name__}:random_model",
         help="The model is random",
-        formula="5 forward passes with other draws",
-        mitigation="Score on fresh draws and attack the mean over draws; both were done here.",
+        formula="5 forward passes with independent draws",
+        mitigation="Score on fresh draws and attack the mean over draws. Both were done here.",
     ),
 )

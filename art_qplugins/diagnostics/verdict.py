@@ -1,13 +1,13 @@
-"""From measurements to a verdict: from proof, and not from symptoms.
+"""From measurements to a verdict. A verdict of MASKED needs a proof; symptoms alone do not suffice.
 
-The verdict speaks of the model's gradients: do they hide adversarial images? A gap in accuracy alone says that an attack was
-weak. MASKED needs a mechanism that fired, a control experiment that belongs to it, and both on the same images: dividing
-logits that are too large, repairing a backward pass that is not the slope, averaging over draws, more steps where the surface
-turns. A repaired backward pass that goes further than every attack along the model's own is both at once: nothing but the
-backward pass was exchanged.
+The verdict is about the gradients of the model: do they hide adversarial images? A gap in accuracy alone only shows that an
+attack was weak. MASKED needs a mechanism and its control experiment, both on the same images. The control experiments
+divide logits that are too large, repair a backward pass that is not the slope, average over draws, or take more steps where
+the gradient changes direction. A repaired backward pass that breaks more than every attack along the model's own gradient
+is both at once: only the backward pass was exchanged.
 
-Every indicator counts by its class and by what its row says, of whatever package it is. The claim, which speaks of a number,
-is judged in ``model_result.py``.
+An indicator counts by its class and its row, whichever package it comes from. The claim is about a number. It is judged
+in ``model_result.py``.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from art_qplugins.evaluation.records import Interval, Verdict
 
 __all__ = ["decide", "explanations", "invalidating"]
 
-#: Share of the newly broken images on which a mechanism must be at work to explain them.
+#: A mechanism explains newly broken images if it is present on at least this share of them.
 _EXPLAINS = 0.5
-#: Half-width of the corrected accuracy's interval above which silence proves nothing.
+#: With a wider interval of the corrected accuracy (half-width), the verdict is INCONCLUSIVE if nothing was found.
 _TOO_WIDE = 0.10
-#: Proofs that compare the claim with all attacks, whatever they exchange: no control experiment of one mechanism.
+#: Proofs that compare the claim with all attacks. They are the control experiment of no single mechanism.
 _COMPARISONS = ("attack-gap", "ordinary-attack-gap")
 _NOT_RUN = Measurement(None, None, "Not run.")
 
 
 def invalidating(measurements: Mapping[str, Measurement]) -> list[str]:
-    """Names of the indicators that fired and leave no number."""
+    """Names of the indicators that fired and make the evaluation INVALID."""
     return _alone("INVALID", _fired(measurements))
 
 
 def explanations(measurements: Mapping[str, Measurement]) -> list[tuple[str, str]]:
-    """(mechanism, proof): both fired, and the mechanism is at work on most of the images that the proof newly broke."""
+    """(mechanism, proof): both fired, and the mechanism is present on most of the images that the proof newly broke."""
     found = []
     for mechanism in (*of_class("M"), *of_class("P")):
         here = measurements[mechanism.name]
@@ -71,7 +71,7 @@ def decide(measurements: Mapping[str, Measurement], *, explained: bool, interval
 
 
 def _suspect(measurements: Mapping[str, Measurement]) -> bool:
-    """One that makes a suspicion alone, symptoms of two groups, or a mechanism without a control experiment."""
+    """Whether there is an indicator that suffices alone, symptoms of two groups, or a mechanism without a control."""
     fired = _fired(measurements)
     if _scale_settles_underflow(measurements):
         fired.discard("loss-underflow")
@@ -80,19 +80,19 @@ def _suspect(measurements: Mapping[str, Measurement]) -> bool:
 
 
 def _scale_settles_underflow(measurements: Mapping[str, Measurement]) -> bool:
-    """Whether divided logits were tried and found nothing, and little is unexplained.
+    """Whether an attack on divided logits found nothing, and little is unexplained.
 
-    A loss of zero is then harmless: steps by the gradient's sign survive it.
+    A loss of zero is then harmless: sign-gradient steps still work.
     """
     scale = measurements["logit-scale"]
     return scale.fired is False and scale.value is not None and not measurements["ordinary-attack-gap"].fired
 
 
 def _unsettled(measurements: Mapping[str, Measurement]) -> list[Indicator]:
-    """Mechanisms that fired without a control experiment. One that was made and found nothing settles its mechanism.
+    """Mechanisms that fired without a control experiment. One that found nothing settles its mechanism.
 
-    Those that make a suspicion alone are not asked for: they hide images from other attacks on the same loss too, whether
-    or not the claimed one was fooled.
+    Mechanisms that suffice alone for SUSPECT are not listed. They hide images from other attacks on the same loss too,
+    even if the claimed attack was not misled.
     """
     fired = [m for m in of_class("M") if measurements[m.name].fired and m.alone is None]
     controls = {m.name: [p for p in m.proof if p not in _COMPARISONS] for m in fired}

@@ -176,11 +176,11 @@ def fired(found):
         (NanOffTheData, "NaN"),
         (Probabilities, "returns probabilities"),
         (Labels, "probabilities"),
-        (OfTheBatch, "depends on the others in its batch"),
+        (OfTheBatch, "depends on the other images in its batch"),
         (Constant, "no better than guessing"),
         (Numpy, "art:pgd failed"),
         (NoGrad, "art:pgd failed"),
-        (Flat, "could not even be asked"),
+        (Flat, "clean images could not be scored"),
     ],
 )
 def test_a_model_that_cannot_be_evaluated_has_no_number_and_says_why(make, says, fp32, images):

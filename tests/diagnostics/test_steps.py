@@ -137,7 +137,7 @@ def test_without_a_level_it_goes_to_the_last_only_after_something_was_found(chan
     assert assess("m", known, claimed=claimed).verdict == verdict
     last = [s for s in steps if s.level == 3]
     assert any(s.status == "run" for s in last) is further
-    assert further or {s.reason for s in last} == {"nothing was found that it could settle"}
+    assert further or {s.reason for s in last} == {"the levels before it found nothing"}
 
 
 def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
@@ -146,13 +146,13 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
     _, steps = run_steps(dataclasses.replace(CLAIM, attack="art:pgd"), claimed, outcomes, made, level=3)
     reasons = {s.id: s.reason for s in steps if s.status == "skipped"}
     expected = {
-        "cross-entropy": "the claim is made by this attack",
+        "cross-entropy": "this is the claimed attack",
         "scale": "3 apart",
         "surrogates": "faithful",
         "full-precision": "no quantized activation",
         "averaging": "not random",
         "transfer": "no other deterministic model",
-        "rescaled": "nothing to undo",
+        "rescaled": "is not large",
         "bits": "no quantized activation",
         "joint": "no quantized activation",
         "closing-repaired": "faithful",

@@ -150,7 +150,7 @@ def test_a_repaired_gradient_that_goes_further_than_every_attack_on_its_own_is_m
     result = judged(claimed=0.5, extra=[repaired, aimed])
     assert fired(result) == {"attack-gap", "ordinary-attack-gap", "surrogate-gradient"}
     assert (result.verdict, result.claim.status, result.claim.corrected) == ("MASKED", "OVERSTATED", 0.3)
-    assert "a repaired gradient breaks what the model's own gradient leaves" in result.summary
+    assert "a repaired gradient breaks images that the model's own gradient does not break" in result.summary
 
 
 def test_what_the_models_own_gradient_finds_too_accuses_nobody():

@@ -115,7 +115,7 @@ def test_the_claims_of_a_recipe_alone(here):
     assert {m.name: m.verdict for m in found.models} == {"fp32": "NOT_REFUTED", "mu": "MASKED"}
     assert {c.eps for c in found.cells if c.role != "probe"} == {0.0, 0.15}
     counted = {cell for m in found.models for r in m.robust for cell in r.attacks}
-    assert {c.eps for c in found.cells if c.id in counted} == {0.0, 0.15}  # but one probe has an unlimited budget
+    assert {c.eps for c in found.cells if c.id in counted} == {0.0, 0.15}  # but one probe has an unbounded eps
     assert not any(c.attack == "art:mifgsm" for c in found.cells)
 
 
