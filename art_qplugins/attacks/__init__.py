@@ -1,4 +1,4 @@
-"""Attacks by id through one adapter per library. They craft; ``evaluation`` decides what succeeded."""
+"""Attacks by id, with one adapter per library. They only craft images. ``evaluation`` decides which images succeeded."""
 
 from art_qplugins.attacks.catalogue import ATTACKS, LIBRARIES, Attack, Library
 

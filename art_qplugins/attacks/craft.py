@@ -1,4 +1,4 @@
-"""``craft``: the one way to run an attack, whichever library it comes from."""
+"""``craft`` runs any attack of any library."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["Adapter", "Crafted", "craft"]
 
 
 class Adapter(Protocol):
-    """Runs the attacks of one library. It translates settings; the loop stays in the library, and success is judged later.
+    """Runs the attacks of one library. It only translates settings. Success is judged later.
 
-    It is called with the model in eval mode, its parameters frozen and every global generator seeded.
+    It is called with the model in eval mode, with frozen parameters and with every global generator seeded.
     """
 
     def __call__(
@@ -44,24 +44,24 @@ class Adapter(Protocol):
         seed: int,
         **start: Tensor,
     ) -> Tensor:
-        """Images like ``x``, within the threat where the attack keeps to a budget.
+        """Images like ``x``, within the threat if eps limits the attack.
 
         :param x: (N, C, H, W) float32 in [0, 1].
         :param y: (N,) int64, the true labels.
-        :param options: all options of the row, resolved.
-        :param start: ``start=`` images like ``x``, only for an attack whose row says ``takes_start``.
+        :param options: all resolved options of the row.
+        :param start: ``start=`` images like ``x``, only for an attack with ``takes_start``.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Crafted:
-    """The images of an attack, unjudged, and what they cost in images through the network.
+    """The images of an attack before they are judged, and their cost in images through the network.
 
     :ivar notes: warnings that the library logged.
-    :ivar options: as resolved, with the temperature where logits were divided.
-    :ivar path: of a white-box attack: measures of what it visited, (N,) by name.
-    :ivar facts: of a test of the attack.
+    :ivar options: the resolved options, with the temperature if logits were divided.
+    :ivar path: for a white-box attack: measures of the points that it visited, (N,) by name.
+    :ivar facts: for a test of the attack: its result.
     """
 
     x_adv: Tensor
@@ -87,18 +87,18 @@ def craft(
     batch_size: int = 250,
     seed: int = 0,
 ) -> Crafted:
-    """Run one attack. Modes and every global random state are as before afterwards; whether it succeeded is not judged.
+    """Run one attack. It restores modes and global random states. It does not judge success.
 
-    :param estimator: what the attack sees; its gradients, or its answers alone.
+    :param estimator: the model that the attack sees.
     :param attack_id: e.g. ``"art:pgd"``; ``artq ls attacks`` lists them.
     :param x: (N, C, H, W) float32 in [0, 1].
     :param y: (N,) int64, the true labels.
-    :param temperature: show the attack the network with its logits divided by this.
-    :param gap: the same, with the temperature that brings the median distance of the top two logits to ``gap``.
-    :param start: legal images like ``x`` to start from, for an attack whose row says ``takes_start``.
-    :param seed: of the attack's own randomness and of the draws that it sees of a stochastic model.
-    :raises InputError: where the attack, its options, the norm, the start or the number of classes do not fit, or its
-        library is not installed.
+    :param temperature: the attack sees the network with its logits divided by this.
+    :param gap: the same, with the temperature that makes the median gap of the top two logits equal to ``gap``.
+    :param start: legal images like ``x`` to start from, for an attack with ``takes_start``.
+    :param seed: seed of the attack's randomness, and of the draws of a stochastic model that the attack sees.
+    :raises InputError: where the attack, its options, the norm, the start or the number of classes do not fit, or where
+        its library is not installed.
     """
     attack = ATTACKS[attack_id]
     resolved = attack.resolve(options or {})
@@ -134,7 +134,7 @@ def _check(attack: Attack, estimator: QuantizedClassifier, threat: Threat, start
     if threat.norm not in attack.norms:
         raise InputError(f"{attack.name} has no norm {threat.norm}; it has {', '.join(attack.norms)}")
     if start is not None and not attack.takes_start:
-        raise InputError(f"{attack.name} chooses its own start; leave start out, or use artq:apgd-margin")
+        raise InputError(f"{attack.name} takes no start; leave start out, or use artq:apgd-margin")
     attack.require()
     attack.require_classes(estimator.nb_classes)
 
@@ -142,14 +142,14 @@ def _check(attack: Attack, estimator: QuantizedClassifier, threat: Threat, start
 def _tracked(
     attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
 ) -> contextlib.AbstractContextManager[Path | None]:
-    """The path of a white-box attack that may return another image than its best."""
+    """Track the path of a white-box attack that may not return its best image."""
     keeps_best = attack.library is not None and attack.library.keeps_best
     tracked = attack.knowledge == "white-box" and not keeps_best
     return tracking(model, x, y, threat) if tracked else contextlib.nullcontext()
 
 
 class _Collector(logging.Handler):
-    """Keeps the messages of warnings."""
+    """Collects the messages of warnings."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -161,7 +161,7 @@ class _Collector(logging.Handler):
 
 @contextlib.contextmanager
 def _warnings_of(*names: str) -> Iterator[list[str]]:
-    """Collect what the libraries log as warnings. Otherwise it would run over the progress display."""
+    """Collect the warnings that libraries log. Otherwise they would overwrite the progress display."""
     collector = _Collector()
     loggers = [(log, log.propagate) for log in map(logging.getLogger, names)]
     for log, _ in loggers:

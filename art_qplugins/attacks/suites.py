@@ -1,7 +1,7 @@
-"""Named lists of attacks. A suite is expanded for a norm, an eps and a model; what does not apply is left out, with the reason.
+"""Named lists of attacks, expanded for a norm, an eps and a model. Attacks that do not apply are left out with a reason.
 
-The suites of papers are the attacks that their claims are made by, not those that could break the claim. Each says where
-it differs from its paper.
+The suite of a paper holds the attacks of its evaluation, not the attacks that could break its claim. Each says where it
+differs from its paper.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SUITES: Registry[Suite] = Registry(
         ),
         _suite(
             "adaptive",
-            "what quantized and random models are known to hide from other attacks",
+            "adaptive attacks for quantized and random models, which are known to mask gradients",
             "artq:apgd-margin",
             "artq:multi-targeted",
             "artq:rescaled",
@@ -83,7 +83,7 @@ SUITES: Registry[Suite] = Registry(
         ),
         _suite(
             "black-box",
-            "no gradients: by scores, by decisions, and for few pixels",
+            "black-box attacks: score-based, decision-based, and L0",
             "autoattack:square",
             ("torchattacks:spsa", {"max_iter": 20}),
             "art:hop-skip-jump",
@@ -133,8 +133,8 @@ def expand(
     """The attacks of a suite that apply at this eps, as (id, options), and those that do not, as (id, reason).
 
     :param norm: ``"Linf"``, ``"L2"``, ``"L1"`` or ``"L0"``.
-    :param stochastic: the model draws at random.
-    :param quantized: the model has quantizers that an attack could undo.
+    :param stochastic: the model is random.
+    :param quantized: the model has quantizers that an attack could remove.
     :raises InputError: for an unknown name or norm, and where nothing is left.
     """
     suite, norm = SUITES[name], Threat(norm).norm
@@ -163,7 +163,7 @@ def _obstacle(attack: str, norm: str, stochastic: bool, quantized: bool) -> str:
     if row.models not in ("any", kind):
         return f"it is for {row.models} models and this one is {kind}"
     if row.quantized and not quantized:
-        return "it undoes a quantization and this model has none"
+        return "it removes a quantization and this model has none"
     if row.missing():
         return f"{row.missing()} is not installed"
     return ""

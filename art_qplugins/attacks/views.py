@@ -1,4 +1,4 @@
-"""Views that show an attack the same answers on another scale of the logits, and a loss that no scale can saturate."""
+"""A view of a network on another logit scale, and a loss that no logit scale can saturate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class MarginLoss(nn.Module):
 
 
 class LogitScale(nn.Module):
-    """The same network with its logits divided by ``temperature``: every answer is the same, every softmax softer.
+    """The same network with its logits divided by ``temperature``. No prediction changes, and every softmax is softer.
 
-    An honest robust accuracy cannot depend on it (Gupta & Ajanthan 2022 attack quantized networks through it).
+    A correct robust accuracy cannot depend on it. Gupta & Ajanthan 2022 use it to attack quantized networks.
     """
 
     def __init__(self, network: nn.Module, temperature: float) -> None:
@@ -38,7 +38,7 @@ class LogitScale(nn.Module):
 
 
 def median_gap(network: nn.Module, x: Tensor, *, seed: int = 0, batch_size: int = 250) -> float:
-    """Median over images of the distance between the two largest logits."""
+    """Median over images of the gap between the two largest logits."""
     with torch.no_grad(), draws_from(network, seed):
         top = torch.cat([network(part) for part in x.split(batch_size)]).topk(2, dim=1).values
     return float((top[:, 0] - top[:, 1]).median())

@@ -86,7 +86,7 @@ def subject(name):
 
 
 def linear(bias=0.0):
-    """Ten classes, and images so far from 0 and 1 that no budget below 0.3 a value meets them.
+    """Ten classes, and images so far from 0 and 1 that no eps below 0.3 reaches them.
 
     :param bias: added to class 0.
     """

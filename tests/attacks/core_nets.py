@@ -52,7 +52,7 @@ def classifier(model, shape=(1, 8, 8), nb_classes=10):
 
 
 def linear(nb_classes, seed=0):
-    """A linear classifier, and images so far from 0 and 1 that only the budget binds."""
+    """A linear classifier, and images so far from 0 and 1 that only eps limits an attack."""
     generator = torch.Generator().manual_seed(seed)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, nb_classes))
     with torch.no_grad():

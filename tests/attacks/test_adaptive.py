@@ -97,11 +97,11 @@ def test_the_scales_of_njs_and_hns_are_those_of_a_direct_computation():
 def test_rescaling_finds_the_gradient_that_a_large_scale_hides(fp32, digits, scaling):
     x, y, threat = digits[1].x()[:40], digits[1].y()[:40], Threat("Linf", 0.15)
     hidden = LogitScale(fp32, 1e-4).eval()
-    standing = {}
+    accuracy = {}
     for name, options in (("autoattack:apgd-ce", {}), ("artq:rescaled", {"scaling": scaling})):
         crafted = craft(estimator(hidden, 10), name, x, y, threat=threat, options=options)
-        standing[name] = score(hidden, crafted.x_adv, y, seed=0)["correct"].mean()
-    assert standing["artq:rescaled"] < standing["autoattack:apgd-ce"] - 0.2
+        accuracy[name] = score(hidden, crafted.x_adv, y, seed=0)["correct"].mean()
+    assert accuracy["artq:rescaled"] < accuracy["autoattack:apgd-ce"] - 0.2
 
 
 # --- What is left behind
@@ -112,11 +112,11 @@ class Bomb(nn.Module):
 
     def __init__(self, calls):
         super().__init__()
-        self.left = calls
+        self.remaining = calls
 
     def forward(self, x):
-        self.left -= 1
-        if self.left < 0:
+        self.remaining -= 1
+        if self.remaining < 0:
             raise RuntimeError("the network's own failure")
         return x
 
@@ -181,7 +181,7 @@ def test_a_random_network_and_its_copy_are_attacked_alike(stochastic, digits):
         ("artq:bits", {"bits": []}, ["bits is empty"]),
         ("artq:bits", {"bits": [2, 99]}, ["bits is 99"]),
         ("artq:joint", {"weights": [2]}, ["weights has 2"]),
-        ("artq:eot", {}, ["the same answer every time", "artq:apgd-margin"]),
+        ("artq:eot", {}, ["Sequential is deterministic", "artq:apgd-margin"]),
         ("artq:apgd-margin", {"max_iter": 0}, ["max_iter is 0"]),
         ("artq:multi-targeted", {"targets": 0}, ["targets is 0"]),
         ("artq:rescaled", {"scaling": "jacobi"}, ["'jacobi'", "did you mean 'jacobian'"]),

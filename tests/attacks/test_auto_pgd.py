@@ -32,8 +32,8 @@ def test_each_attack_finds_the_worst_point_of_a_linear_model(name, options, norm
     if name == "artq:eot":  # nothing leaves its loop
         torch.testing.assert_close(reached, worst, atol=0.01, rtol=0)
     else:
-        stands = worst > 1e-3
-        torch.testing.assert_close(reached[stands], worst[stands], atol=1e-3, rtol=0)
+        robust = worst > 1e-3
+        torch.testing.assert_close(reached[robust], worst[robust], atol=1e-3, rtol=0)
         assert (margin(model, crafted.x_adv, y)[worst < -1e-3] < 0).all()
 
 
@@ -139,7 +139,7 @@ def test_multi_targeted_is_no_weaker_than_autoattacks_targeted_part(fp32, digits
     x, y, threat = test.x(), test.y(), Threat("Linf", 0.1)
     ours = craft(estimator(fp32, 10), "artq:multi-targeted", x, y, threat=threat)
     theirs = craft(estimator(fp32, 10), "autoattack:apgd-t", x, y, threat=threat)
-    standing = [score(fp32, c.x_adv, y, seed=0)["correct"].mean() for c in (ours, theirs)]
-    assert 0.1 < standing[1] < 0.9
-    assert standing[0] <= standing[1] + 1 / 60
+    accuracy = [score(fp32, c.x_adv, y, seed=0)["correct"].mean() for c in (ours, theirs)]
+    assert 0.1 < accuracy[1] < 0.9
+    assert accuracy[0] <= accuracy[1] + 1 / 60
     assert ours.backward_samples < theirs.backward_samples / 4

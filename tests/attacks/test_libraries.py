@@ -105,7 +105,7 @@ def test_a_name_that_exists_stays_what_it_is_and_the_package_is_told(extra):
 
 def test_an_attack_that_nothing_runs_says_so_in_one_line_and_stops_no_listing(extra):
     assert all(isinstance(row.missing(), str) for row in ATTACKS.values())
-    with pytest.raises(InputError, match=r"^alone:nothing: there is no library of this name"):
+    with pytest.raises(InputError, match=r"^alone:nothing: no library has this name"):
         ATTACKS["alone:nothing"].load()
 
 
@@ -121,7 +121,7 @@ def test_a_start_is_refused_by_attacks_that_choose_their_own():
     x, y = torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64)
     estimator = QuantizedClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, device_type="cpu")
     for name in ("art:pgd", "artq:pgd-margin", "autoattack:apgd-ce"):
-        with pytest.raises(InputError, match=f"^{name} chooses its own start"):
+        with pytest.raises(InputError, match=f"^{name} takes no start"):
             craft(estimator, name, x, y, threat=Threat("Linf", 0.1), start=x)
 
 

@@ -1,1 +1,1 @@
-"""One adapter for each library of attacks. It translates settings; the loop stays in the library."""
+"""One adapter for each attack library. It translates settings. The attack loop stays in the library."""

@@ -1,4 +1,4 @@
-"""Runs ART's evasion attacks. It translates; the loops stay in ART."""
+"""Runs ART's evasion attacks. The adapter translates settings. The attack loops stay in ART."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from art_qplugins.threat import Threat
 __all__ = ["run"]
 
 _NORMS = {"Linf": np.inf, "L2": 2, "L1": 1, "L0": 0}
-#: Attacks that show a progress bar and have no option against it.
+#: Attacks that always show a progress bar.
 _LOUD = ("BrendelBethgeAttack",)
-#: Attacks that draw their start from an unseeded generator of their own.
+#: Attacks that draw their starting points from an unseeded generator of their own.
 _UNSEEDED = ("BoundaryAttack", "BrendelBethgeAttack", "HopSkipJump")
 _NAMES = {"rel_eps_step": "eps_step"}
-#: The budget under each name that attacks have for it. A threshold is of 0 to 255, in L0 a number of pixels; the gamma of
-#: a saliency map is a share of all values.
-_BUDGETS: Mapping[str, Callable[[Threat, Tensor], float]] = {
+#: eps under each name that ART's attacks have for it. ``th`` is in units of 0 to 255, in L0 a number of pixels.
+#: ``gamma`` of a saliency map is a share of all values.
+_EPS: Mapping[str, Callable[[Threat, Tensor], float]] = {
     "eps": lambda threat, x: threat.eps,
     "th": lambda threat, x: int(threat.eps) if threat.norm == "L0" else 255 * threat.eps,
     "gamma": lambda threat, x: threat.eps / x[0].numel(),
@@ -48,7 +48,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 class _Whole(nn.Module):
-    """The network as one module. ART runs the children of a Sequential one by one, past the hooks that count passes."""
+    """The network as one module. ART calls the children of a Sequential one by one, past the hooks that count passes."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class _Whole(nn.Module):
 
 
 class _Probabilities(_Whole):
-    """The network with a softmax, for attacks that take logarithms of its answers."""
+    """The network with a softmax, for attacks that take the logarithm of its outputs."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).softmax(1).clamp_min(1e-7)
@@ -86,14 +86,14 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """Images like ``x``; those of a minimum-norm attack that are beyond the threat are the clean ones."""
+    """Images like ``x``. For a minimum-norm attack, an image beyond eps is replaced by the clean image."""
     import art.attacks.evasion as evasion
 
     cls = getattr(evasion, attack.upstream_for(threat.norm))
     # attack_params are inherited, but not every attack takes all of its parent's (BasicIterativeMethod has no norm).
     accepted = inspect.signature(cls).parameters
     given = {"norm": _NORMS[threat.norm], "batch_size": batch_size, "verbose": False}
-    given |= {name: budget(threat, x) for name, budget in _BUDGETS.items()}
+    given |= {name: convert(threat, x) for name, convert in _EPS.items()}
     settings = {name: value for name, value in given.items() if name in accepted}
     settings |= translated(attack, options, threat, _NAMES)
     labels = None if attack.labels == "none" else y.cpu().numpy()
@@ -102,7 +102,7 @@ def run(
     crafted = cls(_view(estimator, attack), **settings)
     bar = contextlib.nullcontext() if attack.upstream not in _LOUD else contextlib.redirect_stderr(io.StringIO())
     starts = _seeded(seed) if attack.upstream in _UNSEEDED else contextlib.nullcontext()
-    # ART divides by directions and windows that may be zero. An image that becomes NaN thereby fails its cell later on.
+    # ART divides by directions and windows that may be zero. An image that becomes NaN fails its cell later.
     with bar, starts, np.errstate(divide="ignore", invalid="ignore"):
         x_adv = torch.from_numpy(crafted.generate(x=x.cpu().numpy(), y=labels)).to(x)
     return within(x, x_adv, threat) if attack.minimum_norm else x_adv

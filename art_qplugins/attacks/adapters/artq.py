@@ -1,4 +1,4 @@
-"""Runs the attacks that no library has: the adaptive ones, ART's PGD on another loss, and none at all."""
+"""Runs this package's own attacks: the adaptive attacks, ART's PGD on the margin loss, and no attack."""
 
 from __future__ import annotations
 
@@ -30,13 +30,15 @@ def run(
     seed: int,
     start: Tensor | None = None,
 ) -> Tensor:
-    """The adaptive attacks. Gives images as close to misclassification as the attack got; each is legal.
+    """Run an adaptive attack. It returns the legal image with the lowest margin that it found for each image.
 
-    :param start: legal images to start from in place of random ones.
+    :param start: legal images to start from instead of random ones.
     :raises InputError: where an option or the start cannot be used.
     """
     if start is not None and start.shape != x.shape:
-        raise InputError(f"{attack.name}: start is {tuple(start.shape)} and the images {tuple(x.shape)}; give one each")
+        raise InputError(
+            f"{attack.name}: start has shape {tuple(start.shape)} and the images {tuple(x.shape)}; give one start per image"
+        )
     state = AttackRun(
         name=attack.name,
         module=estimator.model,
@@ -54,10 +56,10 @@ def run(
 
 
 def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-    """ART's PGD on the logit margin in place of cross-entropy."""
+    """ART's PGD on the logit margin instead of cross-entropy."""
     return art.run(estimator.with_model(estimator.model, MarginLoss()), attack, x, y, **settings)
 
 
 def clean(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:
-    """The images as they are. What the options ask for is measured by ``evaluation``, not here."""
+    """The clean images. ``evaluation`` makes the measurements that the options ask for."""
     return x.clone()

@@ -1,7 +1,7 @@
 """Runs the published AutoAttack (Croce & Hein 2020), unmodified, from ``pyautoattack`` or an installed ``autoattack``.
 
-``standard``, ``plus`` and ``rand`` are the published suites. A part alone has the parameters of ``standard``. The images
-are judged elsewhere: AutoAttack's own verdict takes one draw of a random model.
+``standard``, ``plus`` and ``rand`` are the published suites. A single component has the parameters of ``standard``.
+``evaluation`` judges the images, because AutoAttack's own result depends on one draw of a random model.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run(
 
 
 def _make(model: nn.Module, threat: Threat, version: str, device: str, seed: int) -> tuple[str, Any]:
-    """The package that is installed, and its attack."""
+    """The name of the installed package, and its attack."""
     settings = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": version, "device": device}
     try:
         from pyautoattack import AutoAttack

@@ -1,4 +1,4 @@
-"""Runs Foolbox. It translates; the loops stay there."""
+"""Runs Foolbox's attacks. The adapter translates settings. The attack loops stay in Foolbox."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ __all__ = ["run"]
 _NAMES = {"max_iter": "steps", "rel_eps_step": "abs_stepsize"}
 _DISTANCES = {"Linf": "linf", "L2": "l2", "L1": "l1", "L0": "l0"}
 _CONSTRAINTS = {"Linf": "linf", "L2": "l2"}
-#: Boundary attacks begin at an adversarial image: on the way to so many random images, in so many steps each.
+#: Boundary attacks start from an adversarial image. It is searched on the lines to this many random images, with this
+#: many steps on each.
 _SEARCH = {"directions": 1000, "steps": 50}
 
 
@@ -34,7 +35,7 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """Images like ``x``; those of a minimum-norm attack that are beyond the threat are the clean ones."""
+    """Images like ``x``. For a minimum-norm attack, an image beyond eps is replaced by the clean image."""
     import foolbox
     from foolbox.models.pytorch import PyTorchModel
 
@@ -52,18 +53,18 @@ def run(
 
 
 def _part(foolbox: Any, model: Any, crafted: Any, attack: Attack, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
-    """The images of one batch."""
+    """The adversarial images of one batch."""
     if attack.labels == "targets":
         criterion = foolbox.criteria.TargetedMisclassification(_runner_up(model, x, y))
     else:
         criterion = foolbox.criteria.Misclassification(y)
     if not attack.minimum_norm:
-        # Of the images that Foolbox gives, the second ones keep to the budget, the first need not.
+        # Foolbox returns raw images, which may exceed eps, and then clipped images, which do not.
         x_adv: Tensor = crafted(model, x, criterion, epsilons=threat.eps)[1]
         return x_adv
     if "init_attack" not in vars(crafted) or not _must_start(crafted):
         return within(x, crafted(model, x, criterion, epsilons=None)[0], threat)
-    # Where Foolbox finds no start for one image, it gives up on the whole batch.
+    # Foolbox gives up on the whole batch if it finds no starting point for one image.
     search = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack(**_SEARCH)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*failed to draw sufficient random inputs")  # handled below
@@ -76,12 +77,12 @@ def _part(foolbox: Any, model: Any, crafted: Any, attack: Attack, x: Tensor, y: 
 
 
 def _must_start(crafted: Any) -> bool:
-    """Whether it needs an image to start from. FMN takes one and needs none."""
+    """Whether the attack needs a starting point. FMN accepts one and needs none."""
     return "FMN" not in type(crafted).__name__
 
 
 @torch.no_grad()
 def _runner_up(model: Any, x: Tensor, y: Tensor) -> Tensor:
-    """The likeliest class beside the label, (N,)."""
+    """The most likely class other than the label, (N,)."""
     logits: Tensor = model(x)
     return logits.scatter(1, y[:, None], -torch.inf).argmax(1)

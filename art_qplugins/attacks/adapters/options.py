@@ -1,4 +1,4 @@
-"""What adapters share: a row's options under a library's names, and the budget of attacks that know none."""
+"""Helpers that adapters share: options under the names of a library, and eps for attacks that do not take it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["eps_step", "translated", "within"]
 
 
 def eps_step(threat: Threat, relative: float | None, max_iter: int) -> float:
-    """The size of one step: ``relative`` times eps, by default so that all steps together reach 2.5 eps."""
+    """The step size: ``relative`` times eps. By default all steps together have length 2.5 eps."""
     return threat.eps * (min(1.0, 2.5 / max_iter) if relative is None else relative)
 
 
 def translated(attack: Attack, options: Mapping[str, Any], threat: Threat, names: Mapping[str, str]) -> dict[str, Any]:
-    """What the library's constructor takes for ``options``.
+    """``options`` as arguments of the library's constructor.
 
-    :param names: what the library calls our options; a row's own names come before them.
+    :param names: the library's name of each option. The names of the row take precedence.
     """
     names = {**names, **attack.names}
     settings = dict(attack.fixed)
@@ -35,9 +35,9 @@ def translated(attack: Attack, options: Mapping[str, Any], threat: Threat, names
 
 
 def within(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
-    """``x_adv`` where it is finite, in [0, 1] and at most eps from ``x``; the clean image everywhere else.
+    """``x_adv`` where it is finite, in [0, 1] and at most eps from ``x``. Other images are replaced by the clean image.
 
-    What differs by rounding alone is put back first, since in L0 it would count as changed.
+    Values that differ only by rounding are reset first, because L0 would count them as changed.
 
     :param x: (N, C, H, W) in [0, 1].
     """

@@ -1,4 +1,4 @@
-"""Runs torchattacks. It translates; the loops stay there."""
+"""Runs torchattacks' attacks. The adapter translates settings. The attack loops stay in torchattacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from art_qplugins.threat import Threat
 __all__ = ["run"]
 
 _NAMES = {"max_iter": "steps", "rel_eps_step": "alpha"}
-#: JSMA aims at the label plus one, modulo ten. The others smooth with one kernel for each of three channels.
+#: JSMA's target class is the label plus one, modulo ten. The others smooth with one kernel for each of three channels.
 _TEN_CLASSES = ("JSMA",)
 _THREE_CHANNELS = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 
@@ -33,7 +33,7 @@ def run(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """Images like ``x``; those of a minimum-norm attack that are beyond the threat are the clean ones."""
+    """Images like ``x``. For a minimum-norm attack, an image beyond eps is replaced by the clean image."""
     import torchattacks
 
     name = attack.upstream_for(threat.norm)
@@ -58,6 +58,6 @@ def run(
     }
     settings = {option: value for option, value in given.items() if option in accepted}
     crafted = cls(estimator.model, **settings, **translated(attack, options, threat, _NAMES))
-    crafted.set_device(x.device)  # by default that of the first parameter, and there may be none
+    crafted.set_device(x.device)  # torchattacks takes it from the first parameter, and a module may have none
     x_adv = torch.cat([crafted(*part) for part in zip(x.split(batch_size), y.split(batch_size), strict=True)])
     return within(x, x_adv, threat) if attack.minimum_norm else x_adv

@@ -1,6 +1,6 @@
-"""The adaptive attacks as a table: each says what Auto-PGD maximizes, and from where.
+"""The adaptive attacks as a table. Each defines the objective that Auto-PGD maximizes and its starting points.
 
-Each is called with a run and the resolved options, and leaves its best images in the run.
+An attack is called with a run and the resolved options. The run keeps the best images.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _apgd_margin(run: AttackRun, options: Options) -> None:
 
 
 def _multi_targeted(run: AttackRun, options: Options) -> None:
-    """Each of the nearest classes is the target once, of the images that are not broken yet (Gowal et al. 2019)."""
+    """Multi-targeted attack (Gowal et al. 2019): one pass towards each of the nearest classes, on images still robust."""
     _aim(run, run.module, positive(run.name, "targets", options["targets"]))
 
 
@@ -71,9 +71,9 @@ def _rescaled(run: AttackRun, options: Options) -> None:
 
 
 def _surrogates(run: AttackRun, options: Options) -> None:
-    """One pass for each other backward pass, on the images that are not broken yet, from their best points so far.
+    """One pass of Auto-PGD for each other backward pass, on the images still robust, from their best points so far.
 
-    Then one towards each of the ``targets`` nearest classes by the most faithful backward pass.
+    Then a targeted pass on each of the ``targets`` nearest classes through the most faithful backward pass.
     """
     offered, wanted = repaired_gradients(run), [current_kind(kind) for kind in options["kinds"]]
     for kind in wanted:
@@ -92,7 +92,7 @@ def _surrogates(run: AttackRun, options: Options) -> None:
 
 
 def _full_precision(run: AttackRun, options: Options) -> None:
-    """The twin first, whose gradients are smooth, then the network itself from there (Athalye et al. 2018, BPDA)."""
+    """Attack the full-precision twin, then the network from there (BPDA, Athalye et al. 2018)."""
     loss = margin_loss(run.y)
     with full_precision(run.module, run.x):
         twin = direct(run.module, run.y, loss, deployed=False)
@@ -101,7 +101,10 @@ def _full_precision(run: AttackRun, options: Options) -> None:
 
 
 def _bits(run: AttackRun, options: Options) -> None:
-    """The mean loss over bit widths, against the shift of values between them (Bernhard et al. 2019); then as above."""
+    """Attack the mean loss over bit widths, then the network from there.
+
+    The mean counters the quantization value shift between bit widths (Bernhard et al. 2019).
+    """
     widths, loss = options["bits"], margin_loss(run.y)
     if not widths:
         raise InputError(f"{run.name}: bits is empty; give at least one width, e.g. [2, 3, 4, 8]")
@@ -113,7 +116,7 @@ def _bits(run: AttackRun, options: Options) -> None:
 
 
 def _joint(run: AttackRun, options: Options) -> None:
-    """w L + (1 - w) L_twin, for each weight w in turn on the images that are not broken yet."""
+    """Maximize w L + (1 - w) L_twin for each weight w in turn, on the images still robust."""
     loss, start = margin_loss(run.y), run.starts("joint")
     for weight in options["weights"]:
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
@@ -127,11 +130,9 @@ def _joint(run: AttackRun, options: Options) -> None:
 
 
 def _eot(run: AttackRun, options: Options) -> None:
-    """The mean margin of a random network, by mean gradients of fresh draws."""
+    """EOT: maximize the mean margin of a random network along mean gradients over fresh draws."""
     if not run.random:
-        raise InputError(
-            f"{run.name}: {type(run.module).__name__} gives the same answer every time; use artq:apgd-margin"
-        )
+        raise InputError(f"{run.name}: {type(run.module).__name__} is deterministic; use artq:apgd-margin")
     draws = options["eot_iter"]
     draws = needed_draws(run) if draws is None else positive(run.name, "eot_iter", draws)
     run.maximize(averaged(run.module, run.y, draws=draws, seed=run.seed), run.starts("eot"))
@@ -140,7 +141,7 @@ def _eot(run: AttackRun, options: Options) -> None:
 def needed_draws(run: AttackRun) -> int:
     """The fewest draws whose mean gradient agrees with that of as many others: median cosine of at least 0.6.
 
-    The cosine with the true mean is then about its root, 0.77. A sum of fewer draws is mostly noise.
+    The cosine with the true mean is then about the square root of 0.6, 0.77. A mean of fewer draws is mostly noise.
     """
     x, y = run.x[:_SAMPLE], run.y[:_SAMPLE]
 
@@ -161,14 +162,14 @@ def needed_draws(run: AttackRun) -> int:
 def positive(attack: str, option: str, value: Any) -> int:
     """``value``, a whole number above 0.
 
-    :raises InputError: where it is something else.
+    :raises InputError: where it is not.
     """
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{attack}: {option} is {value!r}; give a whole number of at least 1")
     return value
 
 
-#: By ``upstream`` of the row.
+#: Keys are the ``upstream`` of the rows in the catalogue.
 ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "apgd_margin": _apgd_margin,
     "multi_targeted": _multi_targeted,

@@ -1,5 +1,7 @@
-"""Auto-PGD, Croce & Hein 2020 ("Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-attacks", algorithm 1), image by image: an image leaves the loop as soon as its caller says so.
+"""Auto-PGD. Each image leaves the loop on its own as soon as the caller says so.
+
+This is algorithm 1 of Croce & Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks".
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from art_qplugins.threat import Threat
 
 __all__ = ["auto_pgd", "checkpoints", "project", "steepest"]
 
-#: Called with (rows, points, margin) wherever the deployed network's margin is known; says (n,) bool which images go on.
+#: Called with (rows, points, margin) whenever the margin of the deployed network is known. Returns (n,) bool: which
+#: images continue.
 Record = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _MOMENTUM = 0.75  # alpha of algorithm 1
@@ -33,14 +36,14 @@ def auto_pgd(
     max_iter: int,
     record: Record | None,
 ) -> tuple[Tensor, Tensor]:
-    """Maximize ``objective`` on a batch; gives the rows that went on to the end, and the best point of each by the loss.
+    """Maximize ``objective`` on a batch. Return the rows that stayed until the end, and their points of highest loss.
 
-    It takes at most ``max_iter`` gradients an image, and one forward pass more.
+    It takes at most ``max_iter`` gradients and one further forward pass per image.
 
     :param x: (n, C, H, W) in [0, 1], the centres of the balls.
     :param start: legal images.
     :param rows: (n,) which images of the run these are.
-    :param record: which images go on after each step; ``None`` where all go on to the end.
+    :param record: decides after each step which images continue. ``None`` keeps all images until the end.
     """
 
     def active(answer: Answer) -> Tensor | None:
@@ -66,7 +69,7 @@ def auto_pgd(
 
 @dataclass
 class _State:
-    """The images that are still in the loop; every field has one row for each."""
+    """The images that are still in the loop. Every field has one row per image."""
 
     rows: Tensor
     x: Tensor
@@ -114,7 +117,7 @@ class _State:
         self.point, self.previous = project(moved, self.x, threat), self.point
 
     def update(self, answer: Answer) -> None:
-        """Take over loss and gradient at the point that was moved to."""
+        """Store the loss and the gradient at the new point."""
         self.improved = self.improved + (answer.loss > self.loss)
         self.loss, self.gradient = answer.loss, answer.gradient
         better = answer.loss > self.best_loss
@@ -123,9 +126,9 @@ class _State:
         self.best_gradient = torch.where(_wide(better), answer.gradient, self.best_gradient)
 
     def adapt(self, steps: int) -> None:
-        """At a checkpoint: halve the step and return to the best point where a condition of section 3.1 holds.
+        """At a checkpoint, halve the step size and restart from the best point if a condition of section 3.1 holds.
 
-        :param steps: since the last checkpoint.
+        :param steps: number of steps since the last checkpoint.
         """
         stuck = ~self.halved & (self.checkpoint_loss >= self.best_loss)
         self.halved = (self.improved < _RHO * steps) | stuck
@@ -137,7 +140,7 @@ class _State:
 
 def checkpoints(max_iter: int) -> set[int]:
     """The steps w_j = ceil(p_j max_iter) of section 3.1: p_1 = 0.22, then intervals shorter by 0.03, at least 0.06."""
-    percent, interval, steps = 22, 22, set()  # whole numbers, which rounding cannot push over a step
+    percent, interval, steps = 22, 22, set()  # integers, so that no rounding error moves a checkpoint
     while percent < 100:
         steps.add(-(-percent * max_iter // 100))
         interval = max(interval - 3, 6)
@@ -146,16 +149,16 @@ def checkpoints(max_iter: int) -> set[int]:
 
 
 def steepest(gradient: Tensor, norm: str) -> Tensor:
-    """The steepest direction of length 1 in the norm, Linf or L2; zero where the gradient is."""
+    """The steepest direction of length 1 in the norm, Linf or L2. It is zero where the gradient is zero."""
     if norm == "Linf":
         return gradient.sign()
-    # First divided by the largest entry, so that squares neither overflow nor underflow.
+    # Divide by the largest entry first, so that squares neither overflow nor underflow.
     scaled = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
     return scaled / _length(scaled).clamp_min(1e-12)
 
 
 def project(points: Tensor, x: Tensor, threat: Threat) -> Tensor:
-    """Into the ball around ``x`` and into [0, 1]. In L2 one after the other, which is legal though not the nearest."""
+    """Project into the ball around ``x`` and into [0, 1]. In L2 the two steps give a legal point, not the nearest one."""
     change = points - x
     if threat.norm == "Linf":
         change = change.clamp(-threat.eps, threat.eps)

@@ -1,4 +1,4 @@
-"""Views of a network with the same answers and another backward pass, whatever the network is made of."""
+"""Views of a network with the same outputs and another backward pass. They work for any network."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Smoothed", "StraightThroughSteps"]
 
 
 class Smoothed(nn.Module):
-    """The same network with its gradient averaged over points around each image: the slope behind a shattered one.
+    """The same network with its gradient averaged over points around each image. This smooths a shattered gradient.
 
-    The points are the image itself and pairs x + u, x - u, with u uniform in a cube and fixed by ``seed``, so the view
-    is a deterministic function. It costs as many passes as there are points.
+    The points are the image itself and pairs x + u, x - u. u is uniform in a cube and fixed by ``seed``, so the view is
+    deterministic. It costs one pass for each point.
 
-    :param radius: half the side of the cube, in units of pixels; points outside [0, 1] are clipped.
-    :param pairs: how many u; at least 1.
+    :param radius: half the side of the cube, in units of pixels. Points outside [0, 1] are clipped.
+    :param pairs: number of vectors u, at least 1.
     """
 
     def __init__(self, network: nn.Module, radius: float, *, pairs: int = 4, seed: int = 0) -> None:
@@ -38,9 +38,10 @@ class Smoothed(nn.Module):
 
 
 class StraightThroughSteps(nn.Module):
-    """The same network; backward, PyTorch's own steps are the line or the clip that they round.
+    """The same network with a straight-through backward pass for PyTorch's own step functions.
 
-    Of a sign that is the clip to [-1, 1], as binary networks are trained (Hubara et al. 2016, equation 4).
+    The backward pass of a step is that of the line or the clip that it rounds. For sign it is the clip to [-1, 1], as in
+    the training of binary networks (Hubara et al. 2016, equation 4).
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's own steps (round, floor, ceil, trunc, sign, fake_quantize) as the continuous functions that they round."""
+"""PyTorch's step functions (round, floor, ceil, trunc, sign, fake_quantize) as the functions that they round."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["ContinuousSteps"]
 
 
 class ContinuousSteps(TorchFunctionMode):
-    """Within, a step that a forward pass calls is replaced by the line or the clip that it rounds.
+    """Within the context, each step function in a forward pass is replaced by the line or the clip that it rounds.
 
-    :ivar replaced: how many calls were replaced so far.
-    :param backward_only: keep the answer of the step, and take the gradient alone from the line. A step that works in
-        place is left alone then.
+    :ivar replaced: number of calls replaced so far.
+    :param backward_only: keep the output of the step and take only the gradient from the line. In-place steps are not
+        replaced then.
     """
 
     def __init__(self, *, backward_only: bool = False) -> None:
@@ -45,7 +45,7 @@ def _fake_quantized(x: Tensor, scale: Any, zero_point: Any, *rest: Any, **named:
     return x.clamp((low - zero_point) * scale, (high - zero_point) * scale)
 
 
-#: By the name of the function or method.
+#: Keys are names of functions and methods.
 _LINES: dict[str, Callable[..., Tensor]] = {
     "round": lambda x, *_, **__: x.clone(),
     "trunc": lambda x: x.clone(),

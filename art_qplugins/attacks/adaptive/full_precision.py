@@ -1,4 +1,4 @@
-"""A network with its activation quantization undone, or done with other bits, for the time of an attack."""
+"""A network without activation quantization, or with other bit widths, for the time of an attack."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ __all__ = ["full_precision", "other_bits"]
 
 @contextlib.contextmanager
 def full_precision(module: nn.Module, x: Tensor) -> Iterator[None]:
-    """Within, ``module`` is its full-precision twin: each quantizer is the real-valued function that it rounds.
+    """Within the context, ``module`` is its full-precision twin: each quantizer is the function that it rounds.
 
-    Quantized activations become their clip, stochastic ones their mean. Rounding that is written with PyTorch's own
-    functions (round, floor, ceil, trunc, sign, fake_quantize) becomes the identity, sign the clip to [-1, 1]. The
-    gradient of a custom ``autograd.Function`` stays its own. Afterwards all is as before, also after an exception.
+    Quantized activations become their clip. Stochastic activations become their mean. PyTorch's own rounding functions
+    (round, floor, ceil, trunc, fake_quantize) become the identity. sign becomes the clip to [-1, 1]. A custom
+    ``autograd.Function`` does not change. The module is restored afterwards, also after an exception.
 
-    :param x: images; on the first of them it is found whether there is anything to undo.
-    :raises InputError: where there is not.
+    :param x: images. The first one is used to find out whether the network has anything to replace.
+    :raises InputError: where it has nothing to replace.
     """
     chosen = {m: quantizer.full_precision for m, quantizer in activation_quantizers(module)}
     steps = ContinuousSteps()
-    # In the module's forward alone: an attack on the twin takes signs of its own.
+    # Only inside the module's forward: an attack on the twin calls sign itself.
     with _forwards(chosen), _forwards({module: partial(_within, steps, module.forward)}):
         if not chosen:
             with evaluating(module), torch.no_grad():
                 module(x[:1])
             if not steps.replaced:
                 raise InputError(
-                    f"{type(module).__name__} has no quantized activation, so no shadow to attack; "
+                    f"{type(module).__name__} has no quantized activation, so it has no full-precision twin to attack; "
                     "use artq:apgd-margin, or quantize it first"
                 )
         yield
@@ -48,14 +48,14 @@ def full_precision(module: nn.Module, x: Tensor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def other_bits(module: nn.Module, num_bits: int) -> Iterator[None]:
-    """Within, every quantized activation of ``module`` rounds to ``2 ** num_bits`` levels of its range, to the nearest.
+    """Within the context, every quantized activation of ``module`` rounds to the nearest of ``2 ** num_bits`` levels.
 
-    :raises InputError: where there is none.
+    :raises InputError: where the network has no quantized activation.
     """
     ranges = {m: quantizer.range for m, quantizer in activation_quantizers(module)}
     if not ranges:
         raise InputError(
-            f"{type(module).__name__} has no QuantReLU or StochasticQuantizer, so no bit width to change; "
+            f"{type(module).__name__} has no QuantReLU or StochasticQuantizer, so it has no bit width to change; "
             "use artq:apgd-margin, or quantize it first"
         )
     with _forwards({m: partial(_rounded, low=low, high=high, num_bits=num_bits) for m, (low, high) in ranges.items()}):
@@ -64,7 +64,7 @@ def other_bits(module: nn.Module, num_bits: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _forwards(chosen: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-    """Within, these modules compute something else; wherever the network holds them, and whatever their parents are."""
+    """Within the context, these modules have other forward functions, wherever the network holds them."""
     before = {m: m.__dict__.get("forward") for m in chosen}
     try:
         for m, forward in chosen.items():

@@ -1,8 +1,7 @@
-"""What Auto-PGD maximizes: the loss of each image with its gradient, and the margin of the deployed network on the way.
+"""Objectives that Auto-PGD maximizes. Each gives the loss of each image, its gradient and the deployed margin.
 
-An objective is called with a batch of points and the rows of the run that they belong to, so that images that are done
-can leave the batch. It takes no gradient in parameters. Its randomness is keyed by the step, never by the batch that an
-image happens to be in.
+An objective is called with a batch of points and their rows in the run, so that finished images can leave the batch. It
+computes no gradients of parameters. Its randomness depends on the step and never on the batch that an image is in.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Answer:
-    """What an objective gives at n points.
+    """The values of an objective at n points.
 
     :ivar loss: (n,).
-    :ivar gradient: like the points; zero where the graph does not reach the pixels, or where it is not a number.
-    :ivar margin: (n,) z_y - max_{j != y} z_j of the deployed network at these points; ``None`` where it was not evaluated.
+    :ivar gradient: like the points. It is zero where the graph does not reach the pixels and where it would be NaN.
+    :ivar margin: (n,) z_y - max_{j != y} z_j of the deployed network; ``None`` where it was not evaluated.
     """
 
     loss: Tensor
@@ -59,9 +58,9 @@ class Objective(Protocol):
         """Loss, gradient and margin.
 
         :param points: (n, C, H, W) in [0, 1].
-        :param rows: (n,) which images of the run these are.
+        :param rows: (n,) the rows of these images in the run.
         :param step: number of the step in the loop.
-        :param backward: whether the gradient is wanted; otherwise it is zero.
+        :param backward: whether to compute the gradient. Otherwise it is zero.
         """
         ...
 
@@ -71,8 +70,8 @@ def evaluate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (n, classes), score (n,) and its gradient in the points, from one forward and at most one backward pass.
 
-    :param score: from logits to one number for each point.
-    :param backward: whether the gradient is wanted; otherwise it is zero.
+    :param score: maps logits to one number for each point.
+    :param backward: whether to compute the gradient. Otherwise it is zero.
     """
     if not backward:
         with torch.no_grad():
@@ -89,7 +88,7 @@ def evaluate(
 
 @contextlib.contextmanager
 def drawing(module: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
-    """Within, all randomness of ``module``, of its stochastic layers or of torch's generators, comes from ``seed``."""
+    """Within the context, ``seed`` fixes all randomness of ``module``: its stochastic layers and torch's generators."""
     with draws_from(module, seed), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -99,7 +98,7 @@ def direct(module: nn.Module, y: Tensor, loss: Loss, *, deployed: bool = True) -
     """A loss of the module's logits, and its own gradient: one forward and one backward pass a step.
 
     :param y: (N,) labels of all images of the run.
-    :param deployed: whether the module answers as the deployed one does, so that its margin counts.
+    :param deployed: whether the module has the outputs of the deployed network, so that its margin counts.
     """
 
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
@@ -110,7 +109,7 @@ def direct(module: nn.Module, y: Tensor, loss: Loss, *, deployed: bool = True) -
 
 
 def margin_loss(y: Tensor) -> Loss:
-    """max_{j != y} z_j - z_y: linear in the logits, so that no scale of them saturates it (Carlini & Wagner 2017)."""
+    """max_{j != y} z_j - z_y (Carlini & Wagner 2017). It is linear in the logits, so no logit scale saturates it."""
     return lambda logits, rows: -logit_margin(logits, y[rows])
 
 
@@ -128,9 +127,9 @@ def targeted_loss(y: Tensor, target: Tensor) -> Loss:
 
 
 def mixed(parts: Sequence[tuple[float, Callable[[], AbstractContextManager[Any]], Objective]]) -> Objective:
-    """The weighted sum of objectives, each evaluated within its own context: of one network in several states.
+    """The weighted sum of objectives. Each is evaluated within its own context, which puts the network into a state.
 
-    :param parts: (weight, context, objective). The margin is that of the first objective that gives one.
+    :param parts: (weight, context, objective). The margin is that of the first objective that returns one.
     """
 
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
@@ -146,11 +145,11 @@ def mixed(parts: Sequence[tuple[float, Callable[[], AbstractContextManager[Any]]
 
 
 def rescaled(module: nn.Module, y: Tensor, scale: Callable[[Tensor, Tensor], Tensor]) -> Objective:
-    """The gradient of cross-entropy of the logits times ``scale(logits, rows)``; the loss is minus the margin.
+    """The gradient is that of cross-entropy of the logits times ``scale(logits, rows)``. The loss is minus the margin.
 
-    Cross-entropy itself would not show progress: a scale that follows the logits hides it, and a fixed one may saturate.
+    Cross-entropy itself does not show progress: a scale that follows the logits hides it, and a fixed scale may saturate.
 
-    :param scale: gives (n,) above 0; the gradient takes it as constant.
+    :param scale: returns (n,) above 0. The gradient treats it as constant.
     """
 
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
@@ -168,10 +167,10 @@ def rescaled(module: nn.Module, y: Tensor, scale: Callable[[Tensor, Tensor], Ten
 def averaged(module: nn.Module, y: Tensor, *, draws: int, seed: int) -> Objective:
     """The mean margin of a random network and its mean gradient (EOT, Athalye et al. 2018, section 4.2).
 
-    Gradients come from fresh draws at each step. The loss comes from draws that are the same at every step, so that two
-    points differ in their loss by nothing but the points.
+    Gradients come from fresh draws at each step. The loss comes from the same draws at every step, so that the losses
+    of two points can be compared.
 
-    :param draws: forward passes for a gradient. The loss is the mean over as many, and at least 8.
+    :param draws: number of forward passes for a gradient. The loss is the mean over the same number, and at least 8.
     """
     loss = margin_loss(y)
 

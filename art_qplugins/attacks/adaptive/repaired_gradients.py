@@ -1,4 +1,4 @@
-"""Which other backward passes a network can have, with the same answers, and which of them is the most faithful."""
+"""The other backward passes that a network can have with the same outputs, and which of them is the most faithful."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ __all__ = ["View", "by_fidelity", "current_kind", "repaired_gradients"]
 #: A context that gives a network.
 View = Callable[[], AbstractContextManager[nn.Module]]
 
-#: Today's kinds by the names that they had before version 0.2.
+#: Current kinds by their names before version 0.2.
 _OLD_KINDS = {"revived": "repaired", "straight": "repaired-straight-through", "clipped": "clipped-sign"}
 _SAMPLE = 64  # images on which fidelity is measured
 _CALLS = 4  # of a random network for its fidelity
 
 
 def repaired_gradients(run: AttackRun) -> dict[str, View]:
-    """The kinds that apply to the network of a run, each a context that gives a view with the same answers.
+    """The kinds that apply to the network of a run. Each is a context that gives a view with the same outputs.
 
-    ``as-is``: no repair. A key of :data:`~art_qplugins.quantizers.surrogate.SURROGATES`: that surrogate gradient in every
-    quantized activation. ``repaired``: through what takes the gradient away, straight through.
-    ``repaired-straight-through``: the same, and straight through all replaceable operations. ``clipped-sign``: through
-    PyTorch's own steps, of a sign by the clip. ``smoothed``: the mean around each image.
+    * ``as-is``: no repair;
+    * a key of :data:`~art_qplugins.quantizers.surrogates.SURROGATES`: that surrogate gradient in every quantized
+      activation;
+    * ``repaired``: straight-through at every operation that zeroes the gradient;
+    * ``repaired-straight-through``: the same, and straight-through at all replaceable operations;
+    * ``clipped-sign``: straight-through at PyTorch's own step functions, the clip for sign;
+    * ``smoothed``: the mean gradient around each image.
     """
     module = run.module
     kinds: dict[str, View] = {"as-is": _unchanged(module)}
     settings = [layer.surrogate for layer in surrogate_layers(module)]
     for kind in SURROGATES if settings else ():
-        # None is straight-through, so where nothing else was chosen that is what "as-is" does.
+        # None is straight-through, so "as-is" is straight-through already if no other surrogate was chosen.
         if kind != "straight-through" or any(settings):
             kinds[kind] = partial(_with_surrogate, module, kind)
     kinds["repaired"] = _unchanged(GradientRepair(module))
@@ -53,7 +56,7 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
 
 
 def current_kind(kind: object) -> object:
-    """``kind``, or today's name of it where it is an old one, with a warning."""
+    """``kind``. For an old name, its current name, with a warning."""
     if not isinstance(kind, str) or kind not in _OLD_KINDS:
         return kind
     warnings.warn(
@@ -66,7 +69,7 @@ def current_kind(kind: object) -> object:
 
 
 def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
-    """The kinds, the one whose gradient is the most faithful first; those of equal fidelity in their order."""
+    """The kinds sorted by the fidelity of their gradients, highest first. Ties keep their order."""
     x, y, scores = run.x[:_SAMPLE], run.y[:_SAMPLE], {}
     for kind, context in kinds.items():
         with context() as view:

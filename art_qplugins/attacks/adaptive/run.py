@@ -1,7 +1,7 @@
-"""One attack's run: passes of Auto-PGD over its images, and for each image the best adversarial one so far.
+"""The run of one attack: passes of Auto-PGD over its images, and the best adversarial image so far for each image.
 
-A deterministic network's image is done with the first point that is misclassified. A random network's is not, since one
-draw proves nothing: the image with the best mean margin over draws that no step saw is kept.
+For a deterministic network an image is finished at its first misclassified point. For a random network it is not, because
+one draw proves nothing. There the run keeps the image with the lowest mean margin over draws that no step used.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from art_qplugins.threat import Threat
 
 __all__ = ["AttackRun", "answers_at_random"]
 
-_SELECTION = 16  # calls of a random network that decide which image is kept
-_TRIED = 8  # images on which a network is found to be random
+_SELECTION = 16  # forward passes of a random network that decide which image is kept
+_TRIED = 8  # images used to find out whether a network is random
 
 
 @dataclass(kw_only=True)
@@ -32,11 +32,12 @@ class AttackRun:
     :ivar name: the attack's id, for messages.
     :ivar module: the network as it is deployed.
     :ivar x: (N, C, H, W) in [0, 1]; ``y`` (N,) labels.
-    :ivar max_iter: gradients an image may take in one pass.
-    :ivar start: legal images to start from in place of random ones.
-    :ivar random: whether the network answers at random.
+    :ivar max_iter: gradient evaluations per image in one pass.
+    :ivar start: legal images to start from instead of random ones.
+    :ivar random: whether the network is random.
     :ivar image: the best images so far, like ``x``.
-    :ivar margin: (N,) the deployed network's margin at ``image``; of a random one the mean; infinite where not known yet.
+    :ivar margin: (N,) margin of the deployed network at ``image``, for a random network the mean margin. It is infinite
+        where it is not known yet.
     """
 
     name: str
@@ -63,15 +64,15 @@ class AttackRun:
         return torch.arange(len(self.x), device=self.x.device)
 
     def robust_rows(self) -> Tensor:
-        """Images that are not broken. Of a random network all: no number of draws proves that one is."""
+        """Rows of the images that are still robust. For a random network these are all rows: no draw proves a success."""
         return self.all_rows() if self.random else self.all_rows()[~(self.margin < 0)]
 
     def pixel_step(self) -> float:
-        """A quarter of eps: in L2, the size of that step in each pixel where all change alike."""
+        """The change per pixel of a step of eps / 4. In L2 the step changes all pixels alike."""
         return self.threat.eps / 4 / (1 if self.threat.norm == "Linf" else math.sqrt(self.x[0].numel()))
 
     def starts(self, purpose: str) -> Tensor:
-        """The given images to start from, or random ones: uniform in the cube (Linf) or on the sphere (L2)."""
+        """The given starting points, or random ones: uniform in the cube (Linf) or on the sphere (L2)."""
         if self.start is not None:
             return self.start
         generator = torch.Generator().manual_seed(derive_seed(self.seed, f"start/{purpose}"))
@@ -82,9 +83,9 @@ class AttackRun:
         return project(self.x + self.threat.eps * noise.to(self.x), self.x, self.threat)
 
     def maximize(self, objective: Objective, start: Tensor, *, deployed: bool = True) -> Tensor:
-        """One pass of Auto-PGD over the robust rows; gives the points (N, C, H, W), ``start`` where there is no other.
+        """One pass of Auto-PGD over the robust rows. Returns the points (N, C, H, W). The other rows keep ``start``.
 
-        :param deployed: whether the module is as it is deployed, so that its answers decide what is kept.
+        :param deployed: whether the module is the deployed network, so that its outputs decide which points are kept.
         """
         reached = start.clone()
         record = self.record if deployed and not self.random else None
@@ -99,26 +100,26 @@ class AttackRun:
         return reached
 
     def record(self, rows: Tensor, points: Tensor, margin: Tensor) -> Tensor:
-        """Keep these points where they are the best so far; says (n,) which images are not broken by them."""
+        """Keep these points where they are the best so far. Returns (n,) which images they do not break."""
         better = margin < self.margin[rows]
         self.image[rows[better]] = points[better]
         self.margin[rows[better]] = margin[better]
         return ~(margin < 0)
 
     def logits(self, points: Tensor) -> Tensor:
-        """(N, classes), in batches, without a gradient."""
+        """Logits (N, classes), computed in batches without gradients."""
         with torch.no_grad():
             return torch.cat([self.module(part) for part in points.split(self.batch_size)])
 
     def _mean_margin(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Over draws that are the same for all candidates, and that no step of the loop saw; (n,)."""
+        """Mean margin (n,) over draws that are the same for all candidates and that no step of the loop used."""
         with torch.no_grad(), drawing(self.module, derive_seed(self.seed, "selection"), points.device):
             margins = [logit_margin(self.module(points), self.y[rows]) for _ in range(_SELECTION)]
         return torch.stack(margins).mean(0)
 
 
 def answers_at_random(module: nn.Module, x: Tensor, seed: int) -> bool:
-    """Whether it has stochastic layers, or answers otherwise when the global generators are seeded otherwise."""
+    """Whether the module has stochastic layers, or gives other outputs under another seed of the global generators."""
     if is_stochastic(module):
         return True
     answers = []

@@ -1,5 +1,4 @@
-r"""By how much to multiply an image's logits before cross-entropy, so that its gradient neither vanishes nor follows one
-class alone.
+r"""Scales of the logits before cross-entropy, so that the gradient neither vanishes nor follows a single class.
 
 z are the logits, J is their Jacobian in the pixels, d the number of classes, and
 
@@ -25,11 +24,11 @@ __all__ = ["SCALINGS", "Scale", "error_signal_scale", "hessian_scales", "jacobia
 #: From logits (n, d) and their rows (n,) to the scale of each image (n,).
 Scale = Callable[[Tensor, Tensor], Tensor]
 
-_GAP = 5.0  # distance of the two largest logits that "per-image" brings about
+_GAP = 5.0  # gap between the two largest logits after "per-image" scaling
 _ERROR = 0.01  # e of NJS
 _GRID = 100  # scales that HNS tries
-_IMAGES = 100  # whose Jacobian NJS averages
-_ELEMENTS = 2**26  # of Jacobians in memory at once
+_IMAGES = 100  # images whose Jacobians NJS averages
+_ELEMENTS = 2**26  # Jacobians in memory at once
 
 
 def error_signal_scale(gamma: Tensor, error: float, classes: int) -> Tensor:
@@ -39,7 +38,7 @@ def error_signal_scale(gamma: Tensor, error: float, classes: int) -> Tensor:
 
 
 def per_image(module: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Scale:
-    """5 over the distance of the two largest logits, anew at each step."""
+    """5 divided by the gap between the two largest logits, computed anew at each step."""
 
     def scale(logits: Tensor, rows: Tensor) -> Tensor:
         top = logits.topk(2, dim=1).values
@@ -58,7 +57,7 @@ def hessian(module: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Scale:
     return lambda logits, rows: scales[rows]
 
 
-#: Each takes (module, clean images, labels, start) and gives a function from current logits to scales.
+#: Each takes (module, clean images, labels, start) and returns a function from current logits to scales.
 SCALINGS: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], Scale]] = {
     "per-image": per_image,
     "jacobian": jacobian,
@@ -67,10 +66,10 @@ SCALINGS: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor], Scale]] = {
 
 
 def jacobian_scales(module: nn.Module, x: Tensor, y: Tensor, start: Tensor) -> Tensor:
-    """NJS, (N,): 1 over the mean singular value of J, and beta(z_max - z_min, 0.01) where that leaves no error signal.
+    """NJS, (N,): 1 divided by the mean singular value of J. Without an error signal it is beta(z_max - z_min, 0.01).
 
-    :param x: (N, C, H, W) clean images; J is taken at the first 100.
-    :param start: images whose error signal is checked; there is none where |1 - softmax(z)_y| < 0.01.
+    :param x: (N, C, H, W) clean images. J is computed at the first 100.
+    :param start: images whose error signal is checked. An image has none if |1 - softmax(z)_y| < 0.01.
     """
     _, gram = _gram(module, x[:_IMAGES])
     count = min(gram.shape[-1], x[0].numel())
@@ -89,7 +88,7 @@ def hessian_scales(module: nn.Module, points: Tensor, y: Tensor) -> Tensor:
     r"""HNS, (N,): the scale of 100 that maximises :math:`\| \beta^2 J^T (\mathrm{diag}(p) - p p^T) J \|_F`, p = softmax(beta z).
 
     That is the norm of the Gauss-Newton Hessian of cross-entropy in the pixels. The scales are evenly spaced from
-    beta(gamma, 1 - 1/d - 0.01) to beta(gamma, 1e-72), with gamma the distance of the two largest logits. The scale is 1
+    beta(gamma, 1 - 1/d - 0.01) to beta(gamma, 1e-72), with gamma the gap between the two largest logits. The scale is 1
     where the image is misclassified, and where the maximum is at an end.
     """
     logits, gram = _gram(module, points)

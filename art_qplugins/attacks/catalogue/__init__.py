@@ -1,7 +1,7 @@
 """The attacks by id, ``library:name``. Nothing here imports a library; an attack's adapter does when it runs.
 
-``art:autoattack`` and ``torchattacks:autoattack`` are other algorithms than the published AutoAttack (other losses, ten
-times fewer iterations) and are therefore not offered under those names.
+``art:autoattack`` and ``torchattacks:autoattack`` do not exist. ART's and torchattacks' AutoAttack differ from the
+published one: they have other losses, or ten times fewer iterations.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from art_qplugins.registry import Registry
 
 __all__ = ["ATTACKS", "LIBRARIES", "OLD_IDS", "Attack", "Library", "current_id"]
 
-#: Today's ids by those that attacks had before version 0.2.
+#: Current ids by the ids before version 0.2.
 OLD_IDS: Mapping[str, str] = {"artq:shadow": "artq:full-precision"}
 
 ATTACKS: Registry[Attack] = Registry(
@@ -44,5 +44,5 @@ ATTACKS: Registry[Attack] = Registry(
 
 
 def current_id(attack: str) -> str:
-    """``attack``, or today's id where it is an old one, with a warning. The attack need not exist."""
+    """``attack``. For an old id, the current id, with a warning. The attack need not exist."""
     return ATTACKS[attack].name if attack in OLD_IDS else attack

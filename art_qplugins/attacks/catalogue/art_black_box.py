@@ -1,4 +1,4 @@
-"""ART's evasion attacks on image classifiers that see scores or decisions alone."""
+"""ART's black-box evasion attacks on image classifiers. They use scores or decisions only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS: list[Attack] = [
     _art(
         "vat",
         "VirtualAdversarialMethod",
-        "the direction that changes the answer most, by finite differences of every value",
+        "the direction that changes the prediction most, by finite differences in every value",
         {"max_iter": 10, "finite_diff": 1e-6},
         norms=("L2",),
         needs="scores",
@@ -25,7 +25,7 @@ ROWS: list[Attack] = [
     _art(
         "square",
         "SquareAttack",
-        "random search over squares; ART's version, one square for the whole batch",
+        "ART's version of Square: random search over squares, one square for the whole batch",
         {"max_iter": 1000, "p_init": 0.8, "nb_restarts": 1},
         needs="scores",
         cost=(0, 3_003),
@@ -44,7 +44,7 @@ ROWS: list[Attack] = [
     _art(
         "hop-skip-jump",
         "HopSkipJump",
-        "the boundary's direction from decisions alone, by many small steps aside",
+        "HopSkipJump: the direction of the boundary, estimated from decisions at many nearby points",
         {"max_iter": 50, "max_eval": 10000, "init_eval": 100, "init_size": 100},
         needs="decisions",
         minimum_norm=True,
@@ -53,7 +53,7 @@ ROWS: list[Attack] = [
     _art(
         "sign-opt",
         "SignOPTAttack",
-        "the direction in which the boundary is nearest, by the signs of small changes of it",
+        "Sign-OPT: the direction to the nearest boundary, from the signs of its directional derivatives",
         {
             "max_iter": 1000,
             "n_queries": 20000,
@@ -74,7 +74,7 @@ ROWS: list[Attack] = [
     _art(
         "zoo",
         "ZooAttack",
-        "Carlini & Wagner with finite differences in place of gradients",
+        "Carlini & Wagner with finite differences instead of gradients",
         {
             "max_iter": 10,
             "binary_search_steps": 1,
@@ -84,7 +84,7 @@ ROWS: list[Attack] = [
             "variable_h": 1e-4,
         },
         norms=("L2",),
-        # Resizing and importance are for images of 32 pixels a side and more, and ART mixes up the images of a batch.
+        # Resizing and importance sampling need images of at least 32x32, and ART mixes up the images of a batch.
         fixed={"use_resize": False, "use_importance": False, "batch_size": 1},
         needs="scores",
         minimum_norm=True,
@@ -106,7 +106,7 @@ ROWS: list[Attack] = [
     _art(
         "pixel",
         "PixelAttack",
-        "the colours of eps pixels, by differential evolution",
+        "new values for eps pixels, by differential evolution",
         {"max_iter": 100},
         norms=("L0",),
         fixed={"es": 1},
@@ -118,7 +118,7 @@ ROWS: list[Attack] = [
     _art(
         "threshold",
         "ThresholdAttack",
-        "every value within eps, by differential evolution",
+        "changes of every value within eps, by differential evolution",
         {"max_iter": 100},
         norms=("Linf",),
         fixed={"es": 1},

@@ -1,7 +1,7 @@
-"""ART's evasion attacks on image classifiers that follow gradients.
+"""ART's white-box evasion attacks on image classifiers.
 
-Left out are ``ProjectedGradientDescent``, which only chooses between others, and ``AutoAttack``, which is not the published
-one: its default is APGD-CE and APGD-DLR with five starts, DeepFool and ART's Square.
+``ProjectedGradientDescent`` is left out, because it only chooses between other attacks. ``AutoAttack`` is left out, because
+it is not the published one: its default is APGD-CE and APGD-DLR with five starts, DeepFool and ART's Square.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["ROWS"]
 
 _art = partial(attack_of, ART)
 _STARTS = {"num_random_init": "nb_random_init"}
-#: Of the attacks that adapt their step: the first one is 2 eps, as published, and ART's own default of 100 iterations.
+#: For attacks that adapt their step size: a first step of 2 eps, as published, and ART's default of 100 iterations.
 _ADAPTIVE = {"max_iter": 100, "rel_eps_step": 2.0, "num_random_init": 5}
 _CE, _DLR = {"loss_type": "cross_entropy"}, {"loss_type": "difference_logits_ratio"}
 
@@ -23,18 +23,23 @@ ROWS: list[Attack] = [
     _art(
         "fgsm",
         "FastGradientMethod",
-        "one step along the gradient's sign",
+        "one step along the sign of the gradient",
         norms=("Linf", "L2", "L1"),
         one_step=True,
         cost=(1, 1),
     ),
     _art(
-        "bim", "BasicIterativeMethod", "FGSM in small steps, no random start", ITERATIVE, norms=("Linf",), cost=(20, 22)
+        "bim",
+        "BasicIterativeMethod",
+        "iterated FGSM with small steps, no random start",
+        ITERATIVE,
+        norms=("Linf",),
+        cost=(20, 22),
     ),
     _art(
         "pgd",
         "ProjectedGradientDescentPyTorch",
-        "projected gradient descent on cross-entropy, with random starts",
+        "PGD on cross-entropy with random starts",
         {**ITERATIVE, "num_random_init": 1},
         norms=("Linf", "L2", "L1"),
         cost=(20, 22),
@@ -42,7 +47,7 @@ ROWS: list[Attack] = [
     _art(
         "pgd-numpy",
         "ProjectedGradientDescentNumpy",
-        "the same in NumPy, step by step through the estimator",
+        "the same in NumPy, one call of the estimator per step",
         {**ITERATIVE, "num_random_init": 1},
         norms=("Linf", "L2", "L1"),
         cost=(20, 22),
@@ -58,7 +63,7 @@ ROWS: list[Attack] = [
     _art(
         "apgd-ce",
         "AutoProjectedGradientDescent",
-        "ART's Auto-PGD on cross-entropy; steps halve when progress stops",
+        "ART's Auto-PGD on cross-entropy; the step size halves when progress stops",
         _ADAPTIVE,
         names=_STARTS,
         fixed=_CE,
@@ -124,7 +129,7 @@ ROWS: list[Attack] = [
     _art(
         "cw-l2",
         "CarliniL2Method",
-        "Carlini & Wagner: the least distance and a margin, weighed by a binary search",
+        "Carlini & Wagner: distance plus a margin term, weighted by a binary search",
         {"max_iter": 10, "binary_search_steps": 10, "learning_rate": 0.01, "initial_const": 0.01, "confidence": 0.0},
         norms=("L2",),
         minimum_norm=True,
@@ -150,7 +155,7 @@ ROWS: list[Attack] = [
     _art(
         "cw-l0",
         "CarliniL0Method",
-        "Carlini & Wagner in L0: pixels that matter least are put back one by one",
+        "Carlini & Wagner in L0: the least important pixels are reset one by one",
         {"max_iter": 10, "binary_search_steps": 10, "learning_rate": 0.01, "initial_const": 0.01, "confidence": 0.0},
         norms=("L0",),
         minimum_norm=True,
@@ -159,7 +164,7 @@ ROWS: list[Attack] = [
     _art(
         "ead",
         "ElasticNet",
-        "elastic net: Carlini & Wagner with an L1 term, the image of least L1 distance kept",
+        "elastic net: Carlini & Wagner with an L1 term; keeps the image of smallest L1 distance",
         {"max_iter": 100, "binary_search_steps": 9, "learning_rate": 0.01, "initial_const": 0.001, "beta": 0.001},
         norms=("L1",),
         fixed={"decision_rule": "L1"},
@@ -169,7 +174,7 @@ ROWS: list[Attack] = [
     _art(
         "deepfool",
         "DeepFool",
-        "to the nearest boundary of the linearized model, again and again",
+        "repeated steps to the nearest decision boundary of the linearized model",
         {"max_iter": 100, "overshoot": 1e-6, "nb_grads": 10},
         norms=("L2",),
         names={"overshoot": "epsilon"},
@@ -180,7 +185,7 @@ ROWS: list[Attack] = [
     _art(
         "newtonfool",
         "NewtonFool",
-        "Newton's steps on the probability of the class",
+        "Newton steps on the probability of the class",
         {"max_iter": 100, "eta": 0.01},
         norms=("L2",),
         probabilities=True,
@@ -201,7 +206,7 @@ ROWS: list[Attack] = [
     _art(
         "brendel-bethge",
         "BrendelBethgeAttack",
-        "along the decision boundary, from an adversarial image towards the clean one",
+        "steps along the decision boundary from an adversarial image towards the clean one",
         {"max_iter": 1000, "binary_search_steps": 10, "lr": 1e-3, "overshoot": 1.1, "init_size": 100},
         norms=("Linf", "L2", "L1", "L0"),
         names={"max_iter": "steps"},
@@ -214,7 +219,7 @@ ROWS: list[Attack] = [
     _art(
         "uap",
         "UniversalPerturbation",
-        "one perturbation for all images, gathered by DeepFool",
+        "one perturbation for all images, accumulated from DeepFool",
         {"max_iter": 20, "delta": 0.2},
         fixed={"attacker": "deepfool", "attacker_params": {"verbose": False}},
         scale_free=True,

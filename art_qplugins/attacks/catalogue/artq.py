@@ -1,4 +1,4 @@
-"""The attacks that no library has."""
+"""This package's own attacks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS: list[Attack] = [
     _own(
         "pgd-margin",
         "ProjectedGradientDescentPyTorch",
-        "PGD on the logit margin, which no scale of the logits can saturate",
+        "PGD on the logit margin, which no logit scale can saturate",
         {**ITERATIVE, "num_random_init": 1},
         target=f"{_ADAPTER}:pgd_margin",
         scale_free=True,
@@ -25,7 +25,7 @@ ROWS: list[Attack] = [
     _own(
         "apgd-margin",
         "apgd_margin",
-        "Auto-PGD on the logit margin; an image leaves the loop once it is misclassified",
+        "Auto-PGD on the logit margin; an image leaves the loop when it is misclassified",
         {"max_iter": 20},
         scale_free=True,
         takes_start=True,
@@ -34,7 +34,7 @@ ROWS: list[Attack] = [
     _own(
         "multi-targeted",
         "multi_targeted",
-        "Auto-PGD towards each of the nearest classes in turn, on the images that are not broken yet",
+        "targeted Auto-PGD on each of the nearest classes in turn, on the images still robust",
         {"max_iter": 20, "targets": 9},
         scale_free=True,
         targeted=True,
@@ -53,7 +53,7 @@ ROWS: list[Attack] = [
     _own(
         "surrogates",
         "surrogates",
-        "Auto-PGD by each surrogate gradient that applies (or those of kinds), the most faithful first",
+        "Auto-PGD through each surrogate gradient that applies (or those in kinds), the most faithful first",
         {"max_iter": 20, "kinds": [], "targets": 0},
         gradient="repaired",
         scale_free=True,
@@ -63,7 +63,7 @@ ROWS: list[Attack] = [
     _own(
         "full-precision",
         "full_precision",
-        "Auto-PGD on the full-precision twin of a quantized model, then from there on the model itself",
+        "Auto-PGD on the full-precision twin of a quantized model, then on the model from there",
         {"max_iter": 20},
         quantized=True,
         gradient="repaired",
@@ -74,7 +74,7 @@ ROWS: list[Attack] = [
     _own(
         "bits",
         "bits",
-        "Auto-PGD on the model at several bit widths of its activations, then from there on the model itself",
+        "Auto-PGD on the model at several activation bit widths, then on the model from there",
         {"max_iter": 20, "bits": [2, 3, 4, 8]},
         quantized=True,
         gradient="repaired",
@@ -85,7 +85,7 @@ ROWS: list[Attack] = [
     _own(
         "joint",
         "joint",
-        "Auto-PGD on weight times the model's loss plus the rest times its full-precision twin's",
+        "Auto-PGD on a weighted sum of the losses of the model and its full-precision twin",
         {"max_iter": 20, "weights": [0.5]},
         quantized=True,
         gradient="repaired",
@@ -96,7 +96,7 @@ ROWS: list[Attack] = [
     _own(
         "eot",
         "eot",
-        "Auto-PGD on the mean margin of a random model; as many draws a gradient as make it agree with itself",
+        "EOT: Auto-PGD on the mean margin of a random model, with enough draws for a stable gradient",
         {"max_iter": 20, "eot_iter": None},
         models="stochastic",
         gradient="mean",
@@ -107,7 +107,7 @@ ROWS: list[Attack] = [
     _own(
         "clean",
         "clean",
-        "no attack: the image as it is; its cell measures the gradients of the model within this radius",
+        "no attack: the clean image; its cell measures the gradients of the model within this radius",
         {"radius": 0.0, "directions": 20},
         target=f"{_ADAPTER}:clean",
         needs="nothing",

@@ -1,7 +1,7 @@
-"""The published AutoAttack: its suites, and its parts alone, with the parameters that they have in ``standard``.
+"""The published AutoAttack: its suites, and its components alone with their parameters in ``standard``.
 
-The DLR loss divides by the distance of the first logit to the third, so it needs three classes. Its targeted form divides
-by the distance to the mean of the third and the fourth, and needs four.
+The DLR loss divides by the gap between the first and the third logit, so it needs three classes. The targeted DLR loss
+divides by the gap between the first logit and the mean of the third and the fourth, so it needs four.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ ROWS: list[Attack] = [
         scale_free=True,
         cost=(4_040, 4_047),
     ),
-    _auto("apgd-ce", "apgd-ce", "the first part of autoattack:standard, alone", cost=(101, 111)),
+    _auto("apgd-ce", "apgd-ce", "the first component of autoattack:standard, alone", cost=(101, 111)),
     _auto(
         "apgd-dlr",
         "apgd-dlr",
-        "Auto-PGD on the difference-of-logits ratio, one start as in autoattack:rand",
+        "Auto-PGD on the difference-of-logits ratio, with one start as in autoattack:rand",
         needs_classes=3,
         scale_free=True,
         cost=(101, 111),
@@ -60,7 +60,7 @@ ROWS: list[Attack] = [
     _auto(
         "apgd-t",
         "apgd-t",
-        "the targeted DLR part of autoattack:standard, alone",
+        "the targeted DLR component of autoattack:standard, alone",
         needs_classes=4,
         scale_free=True,
         targeted=True,
@@ -69,14 +69,14 @@ ROWS: list[Attack] = [
     _auto(
         "fab",
         "fab",
-        "the minimum-norm part of autoattack:plus, alone, untargeted, one start",
+        "the minimum-norm component of autoattack:plus, alone, untargeted, one start",
         scale_free=True,
         cost=(1_000, 212),
     ),
     _auto(
         "fab-t",
         "fab-t",
-        "the minimum-norm part of autoattack:standard, alone",
+        "the minimum-norm component of autoattack:standard, alone",
         scale_free=True,
         targeted=True,
         cost=(900, 1_837),
@@ -84,7 +84,7 @@ ROWS: list[Attack] = [
     _auto(
         "square",
         "square",
-        "the black-box part of autoattack:standard, alone",
+        "the black-box component of autoattack:standard, alone",
         {"n_queries": 5000},
         needs="scores",
         cost=(0, 5_012),

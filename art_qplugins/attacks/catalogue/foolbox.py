@@ -1,6 +1,6 @@
 """The attacks of Foolbox 3.3, an optional extra.
 
-A family that Foolbox spells as one class for each norm is one row here. Left out are Foolbox's aliases.
+Foolbox has one class per norm for many attacks. Such a family is one row here. Foolbox's aliases are left out.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ ROWS: list[Attack] = [
         {**ITERATIVE, "momentum": 1.0},
         cost=(20, 21),
     ),
-    _fb("adam-bim", _each("AdamBasicIterativeAttack"), "BIM with Adam's steps", ITERATIVE, cost=(20, 21)),
-    _fb("adam-pgd", _each("AdamProjectedGradientDescentAttack"), "PGD with Adam's steps", ITERATIVE, cost=(20, 21)),
+    _fb("adam-bim", _each("AdamBasicIterativeAttack"), "BIM with Adam steps", ITERATIVE, cost=(20, 21)),
+    _fb("adam-pgd", _each("AdamProjectedGradientDescentAttack"), "PGD with Adam steps", ITERATIVE, cost=(20, 21)),
     _fb(
         "sparse-l1",
         "SparseL1DescentAttack",
-        "steps in the values whose gradients are the largest",
+        "steps in the values with the largest gradients",
         {**ITERATIVE, "quantile": 0.99},
         norms=("L1",),
         cost=(20, 21),
@@ -47,7 +47,7 @@ ROWS: list[Attack] = [
     _fb(
         "vat",
         "VirtualAdversarialAttack",
-        "the direction that changes the answer most",
+        "the direction that changes the prediction most",
         {"max_iter": 10, "xi": 1e-6},
         norms=("L2",),
         cost=(10, 12),
@@ -55,7 +55,7 @@ ROWS: list[Attack] = [
     _fb(
         "fmn",
         "LInfFMNAttack L2FMNAttack L1FMNAttack L0FMNAttack",
-        "fast minimum norm: the budget grows and shrinks with success",
+        "fast minimum norm: the allowed distance shrinks after a success and grows after a failure",
         {"max_iter": 100, "max_stepsize": 1.0, "gamma": 0.05},
         norms=_ALL,
         minimum_norm=True,
@@ -74,7 +74,7 @@ ROWS: list[Attack] = [
     _fb(
         "brendel-bethge",
         "LinfinityBrendelBethgeAttack L2BrendelBethgeAttack L1BrendelBethgeAttack L0BrendelBethgeAttack",
-        "along the decision boundary, from an adversarial image towards the clean one",
+        "steps along the decision boundary from an adversarial image towards the clean one",
         {"max_iter": 1000, "binary_search_steps": 10, "lr": 1e-3, "overshoot": 1.1},
         norms=_ALL,
         requires=("numba",),
@@ -95,7 +95,7 @@ ROWS: list[Attack] = [
     _fb(
         "ead",
         "EADAttack",
-        "elastic net, the image of least L1 distance kept",
+        "elastic net; keeps the image of smallest L1 distance",
         {"max_iter": 10000, "binary_search_steps": 9, "initial_stepsize": 0.01, "regularization": 0.01},
         norms=("L1",),
         fixed={"decision_rule": "L1"},
@@ -105,7 +105,7 @@ ROWS: list[Attack] = [
     _fb(
         "deepfool",
         "LinfDeepFoolAttack L2DeepFoolAttack",
-        "to the nearest boundary of the linearized model, again and again",
+        "repeated steps to the nearest decision boundary of the linearized model",
         {"max_iter": 50, "candidates": 10, "overshoot": 0.02},
         norms=("Linf", "L2"),
         minimum_norm=True,
@@ -115,7 +115,7 @@ ROWS: list[Attack] = [
     _fb(
         "newtonfool",
         "NewtonFoolAttack",
-        "Newton's steps on the probability of the class",
+        "Newton steps on the probability of the class",
         {"max_iter": 100, "stepsize": 0.01},
         norms=("L2",),
         minimum_norm=True,
@@ -124,7 +124,7 @@ ROWS: list[Attack] = [
     _fb(
         "hop-skip-jump",
         "HopSkipJumpAttack",
-        "the boundary's direction from decisions alone, by many small steps aside",
+        "HopSkipJump: the direction of the boundary, estimated from decisions at many nearby points",
         {"max_iter": 64, "initial_gradient_eval_steps": 100, "max_gradient_eval_steps": 10000, "gamma": 1.0},
         norms=("Linf", "L2"),
         needs="decisions",
@@ -144,7 +144,7 @@ ROWS: list[Attack] = [
     _fb(
         "pointwise",
         "PointwiseAttack",
-        "values of a noisy image put back one by one",
+        "a noisy image whose values are reset one by one",
         norms=("L2", "L0"),
         needs="decisions",
         minimum_norm=True,
@@ -153,7 +153,7 @@ ROWS: list[Attack] = [
     _fb(
         "gen-attack",
         "GenAttack",
-        "a genetic search towards the runner-up class",
+        "a genetic search towards the second most likely class",
         {"max_iter": 1000, "population": 10, "mutation_probability": 0.1, "mutation_range": 0.15},
         norms=("Linf",),
         needs="scores",
@@ -171,7 +171,7 @@ ROWS: list[Attack] = [
     _fb(
         "repeated-uniform-noise",
         "LinfRepeatedAdditiveUniformNoiseAttack L2RepeatedAdditiveUniformNoiseAttack",
-        "uniform noise of length eps, until one is adversarial",
+        "uniform noise of length eps, repeated until it succeeds",
         {"repeats": 100},
         norms=("Linf", "L2"),
         needs="decisions",
@@ -188,7 +188,7 @@ ROWS: list[Attack] = [
     _fb(
         "repeated-gaussian-noise",
         "L2RepeatedAdditiveGaussianNoiseAttack",
-        "Gaussian noise of length eps, until one is adversarial",
+        "Gaussian noise of length eps, repeated until it succeeds",
         {"repeats": 100},
         norms=("L2",),
         needs="decisions",
@@ -197,7 +197,7 @@ ROWS: list[Attack] = [
     _fb(
         "clipped-uniform-noise",
         "L2ClippingAwareAdditiveUniformNoiseAttack",
-        "uniform noise of length eps after it is clipped",
+        "uniform noise of length eps after clipping",
         norms=("L2",),
         needs="nothing",
         cost=(0, 1),
@@ -205,7 +205,7 @@ ROWS: list[Attack] = [
     _fb(
         "clipped-gaussian-noise",
         "L2ClippingAwareAdditiveGaussianNoiseAttack",
-        "Gaussian noise of length eps after it is clipped",
+        "Gaussian noise of length eps after clipping",
         norms=("L2",),
         needs="nothing",
         cost=(0, 1),
@@ -213,7 +213,7 @@ ROWS: list[Attack] = [
     _fb(
         "clipped-repeated-uniform-noise",
         "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack",
-        "the same, until one is adversarial",
+        "the same, repeated until it succeeds",
         {"repeats": 100},
         norms=("L2",),
         needs="decisions",
@@ -222,7 +222,7 @@ ROWS: list[Attack] = [
     _fb(
         "clipped-repeated-gaussian-noise",
         "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack",
-        "the same, until one is adversarial",
+        "the same, repeated until it succeeds",
         {"repeats": 100},
         norms=("L2",),
         needs="decisions",
@@ -231,7 +231,7 @@ ROWS: list[Attack] = [
     _fb(
         "salt-and-pepper",
         "SaltAndPepperNoiseAttack",
-        "ever more black and white values",
+        "more and more black and white values",
         {"max_iter": 1000},
         norms=("L2", "L1", "L0"),
         needs="decisions",
@@ -241,7 +241,7 @@ ROWS: list[Attack] = [
     _fb(
         "blended-noise",
         "LinearSearchBlendedUniformNoiseAttack",
-        "ever more of a uniformly random image",
+        "a blend with more and more of a uniformly random image",
         {"max_iter": 1000, "directions": 1000},
         needs="decisions",
         minimum_norm=True,
@@ -250,7 +250,7 @@ ROWS: list[Attack] = [
     _fb(
         "contrast",
         "L2ContrastReductionAttack",
-        "towards grey, by eps",
+        "less contrast: towards grey by eps",
         {"grey": 0.5},
         norms=("L2",),
         names={"grey": "target"},
@@ -260,7 +260,7 @@ ROWS: list[Attack] = [
     _fb(
         "contrast-binary-search",
         "BinarySearchContrastReductionAttack",
-        "towards grey, as far as it takes",
+        "less contrast: towards grey until it succeeds, by a binary search",
         {"binary_search_steps": 15, "grey": 0.5},
         names={"grey": "target"},
         needs="decisions",
@@ -270,7 +270,7 @@ ROWS: list[Attack] = [
     _fb(
         "contrast-linear-search",
         "LinearSearchContrastReductionAttack",
-        "towards grey, step by step",
+        "less contrast: towards grey until it succeeds, step by step",
         {"max_iter": 1000, "grey": 0.5},
         names={"grey": "target"},
         needs="decisions",
@@ -281,21 +281,21 @@ ROWS: list[Attack] = [
     _fb(
         "blur",
         "GaussianBlurAttack",
-        "ever more blurred",
+        "more and more blur",
         {"max_iter": 1000},
         fixed={"channel_axis": 1},
         needs="decisions",
         minimum_norm=True,
         cost=(0, 1_002),
     ),
-    _refused("spatial", "SpatialAttack", "rotations and shifts", "it keeps to no norm, so no budget says how far"),
+    _refused("spatial", "SpatialAttack", "rotations and shifts", "it has no norm, so eps cannot limit it"),
     _refused(
-        "data-set", "DatasetAttack", "another image of the data set", "it needs a data set and keeps to no budget"
+        "data-set", "DatasetAttack", "another image of the data set", "it needs a data set, and eps cannot limit it"
     ),
     _refused(
         "binarization",
         "BinarizationRefinementAttack",
-        "values of an adversarial image put back to where a model's own binarization is",
-        "it refines adversarial images that one has already",
+        "values of an adversarial image moved to the thresholds of a model that binarizes its input",
+        "it refines given adversarial images",
     ),
 ]

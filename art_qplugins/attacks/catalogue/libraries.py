@@ -1,4 +1,4 @@
-"""The libraries of attacks by name. An attack's id, ``library:name``, begins with the name of one.
+"""The attack libraries by name. An attack's id is ``library:name``.
 
 A package adds a library by an entry point of the group ``art_qplugins.libraries`` that resolves to a :class:`Library`, and
 its attacks by one of the group ``art_qplugins.attacks``.
@@ -15,14 +15,14 @@ __all__ = ["ART", "ARTQ", "AUTOATTACK", "FOOLBOX", "LIBRARIES", "TORCHATTACKS", 
 
 @dataclass(frozen=True, kw_only=True)
 class Library(Entry):
-    """What the attacks of one library share. ``target`` is the adapter, an :class:`~art_qplugins.attacks.craft.Adapter`.
+    """Settings that all attacks of a library share. ``target`` is its :class:`~art_qplugins.attacks.craft.Adapter`.
 
-    :ivar norms: the norms of a row that names none.
-    :ivar package: the distribution whose version changes the answers. The version is part of a cell's key.
-    :ivar requires: packages to import, any one of a line ``"this or that"``.
-    :ivar install: what to type after ``pip install`` where one of them is missing.
-    :ivar keeps_best: its attacks return the best image that they visited. The path of the others is tracked, since they
-        may pass an adversarial image and return another one.
+    :ivar norms: the norms of a row that has none.
+    :ivar package: the distribution whose version can change the results. The version is part of a cell's key.
+    :ivar requires: packages to import. An entry ``"this or that"`` needs one of the two.
+    :ivar install: the argument of ``pip install`` if one of them is missing.
+    :ivar keeps_best: its attacks return the best image that they visited. The path of other attacks is tracked, because
+        they may visit an adversarial image and return another one.
     """
 
     norms: tuple[str, ...]
@@ -72,7 +72,7 @@ FOOLBOX = Library(
 ARTQ = Library(
     name="artq",
     target="art_qplugins.attacks.adapters.artq:run",
-    help="attacks that no other library has",
+    help="this package's own attacks",
     norms=("Linf", "L2"),
     package="adversarial-robustness-toolbox",
     keeps_best=True,

@@ -1,4 +1,4 @@
-"""Everything that is known of an attack before its library is imported: one frozen row each."""
+"""The row of an attack: everything that is known about it before its library is imported."""
 
 from __future__ import annotations
 
@@ -13,46 +13,44 @@ from art_qplugins.registry import Entry
 
 __all__ = ["ITERATIVE", "Attack", "attack_of", "refused_attack_of"]
 
-#: rel_eps_step is the step size as a fraction of eps; None means min(1, 2.5 / max_iter).
+#: rel_eps_step is the step size as a fraction of eps. None means min(1, 2.5 / max_iter).
 ITERATIVE: Mapping[str, Any] = {"max_iter": 20, "rel_eps_step": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(Entry):
-    """``options`` is what a recipe may set, under names that all libraries share where they can.
+    """One attack. ``options`` are its settings in a recipe. All libraries share the option names where they can.
 
-    :ivar target: the adapter, where it is another than the library's.
-    :ivar upstream: what the adapter runs in its library; several names, one for each of ``norms``, where each norm has
-        its own.
-    :ivar norms: the norms whose budget it keeps to. None for an attack that is ``refused``.
-    :ivar needs: what it needs of a model: gradients, scores (logits), decisions (the class alone), or nothing.
-    :ivar models: the models that it is for.
-    :ivar needs_classes: the least number of classes. An attack that is written for one exact number checks it itself.
+    :ivar target: the adapter, if it is not the library's.
+    :ivar upstream: the name of the attack in its library. Several names are one for each of ``norms``.
+    :ivar norms: the norms in which eps limits it. A ``refused`` attack has none.
+    :ivar needs: what it needs from a model: gradients, scores (logits), decisions (the class only), or nothing.
+    :ivar models: the models that it is meant for.
+    :ivar needs_classes: the smallest number of classes. An attack for one exact number checks it itself.
     :ivar one_step: it takes one step along one gradient.
-    :ivar cost: gradients and forward passes for one image that it does not break, at the default options, on 10 classes
-        and 64 values, without the draws of a random model. Where its course depends on the model (minimum norm,
-        black-box, several surrogates), this is one measurement, of a linear model, and only its order of magnitude
-        counts. An attack that tries every value in turn (``art:vat``, ``art:simba``) grows with the image. ``None`` where
-        nothing is known.
-    :ivar gradient: the gradient that it follows at its default options, where it needs gradients; see :meth:`follows`.
-        ``"own"``: the one that the model gives at one call. ``"repaired"``: through another backward pass or another
-        network. ``"mean"``: a mean over several calls at each step, at the point or around it, and so over as many draws
-        of a random model.
-    :ivar scale_free: its loss does not depend on the scale of the logits: it gives the same images whatever they are
-        multiplied by. Of a suite, one of its losses. A margin that is weighed against a distance, as Carlini and Wagner's,
-        does depend on it.
-    :ivar targeted: it aims at other classes one at a time, at each of the nearest in turn.
-    :ivar quantized: it undoes a quantization, and there must be one.
-    :ivar minimum_norm: it looks for the nearest adversarial image, however far that is. An image beyond eps counts as
-        not found, and the clean one is returned for it.
-    :ivar takes_start: it can start from images that are given.
-    :ivar probabilities: it is written for probabilities; the adapter puts a softmax before it.
-    :ivar labels: what it is given: the true labels, as numbers or one-hot; the runner-up classes as targets; or nothing.
-    :ivar fixed: settings of the library's that are no option.
-    :ivar names: options that the library calls otherwise, where all of its attacks do not.
-    :ivar requires: packages to import beside the library's, any one of a line ``"this or that"``.
-    :ivar install: what to type after ``pip install`` where one is missing; the library's by default.
-    :ivar refused: why it cannot be chosen.
+    :ivar cost: gradients and forward passes for one robust image, at the default options, on 10 classes and 64 values,
+        for one draw of a random model. For minimum-norm and black-box attacks and several surrogates, the cost depends
+        on the model. It is then one measurement on a linear model, and only its order of magnitude counts. The cost of
+        an attack that tries every value in turn (``art:vat``, ``art:simba``) grows with the image. ``None`` means
+        unknown.
+    :ivar gradient: the gradient that it follows at its default options, see :meth:`follows`. ``"own"`` is the model's
+        gradient in one call. ``"repaired"`` comes from another backward pass or another network. ``"mean"`` is a mean
+        over several calls per step, at the point or around it. For a random model it is also a mean over draws.
+    :ivar scale_free: its loss does not depend on the logit scale: it crafts the same images for scaled logits. In a
+        suite one such loss is enough. The loss of Carlini and Wagner, a margin plus a distance, depends on the scale.
+    :ivar targeted: it attacks towards each of the nearest classes in turn.
+    :ivar quantized: it removes a quantization, so the model must have one.
+    :ivar minimum_norm: it searches for the nearest adversarial image at any distance. An image beyond eps counts as
+        not found and is replaced by the clean image.
+    :ivar takes_start: it can start from given images.
+    :ivar probabilities: it expects probabilities. The adapter adds a softmax.
+    :ivar labels: the labels that it gets: true labels as numbers or one-hot, the most likely other classes as targets,
+        or nothing.
+    :ivar fixed: settings of the library that are not options.
+    :ivar names: the library's names of options, if only this attack has them.
+    :ivar requires: packages to import in addition to the library's. An entry ``"this or that"`` needs one of the two.
+    :ivar install: the argument of ``pip install`` if one is missing. By default it is the library's.
+    :ivar refused: the reason why it cannot be chosen.
     """
 
     target: str = ""
@@ -79,7 +77,7 @@ class Attack(Entry):
 
     @property
     def library(self) -> Library | None:
-        """The library's row. ``None`` where no package has one, which is fine for an attack with its own ``target``."""
+        """The row of its library. It may be ``None`` for an attack with its own ``target``."""
         name = self.name.partition(":")[0]
         if name not in LIBRARIES:
             return None
@@ -87,16 +85,16 @@ class Attack(Entry):
 
     @property
     def knowledge(self) -> Literal["white-box", "black-box"]:
-        """What an attacker has to know of the model."""
+        """The knowledge that the attack needs."""
         return "white-box" if self.needs == "gradients" else "black-box"
 
     @property
     def ignores_scale(self) -> bool:
-        """Whether no scale of the logits can mislead it: by its loss, or because it sees no gradient."""
+        """Whether the logit scale cannot mislead it, because of its loss or because it uses no gradient."""
         return self.scale_free or self.knowledge == "black-box"
 
     def follows(self, options: Mapping[str, Any]) -> Literal["own", "repaired", "mean"]:
-        """:attr:`gradient` with these options: ``eot_iter`` says how many calls a gradient is the mean of."""
+        """The :attr:`gradient` with these options. ``eot_iter`` is the number of calls that a gradient averages."""
         calls = options.get("eot_iter")
         if calls is None:
             return self.gradient
@@ -110,16 +108,16 @@ class Attack(Entry):
     def load(self) -> Any:
         """The adapter.
 
-        :raises InputError: where there is none, or where it cannot be imported.
+        :raises InputError: where there is no adapter, or where it cannot be imported.
         """
         if self.target:
             return super().load()
         if self.library is None:
-            raise InputError(f"{self.name}: there is no library of this name and it has no target of its own")
+            raise InputError(f"{self.name}: no library has this name, and the attack has no target of its own")
         return self.library.load()
 
     def missing(self) -> str:
-        """What is not installed, ``""`` where nothing is amiss. Nothing is imported to find out."""
+        """The missing packages; ``""`` where none is missing. Nothing is imported."""
         library = () if self.library is None else self.library.requires
         for line in (*library, *self.requires):
             if not any(importlib.util.find_spec(package) for package in line.split(" or ")):
@@ -130,11 +128,11 @@ class Attack(Entry):
         return not self.missing()
 
     def to_install(self) -> str:
-        """What to type after ``pip install``."""
+        """The argument of ``pip install``."""
         return self.install or ("" if self.library is None else self.library.install)
 
     def require(self) -> None:
-        """:raises InputError: where a package is missing; it says what to type."""
+        """:raises InputError: where a package is missing. The message says what to type."""
         if missing := self.missing():
             raise InputError(
                 f"{self.name} needs {missing}, which is not installed; type: pip install {self.to_install()}"
@@ -168,7 +166,7 @@ def attack_of(
     """A row of a library.
 
     :param name: the id without the library.
-    :param norms: the library's by default.
+    :param norms: by default the library's norms.
     :param facts: further fields of :class:`Attack`.
     """
     return Attack(
@@ -182,8 +180,8 @@ def attack_of(
 
 
 def refused_attack_of(library: Library, name: str, upstream: str, help: str, reason: str) -> Attack:
-    """A row that is listed and cannot be chosen.
+    """A row that is listed but cannot be chosen.
 
-    :param help: what it does; the reason is added to it.
+    :param help: what the attack does. The reason is added.
     """
     return attack_of(library, name, upstream, f"{help}; {reason}", norms=(), refused=reason)

@@ -1,7 +1,8 @@
 """The attacks of torchattacks 3.5.1.
 
-Left out are what is no attack (VANILA), what combines or prepares others (MultiAttack, LGV), and ``AutoAttack``, which is
-not the published one: 10 iterations in place of 100 and another schedule of Square.
+VANILA is left out because it is no attack. MultiAttack and LGV are left out because they combine or prepare other
+attacks. ``AutoAttack`` is left out because it is not the published one: it has 10 iterations instead of 100 and another
+schedule of Square.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _RESTARTS = {"num_random_init": "n_restarts"}
 _DIVERSE = {"decay": 0.0, "resize_rate": 0.9, "diversity_prob": 0.5}
 
 ROWS: list[Attack] = [
-    _ta("fgsm", "FGSM", "one step along the gradient's sign", one_step=True, cost=(1, 1)),
+    _ta("fgsm", "FGSM", "one step along the sign of the gradient", one_step=True, cost=(1, 1)),
     _ta(
         "pgd",
         "PGD PGDL2",
-        "projected gradient descent on cross-entropy, random start",
+        "PGD on cross-entropy with a random start",
         ITERATIVE,
         norms=("Linf", "L2"),
         cost=(20, 20),
@@ -35,12 +36,12 @@ ROWS: list[Attack] = [
     _ta(
         "eotpgd",
         "EOTPGD",
-        "PGD on the mean gradient of several calls, for models that are random",
+        "EOT-PGD: PGD along the mean gradient of several calls, for random models",
         {**ITERATIVE, "eot_iter": 8},
         gradient="mean",
         cost=(160, 160),
     ),
-    _ta("bim", "BIM", "FGSM in small steps, no random start", ITERATIVE, cost=(20, 20)),
+    _ta("bim", "BIM", "iterated FGSM with small steps, no random start", ITERATIVE, cost=(20, 20)),
     _ta(
         "ffgsm",
         "FFGSM",
@@ -50,7 +51,7 @@ ROWS: list[Attack] = [
         cost=(1, 1),
     ),
     _ta("rfgsm", "RFGSM", "BIM after one random step (R+FGSM where max_iter is 1)", ITERATIVE, cost=(20, 20)),
-    _ta("tpgd", "TPGD", "PGD on the divergence from the clean answer (TRADES)", ITERATIVE, cost=(20, 21)),
+    _ta("tpgd", "TPGD", "PGD on the KL divergence from the clean output (TRADES)", ITERATIVE, cost=(20, 21)),
     _ta(
         "upgd",
         "UPGD",
@@ -58,11 +59,11 @@ ROWS: list[Attack] = [
         {**ITERATIVE, "decay": 1.0, "eot_iter": 1},
         cost=(20, 20),
     ),
-    _ta("nifgsm", "NIFGSM", "BIM with Nesterov's momentum", {**ITERATIVE, "decay": 1.0}, cost=(20, 20)),
+    _ta("nifgsm", "NIFGSM", "BIM with Nesterov momentum", {**ITERATIVE, "decay": 1.0}, cost=(20, 20)),
     _ta(
         "sinifgsm",
         "SINIFGSM",
-        "the same on m copies of the image that get darker",
+        "the same on m copies of the image at decreasing scales",
         {**ITERATIVE, "decay": 1.0, "m": 5},
         gradient="mean",
         cost=(100, 100),
@@ -70,7 +71,7 @@ ROWS: list[Attack] = [
     _ta(
         "vmifgsm",
         "VMIFGSM",
-        "momentum, with the gradient's variance at N neighbours taken off",
+        "momentum with variance tuning: corrected by gradients at N neighbours",
         {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
         gradient="mean",
         cost=(120, 120),
@@ -78,7 +79,7 @@ ROWS: list[Attack] = [
     _ta(
         "vnifgsm",
         "VNIFGSM",
-        "Nesterov's momentum, with the gradient's variance at N neighbours taken off",
+        "Nesterov momentum with variance tuning: corrected by gradients at N neighbours",
         {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
         gradient="mean",
         cost=(120, 120),
@@ -86,14 +87,14 @@ ROWS: list[Attack] = [
     _ta(
         "difgsm",
         "DIFGSM",
-        "BIM on images that are resized and padded at random",
+        "BIM on randomly resized and padded images",
         {**ITERATIVE, **_DIVERSE},
         cost=(20, 20),
     ),
     _ta(
         "tifgsm",
         "TIFGSM",
-        "DIFGSM with smoothed gradients",
+        "DIFGSM with gradients smoothed by a kernel",
         {**ITERATIVE, **_DIVERSE, "len_kernel": 15, "nsig": 3},
         cost=(20, 20),
     ),
@@ -108,15 +109,13 @@ ROWS: list[Attack] = [
     _ta(
         "pgdrs",
         "PGDRS PGDRSL2",
-        "PGD on the mean over noisy copies, for smoothed models",
+        "PGD on the mean over noisy copies, for models with randomized smoothing",
         {**ITERATIVE, "noise_sd": 0.5, "noise_batch_size": 5},
         norms=("Linf", "L2"),
         gradient="mean",
         cost=(100, 100),
     ),
-    _ta(
-        "pifgsm", "PIFGSM", "steps in blocks of pixels, beyond eps and back", _BLOCKS, names=_BLOCK_NAMES, cost=(10, 10)
-    ),
+    _ta("pifgsm", "PIFGSM", "patch-wise steps beyond eps, projected back", _BLOCKS, names=_BLOCK_NAMES, cost=(10, 10)),
     _ta(
         "pifgsmpp",
         "PIFGSMPP",
@@ -128,7 +127,7 @@ ROWS: list[Attack] = [
     _ta(
         "apgd",
         "APGD",
-        "torchattacks' Auto-PGD on cross-entropy, with 10 iterations as it comes; not autoattack:apgd-ce",
+        "torchattacks' Auto-PGD on cross-entropy with its default of 10 iterations; not autoattack:apgd-ce",
         {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
         names=_RESTARTS,
         norms=("Linf", "L2"),
@@ -137,7 +136,7 @@ ROWS: list[Attack] = [
     _ta(
         "apgdt",
         "APGDT",
-        "torchattacks' targeted Auto-PGD, with 10 iterations as it comes; not autoattack:apgd-t",
+        "torchattacks' targeted Auto-PGD with its default of 10 iterations; not autoattack:apgd-t",
         {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
         names=_RESTARTS,
         norms=("Linf", "L2"),
@@ -149,7 +148,7 @@ ROWS: list[Attack] = [
     _ta(
         "fab",
         "FAB",
-        "torchattacks' FAB, with 10 iterations as it comes; not autoattack:fab",
+        "torchattacks' FAB with its default of 10 iterations; not autoattack:fab",
         {"max_iter": 10, "num_random_init": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9},
         names=_RESTARTS,
         norms=("Linf", "L2"),
@@ -160,7 +159,7 @@ ROWS: list[Attack] = [
     _ta(
         "square",
         "Square",
-        "torchattacks' Square, with a rescaled schedule; not autoattack:square",
+        "torchattacks' Square with a rescaled schedule; not autoattack:square",
         {"n_queries": 5000, "num_random_init": 1, "p_init": 0.8},
         names=_RESTARTS,
         norms=("Linf", "L2"),
@@ -170,7 +169,7 @@ ROWS: list[Attack] = [
     _ta(
         "spsa",
         "SPSA",
-        "gradients by simultaneous perturbation, for models without gradients",
+        "SPSA: gradients estimated by simultaneous perturbation",
         {"max_iter": 1, "nb_sample": 128, "delta": 0.01, "lr": 0.01},
         names={"max_iter": "nb_iter"},
         needs="scores",
@@ -179,7 +178,7 @@ ROWS: list[Attack] = [
     _ta(
         "cw",
         "CW",
-        "Carlini & Wagner at one weight c, without its binary search",
+        "Carlini & Wagner with a fixed weight c, without binary search",
         {"max_iter": 50, "c": 1.0, "kappa": 0.0, "lr": 0.01},
         norms=("L2",),
         minimum_norm=True,
@@ -188,7 +187,7 @@ ROWS: list[Attack] = [
     _ta(
         "deepfool",
         "DeepFool",
-        "to the nearest boundary of the linearized model, image by image",
+        "steps to the nearest decision boundary of the linearized model, image by image",
         {"max_iter": 50, "overshoot": 0.02},
         norms=("L2",),
         minimum_norm=True,
@@ -198,7 +197,7 @@ ROWS: list[Attack] = [
     _ta(
         "eadl1",
         "EADL1",
-        "elastic net, the image of least L1 distance kept",
+        "elastic net; keeps the image of smallest L1 distance",
         {"max_iter": 100, **_ELASTIC},
         names={"max_iter": "max_iterations"},
         norms=("L1",),
@@ -208,7 +207,7 @@ ROWS: list[Attack] = [
     _ta(
         "eaden",
         "EADEN",
-        "elastic net, the image of least elastic distance kept",
+        "elastic net; keeps the image of smallest elastic-net distance",
         {"max_iter": 100, **_ELASTIC},
         names={"max_iter": "max_iterations"},
         norms=("L1",),
@@ -218,7 +217,7 @@ ROWS: list[Attack] = [
     _ta(
         "sparsefool",
         "SparseFool",
-        "DeepFool's boundary, reached by few pixels",
+        "few pixels that reach DeepFool's boundary",
         {"max_iter": 10, "lam": 3.0, "overshoot": 0.02},
         norms=("L0",),
         minimum_norm=True,
@@ -228,7 +227,7 @@ ROWS: list[Attack] = [
     _ta(
         "onepixel",
         "OnePixel",
-        "the colours of eps pixels, by differential evolution",
+        "new values for eps pixels, by differential evolution",
         {"max_iter": 10, "popsize": 10},
         norms=("L0",),
         needs="scores",
@@ -237,7 +236,7 @@ ROWS: list[Attack] = [
     _ta(
         "pixle",
         "Pixle",
-        "patches of pixels moved to other places",
+        "pixels rearranged within the image",
         {"restarts": 20, "max_iter": 10},
         names={"max_iter": "max_iterations"},
         norms=("L0",),
@@ -255,5 +254,5 @@ ROWS: list[Attack] = [
         scale_free=True,
         cost=(20, 5),
     ),
-    _refused("gn", "GN", "Gaussian noise", "it has a deviation and no budget; use foolbox:gaussian-noise"),
+    _refused("gn", "GN", "Gaussian noise", "it has a standard deviation and no eps; use foolbox:gaussian-noise"),
 ]
