@@ -1,7 +1,8 @@
-"""The ``artq`` command. Thin: it parses, shows, and picks the exit status; heavy imports wait until a command needs them.
+"""The ``artq`` command: it parses arguments, shows results and sets the exit status. Heavy imports are lazy.
 
-Exit status: 0 done, 1 a cell failed, ``artq replay`` found an image that does not break the model or ``artq compare`` found
-what ``--fail-on`` forbids, 2 bad input (one line on stderr), 3 ``artq diagnose`` found MASKED or INVALID, 130 interrupted.
+Exit status: 0 done. 1: a cell failed, ``artq replay`` found an image that does not break the model, or ``artq compare``
+found a difference beyond ``--fail-on``. 2: bad input (one line on stderr). 3: ``artq diagnose`` found MASKED or INVALID.
+130: interrupted.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ def artq(log_level: str) -> None:
 _RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 _SET = click.option("--set", "changes", multiple=True, metavar="A.B=VALUE", help="Change one setting of the recipe.")
 _OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: results/NAME]")
-_ROOT = click.option("--data-root", help="Where data sets are.  [default: $ARTQ_DATA, else the platform's cache]")
-_DOWNLOAD = click.option("--download", is_flag=True, help="Fetch a data set that is not there.")
+_ROOT = click.option("--data-root", help="The data folder.  [default: $ARTQ_DATA, else the platform's cache]")
+_DOWNLOAD = click.option("--download", is_flag=True, help="Fetch a missing data set.")
 _EXECUTOR = click.option(
     "--executor",
     type=click.Choice(["serial", "ray"]),
     default="serial",
     show_default=True,
-    help="Where a recipe's cells are computed: here, or on a Ray cluster.",
+    help="Compute cells in this process, or on a Ray cluster.",
 )
 _WORKERS = click.option(
     "--workers",
@@ -49,7 +50,7 @@ _WORKERS = click.option(
     help="Processes of --executor ray.  [default: one for every GPU, else for every core]",
 )
 _ADDRESS = click.option(
-    "--address", help="Of a running Ray cluster, or auto.  [default: start one on this machine]", metavar="ADDR"
+    "--address", help="Address of a running Ray cluster, or auto.  [default: start one on this machine]", metavar="ADDR"
 )
 
 
@@ -62,7 +63,7 @@ _ADDRESS = click.option(
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Attack N images; the same as --set data.limit=N."
 )
-@click.option("--dry-run", is_flag=True, help="Check the recipe, list what would run, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the recipe, list its cells, and write nothing.")
 @click.option("--log", metavar="tensorboard:DIR|mlflow:URI", help="Also send losses and accuracies to a tracker.")
 @_EXECUTOR
 @_WORKERS
@@ -78,10 +79,10 @@ def run(
     log: str | None,
     **executor: Any,
 ) -> None:
-    """Train what has no checkpoint, attack, verify, diagnose, report.
+    """Train models without a checkpoint, attack, score, diagnose, report.
 
-    RECIPE is a TOML file, or the name of a recipe that comes with this package. The same command again reuses everything
-    that is finished. Example: artq run digits
+    RECIPE is a TOML file, or the name of a recipe that comes with this package. The same command again reuses finished
+    cells. Example: artq run digits
     """
     from art_qplugins.recipes.load import load_recipe
 
@@ -113,7 +114,7 @@ def run(
 
 @artq.command()
 @click.argument("recipe", type=click.Path(path_type=Path), required=False)
-@click.option("--model", metavar="MODULE:FACTORY", help="In place of a recipe: a function that gives a torch module.")
+@click.option("--model", metavar="MODULE:FACTORY", help="A function that returns a torch module, instead of a recipe.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for --model, a .safetensors file.")
 @click.option(
     "--data", default="digits", show_default=True, help="Data set for --model; 'artq ls datasets' lists them."
@@ -121,10 +122,10 @@ def run(
 @click.option(
     "--norm", default="Linf", type=click.Choice(["Linf", "L2", "L1", "L0"]), show_default=True, help="Norm for --model."
 )
-@click.option("--eps", default="8/255", show_default=True, help="Budget for --model.")
-@click.option("--attack", default="art:pgd", show_default=True, help="Attack that the claim for --model rests on.")
+@click.option("--eps", default="8/255", show_default=True, help="eps for --model.")
+@click.option("--attack", default="art:pgd", show_default=True, help="Claimed attack for --model.")
 @click.option(
-    "--claimed", type=float, help="Accuracy claimed for --model, in [0, 1].  [default: what the attack leaves]"
+    "--claimed", type=float, help="Claimed accuracy for --model, in [0, 1].  [default: the accuracy under the attack]"
 )
 @_OUT
 @_ROOT
@@ -134,14 +135,14 @@ def run(
 @click.option(
     "--level",
     type=click.IntRange(0, 3),
-    help="How far to go: 0 measures, 1 tries cheap attacks, 2 all controls, 3 everything.  [default: 2, and 3 where "
+    help="Level of the diagnosis: 0 measures, 1 adds cheap attacks, 2 all controls, 3 everything.  [default: 2, and 3 if "
     "something was found]",
 )
 @click.option(
     "--budget",
     type=click.FloatRange(min=0),
     metavar="B",
-    help="Gradient evaluations per image to spend.  [default: any]",
+    help="Gradient evaluations per image to spend.  [default: no limit]",
 )
 @_EXECUTOR
 @_WORKERS
@@ -161,7 +162,7 @@ def diagnose(
     address: str | None,
     **about_model: Any,
 ) -> None:
-    """Put robustness claims to the test: those of a recipe, or of any torch module.
+    """Test the robustness claims of a recipe, or of any torch module.
 
     Exit status 3 where a verdict is MASKED or INVALID, so that a CI job can depend on it. Example: artq diagnose --model
     mypackage.models:make_net --checkpoint weights.safetensors --data cifar10 --eps 8/255 --claimed 0.52
@@ -219,19 +220,19 @@ def _about(
 
 @artq.command()
 @click.argument("evidence", type=click.Path(path_type=Path))
-@click.option("--model", required=True, metavar="MODULE:FACTORY", help="A function that gives the torch module.")
+@click.option("--model", required=True, metavar="MODULE:FACTORY", help="A function that returns the torch module.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Its weights, a .safetensors file.")
 def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
-    """Ask a model again the images that a diagnosis kept as EVIDENCE.
+    """Evaluate a model again on the adversarial images in EVIDENCE of a diagnosis.
 
-    Measures every distance anew and needs no attack. Exit status 0 where every image is legal and answered wrongly (by a
-    random model: in a quarter of 20 fresh draws or more), else 1.
+    Every distance is measured again, and no attack is run. The exit status is 0 if every image is legal and misclassified
+    (by a random model: in at least a quarter of 20 fresh draws), else 1.
     Example: artq replay results/net/evidence/net.npz --model mypackage.models:make_net --checkpoint weights.safetensors
     """
     from art_qplugins.evidence import read_evidence
     from art_qplugins.evidence import replay as ask
 
-    read_evidence(evidence)  # a bad file is told before a network is built
+    read_evidence(evidence)  # report a bad file before a network is built
     from art_qplugins.checkpoint import load_checkpoint
     from art_qplugins.recipes.factory import make_module
     from art_qplugins.terminal.results import show_replay
@@ -252,7 +253,7 @@ def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
 @_DOWNLOAD
 @_SET
 def train(recipe: Path, out: Path | None, data_root: str | None, download: bool, changes: tuple[str, ...]) -> None:
-    """Train the models that have no checkpoint, and stop."""
+    """Train only the models without a checkpoint."""
     from art_qplugins.recipes.load import load_recipe
 
     settings, given = load_recipe(recipe, changes)
@@ -288,9 +289,10 @@ def report(folder: Path) -> None:
 def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
     """Compare the runs in folders A and B, model by model and image by image.
 
-    Both must be on the same images. The difference is B minus A in points with a 95 % bootstrap interval; p is McNemar's
-    exact test (for random models a sign-flip test), and Holm's p allows for all rows of the table. With --fail-on, a model
-    that only A has fails too. Example: artq compare results/main results/branch --fail-on robust_accuracy:-1%
+    Both must be on the same images. The difference is B minus A in points with a 95 % bootstrap interval. p is
+    McNemar's exact test, for random models a sign-flip test. Holm's p is corrected for all rows of the table. With
+    --fail-on, a model that only A has fails too. Example: artq compare results/main results/branch --fail-on
+    robust_accuracy:-1%
     """
     from art_qplugins.report.limits import parse_limit
 
@@ -331,7 +333,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         artq.main(arguments, prog_name="artq", standalone_mode=False)
     except click.exceptions.Abort:
-        _fail("interrupted; the same command again goes on from here", 130)
+        _fail("interrupted; the same command again continues from here", 130)
     except click.UsageError as error:
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         _fail(f"{error.format_message()}{hint}", 2)
@@ -340,9 +342,9 @@ def main(arguments: list[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command again goes on from here", 130)
+        _fail("interrupted; the same command again continues from here", 130)
     except OSError as error:
-        _fail(f"{error}; what is finished is kept, and the same command again goes on from there", 1)
+        _fail(f"{error}; finished cells are kept, and the same command again continues from there", 1)
 
 
 def _fail(message: str, status: int) -> Any:

@@ -262,7 +262,7 @@ def test_each_cell_says_what_is_left_so_far(capsys):
             finished([1, 1, 1, 0], role="clean", eps=0),
             finished([1, 1, 0, 0]),
             finished([0, 1, 1, 1], attack="art:fgsm"),
-            finished([0], attack="art:bim", rows=[1]),  # on the one image that still stands
+            finished([0], attack="art:bim", rows=[1]),  # on the one image that is still robust
         ):
             progress.left(None, "end")
             progress.cell(outcome, False)
@@ -450,7 +450,7 @@ def shown(model, capsys):
 def test_a_diagnosis_is_told_at_80_columns(capsys):
     out = shown(diagnosis(), capsys)
     lines = [line.rstrip() for line in out.splitlines()]
-    assert all(len(line) <= 80 for line in lines if not line.startswith(("evidence:", "ask again:")))
+    assert all(len(line) <= 80 for line in lines if not line.startswith(("evidence:", "check it:")))
     assert "\x1b" not in out and "\N{NO-BREAK SPACE}" not in out
     words = " ".join(out.split())
     for part in (
@@ -468,7 +468,7 @@ def test_a_diagnosis_is_told_at_80_columns(capsys):
     step = next(line for line in lines if line.startswith("1      margin"))
     assert step.split() == ["1", "margin", "190", "0", "20", "21"]
     assert "evidence: my run/evidence/net.npz" in lines
-    assert "ask again: artq replay 'my run/evidence/net.npz' --model MODULE:FACTORY" in lines
+    assert "check it: artq replay 'my run/evidence/net.npz' --model MODULE:FACTORY" in lines
 
 
 def test_a_diagnosis_that_has_little_is_told_too(capsys):
@@ -497,7 +497,7 @@ def test_diagnose_and_replay(artq):
     evidence = Path("out") / model["evidence"]
     assert f"evidence: {evidence}" in out
     status, out, err = artq("replay", evidence, "--model", "mine:make")
-    assert (status, err) == (0, "") and "images are answered wrongly" in out
+    assert (status, err) == (0, "") and "images are misclassified" in out
 
 
 def test_train_stops_at_the_checkpoints(artq):
@@ -526,7 +526,7 @@ def test_a_failed_cell_makes_the_exit_status_1(artq, monkeypatch):
 @pytest.mark.parametrize(
     ("raised", "status", "message"),
     [
-        (KeyboardInterrupt(), 130, "interrupted; the same command again goes on from here"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command again continues from here"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
     ],
 )

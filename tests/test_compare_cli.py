@@ -91,7 +91,7 @@ def test_the_table_is_what_the_images_say(artq, runs):
 )
 def test_a_model_that_is_gone_fails_every_limit(limit, status, artq, runs):
     got, out, err = artq("compare", *runs, "--fail-on", limit)
-    assert (got, err) == (status, "") and "FAILED: old is in A alone" in out
+    assert (got, err) == (status, "") and "FAILED: old is only in A" in out
     assert ("FAILED: net: worst case at Linf" in out) == (limit == "robust_accuracy:-19.9%")
 
 

@@ -1,8 +1,8 @@
 """A run's records as tables, figures and one self-contained page.
 
 Everything is read from ``results.json``, ``samples.jsonl`` and ``cells/*.npz``. Neither torch nor ART is imported, so a
-report can be made anywhere from a copied folder. No number of the records is computed again. One number is computed here
-alone, image by image: the worst case on a pixel grid.
+report can be made anywhere from a copied folder. No number of the records is computed again. Only one number is
+computed here, image by image: the worst case on a pixel grid.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["SECTIONS", "Run", "Section", "read_run", "write_report"]
 def write_report(folder: Path) -> list[Path]:
     """Write tables, ``figures/*.svg`` and ``report.html`` into a run's folder.
 
-    Tables are ``results.md``, ``results.csv`` and ``results.tex``, and where pyarrow is installed ``results.parquet`` and
-    ``samples.parquet``. A model that RobustBench's leaderboards would take has its JSON entry. The same records give the
-    same bytes. Each file is replaced as a whole, so that a reader never sees half of one.
+    Tables are ``results.md``, ``results.csv`` and ``results.tex``. With pyarrow installed, also ``results.parquet`` and
+    ``samples.parquet``. A model that RobustBench's leaderboards would accept gets its JSON entry. The same records give
+    the same bytes. Each file is replaced as a whole, so that a reader never sees half of one.
 
-    :param folder: the folder of a run, holding ``results.json`` and, where cells were scored, ``samples.jsonl``.
+    :param folder: the folder of a run with ``results.json`` and, if cells were scored, ``samples.jsonl``.
     :return: the files written, ``report.html`` last.
-    :raises InputError: where ``results.json`` or ``samples.jsonl`` cannot be read. Nothing has been written then.
+    :raises InputError: where ``results.json`` or ``samples.jsonl`` cannot be read. Nothing is written then.
     """
     # matplotlib, jinja2 and scipy are imported only where a report is made
     from art_qplugins.report import csv_table, html, markdown, parquet, robustbench, tex
@@ -41,7 +41,7 @@ def write_report(folder: Path) -> list[Path]:
         "report.html": html.page(run, figures),
     }
     for stale in (*run.folder.glob("robustbench*.json"), *(run.folder / name for name in parquet.NAMES)):
-        if stale.name not in files:  # of other records than these
+        if stale.name not in files:  # entries of earlier records
             stale.unlink(missing_ok=True)
     binary = parquet.write(run)
     return [*binary, *(write_text(run.folder / name, text) for name, text in files.items())]

@@ -1,4 +1,4 @@
-"""A run's folder: its records are read here, and finished files are written here."""
+"""Reads the records of a run from its folder, and writes finished files into it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from art_qplugins.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The records of one run. ``samples`` is by cell id, and each list has the order of the rows of the cell's npz."""
+    """The records of one run. The keys of ``samples`` are cell ids. Each list has the row order of the cell's npz."""
 
     folder: Path
     results: Results
@@ -32,9 +32,9 @@ class Run:
     def images(self, cell_id: str) -> NDArray[np.float32] | None:
         """``x_adv`` of a cell, (n, C, H, W) float32 in [0, 1]; ``None`` where it was not kept or cannot be read.
 
-        A missing or damaged file is no error here, since a report without pictures is still a report.
+        A missing or damaged file is no error here: the report then has fewer pictures.
         """
-        if Path(cell_id).name != cell_id:  # an id comes from a file; it must not lead out of the folder
+        if Path(cell_id).name != cell_id:  # the id comes from a file and must not lead out of the folder
             return None
         try:
             # The file is opened here, since np.load leaves it open where it is no zip.
@@ -53,7 +53,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """Read and check the records of ``folder``.
 
-    :raises InputError: in one line, where a file is missing, damaged or of another schema.
+    :raises InputError: where a file is missing, damaged or of another schema.
     """
     folder = Path(folder)
     return Run(
@@ -65,7 +65,7 @@ def _read_results(path: Path) -> Results:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the folder of a run, which 'artq run RECIPE' writes") from None
+        raise InputError(f"{path}: no such file; give the folder of a run, as written by 'artq run RECIPE'") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the folder of a run") from None
     except ValueError as error:

@@ -1,8 +1,8 @@
-"""HTML that another package wrote for the page: checked, and written out again.
+"""Checks the HTML of another package for the page, and writes it out again.
 
-The page's policy already forbids its scripts and its requests. The check says so in words instead of leaving a gap, and it
-keeps what would break the page around it: elements that are not closed, and ids that the page has already. What goes into
-the page is written anew from what was checked, so a browser reads what the check read.
+The content security policy of the page already blocks scripts and requests. The check gives an error message instead of an
+empty place. It also refuses HTML that would break the page: elements that are not closed, and ids that the page has
+already. The checked HTML is written anew, so a browser reads exactly what was checked.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from markupsafe import Markup
 __all__ = ["Refused", "checked"]
 
 _VOID = {"area", "br", "col", "hr", "img", "input", "source", "track", "wbr"}
-#: They run, fetch or send something, or change the page outside of the fragment.
+#: These elements run, fetch or send something, or change the page outside of the fragment.
 _REFUSED_TAGS = (
     {"script", "style", "link", "meta", "base", "template", "noscript"}
     | {"iframe", "frame", "frameset", "object", "embed", "applet", "portal", "form"}
@@ -24,19 +24,19 @@ _REFUSED_TAGS = (
 )
 _REFUSED_ATTRIBUTES = {"srcset", "imagesrcset", "srcdoc", "ping"}
 _ADDRESSES = {"src", "href", "xlink:href", "poster", "action", "formaction", "background", "data", "longdesc"}
-_INSIDE = ("#", "data:")  # how an address starts that stays in the page
+_INSIDE = ("#", "data:")  # prefixes of addresses that stay in the page
 _URL = re.compile(r"url\(\s*['\"]?\s*([^'\")]*)", re.IGNORECASE)
 _TAG, _NAME = re.compile(r"[a-z][a-z0-9:-]*"), re.compile(r"[a-z_][a-z0-9_:.-]*")
 
 
 class Refused(ValueError):
-    """The fragment cannot go into the page; the message says why."""
+    """The fragment cannot go into the page. The message is the reason."""
 
 
 def checked(html: str, prefix: str) -> Markup:
-    """``html`` as it may go into the page.
+    """``html`` after the check, ready for the page.
 
-    :param prefix: what each id in it must begin with, so that none is used twice.
+    :param prefix: required prefix of each id, so that no id is used twice.
     :raises Refused: where it runs, fetches or sends anything, leads elsewhere, or leaves an element open.
     """
     writer = _Writer(prefix)
@@ -48,7 +48,7 @@ def checked(html: str, prefix: str) -> Markup:
 
 
 class _Writer(HTMLParser):
-    """Writes what it reads. Comments and declarations are left out."""
+    """Writes the HTML that it reads, without comments and declarations."""
 
     def __init__(self, prefix: str) -> None:
         super().__init__(convert_charrefs=True)

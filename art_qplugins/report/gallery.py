@@ -1,4 +1,4 @@
-"""A few images that the strongest attack broke: clean, adversarial, and ten times their difference.
+"""A few images that the strongest attack broke: the clean image, the adversarial image, and ten times their difference.
 
 Each picture is a PNG in a data URI, so that the page needs no other file.
 """
@@ -43,9 +43,9 @@ class Gallery:
 
 
 def gallery(model: ModelResult, run: Run) -> Gallery | None:
-    """Images that are right when clean and wrong after the strongest attack whose images are on disk.
+    """Images that are classified correctly when clean, and wrongly after the strongest attack whose images are on disk.
 
-    Images that the claimed attack did not break come first: each is a proof by itself. ``None`` where there is no image.
+    Images that the claimed attack did not break come first, because each is a proof. ``None`` if there is no image.
     """
     clean_cell = select.clean(model, run.results)
     clean_images = None if clean_cell is None else run.images(clean_cell.id)
@@ -56,7 +56,7 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
     robust = (
         {sample.sample for sample in run.samples.get(claimed.id, []) if sample.correct >= 0.5} if claimed else set()
     )
-    for cell, broken in _strongest(select.at_budget(model, run.results), run, set(rows), robust):
+    for cell, broken in _strongest(select.at_threat(model, run.results), run, set(rows), robust):
         images = run.images(cell.id)
         if images is None or images.shape[1:] != clean_images.shape[1:]:
             continue
@@ -79,11 +79,11 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
 def _strongest(
     cells: list[Cell], run: Run, right: set[str], robust: set[str]
 ) -> list[tuple[Cell, list[tuple[int, Sample]]]]:
-    """Cells with the rows that they broke. Those that broke most images beyond the claimed attack come first.
+    """Cells with the rows that they broke. Cells that broke the most images beyond the claimed attack come first.
 
-    Images are counted and not averaged, since some cells attacked fewer images than others.
+    Images are counted and not averaged, because some cells attacked fewer images than others.
 
-    :param right: images that are right when clean.
+    :param right: images that are classified correctly when clean.
     :param robust: images that the claimed attack did not break.
     """
     found = []
@@ -99,7 +99,7 @@ def _strongest(
 
 
 def _choose(broken: list[tuple[int, Sample]], robust: set[str]) -> list[tuple[int, Sample]]:
-    """Proofs first, then one image a label before a second of the same label, then in the order of the data."""
+    """Sort proofs first, then one image per label before a second one of the same label, then by the order of the data."""
     ranked: list[tuple[bool, int, int, Sample]] = []
     repeats: Counter[int] = Counter()
     for row, sample in sorted(broken, key=lambda item: (item[1].sample not in robust, item[0])):
@@ -109,7 +109,7 @@ def _choose(broken: list[tuple[int, Sample]], robust: set[str]) -> list[tuple[in
 
 
 def difference(clean: NDArray[np.float32], adversarial: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Ten times the change of each pixel about mid-grey, clipped. (C, H, W) in [0, 1]; lighter where it was raised."""
+    """Ten times the change of each pixel around mid-grey, clipped, (C, H, W) in [0, 1]. Raised pixels are lighter."""
     return np.asarray(np.clip(0.5 + AMPLIFIED * (adversarial - clean), 0.0, 1.0), dtype=np.float32)
 
 
@@ -119,7 +119,7 @@ def _class_name(run: Run, index: int) -> str:
 
 
 def data_uri(image: NDArray[np.float32]) -> str:
-    """A PNG in a data URI. The page enlarges it, so that no pixel blurs.
+    """A PNG in a data URI. The page enlarges it without blur.
 
     :param image: (C, H, W) float32 in [0, 1], with C 1 or 3.
     """

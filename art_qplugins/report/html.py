@@ -1,4 +1,4 @@
-"""``report.html``: one page that fetches nothing, made of the records and the figures. ``templates`` says how it looks."""
+"""``report.html``: one self-contained page made from the records, the figures and ``templates``."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _PACKAGE = "art_qplugins.report"
 
 @dataclass(frozen=True, kw_only=True)
 class _ModelView:
-    """One model, with what a template cannot look up.
+    """One model, with everything that a template cannot look up.
 
-    :ivar at: the budget that the model is discussed at; ``robust`` is its worst case there.
-    :ivar checks: by subject, then by outcome: each finding with its row in the table of findings.
-    :ivar counts: findings by outcome.
+    :ivar at: the norm and eps of the model's main numbers. ``robust`` is its worst case there.
+    :ivar checks: by class of check, then by outcome: each finding with its row in the table of findings.
+    :ivar counts: number of findings by outcome.
     :ivar evidence: address of the evidence file, relative to the page.
-    :ivar robustbench: why its leaderboards would not take this model.
+    :ivar robustbench: reasons why RobustBench's leaderboards would not accept this model.
     """
 
     anchor: str
@@ -58,8 +58,8 @@ class _ModelView:
 def page(run: Run, figures: Figures) -> str:
     """The page as text.
 
-    Every string of the records is escaped. What goes in as it is are the figures drawn here, the style sheet, the one
-    script, and the checked HTML of sections from other packages.
+    Every string of the records is escaped. Only the figures drawn here, the style sheet, the script, and the checked
+    HTML of sections from other packages are not.
     """
     results = run.results
     script = _own("sort.js")
@@ -74,7 +74,7 @@ def page(run: Run, figures: Figures) -> str:
             script=Markup(script),
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             figures=figures,
-            budgets=select.budgets(results),
+            threats=select.threats(results),
             groups=_groups(results.cells, lambda cell: cell.model),
             names=_names(results.cells),
             skipped=sum(cell.status == "skipped" for cell in results.cells),
@@ -102,7 +102,7 @@ def _own(name: str) -> str:
 
 
 def _view(index: int, model: ModelResult, run: Run, figures: Figures) -> _ModelView:
-    at = select.budget(model, run.results)
+    at = select.threat(model, run.results)
     outcomes = [words.OUTCOMES[finding.fired] for finding in model.findings]
     findings = words.ordered(model.findings)
     return _ModelView(
@@ -134,7 +134,7 @@ def _groups(cells: list[Cell], key: Callable[[Cell], Hashable]) -> dict[Hashable
 
 
 def _names(cells: list[Cell]) -> dict[str, str]:
-    """Short names by cell id. They differ among cells at the same budget; the budget has a column of its own."""
+    """Short names by cell id. They differ among cells at the same norm and eps, which have a column of their own."""
     names: dict[str, str] = {}
     for group in _groups(cells, lambda cell: (cell.model, cell.norm, cell.eps)).values():
         names |= select.labels(group)
@@ -142,13 +142,13 @@ def _names(cells: list[Cell]) -> dict[str, str]:
 
 
 def _checks(findings: list[Finding]) -> list[tuple[str, dict[str, list[tuple[int, Finding]]]]]:
-    """Each subject that has a check, with its checks by outcome and their rows in the table of findings."""
+    """Each class that has a check, with its checks by outcome and their rows in the table of findings."""
     table = []
-    for subject in words.SUBJECTS:
-        rows = [(row, finding) for row, finding in enumerate(findings, 1) if words.subject(finding) == subject]
+    for name in words.CHECK_CLASSES:
+        rows = [(row, finding) for row, finding in enumerate(findings, 1) if words.check_class(finding) == name]
         if rows:
             outcomes = words.OUTCOMES.items()
-            table.append((subject, {word: [r for r in rows if r[1].fired is fired] for fired, word in outcomes}))
+            table.append((name, {word: [r for r in rows if r[1].fired is fired] for fired, word in outcomes}))
     return table
 
 

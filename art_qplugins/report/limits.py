@@ -1,7 +1,7 @@
-"""How far two runs may be apart: ``robust_accuracy:-1%``, as ``artq compare --fail-on`` takes it.
+"""Limits on the difference of two runs, such as ``robust_accuracy:-1%`` for ``artq compare --fail-on``.
 
-A limit is compared with the difference itself and not with its interval. Both runs have the same images, so on these the
-difference is exact. A gate that waited for significance would let a model get worse a little at a time.
+A limit is compared with the difference and not with its interval. Both runs have the same images, so the difference on these
+images is exact. A check that waited for significance would let a model get worse in small steps.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _EXAMPLE = "write it as robust_accuracy:-1%"
 
 @dataclass(frozen=True)
 class Limit:
-    """A difference B - A that is still allowed, as a fraction: negative or 0 limits a fall, positive a rise."""
+    """The largest allowed difference B - A, as a fraction. A negative limit or 0 limits a fall, a positive one a rise."""
 
     metric: str  # of words.METRICS
     points: float
 
     def broken_by(self, found: Comparison) -> Iterator[str]:
-        """A line for each difference beyond the limit, and for each model that the second run lacks.
+        """One line for each difference beyond the limit, and for each model that the second run lacks.
 
-        :raises InputError: where no model has the metric in both runs, since the limit could not fail then.
+        :raises InputError: where no model has the metric in both runs, because the limit could not fail then.
         """
         rows = [row for row in found.rows if row.metric == self.metric]
         if not rows:
             raise InputError(f"--fail-on {self.metric}: no model has this in both runs; run both with the same attacks")
         for name in found.only_first:
-            yield f"{name} is in A alone"
+            yield f"{name} is only in A"
         for row in rows:
             beyond = row.difference - self.points if self.points > 0 else self.points - row.difference
             if beyond > 1e-9:
-                at = "" if row.eps is None else f" at {words.budget(row.norm, row.eps)}"
+                at = "" if row.eps is None else f" at {words.threat(row.norm, row.eps)}"
                 yield (
                     f"{row.first}: {words.METRICS[row.metric]}{at} {words.signed(row.difference)} points, "
                     f"beyond {words.signed(self.points)}"
@@ -52,12 +52,12 @@ class Limit:
 def parse_limit(text: str) -> Limit:
     """A limit from ``METRIC:-1%``, in points of accuracy.
 
-    :raises InputError: in one line, where it is no such limit.
+    :raises InputError: where it is not such a limit.
     """
     metric, colon, amount = text.partition(":")
     number = re.fullmatch(r"([+-]\d+(?:\.\d+)?|0(?:\.0+)?)\s*%", amount.strip())
     if not colon or number is None:
-        raise InputError(f"--fail-on {text}: not a limit with a sign, in percent; {_EXAMPLE}")
+        raise InputError(f"--fail-on {text}: not a limit in percent with a sign; {_EXAMPLE}")
     if metric not in words.METRICS:
         raise InputError(
             f"--fail-on {text}: unknown metric {metric!r}{did_you_mean(metric, words.METRICS)}; there is {' and '.join(words.METRICS)}"

@@ -46,7 +46,7 @@ def _suites(results: Results) -> list[str]:
 
 
 def _robustbench(run: Run) -> str:
-    """Which models its leaderboards would take, and why they would not take the others."""
+    """The models that RobustBench's leaderboards would accept, and the reasons for the others."""
     lines = []
     for model in run.results.models:
         why = robustbench.obstacles(model, run)
@@ -56,9 +56,9 @@ def _robustbench(run: Run) -> str:
 
 def _summary(run: Run) -> str:
     results = run.results
-    columns = select.budgets(results)
+    columns = select.threats(results)
     grids = [select.on_grid(model, run) for model in results.models]
-    head = ["model", "n", "clean", *(words.budget(*column) for column in columns)]
+    head = ["model", "n", "clean", *(words.threat(*column) for column in columns)]
     rounded = ["corrected, pixels rounded"] if any(grids) else []
     rows = [
         [
@@ -153,7 +153,7 @@ def _cells(results: Results) -> str:
             cell.label,
             cell.source,
             "clean" if cell.role == "clean" else select.kind(cell),
-            words.budget(cell.norm, cell.eps),
+            words.threat(cell.norm, cell.eps),
             words.images(cell),
             words.cell_accuracy(cell),
             *([words.accuracy(cell.grid_accuracy, cell.grid_interval)] if gridded else []),
@@ -164,7 +164,7 @@ def _cells(results: Results) -> str:
         for cell in results.cells
     ]
     rounded = ["pixels rounded"] if gridded else []
-    head = ["model", "attack", "crafted on", "kind", "budget", "n", "accuracy", *rounded]
+    head = ["model", "attack", "crafted on", "kind", "threat", "n", "accuracy", *rounded]
     head += ["backward passes", "time", "status"]
     return _table(head, rows)
 

@@ -1,4 +1,4 @@
-"""``results.parquet`` and ``samples.parquet`` for programs, where pyarrow is installed."""
+"""``results.parquet`` and ``samples.parquet`` for programs. They need pyarrow."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ NAMES = ("results.parquet", "samples.parquet")
 
 
 def write(run: Run) -> list[Path]:
-    """Write one row a cell to ``results.parquet``, and one row an image and cell to ``samples.parquet``.
+    """Write one row per cell to ``results.parquet``, and one row per cell and image to ``samples.parquet``.
 
-    Columns are the fields of the records. A list or a table is JSON. Each measure of images has a column of its own,
+    Columns are the fields of the records. A list or a table is JSON. Each measure of images has its own column,
     ``measures.NAME``.
 
     :return: the files written; none without pyarrow.
@@ -54,6 +54,6 @@ def _sample(sample: Sample) -> dict[str, Any]:
 
 
 def _columns(rows: list[dict[str, Any]], first: list[str]) -> dict[str, list[Any]]:
-    """Columns in the order of the records, then those that only some rows have. ``None`` where a row lacks one."""
+    """Columns in the order of the records, then columns that only some rows have. Missing values are ``None``."""
     names = list(dict.fromkeys([*first, *(name for row in rows for name in row)]))
     return {name: [row.get(name) for row in rows] for name in names}

@@ -1,7 +1,7 @@
-"""An entry for RobustBench's leaderboards (Croce et al. 2021), or why a model has none.
+"""An entry for RobustBench's leaderboards (Croce et al. 2021), or the reasons why a model has none.
 
 A pull request there adds this file as ``model_info/DATASET/THREAT/NAME.json``. Its accuracies are strings, in percent. The
-paper, the authors, the venue and the training data are null, since no run knows them.
+paper, the authors, the venue and the training data are null, because a run does not know them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from art_qplugins.evaluation.records import Cell, ModelResult
 from art_qplugins.report import select, words
 from art_qplugins.report.files import Run, slug
 
-#: Leaderboards by data set: the number of images, and the budgets.
+#: Leaderboards by data set: the number of images, and eps for each norm.
 _BOARDS = {
     "cifar10": (10_000, {"Linf": 8 / 255, "L2": 0.5}),
     "cifar100": (10_000, {"Linf": 8 / 255}),
@@ -23,7 +23,7 @@ _ATTACK = "autoattack:standard"
 
 
 def entries(run: Run) -> dict[str, str]:
-    """JSON by file name: ``robustbench.json`` for a single model that qualifies, else one ``robustbench-NAME.json`` each."""
+    """JSON by file name: ``robustbench.json`` for one accepted model, else a ``robustbench-NAME.json`` for each."""
     fit = [(model, cell) for model in run.results.models if (cell := _cell(model, run)) and not obstacles(model, run)]
     names = ["robustbench.json"] if len(fit) == 1 else [f"robustbench-{slug(model.name)}.json" for model, _ in fit]
     return {name: _entry(model, cell, run) for name, (model, cell) in zip(names, fit, strict=True)}
@@ -48,26 +48,26 @@ def _entry(model: ModelResult, cell: Cell, run: Run) -> str:
 
 
 def obstacles(model: ModelResult, run: Run) -> list[str]:
-    """Every reason why the leaderboard would not take the model from this run; empty where it would."""
+    """Every reason why the leaderboard would not accept the model from this run. It is empty if the leaderboard would."""
     return list(_obstacles(model, run))
 
 
 def _obstacles(model: ModelResult, run: Run) -> Iterator[str]:
-    data, n_and_budgets = run.results.data, _BOARDS.get(str(run.results.data.get("name")))
-    if n_and_budgets is None:
+    data, board = run.results.data, _BOARDS.get(str(run.results.data.get("name")))
+    if board is None:
         known, name = " and ".join(_BOARDS), data.get("name", "of no known set")
-        yield f"the data are {name}; it takes {known}, and ImageNet, whose list of images is not known here"
+        yield f"the data are {name}; it accepts {known}, and ImageNet, whose list of images is not known here"
         return
-    n, budgets = n_and_budgets
+    n, eps_by_norm = board
     if data.get("split") != "test" or model.n != n:
-        yield f"{model.n} images of the {data.get('split')} split; it takes all {n:,} test images"
+        yield f"{model.n} images of the {data.get('split')} split; it needs all {n:,} test images"
     elif not _in_order(model, run):
         yield "the test images are not in their order"
     if model.stochastic:
-        yield "the model is random; it takes deterministic ones"
+        yield "the model is random; it accepts only deterministic models"
     cell = _cell(model, run)
     if cell is None:
-        wanted = " or ".join(words.budget(*budget) for budget in budgets.items())
+        wanted = " or ".join(words.threat(norm, eps) for norm, eps in eps_by_norm.items())
         yield f"{_ATTACK} was not run unmodified on all images at {wanted}"
     if model.verdict in ("INVALID", "MASKED", "SUSPECT"):
         yield f"the verdict is {words.verdict(model.verdict)}: AutoAttack's own number may be too high"
@@ -76,7 +76,7 @@ def _obstacles(model: ModelResult, run: Run) -> Iterator[str]:
 
 
 def _cell(model: ModelResult, run: Run) -> Cell | None:
-    """The cell of the published AutoAttack with its defaults, on every image at a budget of the leaderboard."""
+    """The cell of the published AutoAttack with its defaults, on every image at the leaderboard's norm and eps."""
     board = _BOARDS.get(str(run.results.data.get("name")))
     for cell in run.results.cells:
         if (
@@ -94,7 +94,7 @@ def _cell(model: ModelResult, run: Run) -> Cell | None:
 
 
 def _in_order(model: ModelResult, run: Run) -> bool:
-    """Whether the images are in the order of the data set: sample ids end in the row there."""
+    """Whether the images are in the order of the data set. Sample ids end in the row of the data set."""
     clean = select.clean(model, run.results)
     samples = run.samples.get(clean.id, []) if clean else []
     rows = [sample.sample.rsplit("/", 1)[-1] for sample in samples]

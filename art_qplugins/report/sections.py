@@ -1,8 +1,8 @@
 """Sections of the page that other packages add.
 
-A package announces a :class:`Section` as an entry point of the group ``art_qplugins.report``. Its target is a function that
-takes the :class:`~art_qplugins.report.files.Run` and returns HTML, or ``None`` where it has nothing to say. The section
-stands after the models and before the cells. One that fails costs the page nothing but this section.
+A package adds a :class:`Section` by an entry point of the group ``art_qplugins.report``. Its target is a function that
+takes the :class:`~art_qplugins.report.files.Run` and returns HTML, or ``None`` for no section. The section appears after the
+models and before the cells. If it fails, the page shows the error in its place.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ logger = logging.getLogger(__name__)
 class Section(Entry):
     """A section of the page: ``target`` is ``"module:function"``, and the function is a ``Callable[[Run], str | None]``.
 
-    The HTML may use the page's classes: ``<table class="sortable">`` sorts, and ``<figure class="plot"><div class="panel">``
-    gives a figure a light ground in the dark too. :func:`~art_qplugins.report.figures.svg.inline` makes such figures with
-    Matplotlib. There are no scripts and no style sheets. Each ``href`` and ``src`` starts with ``#`` or ``data:``, each
-    element is closed, and each id begins with ``section-NAME-``.
+    The HTML may use the classes of the page: ``<table class="sortable">`` can be sorted, and ``<figure
+    class="plot"><div class="panel">`` has a light background also in dark mode.
+    :func:`~art_qplugins.report.figures.svg.inline` makes such figures with Matplotlib. Scripts and style sheets are not
+    allowed. Each ``href`` and ``src`` must start with ``#`` or ``data:``. Each element must be closed. Each id must
+    begin with ``section-NAME-``.
 
     :ivar title: the heading of the section.
     """
@@ -43,7 +44,7 @@ SECTIONS: Registry[Section] = Registry("report section", [], group="art_qplugins
 
 @dataclass(frozen=True, kw_only=True)
 class ShownSection:
-    """A section as the page shows it: ``html``, or ``failure``, which says why there is none."""
+    """A section as the page shows it: its ``html``, or the error message ``failure``."""
 
     name: str
     title: str
@@ -54,7 +55,7 @@ class ShownSection:
 
 
 def sections(run: Run) -> list[ShownSection]:
-    """What every registered section says of ``run``, in the order of the registry. Those with nothing to say are left out."""
+    """The registered sections for ``run``, in the order of the registry. A section that returns ``None`` is left out."""
     return [shown for section in SECTIONS.values() if (shown := _show(section, run)) is not None]
 
 
@@ -72,7 +73,7 @@ def _show(section: Section, run: Run) -> ShownSection | None:
                 f"it returned a value of type {type(made).__name__}; it must return HTML as a string, or None"
             )
         html = checked(made, f"{anchor}-")
-    except (Exception, SystemExit) as error:  # it is somebody else's code: it may do anything
+    except (Exception, SystemExit) as error:  # code of another package may raise anything
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         logger.warning("report section %r of %s: %s", section.name, package, failure)
     return ShownSection(

@@ -1,4 +1,4 @@
-"""Which records answer a question: the cells at a budget, the kind of each attack, the strongest attack."""
+"""Selects records for the report: the cells at a norm and eps, the kind of each attack, the strongest attack."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = ("white-box", "adaptive", "transfer", "black-box")
 
 
 def kind(cell: Cell) -> Kind:
-    """How an attack got at the model. An adaptive one was added by the diagnosis to fit this model."""
+    """The kind of an attack. An adaptive attack was added by the diagnosis."""
     if cell.source != cell.model:
         return "transfer"
     if cell.knowledge == "black-box":
@@ -27,8 +27,8 @@ def kind(cell: Cell) -> Kind:
     return "adaptive" if cell.role == "probe" else "white-box"
 
 
-def budget(model: ModelResult, results: Results) -> tuple[str, float] | None:
-    """The norm and eps at which the model is discussed: its claim's, else the largest that was attacked."""
+def threat(model: ModelResult, results: Results) -> tuple[str, float] | None:
+    """The norm and eps of the model's main numbers: those of its claim, else the largest eps that was attacked."""
     if model.claim.norm is not None and model.claim.eps is not None:
         return model.claim.norm, model.claim.eps
     if model.robust:
@@ -38,27 +38,27 @@ def budget(model: ModelResult, results: Results) -> tuple[str, float] | None:
     return max(((cell.norm, cell.eps) for cell in attacked), key=lambda item: item[1], default=None)
 
 
-def budgets(results: Results) -> list[tuple[str, float]]:
-    """The budgets at which any model has a worst case, sorted."""
+def threats(results: Results) -> list[tuple[str, float]]:
+    """Every norm and eps at which a model has a worst case, sorted."""
     return sorted({(robust.norm, robust.eps) for model in results.models for robust in model.robust})
 
 
 def robust_at(model: ModelResult, norm: str, eps: float) -> Robust | None:
-    """The model's worst case at exactly this budget."""
+    """The model's worst case at exactly this norm and eps."""
     return next((robust for robust in model.robust if (robust.norm, robust.eps) == (norm, eps)), None)
 
 
 def attacks(model: ModelResult, results: Results) -> list[Cell]:
-    """The cells that attacked every image at the model's budget, strongest first.
+    """The cells that attacked every image at the model's norm and eps, strongest first.
 
-    Cells of fewer images are not among them, since their accuracies are over other images.
+    Cells on fewer images are left out, because their accuracies are over other images.
     """
-    return [cell for cell in at_budget(model, results) if cell.rows is None]
+    return [cell for cell in at_threat(model, results) if cell.rows is None]
 
 
-def at_budget(model: ModelResult, results: Results) -> list[Cell]:
-    """All cells that were scored at the model's budget, those of fewer images included; lowest accuracy first."""
-    at = budget(model, results)
+def at_threat(model: ModelResult, results: Results) -> list[Cell]:
+    """All scored cells at the model's norm and eps, also those on fewer images. The lowest accuracy comes first."""
+    at = threat(model, results)
     cells = [
         cell
         for cell in results.cells
@@ -74,12 +74,12 @@ def at_budget(model: ModelResult, results: Results) -> list[Cell]:
 
 
 def claimed(model: ModelResult, results: Results) -> Cell | None:
-    """The cell of the attack that the claim rests on, if it was run."""
+    """The cell of the claimed attack, if it was run."""
     return next((cell for cell in attacks(model, results) if is_claimed(model, cell)), None)
 
 
 def is_claimed(model: ModelResult, cell: Cell) -> bool:
-    """Whether the claim rests on this cell."""
+    """Whether this cell is the one of the claimed attack."""
     return model.claim.cell == cell.id
 
 
@@ -89,14 +89,14 @@ def clean(model: ModelResult, results: Results) -> Cell | None:
 
 
 def clean_margins(model: ModelResult, run: Run) -> list[float]:
-    """Those logit margins of the clean images that are finite."""
+    """The finite logit margins of the clean images."""
     cell = clean(model, run.results)
     samples: list[Sample] = run.samples.get(cell.id, []) if cell else []
     return [sample.margin for sample in samples if sample.margin is not None and math.isfinite(sample.margin)]
 
 
 def clean_gradients(model: ModelResult, run: Run) -> list[float]:
-    """Largest entry of the loss gradient at each clean image where it was measured."""
+    """The largest entry of the loss gradient at each clean image with a measurement."""
     cell = clean(model, run.results)
     samples = run.samples.get(cell.id, []) if cell else []
     found = [sample.measures.get("gradient") for sample in samples]
@@ -105,7 +105,7 @@ def clean_gradients(model: ModelResult, run: Run) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class OnGrid:
-    """The worst case after pixels were rounded to ``levels`` values, at the model's budget."""
+    """The worst case after pixels were rounded to ``levels`` values, at the model's norm and eps."""
 
     levels: int
     accuracy: float
@@ -113,11 +113,11 @@ class OnGrid:
 
 
 def on_grid(model: ModelResult, run: Run) -> OnGrid | None:
-    """The worst case over the cells that were judged on a grid too; ``None`` where none was.
+    """The worst case over the cells that were also scored on a grid; ``None`` where none was.
 
-    The worst attack on an image of a random model is chosen by independent draws, as it is without a grid.
+    For a random model, independent draws choose the worst attack on each image, as without a grid.
     """
-    at = budget(model, run.results)
+    at = threat(model, run.results)
     if at is None:
         return None
     cells = [cell for cell in run.results.cells if cell.grid and run.samples.get(cell.id) and _counts(cell, model, at)]
@@ -132,7 +132,7 @@ def on_grid(model: ModelResult, run: Run) -> OnGrid | None:
             rounded[row, places[sample.sample]] = np.nan if correct is None else correct
             chosen_by[row, places[sample.sample]] = sample.selection
     chosen_by = np.where(np.isnan(rounded), np.nan, chosen_by) if model.stochastic else rounded
-    # A number over some of the images would look like one over all of them.
+    # A number over some images would look like a number over all images.
     if len(places) != model.n or np.isnan(rounded).all(axis=0).any():
         return None
     accuracy, interval = metrics.accuracy(metrics.worst_case(rounded, chosen_by))
@@ -140,13 +140,13 @@ def on_grid(model: ModelResult, run: Run) -> OnGrid | None:
 
 
 def _counts(cell: Cell, model: ModelResult, at: tuple[str, float]) -> bool:
-    """Whether a cell's images are legal at this budget. Tests of an attack do not count: they change no image."""
+    """Whether a cell's images are legal at this norm and eps. Tests of an attack do not count: they change no image."""
     within = cell.eps == 0 or (cell.norm == at[0] and cell.eps <= at[1] * (1 + 1e-6))
     return cell.model == model.name and cell.status == "success" and within and "check" not in cell.params
 
 
 def labels(cells: list[Cell]) -> dict[str, str]:
-    """A short name by cell id: the attack, the model it was crafted on, and the settings that differ among ``cells``."""
+    """Short names by cell id: the attack, the source model, and the settings that differ among ``cells``."""
     names = {cell.id: cell.label + (f" from {cell.source}" if cell.source != cell.model else "") for cell in cells}
     counts = Counter(names.values())
     for cell in cells:

@@ -1,4 +1,4 @@
-"""Steps of the diagnosis, in the order of their cost: how many images each one attacked, how many it broke, and its passes.
+"""The steps of the diagnosis in the order of their cost: images attacked, images broken, and passes.
 
 Everything is counted from the records of the cells. Nothing is judged again here.
 """
@@ -25,12 +25,12 @@ Outcome = Literal["broke images", "broke none", "not run"]
 
 @dataclass(frozen=True, kw_only=True)
 class StepRow:
-    """One step as it is shown.
+    """One step of the diagnosis in the report.
 
-    :ivar robust: images that it attacked, which no attack had broken before. ``None`` where that is not known.
-    :ivar broke: those of them that are answered wrongly after it and were not after the claimed attack. A random model
-        answers an image wrongly where most draws do. ``None`` where the step attacked nothing.
-    :ivar at: the step's budget, where it is another than the claim's.
+    :ivar robust: number of images that it attacked. Its baseline had not broken them. ``None`` where it is not known.
+    :ivar broke: number of attacked images that it broke and the claimed attack did not. A random model counts as broken
+        on an image if most draws are wrong. ``None`` where the step attacked nothing.
+    :ivar at: the norm and eps of the step, if they differ from those of the claim.
     :ivar forward: forward passes per image of the whole set.
     :ivar backward: gradient evaluations per image of the whole set.
     """
@@ -54,7 +54,7 @@ class StepRow:
 
     @property
     def result(self) -> str:
-        """The outcome with its numbers, or why there is none."""
+        """The outcome with its numbers, or the reason why there is none."""
         if self.status == "skipped":
             return f"not run: {self.reason}"
         if self.status == "failed":
@@ -66,7 +66,7 @@ class StepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """All steps of one level, and what they cost together."""
+    """All steps of one level, and their total cost."""
 
     level: int
     steps: list[StepRow]
@@ -92,7 +92,7 @@ class Level:
 
 
 def steps(model: ModelResult, run: Run) -> list[StepRow]:
-    """The steps of a model's diagnosis. Level 0, which every diagnosis has, comes first."""
+    """The steps of a model's diagnosis. Level 0 comes first. Every diagnosis has it."""
     return [*_level_0(model, run), *(_row(step, model, run) for step in model.steps)]
 
 
@@ -106,7 +106,7 @@ def levels(model: ModelResult, run: Run) -> list[Level]:
 
 
 def _level_0(model: ModelResult, run: Run) -> list[StepRow]:
-    """The measurements of the model and the claimed attack. The records hold them as cells, not as steps."""
+    """The measurements of the model, and the claimed attack. The records hold them as cells, not as steps."""
     cells = {cell.id: cell for cell in run.results.cells}
     clean, claimed = select.clean(model, run.results), cells.get(model.claim.cell or "")
     if clean is None:
@@ -145,14 +145,14 @@ def _row(step: Step, model: ModelResult, run: Run) -> StepRow:
         reason=step.reason,
         robust=step.robust,
         broke=len(_broken(cells, run) - _broken_by_claim(model, run)) if step.status == "run" else None,
-        at=_other_budget(cells, model),
+        at=_other_threat(cells, model),
         forward=step.forward,
         backward=step.backward,
     )
 
 
 def _broken_by_claim(model: ModelResult, run: Run) -> set[str]:
-    """Images that the claimed attack broke. A step attacks none of them, unless a random model still answers some draws."""
+    """Images that the claimed attack broke. A step attacks them only if a random model is still correct in some draws."""
     return _broken([cell for cell in run.results.cells if cell.id == model.claim.cell], run)
 
 
@@ -164,8 +164,8 @@ def _broken(cells: list[Cell], run: Run) -> set[str]:
     return {sample.sample for cell in cells for sample in run.samples.get(cell.id, []) if sample.correct < 0.5}
 
 
-def _other_budget(cells: list[Cell], model: ModelResult) -> str:
+def _other_threat(cells: list[Cell], model: ModelResult) -> str:
     claim = model.claim
     if not cells or claim.eps is None or all(math.isclose(c.eps, claim.eps, rel_tol=1e-6) for c in cells):
         return ""
-    return words.budget(cells[0].norm, cells[0].eps)
+    return words.threat(cells[0].norm, cells[0].eps)

@@ -11,7 +11,7 @@ _SPECIAL = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    # In some encodings these three become other signs.
+    # Some font encodings print these three characters as others.
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
@@ -25,12 +25,12 @@ _SPECIAL = {
 def text(run: Run) -> str:
     r"""A ``table`` environment to ``\input``. It needs ``\usepackage{booktabs}`` and nothing else.
 
-    Accuracies are in percent. A robust one is the worst case over attacks, an upper bound, with its 95 % interval.
+    Accuracies are in percent. A robust accuracy is the worst case over attacks, an upper bound with its 95 % interval.
     """
     models = run.results.models
     grids = [select.on_grid(model, run) for model in models]
     gridded = any(grids)
-    head = ["Model", "$n$", "Clean", "Budget", "Claimed", r"At most"]
+    head = ["Model", "$n$", "Clean", "Threat", "Claimed", r"At most"]
     head += [f"Rounded to {_levels(grids)} levels"] if gridded else []
     head += ["Claim", "Verdict"]
     lines = [
@@ -48,7 +48,7 @@ def text(run: Run) -> str:
             escape(model.name),
             f"{model.n}",
             _bounded(model.clean_accuracy, model.clean_interval) if model.n else "--",
-            escape(words.budget(*(select.budget(model, run.results) or (None, None)))),
+            escape(words.threat(*(select.threat(model, run.results) or (None, None)))),
             _percent(model.claim.accuracy),
             _at_most(model),
             *([_bounded(grid.accuracy, grid.interval) if grid else "--"] if gridded else []),
@@ -63,8 +63,8 @@ def text(run: Run) -> str:
 def _caption(run: Run) -> str:
     name = run.results.data.get("name")
     return (
-        f"Accuracy{f' on {escape(str(name))}' if name else ''} in percent, clean and at most under the worst of all attacks "
-        r"that were run, image by image, with 95\,\% Wilson intervals."
+        f"Accuracy{f' on {escape(str(name))}' if name else ''} in percent on clean images, and in the worst case over all "
+        r"attacks that were run, image by image, with 95\,\% Wilson intervals."
     )
 
 

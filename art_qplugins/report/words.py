@@ -1,4 +1,4 @@
-"""Numbers and verdicts in words. Nothing else rounds a number or explains a verdict.
+"""Numbers and verdicts in words. No other module rounds a number or explains a verdict.
 
 A robust accuracy is an upper bound under the attacks that were run. The wording here always says so.
 """
@@ -17,7 +17,7 @@ NONE = "–"
 
 
 def percent(value: float | None) -> str:
-    """``0.045`` as ``4.5 %``, ``0.83`` as ``83 %``, with a space that does not break."""
+    """``0.045`` as ``4.5 %``, ``0.83`` as ``83 %``, with a no-break space."""
     return NONE if value is None else f"{_number(value)}\N{NO-BREAK SPACE}%"
 
 
@@ -54,7 +54,7 @@ def eps(value: float) -> str:
     return f"{round(steps)}/255" if abs(steps - round(steps)) < 1e-4 else f"{value:.3g}"
 
 
-def budget(norm: str | None, value: float | None) -> str:
+def threat(norm: str | None, value: float | None) -> str:
     """``Linf, eps 0.15``."""
     return NONE if norm is None or value is None else f"{norm}, eps\N{NO-BREAK SPACE}{eps(value)}"
 
@@ -86,12 +86,12 @@ def count(value: float) -> str:
 
 
 def images(cell: Cell) -> str:
-    """How many images a cell attacked: ``200``, or ``45 of 200 images (those not broken before)``."""
+    """The number of images that a cell attacked: ``200``, or ``45 of 200 images (those not broken before)``."""
     return f"{cell.n}" if cell.rows is None else f"{cell.n} of {cell.of or NONE} images (those not broken before)"
 
 
 def cell_accuracy(cell: Cell) -> str:
-    """A cell's accuracy over the images that it attacked. The wording says where these are not all images."""
+    """A cell's accuracy over the images that it attacked. The wording says if these are not all images."""
     shown = accuracy(cell.accuracy, cell.interval)
     return shown if cell.rows is None or cell.accuracy is None else f"{shown} of those"
 
@@ -112,8 +112,8 @@ def rough(seconds: float) -> str:
 class Meaning:
     """What a verdict means.
 
-    :ivar sign: keeps badges apart without their colours.
-    :ivar short: one line, beside the verdict.
+    :ivar sign: tells badges apart without their colours.
+    :ivar short: one line, next to the verdict.
     :ivar long: for "How to read this".
     """
 
@@ -126,19 +126,19 @@ VERDICTS: dict[Verdict, Meaning] = {
     "INVALID": Meaning(
         sign="!",
         short="The evaluation itself is broken, so no robustness number of this model counts.",
-        long="A check of the evaluation failed. Until its cause is mended, no robustness number of this model counts.",
+        long="A check of the evaluation failed. No robustness number of this model counts until its cause is fixed.",
     ),
     "MASKED": Meaning(
         sign="✕",
         short="The claimed robustness is an illusion. The model hides its gradients, and another attack breaks it.",
         long="There is a proof and a mechanism on the same images. The proof is another attack that succeeds where the "
-        "claimed one fails. The mechanism is a cause that hides the gradient.",
+        "claimed attack fails. The mechanism is a cause that hides the gradient.",
     ),
     "SUSPECT": Meaning(
         sign="?",
         short="There are signs of hidden gradients. It is not proven that they explain a gap.",
-        long="There is a mechanism that hides gradients, or an attack that gets further without them. There are not both "
-        "on the same images. Treat the number as doubtful.",
+        long="There is a mechanism that hides gradients, or an attack that breaks more images without them, but not both on "
+        "the same images. Treat the number as doubtful.",
     ),
     "NOT_REFUTED": Meaning(
         sign="○",
@@ -150,7 +150,7 @@ VERDICTS: dict[Verdict, Meaning] = {
         sign="…",
         short="Too little was run to say: too few images, or checks that were skipped or failed.",
         long="There were too few images, there was no claim to test, or checks were skipped or failed. This is neither a "
-        "pass nor a fail.",
+        "pass nor a failure.",
     ),
 }
 
@@ -160,26 +160,26 @@ CLAIM_BADGES = {"HOLDS": "○ HOLDS", "OVERSTATED": "✕ OVERSTATED", "NONE": "N
 
 CLASSES = {"P": "proof", "M": "mechanism", "S": "symptom", "V": "validity"}
 
-#: Symptoms of this group are about the attack that the claim rests on. They say nothing of the model.
+#: Symptoms of this group are about the claimed attack. They say nothing about the model.
 ABOUT_THE_ATTACK = "claimed attack"
 
-#: What the checks are about, in the order in which they are shown.
-SUBJECTS = ("proof", "mechanism", "symptom", ABOUT_THE_ATTACK, "validity")
+#: The classes of checks, in the order in which they are shown.
+CHECK_CLASSES = ("proof", "mechanism", "symptom", ABOUT_THE_ATTACK, "validity")
 
-#: By ``Finding.fired``. A check that was not run is no pass, so it has a name of its own.
+#: Keys are ``Finding.fired``. A check that was not run did not pass, so it has its own name.
 OUTCOMES = {True: "found", False: "not found", None: "not run"}
 SIGNS = {True: "✕", False: "✓", None: "–"}
 
 
-def subject(finding: Finding) -> str:
-    """What a check is about: one of ``SUBJECTS``."""
+def check_class(finding: Finding) -> str:
+    """The class of a check, one of ``CHECK_CLASSES``."""
     about_attack = finding.class_ == "S" and finding.group == ABOUT_THE_ATTACK
     return ABOUT_THE_ATTACK if about_attack else CLASSES[finding.class_]
 
 
 def class_of(finding: Finding) -> str:
-    """The same, spelt out for a table without a heading for it."""
-    about = subject(finding)
+    """The same in full, for a table without headings by class."""
+    about = check_class(finding)
     return "symptom of the claimed attack, not of the model" if about == ABOUT_THE_ATTACK else about
 
 
@@ -199,7 +199,7 @@ def claim(record: Claim) -> str:
 
 
 def overstated(record: Claim) -> str:
-    """``overstated by 90 points [85, 94]``. Empty where the difference is not known."""
+    """``overstated by 90 points [85, 94]``. It is empty where the difference is not known."""
     if record.status == "NONE" or record.overstated_by is None:
         return ""
     word = "overstated by" if record.status == "OVERSTATED" else "claimed is higher by"
@@ -220,7 +220,7 @@ def measurement(finding: Finding) -> str:
 
 
 def ordered(findings: list[Finding]) -> list[Finding]:
-    """Found, then not found, then not run. Within each: proof, mechanism, symptom, validity."""
+    """Sort found, not found, not run. Each group is sorted by proof, mechanism, symptom, validity."""
     outcome, class_ = list(OUTCOMES), list(CLASSES)
     return sorted(findings, key=lambda finding: (outcome.index(finding.fired), class_.index(finding.class_)))
 
@@ -267,7 +267,9 @@ def _unrefuted(models: list[ModelResult]) -> str:
     if unclear == len(models):
         return "Too little was run to tell whether these numbers can be trusted."
     if unclear:
-        return f"No sign of hidden gradients was found, but for {unclear} of {len(models)} models too little was run to say."
+        return (
+            f"No sign of hidden gradients was found, but too little was run to judge {unclear} of {len(models)} models."
+        )
     return "No sign of hidden gradients was found. Each number is an upper bound under the attacks that were run."
 
 
@@ -281,9 +283,9 @@ def troubles(results: Results) -> list[str]:
     """What a reader must know before any number: what is unfinished, what failed, what defeats a defence."""
     failed = [cell for cell in results.cells if cell.status == "error"]
     notes = []
-    # A run that went to its end with a failed cell has the status "error" too, and then it has models.
+    # A finished run with a failed cell also has the status "error". It has models.
     if results.status in ("started", "cancelled") or (results.status == "error" and not (results.models and failed)):
-        notes.append(f"The run is not complete (status: {results.status}). This report shows what there was by then.")
+        notes.append(f"The run is not complete (status: {results.status}). This report shows the records so far.")
     if failed:
         which = "; ".join(f"{_where(cell)}: {cell.error_line}" for cell in failed[:_NAMED])
         more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
@@ -297,12 +299,12 @@ def suites(results: Results) -> list[str]:
     return [f"{note[:1].upper()}{note[1:]}." for note in notes]
 
 
-#: Failed cells that are named before all numbers. The table of cells has all of them.
+#: Number of failed cells that are named before all numbers. The table of cells has all of them.
 _NAMED = 3
 
 
 def _where(cell: Cell) -> str:
-    return f"{cell.model}, {cell.label}{'' if cell.role == 'clean' else f' at {budget(cell.norm, cell.eps)}'}"
+    return f"{cell.model}, {cell.label}{'' if cell.role == 'clean' else f' at {threat(cell.norm, cell.eps)}'}"
 
 
 def clean(model: ModelResult) -> str:

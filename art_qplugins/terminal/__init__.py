@@ -1,1 +1,1 @@
-"""What ``artq`` shows in a terminal, at 80 columns and where nobody watches."""
+"""The output of ``artq`` in a terminal of 80 columns, and in logs."""

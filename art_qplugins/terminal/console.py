@@ -1,4 +1,4 @@
-"""The console, and numbers as every table of the terminal writes them."""
+"""The console, and the number format of all tables in the terminal."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def number(value: object) -> str:
 
 
 def spaced(text: str) -> str:
-    """With plain spaces, which every terminal breaks lines at."""
+    """``text`` with plain spaces, at which every terminal can break lines."""
     return text.replace("\N{NO-BREAK SPACE}", " ")

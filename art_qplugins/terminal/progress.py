@@ -62,8 +62,8 @@ class LiveProgress(Progress):
             self.console.print(f"trained {model}: {epochs} epochs, loss {loss:.4f}")
 
     def cells(self, total: int) -> None:
-        """May be called again: what a diagnosis needs is known as it goes."""
-        if not self._total:  # what came before was data and training
+        """It may be called again, because a diagnosis adds cells."""
+        if not self._total:  # the time before was for data and training
             self._start = time.monotonic()
         self._total = total
         if "cells" not in self._tasks:
@@ -104,7 +104,7 @@ class LiveProgress(Progress):
         self.console.print(line, markup=False, soft_wrap=True)
 
     def _so_far(self, outcome: Outcome) -> float | None:
-        """What every attack of the recipe so far leaves at this cell's budget, image by image; None for other cells."""
+        """Worst case over the recipe's attacks so far at the norm and eps of this cell; None for other cells."""
         cell = outcome.cell
         if cell.role != "attack" or not outcome.ok or "check" in cell.params:
             return None

@@ -89,7 +89,7 @@ def _list_attacks(attacks: Iterable[Attack], screen: Console) -> None:
             about.append(f"type: pip install {row.to_install()}")
         text = textwrap.wrap("; ".join(about), max(screen.width, 40), initial_indent="    ", subsequent_indent="    ")
         screen.print("\n".join(text), markup=False, soft_wrap=True)
-    screen.print("\ngrads, fwds: gradients and forward passes for one image that stands, at the defaults.")
+    screen.print("\ngrads, fwds: gradients and forward passes for one robust image, at the defaults.")
 
 
 def _thousands(count: int) -> str:

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["show_comparison", "show_diagnosis", "show_plan", "show_replay", "show_results"]
 
 
-def show_plan(recipe: Any, subjects: Sequence[Any], cells: Sequence[Any]) -> None:
-    """What a recipe would run."""
+def show_plan(recipe: Any, models: Sequence[Any], cells: Sequence[Any]) -> None:
+    """Show the models and cells of a recipe."""
     screen = console()
     table = Table("model", "what it is", box=None, pad_edge=False)
-    for subject in subjects:
-        table.add_row(subject.name, subject.description)
+    for model in models:
+        table.add_row(model.name, model.description)
     screen.print(table)
     _show_warnings(screen, subjects)
     screen.print()
@@ -52,7 +52,7 @@ def show_plan(recipe: Any, subjects: Sequence[Any], cells: Sequence[Any]) -> Non
 
 
 def show_results(run: Run, progress: LiveProgress) -> None:
-    """The models' answers in one table, then where to read more."""
+    """Show the results of all models in one table, then the path of the report."""
     screen, results = console(), run.results
     table = Table("model", "clean", "claimed", "really at most", "verdict", box=None, pad_edge=False, padding=(0, 1))
     for m in results.models:
@@ -82,7 +82,7 @@ def _show_warnings(screen: Console, models: Iterable[Any]) -> None:
 
 
 def show_diagnosis(model: ModelResult, run: Written) -> None:
-    """One model's diagnosis: the verdict, the claim, why, what was tried and at what cost, and where the proof is."""
+    """Show the diagnosis of one model: verdict, claim, reasons, steps with their cost, and the path of the evidence."""
     screen = console()
     screen.print(f"\n[bold]{escape(model.name)}[/]: [{STYLES.get(model.verdict, 'default')}]{model.verdict}[/]")
     facts = Table.grid(padding=(0, 2))
@@ -99,14 +99,14 @@ def show_diagnosis(model: ModelResult, run: Written) -> None:
     if model.evidence is not None:
         path = str(run.folder / model.evidence)
         screen.print(f"\nevidence: {path}", soft_wrap=True, markup=False)
-        screen.print(f"ask again: artq replay {shlex.quote(path)} --model MODULE:FACTORY", soft_wrap=True, markup=False)
+        screen.print(f"check it: artq replay {shlex.quote(path)} --model MODULE:FACTORY", soft_wrap=True, markup=False)
 
 
 def _facts(model: ModelResult) -> Iterable[tuple[str, str]]:
     claim = model.claim
     yield "verdict", model.summary or words.VERDICTS[model.verdict].short
     if claim.accuracy is not None:
-        at = f"{claim.attack}, {words.budget(claim.norm, claim.eps)}, {words.counted(model)}"
+        at = f"{claim.attack}, {words.threat(claim.norm, claim.eps)}, {words.counted(model)}"
         yield "claim", f"{words.percent(claim.accuracy)} ({at}): {claim.status}"
     if claim.corrected is not None and model.verdict != "INVALID":
         over = words.overstated(claim)
@@ -118,19 +118,22 @@ def _facts(model: ModelResult) -> Iterable[tuple[str, str]]:
         if not some:
             continue
         if outcome:
-            # One a line: these are what a reader has to know by name.
-            told = [f"{f.id} {f.title}{' (of that attack, not of the model)' if _of_attack(f) else ''}" for f in some]
+            # One finding per line, because their names matter to the reader.
+            told = [
+                f"{f.id} {f.title}{' (a symptom of that attack, not of the model)' if _of_attack(f) else ''}"
+                for f in some
+            ]
             yield word, "\n".join(told)
         else:
             yield word, f"{len(some)}: {' '.join(f.id for f in some)}"
 
 
 def _of_attack(finding: Finding) -> bool:
-    return words.subject(finding) == words.ABOUT_THE_ATTACK
+    return words.check_class(finding) == words.ABOUT_THE_ATTACK
 
 
 def _steps(rows: Sequence[steps.StepRow], width: int) -> Iterable[str]:
-    """The steps as columns; a step without an answer says why across all of them."""
+    """The steps in columns. A step without a result shows its reason instead."""
     wide = max(len("step"), *(len(step.id) for step in rows))
     yield f"level  {'step':{wide}}  attacked  broke  grad/img  fwd/img"
     for step in rows:
@@ -148,7 +151,7 @@ def _steps(rows: Sequence[steps.StepRow], width: int) -> Iterable[str]:
 
 
 def show_comparison(found: Comparison) -> None:
-    """Two runs, a row for each model and budget that both have, and by name what only one of them has."""
+    """Show two runs: a row for each model, norm and eps that both have, and the names of models in only one run."""
     screen = console()
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("model", overflow="fold")
@@ -167,14 +170,18 @@ def show_comparison(found: Comparison) -> None:
             words.p_value(row.p_holm),
         )
     screen.print(table)
-    screen.print(f"n = {found.rows[0].n} images, paired; differences in points." if found.rows else "Nothing to pair.")
+    screen.print(
+        f"n = {found.rows[0].n} images, paired; differences in points."
+        if found.rows
+        else "The runs have nothing in common."
+    )
     for run, names in (("A", found.only_first), ("B", found.only_second)):
         if names:
             screen.print(f"only in {run}: {', '.join(names)}", markup=False)
 
 
 def show_replay(replay: Replay) -> None:
-    """What a module answers to the images of an evidence file."""
+    """Show the predictions of a module on the images of an evidence file."""
     console().print(str(replay), markup=False, soft_wrap=True)
 
 

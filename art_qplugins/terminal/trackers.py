@@ -1,4 +1,4 @@
-"""The same progress, sent to an experiment tracker as well."""
+"""Progress of a run that is also sent to an experiment tracker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LoggedProgress"]
 
 
 class LoggedProgress(LiveProgress):
-    """The same, and every loss and every accuracy of the recipe's attacks sent to a tracker.
+    """Shows progress and sends every loss, and every accuracy under an attack of the recipe, to a tracker.
 
     :param log: ``tensorboard:FOLDER`` or ``mlflow:URI``.
     :raises InputError: for another tracker, or one whose package is not installed.
@@ -43,9 +43,9 @@ class LoggedProgress(LiveProgress):
     def cell(self, outcome: Outcome, reused: bool) -> None:
         super().cell(outcome, reused)
         cell = outcome.cell
-        if cell.accuracy is not None and cell.role != "probe":  # a diagnosis attacks what still stands
-            budget = "" if cell.eps == 0 else f"/{cell.norm} {cell.eps:.3g}"
-            self._scalar(f"{cell.model}/{cell.label}{budget}", cell.accuracy, self.reused + self.computed)
+        if cell.accuracy is not None and cell.role != "probe":  # a diagnosis attacks only images that are still robust
+            threat = "" if cell.eps == 0 else f"/{cell.norm} {cell.eps:.3g}"
+            self._scalar(f"{cell.model}/{cell.label}{threat}", cell.accuracy, self.reused + self.computed)
 
 
 _Tracker = tuple[Callable[[str, float, int], None], Callable[[], None]]
@@ -66,7 +66,7 @@ def _mlflow(uri: str) -> _Tracker:
     mlflow.start_run()
 
     def scalar(name: str, value: float, step: int) -> None:
-        # The only signs that its names may have.
+        # MLflow allows only these characters in names.
         mlflow.log_metric(re.sub(r"[^\w./ -]", "_", name), value, step)
 
     return scalar, mlflow.end_run

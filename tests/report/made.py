@@ -96,7 +96,7 @@ def findings(verdict: str) -> list[Finding]:
         finding(
             "chance-accuracy",
             "V",
-            "Images in bounds and budget",
+            "Images in bounds and within eps",
             False,
             "All 4 000 images lie in [0, 1] and within eps.",
         ),
@@ -353,7 +353,7 @@ def with_bits(results: Results) -> Results:
 
 
 def on_grid(results: Results, folder: Path, name: str, *, stochastic: bool = False) -> Results:
-    """Rounding mends every image whose row is odd, in the attacks of one model at the claim's budget."""
+    """Rounding mends every image whose row is odd, in the attacks of one model at the claim's eps."""
     cells = [
         cell.model_copy(update={"grid": 256, "grid_accuracy": 0.5, "grid_interval": (0.4, 0.6)})
         if cell.model == name and cell.eps == CLAIM_EPS and cell.status == "success"

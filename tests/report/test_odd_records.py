@@ -19,7 +19,7 @@ def test_partial_cells_are_never_shown_as_whole_ones(folder: Path, html: str) ->
     results = read_run(folder).results
     model = next(m for m in results.models if m.name == "mu-law-3bit")
     assert all(cell.rows is None for cell in select.attacks(model, results))
-    assert len(select.at_budget(model, results)) == len(select.attacks(model, results)) + 1
+    assert len(select.at_threat(model, results)) == len(select.attacks(model, results)) + 1
     assert "apgd-margin" not in (folder / "figures" / "attacks-mu-law-3bit.svg").read_text(encoding="utf-8")
     markdown = plain((folder / "results.md").read_text(encoding="utf-8"))
     for text in (plain(Page(html).text), markdown):

@@ -1,4 +1,4 @@
-"""Figures of a run: which ones its records allow, each drawn once as SVG. The modules beside this one draw them."""
+"""The figures of a run, each drawn once as SVG. The other modules of this package draw them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Every figure of one run. The lists of one figure a model have the order of ``results.models``."""
+    """All figures of one run. Lists with one figure per model have the order of ``results.models``."""
 
     curves: Drawing | None
     transfer: Drawing | None
@@ -44,7 +44,7 @@ class Figures:
 
 
 def draw(run: Run) -> Figures:
-    """Draw what the records hold. A figure without data is left out."""
+    """Draw every figure for which the records hold data."""
     results = run.results
     return Figures(
         curves=_curves(results),

@@ -1,4 +1,4 @@
-"""The attacks on one model at one budget, side by side."""
+"""A bar chart of the attacks on one model at one norm and eps."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _MAX_BARS = 24
 
 @styled
 def attack_bars(model: ModelResult, cells: Sequence[Cell]) -> Figure:
-    """Accuracy under each attack at one budget, strongest attack first, with interval whiskers.
+    """Accuracy under each attack at one norm and eps, strongest attack first, with interval whiskers.
 
-    :param cells: scored cells of one model at one budget, as :func:`~art_qplugins.report.select.attacks` gives them.
+    :param cells: scored cells of one model at one norm and eps, as :func:`~art_qplugins.report.select.attacks` gives them.
     """
     from matplotlib.figure import Figure
 
@@ -66,7 +66,7 @@ def _bars(axes: Axes, model: ModelResult, cells: list[Cell]) -> None:
 
 
 def _reference_lines(figure: Figure, axes: Axes, model: ModelResult, rows: int) -> None:
-    """The claimed and the corrected accuracy. The lines run beside the bars alone, so that none crosses a name."""
+    """Lines for the claimed and the corrected accuracy. They span only the bars, so that none crosses a name."""
     from matplotlib.transforms import offset_copy
 
     numbers = [
@@ -110,7 +110,7 @@ def _legend(figure: Figure, cells: list[Cell]) -> None:
 
 
 def bars_alt(model: ModelResult, cells: Sequence[Cell]) -> str:
-    """What the bars say, for readers who cannot see them."""
+    """Alternative text of the bars."""
     names = select.labels(list(cells))
     bars = ", ".join(f"{names[cell.id]} ({select.kind(cell)}) {words.percent(cell.accuracy)}" for cell in cells)
     return f"Accuracy of {model.name} under each attack, strongest first: {bars}. {words.claim(model.claim)}."

@@ -1,4 +1,4 @@
-"""Bit sweeps: models that differ in their bits and their seeds alone."""
+"""Bit sweeps: models that differ only in their bits and their seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Settings of a model that set its bits, and their names in the figure.
 _BITS = {"activation_bits": "activation bits", "weight_bits": "weight bits"}
-#: What may differ between the variants of a swept model besides the bits; a swept base has another name for each.
+#: Settings that may differ between the variants of a swept model besides the bits. A swept base has a name per variant.
 _PER_VARIANT = {"name", "seed", "replicate_of", "base", "checkpoint", "quantize"}
 
 _Variant = tuple[Mapping[str, int | None], ModelResult]
@@ -26,10 +26,10 @@ _Variant = tuple[Mapping[str, int | None], ModelResult]
 
 @dataclass(frozen=True, kw_only=True)
 class BitSweep:
-    """Models that differ in their bits and their seeds alone.
+    """Models that differ only in their bits and their seeds.
 
-    :ivar what: which bits are swept: "activation bits", "weight bits", or both as "activation / weight bits".
-    :ivar models: (name of the bits, models with these bits, one a seed), from few bits to many.
+    :ivar what: the swept bits: "activation bits", "weight bits", or "activation / weight bits".
+    :ivar models: (name of the bits, models with these bits, one per seed), from few bits to many.
     """
 
     what: str
@@ -37,7 +37,7 @@ class BitSweep:
 
 
 def bit_sweeps(results: Results) -> list[BitSweep]:
-    """The sweeps of the resolved recipe. Nothing is read out of the models' names."""
+    """The sweeps of the resolved recipe. Model names are not parsed."""
     by_name = {model.name: model for model in results.models if model.n}
     groups: dict[str, list[_Variant]] = defaultdict(list)
     for given in _settings(results):
@@ -62,7 +62,7 @@ def _sweep(group: Sequence[_Variant]) -> BitSweep | None:
         return None
     models: dict[tuple[float, ...], list[ModelResult]] = defaultdict(list)
     for bits, model in group:
-        # No quantizer is more than any number of bits.
+        # A model without a quantizer sorts after any number of bits.
         models[tuple(float("inf") if bits[key] is None else float(bits[key] or 0) for key in swept)].append(model)
     what = _BITS[swept[0]] if len(swept) == 1 else "activation / weight bits"
     return BitSweep(what=what, models=[(" / ".join(map(_bits, key)), models[key]) for key in sorted(models)])
@@ -99,7 +99,7 @@ def bit_bars(sweep: BitSweep) -> Figure:
 
 
 def _spread(axes: Axes, at: float, mean: float, values: list[float], models: list[ModelResult], name: str) -> None:
-    """The interval of one model, or a dot for each of several seeds."""
+    """The interval of a single model, or one dot per seed."""
     if len(models) == 1:
         low, high = _interval(models[0], name) or (mean, mean)
         axes.plot([at, at], [low, high], color=INK, lw=1, marker="_", markersize=5, zorder=3)
@@ -110,7 +110,7 @@ def _spread(axes: Axes, at: float, mean: float, values: list[float], models: lis
 def _number(model: ModelResult, name: str) -> float | None:
     if name == "clean":
         return model.clean_accuracy
-    if model.verdict == "INVALID":  # no number of it counts
+    if model.verdict == "INVALID":  # no number of an INVALID model counts
         return None
     if name == "claimed":
         return model.claim.accuracy
@@ -126,7 +126,7 @@ def _interval(model: ModelResult, name: str) -> Interval | None:
 
 
 def bit_bars_alt(sweep: BitSweep) -> str:
-    """What the bars say, for readers who cannot see them."""
+    """Alternative text of the bars."""
     parts = []
     for bits, models in sweep.models:
         for model in models:

@@ -1,4 +1,4 @@
-"""Robust accuracy over eps, one line a model."""
+"""Robust accuracy over eps, one line per model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DASHES = ("-", (0, (5, 1.6)), (0, (1.5, 1.2)), (0, (5, 1.4, 1.2, 1.4)), (0, (3,
 
 @styled
 def robust_curves(results: Results) -> Figure:
-    """Worst case over attacks against eps, one line a model and one panel a norm, with interval bands.
+    """Worst case over attacks against eps, one line per model and one panel per norm, with interval bands.
 
     A hollow marker is a claim that did not hold. A dotted line leads from it to the corrected accuracy.
     """
@@ -92,7 +92,7 @@ def _failed_claim(axes: Axes, model: ModelResult, norm: str, colour: str, marker
         markeredgewidth=1.4,
         clip_on=False,
     )
-    if claimed - corrected > 0.15:  # only here is there room to say what the hollow marker is
+    if claimed - corrected > 0.15:  # only a single model leaves room to explain the hollow marker
         axes.annotate(
             f"claimed {words.percent(claimed)}",
             (eps, claimed),
@@ -106,10 +106,10 @@ def _failed_claim(axes: Axes, model: ModelResult, norm: str, colour: str, marker
 
 
 def curves_alt(results: Results) -> str:
-    """What the curves say, for readers who cannot see them."""
+    """Alternative text of the curves."""
     lines = []
     for model in results.models:
         points = [f"clean {words.percent(model.clean_accuracy) if model.n else 'not known'}"]
-        points += [f"{words.budget(r.norm, r.eps)}: at most {words.percent(r.accuracy)}" for r in model.robust]
+        points += [f"{words.threat(r.norm, r.eps)}: at most {words.percent(r.accuracy)}" for r in model.robust]
         lines.append(f"{model.name}: {', '.join(points)}")
     return f"Accuracy over eps, worst case over attacks. {'. '.join(lines)}."

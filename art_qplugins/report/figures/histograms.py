@@ -1,6 +1,6 @@
-"""What the clean images show about the gradient: their logit margins, and the size of their gradients.
+"""Histograms over the clean images: their logit margins and the size of their gradients.
 
-In float32, cross-entropy rounds to 0 above a margin of 16.6, and all of its gradient above a margin of 103.3.
+In float32, cross-entropy rounds to 0 above a margin of 16.6. Its whole gradient rounds to 0 above a margin of 103.3.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LINEAR_WIDTH = 4.0  # the axis of margins is about linear for margins within th
 def margin_histogram(margins: Sequence[float]) -> Figure:
     """Clean logit margins and the two cut-offs of float32 cross-entropy. The axis is linear near 0.
 
-    :param margins: logit of the label minus the best other logit, one an image, finite.
+    :param margins: logit of the label minus the largest other logit, one per image, finite.
     """
     from matplotlib.figure import Figure
 
@@ -58,7 +58,7 @@ def margin_histogram(margins: Sequence[float]) -> Figure:
     axes.set_xticks([], minor=True)
     axes.set_xlim(low, high)
     _count_images(axes)
-    axes.set_xlabel("margin of clean images: logit of the label minus best other logit")
+    axes.set_xlabel("margin of clean images: logit of the label minus largest other logit")
     return figure
 
 
@@ -73,7 +73,7 @@ def gradient_histogram(gradients: Sequence[float]) -> Figure:
     values = np.asarray(gradients, dtype=np.float64)
     decades = np.floor(np.log10(values[values > 0])) if (values > 0).any() else np.array([0.0])
     low, high = int(decades.min()), int(decades.max()) + 1
-    step = max(1, -(-(high - low) // 48))  # decades a bar, where there are very many
+    step = max(1, -(-(high - low) // 48))  # decades per bar, if there are very many
     step = step if high - low > 12 else 0
     edges = np.arange(low, high + step, step) if step else np.linspace(low, high, 4 * (high - low) + 1)
     counts, edges = np.histogram(np.log10(values[values > 0]), bins=edges)
@@ -98,13 +98,13 @@ def gradient_histogram(gradients: Sequence[float]) -> Figure:
 
 
 def _count_images(axes: Axes) -> None:
-    """Few whole numbers on the axis of counts, and grid lines for them alone."""
+    """Use few whole numbers on the axis of counts, and grid lines only for them."""
     axes.grid(axis="x", visible=False)
     axes.locator_params(axis="y", nbins=4, integer=True)
 
 
 def margins_alt(model: ModelResult, margins: Sequence[float]) -> str:
-    """What the histogram of margins says, for readers who cannot see it."""
+    """Alternative text of the histogram of margins."""
     values = np.asarray(margins)
     return (
         f"Histogram of the clean logit margins of {model.name}: median {np.median(values):.1f}; "
@@ -114,7 +114,7 @@ def margins_alt(model: ModelResult, margins: Sequence[float]) -> str:
 
 
 def gradients_alt(model: ModelResult, gradients: Sequence[float]) -> str:
-    """What the histogram of gradients says, for readers who cannot see it."""
+    """Alternative text of the histogram of gradients."""
     values = np.asarray(gradients)
     return (
         f"Histogram of the largest gradient entry of the clean images of {model.name}: median {np.median(values):.2g}; "

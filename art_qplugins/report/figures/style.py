@@ -1,7 +1,7 @@
-"""How every figure looks: its width, its colours and its fonts.
+"""The style of every figure: width, colours and fonts.
 
-Every figure is 4.6 inches wide with text of 8.5 points. It fits a phone as it is, and half of a desktop page. Series differ
-by marker, dash or hatch as well as by colour (Okabe and Ito's palette), so that grey print keeps them apart.
+Every figure is 4.6 inches wide with text of 8.5 points. It fits a phone, and half of a desktop page. Series differ by
+marker, dash or hatch as well as by colour (Okabe and Ito's palette), so that they can be told apart in grey print.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ WIDTH = 4.6  # inches
 INK, SOFT = "#22252a", "#4a4f57"
 BLUE, LIGHT_BLUE, VERMILION, GREY = "#0072b2", "#5ba7d4", "#d55e00", "#8d9299"
 
-#: Text stays text: it is small, it can be searched and copied, and the reader's own font sets it. Matplotlib measures with
-#: DejaVu Sans, which is wider than those fonts. So text that fits there overflows nowhere.
+#: Text stays text, so that it is small and can be searched and copied. The reader's browser sets it in its own font.
+#: Matplotlib measures it in DejaVu Sans, which is wider than those fonts. Text that fits there fits everywhere.
 STYLE: dict[Any, Any] = {  # Matplotlib types the keys as a union of all their names
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
-    "text.parse_math": False,  # a "$" in a model's name is a dollar
+    "text.parse_math": False,  # a "$" in a model's name starts no formula
     "text.color": INK,
     "axes.labelcolor": SOFT,
     "axes.edgecolor": "#9aa0a8",
@@ -50,7 +50,7 @@ STYLE: dict[Any, Any] = {  # Matplotlib types the keys as a union of all their n
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Give ``draw`` the report's style. The caller's Matplotlib stays as it was."""
+    """Draw in the report's style. The caller's Matplotlib settings do not change."""
 
     @functools.wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:

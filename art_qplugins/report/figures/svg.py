@@ -23,8 +23,8 @@ _SHEET = re.compile(r"<style type=\"text/css\">\*\{([^{}]*)\}</style>")
 def to_svg(figure: Figure, *, alt: str, prefix: str) -> str:
     """A whole SVG file.
 
-    :param alt: what the figure says, for readers who cannot see it.
-    :param prefix: goes before every id, so that several figures can share one page.
+    :param alt: alternative text.
+    :param prefix: prefix of every id, so that several figures can share one page.
     """
     import matplotlib
 
@@ -44,8 +44,8 @@ def to_svg(figure: Figure, *, alt: str, prefix: str) -> str:
 def inline(svg: str) -> str:
     """The ``<svg>`` element alone, for a page.
 
-    It has no size of its own, since the page decides how wide it is. It has no style sheet either: what Matplotlib's sheet
-    sets is inherited from the element's own style instead.
+    It has no size, because the page sets its width. It has no style sheet: the settings of Matplotlib's sheet are put
+    into the style of the element.
     """
     start = svg.index("<svg ")
     end = svg.index(">", start)

@@ -1,4 +1,4 @@
-"""Transfer: the accuracy of every target model on images that were crafted on every source model."""
+"""Transfer: the accuracy of every target model on images crafted on every source model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Pairs = dict[tuple[str, str], Cell]  # by source and target
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer:
-    """One attack at one budget, by source and target. ``cells`` holds those pairs that were run."""
+    """One attack at one norm and eps, by source and target. ``cells`` holds the pairs that were run."""
 
     attack: str
     norm: str
@@ -33,12 +33,12 @@ class Transfer:
 
 
 def transfer(results: Results) -> Transfer | None:
-    """The fullest matrix that the records hold.
+    """The transfer matrix with the most pairs in the records.
 
-    It is of one attack at one budget, and of two pairs of different models or more. Among equally full ones it is that at
-    the budget of the first model's claim, else the one with the largest eps.
+    It is for one attack at one norm and eps and has at least two pairs of different models. Among matrices of equal size,
+    the one at the norm and eps of the first model's claim is chosen, else the one with the largest eps.
     """
-    at = select.budget(results.models[0], results) if results.models else None
+    at = select.threat(results.models[0], results) if results.models else None
     groups = _groups(results)
     ranked = sorted(
         ((_crossings(cells), key[2:] == at, key[3], key) for key, cells in groups.items()), key=lambda item: item[:3]
@@ -49,7 +49,7 @@ def transfer(results: Results) -> Transfer | None:
     cells = groups[key]
     order = [model.name for model in results.models]
     order += sorted({name for pair in cells for name in pair} - set(order))  # substitutes
-    # A model without a cell of another model is left out: its own accuracy is shown elsewhere.
+    # Leave out a model without a pair with another model. Its own accuracy is shown elsewhere.
     crossing = {name for source, target in cells if source != target for name in (source, target)}
     return Transfer(
         attack=key[0],
@@ -62,7 +62,7 @@ def transfer(results: Results) -> Transfer | None:
 
 
 def _groups(results: Results) -> dict[_Attack, _Pairs]:
-    """Scored cells on all images of the finished models, by attack and budget."""
+    """Scored cells of the finished models on all images, by attack, norm and eps."""
     groups: dict[_Attack, _Pairs] = defaultdict(dict)
     finished = {model.name for model in results.models}
     for cell in results.cells:
@@ -111,7 +111,7 @@ def _square(axes: Axes, row: int, column: int, cell: Cell | None, *, framed: boo
     fill = "#f4f4f1" if cell is None else _shade(share)
     axes.add_patch(Rectangle((column, row), 1, 1, facecolor=fill, edgecolor="white", linewidth=1.5))
     text = words.NONE if cell is None else f"{100 * share:.0f}"
-    ink = "white" if cell is not None and share > 0.5 else INK  # white where the ground is dark
+    ink = "white" if cell is not None and share > 0.5 else INK  # white on dark squares
     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink)
     if framed:
         corner = (column + 0.04, row + 0.05)
@@ -126,12 +126,12 @@ def _shade(share: float) -> tuple[float, float, float]:
 
 
 def heat_map_alt(matrix: Transfer) -> str:
-    """What the heat map says, for readers who cannot see it."""
+    """Alternative text of the heat map."""
     pairs = [
         f"{source} to {target} {words.percent(cell.accuracy)}"
         for source in matrix.sources
         for target in matrix.targets
         if (cell := matrix.cells.get((source, target))) is not None
     ]
-    at = words.budget(matrix.norm, matrix.eps)
+    at = words.threat(matrix.norm, matrix.eps)
     return f"Transfer of {matrix.attack} at {at}, accuracy by source and target: {', '.join(pairs)}."
