@@ -140,7 +140,7 @@ def test_numbers_add_up_from_the_rows(finished):
         mine = [c for c in results.cells if c.model == model.name and "check" not in c.params]
         assert [r.eps for r in model.robust] == [0.05, 0.15]
         for robust in model.robust:
-            legal = [c for c in mine if c.eps <= robust.eps]  # a smaller budget's images are legal too
+            legal = [c for c in mine if c.eps <= robust.eps]  # images of a smaller eps are legal too
             assert sorted(robust.attacks) == sorted(c.id for c in legal)
             assert robust.accuracy == pytest.approx(np.nanmin([correct[c.id] for c in legal], 0).mean())
         assert model.robust[1].accuracy <= model.robust[0].accuracy <= model.clean_accuracy
@@ -214,8 +214,8 @@ def test_transferred_images_are_those_of_the_sources_own_cell(finished):
 
 
 def test_what_is_asked_for_is_planned():
-    subjects, cells = plan(parse_recipe(RECIPE))
-    assert [s.name for s in subjects] == ["fp32", "mu"]
+    models, cells = plan(parse_recipe(RECIPE))
+    assert [m.name for m in models] == ["fp32", "mu"]
     roles = [c.role for c in cells]
     assert roles[:2] == ["clean", "clean"]
     assert roles.count("clean") + roles.count("attack") == ASKED_FOR

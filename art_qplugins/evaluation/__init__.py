@@ -1,1 +1,1 @@
-"""Records, cells and their execution: what was attacked, how it was checked, what is left."""
+"""Cells and their execution: crafting, checking and scoring adversarial images, and the records of a run."""

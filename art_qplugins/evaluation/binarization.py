@@ -1,11 +1,11 @@
-"""The binarization test: does an attack find adversarial images that were put in by hand? It tests the attack, not the model.
+"""The binarization test: does an attack find planted adversarial images? It tests the attack, not the model.
 
-Around each image the last layer is replaced by a binary readout. It separates random points inside the ball from a few points
-on its boundary. The latter are adversarial by construction, so an attack that misses them cannot be trusted on this network.
-Passing shows no robustness.
+For each image the last layer is replaced by a binary readout. The readout separates random points inside the ball from a few
+points on its boundary. The boundary points are adversarial by construction. An attack that misses them cannot be trusted on
+this network. An attack that finds them does not show that the model is robust.
 
 Source: Zimmermann, Brendel, Tramer & Carlini 2022, "Increasing Confidence in Adversarial Robustness Evaluations". Their
-readout has logits of range 1, which would hide a masking by the scale of the logits. Here it has the range of the network's
+readout has logits of range 1, which would hide masking by the logit scale. Here the readout has the range of the network's
 own logits.
 """
 
@@ -34,10 +34,10 @@ __all__ = ["Binarization", "binarization_test"]
 
 #: Inner points stay within this share of eps.
 _INNER = 0.95
-#: Place of the decision boundary between the inner points, 0, and the points at eps, 1. Close to 1, random points rarely
-#: succeed.
+#: Position of the decision boundary between the inner points (0) and the points at eps (1). Random points rarely
+#: succeed if it is close to 1.
 _CLOSENESS = 0.99
-#: An attack: from an estimator with two classes, images (1, C, H, W) and labels (1,) to adversarial images.
+#: An attack takes an estimator with two classes, images (1, C, H, W) and labels (1,). It returns adversarial images.
 AttackFunction = Callable[[QuantizedClassifier, Tensor, Tensor], Tensor]
 
 
@@ -45,11 +45,12 @@ AttackFunction = Callable[[QuantizedClassifier, Tensor, Tensor], Tensor]
 class Binarization:
     """The result of the test.
 
-    :ivar success: share of the used images on which the attack found an adversarial image; NaN where none was used.
-    :ivar random: the same for random points of the ball, as many as were fitted. Where it is high, the test was too easy.
-    :ivar used: number of images tested.
-    :ivar dropped: number of images left out, because no linear readout separates their points.
-    :ivar each: (N,) 1 where the attack succeeded, 0 where not, NaN where the image was dropped.
+    :ivar success: share of the tested images on which the attack found an adversarial image; NaN if none was tested.
+    :ivar random: the same share for random points of the ball, as many as were fitted. If it is high, the test was too
+        easy.
+    :ivar used: number of tested images.
+    :ivar dropped: number of images that were not tested, because no linear readout separates their points.
+    :ivar each: (N,) 1 where the attack succeeded, 0 where it failed, NaN where the image was dropped.
     """
 
     success: float
@@ -70,18 +71,18 @@ def binarization_test(
     boundary: int = 1,
     seed: int = 0,
 ) -> Binarization:
-    """Run ``attack`` against a binary network around each image. Modes, hooks and random states are as before.
+    """Run ``attack`` against a binary network for each image. It restores modes, hooks and random states.
 
-    It costs ``2 * (inner + boundary)`` forward passes an image, and the attack, which sees one image at a time. 64 images
-    give the share of successes to within 12 points. A random module is fitted on the mean of its features and judged as any
+    It costs ``2 * (inner + boundary)`` forward passes per image, and the attack on one image at a time. With 64 images the
+    share of successes is accurate to 12 points. A random module is fitted on the mean of its features and judged like any
     other.
 
-    :param attack: the attack under test, with the settings that are claimed; it must work with two classes.
-    :param x: (N, C, H, W) in [0, 1]; ``y`` (N,) labels, of which only the device and the type are used.
+    :param attack: the attack under test with its claimed settings. It must work with two classes.
+    :param x: (N, C, H, W) in [0, 1]. Of the labels ``y`` (N,), only the device and the type are used.
     :param threat: Linf, L2 or L1 with eps above 0.
-    :param inner: number of random points within 0.95 eps, beside the image itself.
-    :param boundary: number of random points at eps, at least 1. With ten, as in some scripts of the paper, random points of
-        the ball succeed on half of the images of digits; with one, on none. See ``random``.
+    :param inner: number of random points within 0.95 eps, in addition to the image itself.
+    :param boundary: number of random points at eps, at least 1. With ten, as in some scripts of the paper, random points
+        of the ball succeed on half of the digits images. With one they succeed on none. See ``random``.
     :raises InputError: where the network runs no ``nn.Linear``, or the threat is L0.
     """
     if threat.norm == "L0" or threat.eps <= 0:
@@ -155,7 +156,7 @@ def _head(module: nn.Module, x: Tensor, seed: int) -> str:
 
 
 def _features(module: nn.Module, head: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The inputs of the head, (N, F), averaged over draws where the module takes several; and the logits, (N, K)."""
+    """The inputs of the head, (N, F), and the logits, (N, K). Both are averaged over the draws of a random module."""
     inputs: list[Tensor] = []
 
     def note(_: nn.Module, given: Sequence[Tensor]) -> None:
@@ -192,7 +193,7 @@ def _around(x: Tensor, threat: Threat, inner: int, boundary: int, seed: int) -> 
 
 
 def _binary(module: nn.Module, head: str, points: Tensor, boundary: int, seed: int) -> _Readout | None:
-    """A readout that is above 0 on the last ``boundary`` points and below on the others; ``None`` where there is none."""
+    """A readout that is above 0 on exactly the last ``boundary`` points; ``None`` where there is none."""
     with isolated(module, seed), draws_from(module, seed), torch.no_grad():
         features, logits = _features(module, head, points)
     outside = np.arange(len(points)) >= len(points) - boundary
@@ -201,7 +202,7 @@ def _binary(module: nn.Module, head: str, points: Tensor, boundary: int, seed: i
         return None
     weight, bias = (torch.as_tensor(value).to(features) for value in found)
     readout = _Readout(module, head, weight, bias)
-    # The points are asked once more as in the test. Rounding may have moved one to the other side.
+    # Evaluate the points again as in the test, because rounding may have moved one to the other side.
     with isolated(module, seed), draws_from(module, seed), torch.no_grad():
         answers = readout(points).argmax(1).cpu().numpy()
     return readout if (answers == outside).all() else None
@@ -210,7 +211,7 @@ def _binary(module: nn.Module, head: str, points: Tensor, boundary: int, seed: i
 def _separation(
     features: NDArray[np.float64], outside: NDArray[np.bool_], logit_range: float
 ) -> tuple[NDArray[np.float64], float] | None:
-    """Weight and bias of a linear function that is above 0 on the points outside alone; ``None`` where there is none.
+    """Weight and bias of a linear function that is above 0 on exactly the outer points; ``None`` where there is none.
 
     Its values on the points have the range ``logit_range``.
     """
@@ -220,7 +221,7 @@ def _separation(
     if not (np.isfinite(features).all() and spread > 0):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a separable fit never converges; only its direction is wanted
+        warnings.simplefilter("ignore")  # a separable fit never converges, but only its direction is used
         fit = LogisticRegression(C=np.inf, max_iter=1000).fit((features - features.mean(0)) / spread, outside)
     weight = fit.coef_[0] / spread
     d = features @ weight

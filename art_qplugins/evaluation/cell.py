@@ -1,4 +1,4 @@
-"""What a cell is made of, and the key that says whether it has been computed already."""
+"""The specification of a cell, and its key. A finished cell with the same key is not computed again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["CellSpec", "Shard", "cell_id", "images_key"]
 
 @dataclass(frozen=True, kw_only=True)
 class CellSpec:
-    """One attack at one budget: crafted on ``source``, scored on ``model``."""
+    """One attack at one norm and eps, crafted on ``source`` and scored on ``model``."""
 
     model: str
     source: str
@@ -30,22 +30,22 @@ class CellSpec:
     norm: str
     eps: float
     seed: int
-    restart: int = 0  # another number: the same attack with other random numbers of its own, judged by the same draws
+    restart: int = 0  # another number gives the attack other random numbers; the scores use the same draws
     role: Role = "attack"
     options: Mapping[str, Any] = field(default_factory=dict)
-    gap: float | None = None  # show the attack logits divided so that the median gap of the top two is this
+    gap: float | None = None  # the attack sees logits divided so that the median gap of the top two is this
     rows: tuple[int, ...] | None = None  # positions of the images to attack; None for all
-    check: Literal["binarization"] | None = None  # put the attack to this test in place of the model
-    start: tuple[str, ...] = ()  # ids of finished cells: start, per image, from the one that came closest
+    check: Literal["binarization"] | None = None  # run this test of the attack instead of attacking the model
+    start: tuple[str, ...] = ()  # ids of finished cells: start each image from the one with the lowest margin
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shard:
-    """Some images of a cell, which are attacked and scored in one piece.
+    """Some images of a cell that are attacked and scored together.
 
-    :param cell: id of the cell; this is shard ``number``, from 0, ``of`` so many.
+    :param cell: id of the cell. This is shard ``number`` (from 0) ``of`` so many.
     :param rows: positions of its images.
-    :param start: (len(rows), C, H, W) where the attack starts from images of other cells.
+    :param start: (len(rows), C, H, W) if the attack starts from images of other cells.
     """
 
     cell: str
@@ -57,23 +57,25 @@ class Shard:
 
     @property
     def id(self) -> str:
-        """What it is stored under: as the cell, where it is all of it."""
+        """The id in the store. A shard that is the whole cell has the id of the cell."""
         return self.cell if self.of == 1 else f"{self.cell}.{self.number + 1}-of-{self.of}"
 
 
 def images_key(spec: CellSpec) -> tuple[Any, ...]:
-    """What the adversarial images of a cell depend on, its rows aside: everything but the model that is scored."""
+    """Everything that the adversarial images of a cell depend on, except its rows. The scored model is not part of it."""
     options = repr(sorted(ATTACKS[spec.attack].resolve(spec.options).items()))
     kept = (spec.source, spec.attack, spec.norm, spec.eps, spec.seed, spec.restart)
     return (*kept, options, spec.gap, spec.start, spec.check)
 
 
 def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: int) -> str:
-    """A readable name that ends in a hash of everything that changes the cell's answer.
+    """A readable name that ends in a hash of everything that changes the cell's result.
 
-    :param target: hash of the scored model; ``source`` of the attacked one; ``data`` of images, labels and their order.
+    :param target: hash of the scored model.
+    :param source: hash of the attacked model.
+    :param data: hash of images, labels and their order.
     """
-    # The role is not in it: the same cell counts for the recipe and for the diagnostics.
+    # The role is not part of the key: one cell serves the recipe and the diagnosis.
     answer = {k: v for k, v in asdict(spec).items() if k not in ("role", "model", "source")}
     attack = ATTACKS[spec.attack]
     answer["options"] = attack.resolve(spec.options)
@@ -84,7 +86,7 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
         "torch": _version("torch"),
     }
     plugins = [row.plugin for row in (attack, attack.library) if row is not None and row.plugin is not None]
-    if plugins:  # left out where there is none, so that the keys of this package's own attacks stay as they are
+    if plugins:  # left out if there is none, so that the keys of this package's own attacks do not change
         answer["plugins"] = [str(plugin) for plugin in plugins]
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
     where = "" if spec.source == spec.model else f".from-{short_name(spec.source)}"

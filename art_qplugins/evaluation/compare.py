@@ -1,6 +1,6 @@
-"""Are two models, or two runs, really different? Paired image by image, from records alone.
+"""Compares two models or two runs image by image, from their records only.
 
-Neither torch nor ART is needed. The tests themselves are in ``significance.py``.
+Neither torch nor ART is needed. The statistical tests are in ``significance.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Metric = Literal["clean_accuracy", "robust_accuracy"]
 
 
 class Records(Protocol):
-    """A finished run: ``results.json`` and ``samples.jsonl``, as :func:`art_qplugins.report.read_run` reads them."""
+    """The records of a finished run, as :func:`art_qplugins.report.read_run` reads them."""
 
     @property
     def results(self) -> Results: ...
@@ -34,13 +34,13 @@ class Records(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One number of two models, or of one model in two runs, on the same images.
+    """The difference of one number between two models, or between two runs of a model, on the same images.
 
     Accuracies are in [0, 1].
 
-    :ivar norm: with ``eps``, of a robust accuracy; ``None`` of a clean one.
-    :ivar n: images; ``replicates`` of the first and of the second.
-    :ivar difference: second minus first, negative where the second is worse; ``interval`` is its 95 % interval.
+    :ivar norm: ``norm`` and ``eps`` of a robust accuracy; ``None`` for a clean accuracy.
+    :ivar n: number of images. ``replicates`` are those of the first and of the second.
+    :ivar difference: second minus first. It is negative if the second is worse. ``interval`` is its 95 % interval.
     :ivar p_holm: the p value after Holm's correction over all rows of the table.
     """
 
@@ -63,7 +63,7 @@ class Difference:
 class Comparison:
     """Two runs, paired model by model at every norm and eps.
 
-    :ivar only_first: names of the models that only the first run has; ``only_second`` of the second.
+    :ivar only_first: names of the models that only the first run has. ``only_second`` is the same for the second run.
     """
 
     rows: Sequence[Difference]
@@ -81,7 +81,7 @@ _Table = dict[str, dict[_Measured, NDArray[np.float64]]]
 
 
 def pairs(run: Records) -> list[Difference]:
-    """Every two models of a run, at every norm and eps that both have. Replicates of a model count as one."""
+    """Every pair of models of a run, at every norm and eps that both have. Replicates of a model count as one model."""
     table = _pooled(run)
     rows = [
         _difference(a, b, what, table[a][what], table[b][what])
@@ -93,7 +93,7 @@ def pairs(run: Records) -> list[Difference]:
 
 
 def compare(a: Records, b: Records) -> Comparison:
-    """The models that two runs have in common, paired image by image.
+    """Compare the models that two runs have in common, image by image.
 
     :raises InputError: where the runs are not on the same images, or have no model in common.
     """
@@ -129,7 +129,7 @@ def _check_same_images(a: Records, b: Records) -> None:
 
 
 def _pooled(run: Records) -> _Table:
-    """By name of a model, its correctness: (replicates, images) in the order of the sample ids; (1, images) of a single one."""
+    """The correctness of each model by its name: (replicates, images) in the order of the sample ids."""
     groups: dict[str, list[str]] = {}
     replicate_of = _replicates(run.results)
     for model in run.results.models:
@@ -158,7 +158,7 @@ def _correct(run: Records, model: str) -> dict[_Measured, NDArray[np.float64]]:
     found: dict[_Measured, NDArray[np.float64]] = {
         _Measured("clean_accuracy", None, None): clean[0].column("correct")[order]
     }
-    # The recipe's attacks alone say at which eps. A probe may have an eps that allows every image.
+    # Only the attacks of the recipe define the eps values. A probe may have an unbounded eps.
     for norm, eps in sorted({(o.cell.norm, o.cell.eps) for o in outcomes if o.cell.role == "attack"}):
         found[_Measured("robust_accuracy", norm, eps)] = worst_case(legal_at(outcomes, norm, eps))[order]
     return found

@@ -1,4 +1,4 @@
-"""What an attack may cost before it is run: an upper estimate, for the order of a cascade and for budgets."""
+"""An upper estimate of the cost of an attack before it runs. Cascades are ordered by it, and budgets are checked by it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ __all__ = ["Cost", "exceeds", "expected_cost", "expected_passes"]
 
 
 class Cost(NamedTuple):
-    """Passes through the network for an image that stands to the end. A gradient takes a forward pass too."""
+    """Passes through the network for an image that stays robust to the end. A gradient also takes a forward pass."""
 
     gradients: float
     queries: float
 
 
-#: Options that a cost grows with in proportion.
+#: The cost is proportional to these options.
 _FACTORS = ("max_iter", "num_random_init", "eot_iter", "n_queries", "nb_restarts", "targets")
 
 
 def expected_cost(attack: str, options: Mapping[str, Any] | None = None) -> Cost | None:
-    """At most about this much for each attacked image, with one pass an answer; ``None`` where nothing is known.
+    """An approximate upper bound per attacked image, for a model with one pass per call; ``None`` where it is unknown.
 
-    The registry's cost at the default options, scaled to these; else the number of steps that they say.
+    It is the registry's cost at the default options, scaled to these options, else the number of steps in the options.
     """
     entry = ATTACKS[attack]
     resolved = entry.resolve(options or {})
@@ -67,11 +67,11 @@ def expected_passes(spec: CellSpec, images: int, *, passes: int) -> float | None
 def exceeds(
     spec: CellSpec, images: int, of: int, *, passes: int, spent: Cost, gradients: float | None, queries: float | None
 ) -> str | None:
-    """Why a cell is not run within a budget per image of the whole set, in a sentence; ``None`` where it is.
+    """The reason why a cell exceeds a budget per image of the whole set; ``None`` where it does not.
 
-    :param images: how many of ``of`` images the cell attacks.
-    :param passes: through the network for one answer: a random model's draws.
-    :param spent: per image of the whole set, so far.
+    :param images: number of images that the cell attacks, out of ``of``.
+    :param passes: passes through the network per call: the draws of a random model.
+    :param spent: cost so far per image of the whole set.
     """
     expected = expected_cost(spec.attack, spec.options) or Cost(0, 0)
     budget = {"gradient evaluations": gradients, "queries": queries}
@@ -79,7 +79,7 @@ def exceeds(
         cost = each * passes * images / of
         if limit is not None and before + cost > limit:
             return (
-                f"it may take {cost:.0f} {name} an image, and {max(0.0, limit - before):.0f} "
+                f"it may take {cost:.0f} {name} per image, and {max(0.0, limit - before):.0f} "
                 f"of {limit:g} are left of the budget"
             )
     return None

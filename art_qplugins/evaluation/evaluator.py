@@ -1,4 +1,4 @@
-"""The models and the images of a run, and which cell is which: what every cell needs."""
+"""The models and the images of a run, and the ids of its cells. Every cell needs them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = ["Evaluator", "evaluator_of"]
 class Evaluator:
     """Models by name, images and labels.
 
-    :param x: (N, C, H, W) float32 in [0, 1]; ``y`` (N,) int64; ``ids`` names every image.
-    :param batch_size: images that go through a network at a time; fewer where the memory does not suffice.
-    :param shard: images that are crafted and scored in one piece, with seeds of their own; ``None`` for ``batch_size``.
-    :param packages: installed packages that have a part in a model, by its name. Their versions count.
-    :ivar fingerprints: of each module as it is scored.
-    :ivar attacked: of each estimator as an attack sees it, with its loss and bounds.
-    :ivar data: of images, labels and their order.
+    :param x: (N, C, H, W) float32 in [0, 1]. ``y`` are (N,) int64 labels. ``ids`` has an id for every image.
+    :param batch_size: images per batch. Batches are smaller if the memory does not suffice.
+    :param shard: images that are crafted and scored together with their own seeds; ``None`` for ``batch_size``.
+    :param packages: by model, the installed packages that take part in it. Their versions enter the ids of cells.
+    :ivar fingerprints: hash of each module as it is scored.
+    :ivar attacked: hash of each estimator as an attack sees it, with its loss and bounds.
+    :ivar data: hash of images, labels and their order.
     """
 
     estimators: Mapping[str, QuantizedClassifier]
@@ -65,7 +65,7 @@ class Evaluator:
         return len(self.ids)
 
     def rows(self, rows: Sequence[int] | None) -> list[int]:
-        """Positions of images; all of them for ``None``."""
+        """Positions of images. ``None`` means all."""
         return list(range(len(self))) if rows is None else list(rows)
 
     def id_of(self, spec: CellSpec) -> str:
@@ -82,7 +82,7 @@ class Evaluator:
         return passes(self.estimators[spec.source].model, requires_grad=True)
 
     def shards(self, spec: CellSpec) -> list[Shard]:
-        """The pieces that a cell is worked on in. The binarization test, of a few images, is one piece."""
+        """The shards of a cell. The binarization test has few images and is one shard."""
         rows = tuple(self.rows(spec.rows))
         size = len(rows) if spec.check else self.shard or self.batch_size
         pieces = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -90,7 +90,7 @@ class Evaluator:
         return [Shard(cell=name, spec=spec, number=i, of=len(pieces), rows=piece) for i, piece in enumerate(pieces)]
 
     def start(self, spec: CellSpec, rows: Sequence[int], store: Storage) -> NDArray[np.float32]:
-        """Per image, the one of the cells in ``spec.start`` with the lowest margin, (len(rows), C, H, W)."""
+        """For each image, the image with the lowest margin among the cells in ``spec.start``, (len(rows), C, H, W)."""
         start, lowest = self.x[list(rows)].cpu().numpy(), np.full(len(rows), np.inf)
         for name in spec.start:
             outcome = store.load(name)

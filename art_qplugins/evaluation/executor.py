@@ -1,8 +1,8 @@
-"""Cells from shards of images: who works on the shards, and in which order, does not change the answer.
+"""Runs cells shard by shard. The executor and the order of the shards do not change the results.
 
-A cell with more images than a shard holds is crafted and scored shard by shard, each with seeds of its own. An executor
-maps shards to attempts: :class:`Serial` here, Ray's in :mod:`~art_qplugins.evaluation.ray`. What it gives is stored by
-the one process that runs :func:`run_cells`, so that no result is lost or counted twice.
+A cell with more images than a shard holds is crafted and scored in several shards. Each shard has its own seeds. An executor
+maps shards to attempts: :class:`Serial` in this process, or Ray's in :mod:`~art_qplugins.evaluation.ray`. Only the process
+that runs :func:`run_cells` stores results, so that no result is lost or counted twice.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["Executor", "Serial", "run_cells"]
 
 
 class Executor(Protocol):
-    """Works on shards, in any order, several at a time if it can."""
+    """Runs shards in any order, several at a time if it can."""
 
     def map(self, shards: Iterable[Shard]) -> Iterator[Attempt]:
-        """Every shard as it is finished. One is taken from ``shards`` when there is soon somebody to work on it."""
+        """Yield the attempt of every shard when it is finished. The next shard is taken when a worker is soon free."""
         ...
 
 
@@ -47,18 +47,18 @@ class Serial:
 def run_cells(
     evaluator: Evaluator, specs: Iterable[CellSpec], store: Storage, executor: Executor
 ) -> Iterator[tuple[CellSpec, Outcome, bool]]:
-    """Every cell as it is finished, and whether it was there already.
+    """Yield every cell when it is finished, and whether it was already in the store.
 
-    A failed cell is an outcome too, which is not stored. A finished shard is stored at once, so that a kill costs the
-    shards under way and nothing else.
+    A failed cell has an outcome too, but it is not stored. A finished shard is stored at once, so that a killed process
+    loses only its unfinished shards.
 
-    :param specs: cells that differ in more than their role.
+    :param specs: distinct cells: no two differ only in their role.
     """
     cells: dict[str, _Unfinished] = {}
     for spec in specs:
         cell = _Unfinished(spec, evaluator.shards(spec))
         if (found := store.load(cell.id)) is not None:
-            cell.drop_shards(store)  # a kill may have come before that
+            cell.drop_shards(store)  # a process may have been killed before it did this
             yield spec, found.with_cell(role=spec.role, model=spec.model, source=spec.source), True
             continue
         cell.find_shards(store)
@@ -77,7 +77,7 @@ def run_cells(
 
 
 def _missing(evaluator: Evaluator, cells: dict[str, _Unfinished], store: Storage) -> Iterator[Shard]:
-    """The shards to work on, decided as late as possible: after a failure the rest of a cell is not worth the time."""
+    """The shards to run, chosen as late as possible: after a failure the other shards of a cell are skipped."""
     for cell in cells.values():
         if not cell.spec.start:
             yield from (shard for shard in cell.shards if cell.wants(shard))
@@ -92,7 +92,7 @@ def _missing(evaluator: Evaluator, cells: dict[str, _Unfinished], store: Storage
 
 @dataclass
 class _Unfinished:
-    """A cell under way, and the outcomes of its shards so far, by their number."""
+    """An unfinished cell, and the outcomes of its shards so far by their number."""
 
     spec: CellSpec
     shards: Sequence[Shard]
@@ -108,7 +108,7 @@ class _Unfinished:
 
     @property
     def _failed(self) -> int:
-        """The first shard that failed. It speaks for the cell, whichever failed earlier by the clock."""
+        """The failed shard with the lowest number. The cell gets its error, whichever shard failed first in time."""
         return min((n for n, o in self.outcomes.items() if not o.ok), default=len(self.shards))
 
     def wants(self, shard: Shard) -> bool:
@@ -119,7 +119,7 @@ class _Unfinished:
         return not any(self.wants(shard) for shard in self.shards)
 
     def find_shards(self, store: Storage) -> None:
-        """Those that an earlier run finished."""
+        """Load the shards that an earlier run finished."""
         if len(self.shards) > 1:
             found = {shard.number: store.load(shard.id) for shard in self.shards}
             self.outcomes |= {number: outcome for number, outcome in found.items() if outcome is not None}
@@ -130,7 +130,7 @@ class _Unfinished:
                 store.drop(shard.id)
 
     def end(self, store: Storage) -> Outcome:
-        """The whole cell's outcome, stored in place of its shards'."""
+        """Store the outcome of the whole cell instead of those of its shards."""
         if self._failed < len(self.shards):
             return self.outcomes[self._failed]
         if len(self.shards) == 1:
@@ -141,7 +141,7 @@ class _Unfinished:
         return outcome
 
     def _joined(self) -> Outcome:
-        """Sums and means are over all images; options and facts are what the first shard says."""
+        """The joined outcome. Sums and means are over all images. Options and facts come from the first shard."""
         parts = [self.outcomes[shard.number] for shard in self.shards]
         cells = [part.cell for part in parts]
         names = dict.fromkeys(name for part in parts for name in part.columns)

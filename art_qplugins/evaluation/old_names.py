@@ -1,4 +1,4 @@
-"""What earlier versions called things in ``results.json``. Records written then are read with today's names."""
+"""Names of earlier versions in ``results.json``. Old records are read with the current names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from art_qplugins.attacks.catalogue import OLD_IDS
 
 __all__ = ["INDICATORS", "upgrade"]
 
-#: Indicators by the codes that they had before version 0.2.
+#: Current indicator ids by the codes before version 0.2.
 INDICATORS: Mapping[str, str] = {
     "GAP": "attack-gap",
     "PGD": "ordinary-attack-gap",
@@ -55,9 +55,9 @@ _FACTS: Mapping[str, str] = {"guilty": "blocking", "suspects": "replaceable"}
 
 
 def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a ``results.json`` of schema 1, of whatever version, with today's names.
+    """The content of a ``results.json`` of schema 1 of any version, with the current names.
 
-    What is not shaped as such is left as it is, for the schema to refuse.
+    Malformed content does not change. The schema refuses it later.
     """
     models = [_model(m) if isinstance(m, dict) else m for m in _listed(results.get("models"))]
     cells = [_cell(c) if isinstance(c, dict) else c for c in _listed(results.get("cells"))]

@@ -1,4 +1,4 @@
-"""The record of a cell with its images as columns: what diagnostics, tables and the next cells compute from."""
+"""The outcome of a cell: its record, and its per-image results as columns."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from art_qplugins.evaluation.records import Cell, Robust, Sample
 
 __all__ = ["Columns", "Outcome", "legal_at", "robust_at", "worst_case", "worst_images"]
 
-#: One number for each attacked image, by name: the fields of a :class:`Sample` that are numbers, and its measures. NaN
-#: where a sample has ``None``.
+#: Arrays with one number per attacked image, by name: the numeric fields of a :class:`Sample`, and its measures.
+#: ``None`` of a sample is NaN.
 Columns = Mapping[str, NDArray[np.float64]]
 
 _WHOLE = ("label", "prediction")
@@ -25,7 +25,7 @@ _FIELDS = (*_WHOLE, *_REAL, *_MAY_MISS)
 
 
 class Images(Protocol):
-    """Where the adversarial images of finished cells are."""
+    """A source of the adversarial images of finished cells."""
 
     def images(self, cell_id: str) -> NDArray[np.float32]: ...
 
@@ -34,8 +34,8 @@ class Images(Protocol):
 class Outcome:
     """A finished, failed or skipped cell.
 
-    :param ids: of the attacked images, in the order of ``columns``; none where the cell failed.
-    :param columns: (n,) each, of the attacked images.
+    :param ids: ids of the attacked images in the order of ``columns``. A failed cell has none.
+    :param columns: (n,) arrays over the attacked images.
     """
 
     cell: Cell
@@ -53,7 +53,7 @@ class Outcome:
         return self.cell.status == "success"
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """One field or measure, (images,) over all images; NaN where it is missing and on images not attacked."""
+        """One field or measure over all images, (images,). It is NaN where it is missing and on images not attacked."""
         values = self.columns.get(name)
         if values is None:
             values = np.full(len(self.ids), np.nan)
@@ -86,9 +86,9 @@ def _value(row: Sample, name: str) -> float:
 
 
 def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome]:
-    """The finished cells whose images are legal at this eps: an image within a smaller eps is within a larger one.
+    """The finished cells whose images are legal at this eps. These are the cells at this eps or a smaller one.
 
-    A cell that tests an attack does not count: its images are the clean ones.
+    A cell that tests an attack does not count, because its images are the clean ones.
     """
     return [
         o
@@ -98,12 +98,12 @@ def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome
 
 
 def worst_case(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
-    """Per image, correctness under the attack that was worst for it."""
+    """For each image, the correctness under its strongest attack."""
     return metrics.worst_case([o.column("correct") for o in outcomes], [o.column("selection") for o in outcomes])
 
 
 def robust_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> Robust:
-    """The mean over images of the worst case over every legal attack that was run."""
+    """The mean over images of the worst case over all legal attacks that were run."""
     legal = legal_at(outcomes, norm, eps)
     accuracy, interval = metrics.accuracy(worst_case(legal))
     return Robust(norm=norm, eps=eps, accuracy=accuracy, interval=interval, attacks=[o.cell.id for o in legal])
@@ -112,7 +112,7 @@ def robust_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> Robust:
 def worst_images(
     outcomes: Sequence[Outcome], images: Images, x: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Per image, which of these cells was worst for it, and its adversarial image; ``x`` where there is none."""
+    """For each image, the cell with its strongest attack and the adversarial image of that cell, or ``x`` without one."""
     chosen = np.nanargmin([o.column("selection") for o in outcomes], axis=0)
     result = x.copy()
     for i in np.unique(chosen):

@@ -1,11 +1,11 @@
-"""Shards of cells on the processes, accelerators and machines of a Ray cluster.
+"""Runs shards of cells on the processes, accelerators and machines of a Ray cluster.
 
-Workers of a recipe get the paths and hashes of its checkpoints and the name and hash of its data set, which they load and
-verify. So the run's folder and the data sets have to be at the same place on every machine, as on a shared file system.
-Estimators and images that are in memory are sent as they are. Every shard names the cell that it belongs to, whose id is
-a hash of weights, images, settings and versions: a worker that comes to another id refuses the work.
+Workers of a recipe get the paths and hashes of its checkpoints, and the name and hash of its data set. They load and verify
+both. So the folder of the run and the data sets must be at the same place on every machine, as on a shared file system.
+Estimators and images in memory are sent as they are. Every shard carries the id of its cell, which is a hash of weights,
+images, settings and versions. A worker that computes another id refuses the shard.
 
-Ray starts a lost shard again elsewhere. One that takes its worker down each time is a failed cell.
+Ray restarts a lost shard on another worker. A shard that crashes its worker every time makes its cell fail.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from art_qplugins.recipes.schema import Recipe
 
 __all__ = ["GivenJob", "Job", "RayExecutor", "RecipeJob"]
 
-#: How often a shard is started again after its worker or its machine was lost.
+#: How often a shard is restarted after its worker or its machine was lost.
 _RETRIES = 3
 
 
 class Job(Protocol):
-    """What workers need to know to set up the models and images of a run."""
+    """Everything that workers need to set up the models and images of a run."""
 
     @property
     def key(self) -> str: ...
 
     def evaluator(self) -> Evaluator:
-        """:raises InputError: where something is missing on this machine or is not what the run began with."""
+        """:raises InputError: where something is missing on this machine, or differs from the start of the run."""
         ...
 
 
@@ -67,9 +67,9 @@ class GivenJob:
 class RecipeJob:
     """Models and images that a recipe names.
 
-    :param recipe: every trained model with the absolute path of its checkpoint.
-    :param checkpoints: SHA-256 by path; ``data`` that of the whole test split.
-    :param packages: those that the recipe uses beside this one.
+    :param recipe: the recipe, with the absolute checkpoint path of every trained model.
+    :param checkpoints: SHA-256 by path. ``data`` is the SHA-256 of the whole test split.
+    :param packages: other packages that the recipe uses.
     """
 
     recipe: Recipe
@@ -82,7 +82,7 @@ class RecipeJob:
     def of(
         cls, recipe: Recipe, modules: Mapping[str, nn.Module], folder: Path, data: str, root: str | None
     ) -> RecipeJob:
-        """The job of a recipe whose trained modules are stored in ``folder``, or where the recipe says."""
+        """The job of a recipe. Its trained modules are stored in ``folder`` or where the recipe says."""
         paths = {m.name: Path(m.checkpoint).resolve() for m in recipe.models if m.checkpoint}
         for m in recipe.models:
             if m.checkpoint is None and m.factory is None:
@@ -103,7 +103,7 @@ class RecipeJob:
         data = load(self.recipe.data.name, "test", root=self.data_root)
         if data.sha256 != self.data:
             raise InputError(
-                f"{_here()}: data set {data.name!r} is another one there; copy the same files to every machine"
+                f"{_here()}: data set {data.name!r} has other content there; copy the same files to every machine"
             )
         for path, sha256 in self.checkpoints.items():
             _verify(Path(path), sha256)
@@ -114,7 +114,7 @@ class RecipeJob:
 
 
 def _check_packages(wanted: Sequence[Plugin]) -> None:
-    """What a recipe uses beside this package has to be there in the same version."""
+    """Check that the other packages of a recipe are installed in the same version."""
     for plugin in wanted:
         if (found := version(plugin.package)) != plugin.version:
             there = f"has {plugin.package} {found}" if found else f"lacks {plugin.package}"
@@ -154,19 +154,19 @@ def _stored(module: nn.Module, name: str, folder: Path) -> Path:
 # --- In a worker
 
 
-#: The evaluator of this process, under its job's key: a worker serves one run.
+#: The evaluator of this process by the key of its job. A worker serves one run.
 _ready: dict[str, Evaluator] = {}
 
 
 @dataclass(frozen=True)
 class _Refused:
-    """Why a worker cannot take part."""
+    """The reason why a worker cannot take part."""
 
     reason: str
 
 
-def _work(job: Job, threads: int, shard: Shard) -> Attempt | _Refused:
-    """What comes of a shard."""
+def _run_shard(job: Job, threads: int, shard: Shard) -> Attempt | _Refused:
+    """Run a shard in a worker."""
     torch.set_num_threads(threads)
     try:
         if (key := job.key) not in _ready:
@@ -186,12 +186,12 @@ def _work(job: Job, threads: int, shard: Shard) -> Attempt | _Refused:
 
 
 class RayExecutor:
-    """Works on shards in a Ray cluster: a context, which ends the cluster if it began it.
+    """Runs shards in a Ray cluster. It is a context that stops the cluster if it started it.
 
-    :param workers: shards at a time; by default one for every accelerator of the cluster, else for every core.
-    :param address: of a running cluster, or ``"auto"`` for the one of this machine; ``None`` starts one here.
-    :param threads: of torch in every worker; by default the cores of the cluster divided among them.
-    :raises InputError: where Ray is missing or the cluster does not answer.
+    :param workers: number of shards at a time. By default it is one per accelerator of the cluster, else one per core.
+    :param address: address of a running cluster, or ``"auto"`` for the one of this machine. ``None`` starts one here.
+    :param threads: threads of torch in every worker. By default the cores of the cluster are divided among the workers.
+    :raises InputError: where Ray is missing or the cluster does not respond.
     """
 
     def __init__(
@@ -206,13 +206,13 @@ class RayExecutor:
             _connect(ray, workers, address)
         have = ray.cluster_resources()
         cores, accelerators = have.get("CPU", 1.0), have.get("GPU", 0.0)
-        self._workers = workers or max(1, int(accelerators or cores))
-        share = max(1, int(cores // self._workers))
+        self._run_sharders = workers or max(1, int(accelerators or cores))
+        share = max(1, int(cores // self._run_sharders))
         self._job = ray.put(job)
         self._threads = threads or share
-        self._task = ray.remote(_work).options(
-            num_cpus=min(share, cores / self._workers),
-            num_gpus=min(1.0, accelerators / self._workers),
+        self._task = ray.remote(_run_shard).options(
+            num_cpus=min(share, cores / self._run_sharders),
+            num_gpus=min(1.0, accelerators / self._run_sharders),
             max_retries=_RETRIES,
         )
 
@@ -224,12 +224,12 @@ class RayExecutor:
             self._ray.shutdown()
 
     def map(self, shards: Iterable[Shard]) -> Iterator[Attempt]:
-        """See :class:`~art_qplugins.evaluation.executor.Executor`. One shard waits for every one that is worked on."""
+        """See :class:`~art_qplugins.evaluation.executor.Executor`. For every running shard one other shard is queued."""
         coming = iter(shards)
         waiting: dict[Any, Shard] = {}
         try:
             while True:
-                while len(waiting) < 2 * self._workers and (shard := next(coming, None)) is not None:
+                while len(waiting) < 2 * self._run_sharders and (shard := next(coming, None)) is not None:
                     waiting[self._task.remote(self._job, self._threads, shard)] = shard
                 if not waiting:
                     return
@@ -244,7 +244,7 @@ class RayExecutor:
         try:
             found: Attempt | _Refused = self._ray.get(task)
         except self._ray.exceptions.RayTaskError:
-            raise  # not of the attack: those are attempts
+            raise  # an error of Ray, not of the attack: errors of attacks are attempts
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[0]
             return failed(shard, f"{type(error).__name__}: its worker was lost {_RETRIES + 1} times: {reason}")
@@ -256,7 +256,7 @@ class RayExecutor:
 def _connect(ray: Any, workers: int | None, address: str | None) -> None:
     quiet = {"include_dashboard": False} if address is None else {}
     cores = {"num_cpus": workers} if address is None and workers is not None else {}
-    # Without a limit, Ray starts what outgrows the machine's memory again and again.
+    # Without a limit, Ray restarts tasks that exceed the machine's memory again and again.
     limit = {"_system_config": {"task_oom_retries": _RETRIES}} if address is None else {}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="error", **quiet, **cores, **limit)

@@ -1,7 +1,7 @@
-"""The records of a run: what ``results.json`` and ``samples.jsonl`` hold. Schema 1.
+"""The records of a run: the content of ``results.json`` and ``samples.jsonl``. Schema 1.
 
 Accuracies are fractions in [0, 1], never percent and never rounded. This module imports neither torch nor ART, so that
-a report can be made where neither is installed. The models check themselves when they are read back.
+a report can be made where neither is installed. Records are validated when they are read.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ class Record(BaseModel):
 class Sample(Record):
     """One image in one cell; a row of ``samples.jsonl``.
 
-    ``correct`` is 0 or 1 for a deterministic model. For a stochastic one it is the fraction of fresh deployments (draws
-    that no attack saw) that answer with the label; ``selection`` is the same on a second, independent set of draws, and
-    is what worst cases are chosen by, so that ``correct`` stays unbiased.
+    ``correct`` is 0 or 1 for a deterministic model. For a stochastic model it is the fraction of fresh deployments
+    (draws that no attack saw) that predict the label. ``selection`` is the same on a second, independent set of draws.
+    Worst cases are chosen by ``selection``, so that ``correct`` stays unbiased.
     """
 
     cell: str
     sample: str  # stable id of the image in its data set
     label: int
-    prediction: int  # the deployed model's answer (the most frequent one, if stochastic)
+    prediction: int  # class predicted by the deployed model (the most frequent one, if stochastic)
     correct: float
     selection: float
     distance: float  # from the clean image, in the cell's norm
     margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
-    # What else was measured of this image: in clean cells what evaluation/measure.py lists, in white-box cells the
+    # Further measurements of this image: in clean cells those of gradients/measure.py, in white-box cells those of the
     # attack's path. None where it is not finite.
     measures: dict[str, float | None] = {}
 
 
 class Cell(Record):
-    """One attack at one budget on one model, crafted on ``source`` and scored on ``model``."""
+    """One attack at one norm and eps, crafted on ``source`` and scored on ``model``."""
 
     id: str
     model: str
@@ -67,28 +67,28 @@ class Cell(Record):
     error: str | None = None
     notes: list[str] = []  # warnings that the attack's library gave, or why the cell was skipped
     crafted_in: str | None = None  # id of the cell of this run that the images were crafted for, at its cost
-    grid: int | None = None  # levels that pixels were rounded to for these two; per image: measures["grid_correct"]
+    grid: int | None = None  # pixel levels for the next two fields; per image: measures["grid_correct"]
     grid_accuracy: float | None = None
     grid_interval: Interval | None = None
     rows: list[int] | None = None  # positions of the images that were attacked, where not all; n counts these
     of: int | None = None  # images in all, where rows is given
-    facts: dict[str, Any] = {}  # what was found of the model as a whole; clean cells only
+    facts: dict[str, Any] = {}  # facts of the model as a whole; clean cells only
 
     @property
     def error_line(self) -> str:
-        """What went wrong: the last line of the traceback."""
+        """The last line of the traceback."""
         lines = (self.error or "").strip().splitlines()
         return lines[-1] if lines else "no message was recorded"
 
     @property
     def label(self) -> str:
-        """The attack's id, with what sets this cell apart from its plain form."""
+        """The id of the attack, with the settings that differ from its plain form."""
         temperature = self.params.get("temperature")
         return self.attack + (f", logits / {temperature:.3g}" if temperature is not None else "")
 
 
 class Finding(Record):
-    """What one indicator saw. Class: P proof, M mechanism, S symptom, V validity."""
+    """The result of one indicator. Classes: P proof, M mechanism, S symptom, V validity."""
 
     id: str
     title: str
@@ -98,14 +98,16 @@ class Finding(Record):
     threshold: float
     evidence: str  # a sentence with the numbers in it
     mitigation: str
-    p_value: float | None = None  # symptoms: before Holm's correction, of "no more than the material share"
-    group: str | None = None  # symptoms that go together count once
+    p_value: float | None = (
+        None  # symptoms: before Holm's correction, for the hypothesis "no more than the material share"
+    )
+    group: str | None = None  # symptoms of one group count once
     shows_not: str = ""  # what it does not prove
     source: str = ""
 
 
 class Claim(Record):
-    """The number under test, and what the strongest attack that was run leaves of it."""
+    """The number under test, and the worst case over the attacks that were run."""
 
     status: Literal["HOLDS", "OVERSTATED", "NONE"]
     attack: str | None = None  # attack id of the claim
@@ -115,12 +117,12 @@ class Claim(Record):
     norm: str | None = None
     eps: float | None = None
     accuracy: float | None = None  # as claimed
-    corrected: float | None = None  # worst case over everything that was run at this budget
+    corrected: float | None = None  # worst case over all attacks that were run at this norm and eps
     interval: Interval | None = None  # of the corrected accuracy
 
 
 class Robust(Record):
-    """Mean over images of the worst case over attacks, at one budget: an upper bound under the attacks run."""
+    """Mean over images of the worst case over attacks, at one norm and eps: an upper bound under the attacks run."""
 
     norm: str
     eps: float
@@ -130,15 +132,15 @@ class Robust(Record):
 
 
 class Step(Record):
-    """One step of the diagnosis: what was tried, what it cost, or why it was not."""
+    """One step of the diagnosis: the attack, its cost, or the reason why it was skipped."""
 
     id: str
-    level: int  # 0 to 3: the rung of the ladder
+    level: int  # 0 to 3: the level of the diagnosis
     title: str
     status: Literal["run", "skipped", "failed"]
     reason: str = ""  # why it was skipped
     cells: list[str] = []
-    robust: int | None = None  # images that no attack had broken before it
+    robust: int | None = None  # images that its baseline had not broken
     forward: float = 0.0  # passes per image of the whole set
     backward: float = 0.0  # gradient evaluations per image of the whole set
 
@@ -152,10 +154,10 @@ class Layer(Record):
 
 
 class Spent(Record):
-    """What the cells of a model took, per image of the whole set, in passes through the network."""
+    """The cost of all cells of a model, in passes through the network per image of the whole set."""
 
     gradients: float  # backward passes
-    queries: float  # forward passes, those of gradients included
+    queries: float  # forward passes, including those of gradients
 
 
 class ModelResult(Record):
@@ -167,14 +169,14 @@ class ModelResult(Record):
     n: int
     robust: list[Robust]
     verdict: Verdict
-    summary: str  # the verdict in a few plain sentences
+    summary: str  # the verdict in a few sentences
     claim: Claim
     findings: list[Finding]
     steps: list[Step] = []
     layer: Layer | None = None
-    spent: Spent | None = None  # on everything, the diagnosis included
+    spent: Spent | None = None  # on all cells, including the diagnosis
     warnings: list[str] = []  # what is wrong with how it was trained
-    evidence: str | None = None  # file in the run's folder that holds the images that prove it
+    evidence: str | None = None  # file in the run's folder with the adversarial images that prove it
 
 
 class Environment(Record):

@@ -1,4 +1,4 @@
-"""What a run has computed so far. Nothing is computed twice, whoever asks for it."""
+"""Runs cells and keeps their outcomes. No cell is computed twice."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class CellProgress(Protocol):
 
 
 class Scheduler:
-    """Runs cells on an executor: those that no earlier run and no earlier call has finished.
+    """Runs the cells that no earlier run and no earlier call has finished, on an executor.
 
-    Images that were crafted for one model are scored by another without crafting them again.
+    Images that were crafted for one model are scored on another model without crafting them again.
 
     :param executor: by default this process.
-    :param grid: score every cell also on this many levels of a pixel.
-    :ivar total: cells asked for so far.
+    :param grid: also score every cell with pixels rounded to this many levels.
+    :ivar total: number of cells requested so far.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Scheduler:
         self.evaluator, self.store, self.progress, self.grid = evaluator, store, progress, grid
         self.total = 0
         self._executor = executor or Serial(evaluator)
-        self._outcomes: dict[str, Outcome | None] = {}  # by id, in the order of asking; None until it is finished
+        self._outcomes: dict[str, Outcome | None] = {}  # by id, in the order of the requests; None until it is finished
         self._shared = SharedImages(evaluator, store)
         self._left: dict[str, float | None] = {}  # expected passes of the cells that are not finished, by id
 
@@ -66,7 +66,7 @@ class Scheduler:
         missing = {}
         for name, spec in waiting.items():
             if (outcome := self._shared.scored(spec)) is None:
-                missing[name] = spec  # finished in an earlier run, or its images could not be had
+                missing[name] = spec  # finished in an earlier run, or its images were not available
             else:
                 self._finish(spec, outcome, until, reused=False)
         self._left |= {name: self._passes(spec) for name, spec in missing.items()}
@@ -91,7 +91,7 @@ class Scheduler:
         self.progress.cell(outcome, reused)
 
     def outcome(self, spec: CellSpec) -> Outcome:
-        """Of a cell that this run has; it is computed where it has not."""
+        """The outcome of a cell. It is computed if this run does not have it."""
         name = self.evaluator.id_of(spec)
         if self._outcomes.get(name) is None:
             self.run([spec])
@@ -100,15 +100,15 @@ class Scheduler:
         return found
 
     def outcomes(self, model: str | None = None) -> list[Outcome]:
-        """What is finished, in the order in which it was asked for, whatever was ready first."""
+        """The finished outcomes in the order of the requests."""
         return [o for o in self._outcomes.values() if o is not None and model in (None, o.cell.model)]
 
     def holds_images(self, spec: CellSpec) -> bool:
-        """Whether the images of ``spec`` were crafted already, so that it costs no attack."""
+        """Whether the images of ``spec`` were crafted already, so that the cell costs no attack."""
         return self._shared.holds(spec)
 
     def spent(self, model: str) -> Cost:
-        """What the attacks on a model took so far, per image of the whole set."""
+        """The cost of the attacks on a model so far, per image of the whole set."""
         mine = [o.cell for o in self.outcomes(model) if o.cell.role != "clean"]
         n = len(self.evaluator)
         return Cost(sum(c.backward_samples for c in mine) / n, sum(c.forward_samples for c in mine) / n)

@@ -1,4 +1,4 @@
-"""Scores adversarial images: are they legal, and what does the deployed model answer? Attacks have no say in it."""
+"""Scores adversarial images: are they legal, and what does the deployed model predict? Attacks do not score themselves."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from art_qplugins.threat import Threat
 
 __all__ = ["DEPLOYMENTS", "IllegalImage", "check_legal", "finite_columns", "on_grid", "score"]
 
-#: How often a stochastic model is deployed afresh to score an image, on each of two independent sets of draws.
+#: Number of fresh deployments of a stochastic model that score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
 
 
 class IllegalImage(ValueError):
-    """An attack returned an image that the threat does not allow. Nobody clips it: the cell fails."""
+    """An attack returned an image that the threat does not allow. The image is not clipped: the cell fails."""
 
 
 def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
-    """Distances (N,), or :class:`IllegalImage` that says which image breaks which rule and by how much."""
+    """Distances (N,).
+
+    :raises IllegalImage: where an image is not legal. The message says which image breaks which rule, and by how much.
+    """
     if x_adv.shape != x.shape:
         raise IllegalImage(f"the attack returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}")
     if not torch.isfinite(x_adv).all():
@@ -45,20 +48,20 @@ def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
 
 
 def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
-    """``x_adv`` as an image file holds it, pixels in {0, 1/(levels - 1), ..., 1}, and still legal.
+    """``x_adv`` rounded to the pixels {0, 1/(levels - 1), ..., 1} of an image file, and still legal.
 
-    Every changed pixel goes to the nearest level. Where that leaves the ball it goes to the next one towards ``x``: the
-    pixel alone in Linf, all pixels of the image in the other norms, none of whose parts then is further away than
-    before. A pixel with no level between the two stays as in ``x``, and so does one that was not changed.
+    Every changed pixel is rounded to the nearest level. If that leaves the ball, it is rounded towards ``x``. In Linf this
+    applies to the single pixel, in the other norms to all pixels of the image. A pixel keeps the value of ``x`` if it was
+    not changed, and if no level lies between the two values.
 
-    :param x: (N, C, H, W) in [0, 1], which need not be on the grid itself.
+    :param x: (N, C, H, W) in [0, 1]. It need not be on the grid.
     :param x_adv: legal images for ``threat``.
     :return: (N, C, H, W) float32.
     """
     scale = levels - 1
     clean, moved = x.double(), x_adv.double()
     nearest = (moved * scale).round() / scale
-    # Steps of a level are compared with room for rounding in float32: a pixel that is on its level stays there.
+    # Comparisons allow for rounding in float32, so that a pixel on a level stays there.
     inward = torch.where(moved > clean, (moved * scale + 1e-4).floor(), (moved * scale - 1e-4).ceil()) / scale
     between = (inward - clean) * (moved - clean) > 0
     inward = torch.where(between, inward, clean)
@@ -74,20 +77,21 @@ def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
 def score(
     module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int = 250
 ) -> dict[str, NDArray[np.float64]]:
-    """What the deployed module answers to images (N, C, H, W): ``prediction``, ``correct``, ``selection``, ``margin`` and
-    ``loss`` as in :class:`~art_qplugins.evaluation.records.Sample`, (N,) each.
+    """Score images (N, C, H, W) on the deployed module.
 
-    A random module is asked on two sets of draws that no attack saw. Random is what has stochastic layers, and what
-    answers otherwise when the global generators are seeded otherwise. Global random states are as before afterwards.
+    The columns ``prediction``, ``correct``, ``selection``, ``margin`` and ``loss`` are those of
+    :class:`~art_qplugins.evaluation.records.Sample`, (N,) each. A random module is scored on two sets of draws that no
+    attack saw. A module is random if it has stochastic layers, or if its outputs depend on the seed of the global
+    generators. Global random states are restored.
 
-    :raises ValueError: where it answers NaN.
+    :raises ValueError: where a logit is NaN.
     """
     random = is_stochastic(module)
     first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if random else 1, batch_size)
     if not random:
         again = _ask(module, x[:batch_size], derive_seed(seed, "select"), 1, batch_size)
         random = not same_answers(first[:, :batch_size], again)
-        if random:  # somebody's own module, which draws from the global generators
+        if random:  # a module that draws from the global generators
             first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS, batch_size)
     answers = first.argmax(-1)
     correct = (answers == y).double().mean(0)
@@ -107,7 +111,7 @@ def score(
 
 
 def finite_columns(columns: Columns) -> dict[str, NDArray[np.float64]]:
-    """The same with NaN for what is not finite, since records hold no infinity."""
+    """The same columns with NaN for infinite values, because records cannot hold infinity."""
     return {name: np.where(np.isfinite(values), values, np.nan) for name, values in columns.items()}
 
 

@@ -1,4 +1,4 @@
-"""Adversarial images that are there already, scored once more: by another model, or rounded to a pixel grid."""
+"""Scores existing adversarial images again: on another model, or rounded to a pixel grid."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _GRID = "grid_correct"
 
 
 class SharedImages:
-    """Which finished cells of this run hold which images. The images stay in the store."""
+    """The images that finished cells of this run hold. The images stay in the store."""
 
     def __init__(self, evaluator: Evaluator, store: Storage) -> None:
         self._evaluator, self._store = evaluator, store
         self._holders: dict[tuple[Any, ...], list[Outcome]] = defaultdict(list)
 
     def add(self, spec: CellSpec, outcome: Outcome) -> None:
-        """A finished cell, whose images others may take if they were crafted for it."""
+        """Add a finished cell. Other cells may use its images if they were crafted for it."""
         if outcome.ok and outcome.cell.crafted_in is None and spec.role != "clean":
             self._holders[images_key(spec)].append(outcome)
 
     def split(self, specs: Mapping[str, CellSpec]) -> tuple[dict[str, CellSpec], dict[str, CellSpec]]:
-        """(cells to craft images for, cells that can wait for those or for what is held), by id.
+        """(cells that craft images, cells that use the images of other cells), by id.
 
-        Of cells that differ in the scored model alone, the one that attacks the most images is crafted for.
+        If cells differ only in the scored model, the cell that attacks the most images crafts for all of them.
         """
         groups: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for name, spec in specs.items():
@@ -51,11 +51,11 @@ class SharedImages:
         return {n: s for n, s in specs.items() if n in first}, {n: s for n, s in specs.items() if n not in first}
 
     def holds(self, spec: CellSpec) -> bool:
-        """Whether the images of ``spec`` are there, so that it costs no attack."""
+        """Whether the images of ``spec`` exist, so that the cell costs no attack."""
         return self._held(spec) is not None
 
     def scored(self, spec: CellSpec) -> Outcome | None:
-        """The cell ``spec`` from images that are there, stored; ``None`` where it is finished or no cell holds them all."""
+        """Score and store ``spec`` from existing images; ``None`` if it is finished or no cell holds all its images."""
         name = self._evaluator.id_of(spec)
         if self._store.load(name) is not None:
             return None
@@ -68,7 +68,7 @@ class SharedImages:
         return outcome
 
     def _held(self, spec: CellSpec) -> tuple[Outcome, list[int]] | None:
-        """A finished cell that holds every image, and where in it they are."""
+        """A finished cell that holds every image, and the positions of the images in it."""
         for found in self._holders.get(images_key(spec), ()):
             if self._store.load(found.cell.id) is None:  # its files were damaged or removed
                 continue
@@ -82,7 +82,7 @@ class SharedImages:
 def _scored(
     evaluator: Evaluator, spec: CellSpec, name: str, found: Outcome, places: Sequence[int], images: torch.Tensor
 ) -> Outcome:
-    """What ``spec.model`` answers to the images of ``found`` at ``places``. Distances and paths are as they were."""
+    """Score ``spec.model`` on the images of ``found`` at ``places``. Distances and paths do not change."""
     target, started = evaluator.estimators[spec.model], time.perf_counter()
     rows = evaluator.rows(spec.rows)
     y = evaluator.y[rows].to(target.device)
@@ -113,9 +113,9 @@ def _scored(
 def scored_on_grid(
     evaluator: Evaluator, spec: CellSpec, outcome: Outcome, store: Storage, levels: int | None
 ) -> Outcome:
-    """``outcome`` with the scores of its images rounded to ``levels`` of a pixel, stored; unchanged where it has them.
+    """Add the scores of the images rounded to ``levels`` pixel values to ``outcome``, and store it.
 
-    The images that are stored stay as crafted.
+    An outcome that has them does not change. The stored images are never rounded.
     """
     cell = outcome.cell
     if levels is None or not outcome.ok or cell.grid == levels or spec.check:

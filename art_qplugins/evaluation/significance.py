@@ -1,8 +1,8 @@
 """Paired tests on per-image correctness: pure functions on arrays.
 
-What they speak of is the sampling of images; of replicates, they speak of nothing more than the seeds at hand. A significant
-difference between attacks that were too weak is still one between weak attacks. Whole runs are compared in ``compare.py``;
-intervals of one number are in :mod:`art_qplugins.metrics`.
+The tests are about the sampling of images. They say nothing about seeds other than those of the replicates. A
+significant difference under attacks that are too weak is still a difference under weak attacks. Whole runs are compared
+in ``compare.py``. Intervals of a single number are in :mod:`art_qplugins.metrics`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["McNemar", "clustered_bootstrap", "holm", "mcnemar", "paired_test"]
 
 
 class McNemar(NamedTuple):
-    """``only_first`` images are right under the first alone, ``only_second`` under the second alone."""
+    """``only_first`` images are correct under the first model only, ``only_second`` under the second only."""
 
     p_value: float
     only_first: int
@@ -27,17 +27,17 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """McNemar's exact test (McNemar 1947): of the images on which two models differ, is each right on half?
+    """McNemar's exact test (McNemar 1947): is each model correct on half of the images on which they differ?
 
-    :param first: (images,) 0 or 1, like ``second``, of the same images in the same order.
-    :return: the two-sided binomial p value; 1 where they never differ.
+    :param first: (images,) 0 or 1. ``second`` has the same images in the same order.
+    :return: the two-sided binomial p value. It is 1 where the models never differ.
     :raises ValueError: where an entry is neither 0 nor 1, or the shapes differ.
     """
     from scipy.stats import binomtest
 
     one, other = _same_shape(first, second)
     if not (np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all()):
-        raise ValueError("McNemar's test is for images that are right or wrong; use paired_test for fractions")
+        raise ValueError("McNemar's test needs entries of 0 or 1; use paired_test for fractions")
     only_first, only_second = int((one > other).sum()), int((one < other).sum())
     differ = only_first + only_second
     p = float(binomtest(only_first, differ).pvalue) if differ else 1.0
@@ -47,12 +47,12 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
 def clustered_bootstrap(
     first: ArrayLike, second: ArrayLike, *, confidence: float = 0.95, resamples: int = 4000
 ) -> Interval:
-    """Percentile interval of ``mean(first) - mean(second)``, resampling images with all that was measured of each.
+    """Percentile interval of ``mean(first) - mean(second)``. Each resampled image brings all its replicates.
 
-    An image's results under several seeds go together, so replicates do not count as further images.
+    So replicates do not count as further images.
 
-    :param first: (replicates, images) or (images,) correctness in [0, 1]; ``second`` of the same images, whose number of
-        replicates may be another.
+    :param first: (replicates, images) or (images,) correctness in [0, 1]. ``second`` has the same images and may have
+        another number of replicates.
     """
     means = resampled_means(_by_image(first) - _by_image(second), resamples=resamples)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -62,9 +62,9 @@ def clustered_bootstrap(
 def paired_test(first: ArrayLike, second: ArrayLike, *, flips: int = 9999) -> float:
     """Two-sided p value of "no difference", by image.
 
-    It is McNemar's exact test where every image is right or wrong. Else it is a sign-flip test (Fisher's randomization
-    test), which exchanges the two models on random sets of images. That is what McNemar's test does on images that are right
-    or wrong, and it keeps an image's replicates together.
+    It is McNemar's exact test if every entry is 0 or 1. Otherwise it is a sign-flip test (Fisher's randomization test):
+    it exchanges the two models on random sets of images. McNemar's test is the exact form of it. The replicates of an
+    image stay together.
 
     :param first: (replicates, images) or (images,), like ``second``.
     """
@@ -85,9 +85,9 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, flips: int = 9999) -> fl
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
-    """Holm's step-down adjustment (Holm 1979): rejecting those below alpha errs anywhere with at most alpha.
+    """Holm's step-down adjustment (Holm 1979). It controls the family-wise error rate.
 
-    :return: as many, in the same order, at most 1.
+    :return: the adjusted p values in the same order, at most 1.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
@@ -105,6 +105,6 @@ def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64
 
 
 def _by_image(values: ArrayLike) -> NDArray[np.float64]:
-    """(images,): the mean over replicates, if there are any."""
+    """The mean over replicates, (images,)."""
     result: NDArray[np.float64] = np.asarray(values, dtype=float)
     return result if result.ndim == 1 else np.asarray(result.mean(0))

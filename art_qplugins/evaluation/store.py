@@ -1,6 +1,6 @@
-"""A run's folder. Every file is written whole or not at all, so that a kill or a full disk loses nothing finished.
+"""The folder of a run. Every file is written completely or not at all, so no kill or full disk loses finished cells.
 
-What is read back is checked: a cell whose file is cut, changed or gone counts as not computed.
+Files are checked when they are read. A cell with a truncated, changed or missing file counts as not computed.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["Memory", "Storage", "Store"]
 
 
 class Storage(Protocol):
-    """Where a run keeps finished cells, finished shards of unfinished ones, and what is said of them.
+    """Storage of a run: finished cells, finished shards of unfinished cells, evidence and results.
 
-    :ivar folder: on disk; ``None`` for a run that is kept in memory.
+    :ivar folder: the folder on disk; ``None`` for a run in memory.
     """
 
     @property
@@ -48,7 +48,7 @@ class Storage(Protocol):
 
 
 class Memory:
-    """A run from Python that has no folder: cells and images are kept, and nothing is written."""
+    """The storage of a run without a folder. Cells and images stay in memory, and nothing is written."""
 
     folder = None
     has_results = False
@@ -87,7 +87,7 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._intact: set[str] = set()  # cells whose images have been compared with their hash
+        self._intact: set[str] = set()  # cells whose images were checked against their hash
         try:
             (folder / "cells").mkdir(parents=True, exist_ok=True)
             (folder / "checkpoints").mkdir(exist_ok=True)
@@ -104,11 +104,11 @@ class Store:
 
     @contextlib.contextmanager
     def alone(self, recipe: str) -> Iterator[None]:
-        """Write here for the recipe of this name, and be the only process that does.
+        """Lock the folder for a run of the recipe with this name.
 
-        What a killed process left half-written is removed first.
+        Incomplete files of a killed process are removed first.
 
-        :raises InputError: where another run is at work here, or the folder holds another recipe's or schema's results.
+        :raises InputError: where another run holds the lock, or the folder has results of another recipe or schema.
         """
         with locked(self.folder / ".lock") as mine:
             if not mine:
@@ -121,13 +121,13 @@ class Store:
             yield
 
     def _check_same_recipe(self, recipe: str) -> None:
-        """Other values of the same recipe are other cells and may stand beside these; another recipe's may not."""
+        """Refuse a folder of another recipe. Cells of the same recipe with other values may share the folder."""
         path = self.folder / "results.json"
         try:
             found = json.loads(path.read_bytes())
             version, name = found["schema_version"], found["spec"]["resolved"].get("name")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # none, or damaged: it will be written anew
+            return  # missing or damaged: it will be written again
         if version != SCHEMA_VERSION:
             raise InputError(
                 f"{path}: its schema is {version!r} and this version writes {SCHEMA_VERSION}; "
@@ -140,7 +140,7 @@ class Store:
             )
 
     def load(self, cell_id: str) -> Outcome | None:
-        """The finished cell, or ``None`` where it has to be computed (also where a file of it is damaged or gone)."""
+        """The finished cell; ``None`` where it must be computed, also because a file is damaged or missing."""
         path, images = self._path(cell_id, "json"), self._path(cell_id, "npz")
         try:
             content = json.loads(path.read_bytes())
@@ -158,7 +158,7 @@ class Store:
         return outcome
 
     def save(self, outcome: Outcome, x_adv: NDArray[np.float32]) -> None:
-        """The records are written last: where they are, the images are too."""
+        """Save the images and then the records, so that a cell with records has images."""
         name, images = outcome.cell.id, _packed(x_adv=x_adv)
         self._intact.discard(name)
         write_atomically(self._path(name, "npz"), images)
@@ -174,7 +174,7 @@ class Store:
             return np.asarray(archive["x_adv"])
 
     def drop(self, cell_id: str) -> None:
-        """The records go first, so that a cell that loads has its images."""
+        """Delete the records and then the images, so that a cell with records has images."""
         self._path(cell_id, "json").unlink(missing_ok=True)
         self._path(cell_id, "npz").unlink(missing_ok=True)
         self._intact.discard(cell_id)
@@ -183,7 +183,7 @@ class Store:
         return self.folder / "cells" / f"{cell_id}.{kind}"
 
     def write_evidence(self, model: str, **arrays: NDArray[Any]) -> str | None:
-        """``evidence/MODEL.npz``; its path within the folder."""
+        """Write ``evidence/MODEL.npz`` and return its path within the folder."""
         path = self.folder / "evidence" / f"{short_name(model)}.npz"
         write_atomically(path, _packed(**arrays))
         return str(path.relative_to(self.folder))
@@ -197,7 +197,7 @@ class Store:
         write_atomically(self.folder / "results.json", content.encode())
 
     def write_samples(self, outcomes: Iterable[Outcome]) -> None:
-        """Cell by cell, so that one cell's rows are in memory at a time."""
+        """Write the rows cell by cell, so that only one cell's rows are in memory."""
         rows = (f"{row.model_dump_json()}\n".encode() for outcome in outcomes for row in outcome.samples())
         write_atomically(self.folder / "samples.jsonl", rows)
 
@@ -209,5 +209,5 @@ def _packed(**arrays: NDArray[Any]) -> bytes:
 
 
 def _digest(content: dict[str, Any]) -> str:
-    """Of a cell's file, the hash itself aside. JSON gives floats back as they were."""
+    """Hash of a cell's file without the hash itself. JSON preserves floats exactly."""
     return hashlib.sha256(json.dumps({k: v for k, v in content.items() if k != "sha256"}).encode()).hexdigest()

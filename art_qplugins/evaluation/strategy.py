@@ -1,9 +1,9 @@
-"""Which cells of a recipe run in which order and on which images: all of them, or a cascade; and within which budget.
+"""The order, the images and the budget of the attacks of a recipe: every attack on every image, or a cascade.
 
-A cascade is for the worst case where no table of every attack is wanted. Cheap attacks come first, and each next one
-attacks only images that are still robust. Two things follow from a ball within a ball: an image broken at a smaller eps
-is broken at a larger one, and an image robust to an attack at a larger eps is not given to the same attack at a smaller
-one. So each attack begins at the largest eps. The result is an upper bound on robustness like any other.
+A cascade computes the worst case without a table of every attack. Cheap attacks run first. Each further attack runs only on
+images that are still robust. An image broken at a smaller eps counts as broken at a larger eps. An image robust to an attack
+at a larger eps is not attacked again by the same attack at a smaller eps. So each attack starts at the largest eps. The
+result is an upper bound on robustness like any other.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = ["Attacks", "narrowed", "ordered"]
 class Attacks:
     """The attacks of a recipe, run in the order of its strategy and within its budget.
 
-    :param claims: those of the cells that attack every image and keep to no budget.
-    :ivar skipped: what the budget did not allow, by id.
-    :ivar covered: (model, norm, eps) that a cascade went through.
+    :param claims: the claimed cells. They attack every image and ignore the budget.
+    :ivar skipped: cells skipped because of the budget, by id.
+    :ivar covered: (model, norm, eps) at which a cascade ran.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Attacks:
         if self.strategy == "matrix" and not limited:
             self.scheduler.run(specs, until=until)
             return
-        if limited:  # first what is run in any case, so that the rest knows what may still be spent
+        if limited:  # first the cells that run in any case, so that the remaining budget is known
             self.scheduler.run([spec for spec in specs if self._free(spec)])
         for group in ordered(specs) if self.strategy == "cascade" else [[spec] for spec in specs]:
             self._run_group(group)
@@ -73,7 +73,7 @@ class Attacks:
         return spec.role == "clean" or spec in self.claims
 
     def _skip(self, spec: CellSpec) -> bool:
-        """Whether a cell may exceed the budget; it is put down as skipped then."""
+        """Whether a cell may exceed the budget. Such a cell is recorded as skipped."""
         evaluator = self.scheduler.evaluator
         if self.scheduler.holds_images(spec):
             return False
@@ -92,7 +92,7 @@ class Attacks:
         return reason is not None
 
     def cells(self) -> list[Cell]:
-        """What is finished, and then what was skipped."""
+        """The finished cells, then the skipped cells."""
         done = [outcome.cell for outcome in self.scheduler.outcomes()]
         finished = {cell.id for cell in done}
         return [*done, *(cell for name, cell in self.skipped.items() if name not in finished)]
@@ -103,10 +103,10 @@ def _at(spec: CellSpec) -> tuple[str, str, float]:
 
 
 def ordered(specs: Iterable[CellSpec]) -> list[list[CellSpec]]:
-    """Groups of cells, each scored on the same images, in the order to run them.
+    """Groups of cells with the same adversarial images, in the order in which they run.
 
-    By the expected number of passes; attacks whose cost is not known come last, as listed; of one attack, the largest
-    eps first.
+    Groups are sorted by the expected number of passes. Attacks of unknown cost come last in the order of the recipe. Each
+    attack runs at its largest eps first.
     """
     groups: dict[tuple[Any, ...], list[CellSpec]] = {}
     for spec in specs:
@@ -129,15 +129,15 @@ def _attack_key(spec: CellSpec) -> tuple[str, str]:
 def narrowed(
     group: Sequence[CellSpec], outcomes: Callable[[str], Sequence[Outcome]], whole: Sequence[CellSpec]
 ) -> list[CellSpec]:
-    """The cells of a group on the images that are robust so far on one of its models; none where all are broken.
+    """The cells of a group on the images that are still robust for one of its models. There are none if all are broken.
 
-    :param outcomes: gives the cells of a model so far, its clean one among them.
-    :param whole: cells that attack every image whatever is known: claims.
+    :param outcomes: returns the cells of a model so far, including its clean cell.
+    :param whole: claimed cells, which attack every image.
     """
     if any(spec.role == "clean" or spec in whole for spec in group):
         return list(group)
     group = [spec for spec in group if any(o.ok for o in outcomes(spec.model))]
-    if not group:  # no answer to clean images is known, so no attack on them says anything
+    if not group:  # the clean cell failed, so attacks give no result
         return []
     robust = [_robust(spec, outcomes(spec.model)) for spec in group]
     wanted = [spec for spec, rows in zip(group, robust, strict=True) if rows.any()]
@@ -148,14 +148,14 @@ def narrowed(
 
 
 def _robust(spec: CellSpec, outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
-    """Images that are not broken for certain at this eps, and that were not robust to this attack at a larger one."""
+    """Images that are not broken in every draw at this eps and that did not withstand this attack at a larger eps."""
     legal = legal_at(outcomes, spec.norm, spec.eps)
     worst = np.nanmin([o.column("selection") for o in legal], axis=0)
     robust = worst > 0
     for o in outcomes:
         if o.ok and o.cell.eps > spec.eps and o.cell.norm == spec.norm and _same_attack(spec, o):
             withstood = o.column("selection")
-            robust &= ~(withstood >= worst)  # NaN, where it was not attacked: not withstood
+            robust &= ~(withstood >= worst)  # NaN where it was not attacked, which does not count as robust
     return np.asarray(robust)
 
 

@@ -1,4 +1,4 @@
-"""Works on one shard: craft on the source, check that the images are legal, score them on the target."""
+"""Runs one shard: craft images on the source, check that they are legal, score them on the target."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Attempt:
-    """What came of a shard.
+    """The result of a shard.
 
     :param x_adv: the adversarial images, (len(shard.rows), C, H, W); ``None`` where the shard failed.
     """
@@ -49,7 +49,7 @@ class Attempt:
 
 
 def attempt(evaluator: Evaluator, shard: Shard) -> Attempt:
-    """Craft and score the images of a shard. A failure is an attempt too, with its traceback."""
+    """Craft and score the images of a shard. A failure is returned as an attempt with its traceback."""
     try:
         return _within_memory(evaluator, shard)
     except Exception:
@@ -58,7 +58,7 @@ def attempt(evaluator: Evaluator, shard: Shard) -> Attempt:
 
 
 def failed(shard: Shard, error: str) -> Attempt:
-    """The row of a cell that this shard could not be computed of."""
+    """The attempt of a shard that failed."""
     spec = shard.spec
     params = {**spec.options, **({"check": spec.check} if spec.check else {})}
     cell = cell_without_number(shard.cell, spec, status="error", params=params, error=error)
@@ -87,7 +87,7 @@ def _cell(name: str, spec: CellSpec, **result: Any) -> Cell:
 
 
 def _within_memory(evaluator: Evaluator, shard: Shard) -> Attempt:
-    """With half the batch size, and half of that, as long as the memory does not suffice."""
+    """Halve the batch size until the memory suffices."""
     batch_size = min(evaluator.batch_size, len(shard.rows))
     notes: list[str] = []
     while True:
@@ -99,14 +99,14 @@ def _within_memory(evaluator: Evaluator, shard: Shard) -> Attempt:
         else:
             cell = made.outcome.cell
             return Attempt(shard, made.outcome.with_cell(notes=[*notes, *cell.notes]), made.x_adv)
-        notes.append(f"out of memory with batches of {batch_size} images; went on with {batch_size // 2}")
+        notes.append(f"out of memory with batches of {batch_size} images; continued with {batch_size // 2}")
         batch_size //= 2
         if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # here, since the exception held what the attack had allocated
+            torch.cuda.empty_cache()  # not inside the except clause: the exception keeps the attack's memory alive
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch has a class for accelerators alone; on the CPU it is a ``RuntimeError`` of the allocator."""
+    """Whether the memory did not suffice. torch has a class for accelerators, but raises a ``RuntimeError`` on the CPU."""
     return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
@@ -177,7 +177,7 @@ def _crafted(
 
 
 def _temperature(evaluator: Evaluator, spec: CellSpec, source: QuantizedClassifier, seed: int) -> float | None:
-    """That of the first shard: all shards of one attack see the same network."""
+    """The temperature of the first shard, so that all shards of an attack see the same network."""
     if spec.gap is None:
         return None
     rows: Sequence[int] = list(evaluator.shards(spec)[0].rows)
@@ -189,7 +189,7 @@ def _temperature(evaluator: Evaluator, spec: CellSpec, source: QuantizedClassifi
 
 
 def _binarized(spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor) -> Crafted:
-    """The attack against binary networks around the images; the images themselves stay as they are."""
+    """Run the attack against binary networks around the images. The images do not change."""
     threat, spent = Threat(spec.norm, spec.eps), [0, 0]
 
     def attack(binary: QuantizedClassifier, image: Tensor, label: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def _binarized(spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor
 def _measured(
     shard: Shard, clean: Crafted, target: QuantizedClassifier, x: Tensor, y: Tensor, batch_size: int
 ) -> Crafted:
-    """The clean images with what is measured of the model around them, at that cost."""
+    """The clean images with the measurements of the model around them, and their cost."""
     options: Mapping[str, Any] = clean.options
     found = measure(
         target.model,
@@ -226,5 +226,5 @@ def _measured(
 
 
 def _seed(shard: Shard) -> int:
-    """The first shard's is the cell's own, so that a cell of one shard is what it would be without any."""
+    """The seed of a shard. The first shard has the seed of the cell: then one single shard changes no result."""
     return derive_seed(shard.spec.seed, f"shard/{shard.number}") if shard.number else shard.spec.seed

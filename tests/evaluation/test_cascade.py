@@ -58,10 +58,10 @@ RIGHT = outcome(CLEAN, [1, 1, 1, 1, 1, 0])  # the last is wrong as it is
     [
         ([], spec(), (0, 1, 2, 3, 4)),
         ([outcome(spec("art:fgsm"), [0, 1, 1, 1, 1, 0])], spec(), (1, 2, 3, 4)),
-        # broken within a smaller budget: broken within a larger one, and not the other way round
+        # broken at a smaller eps: broken at a larger one, and not the other way round
         ([outcome(spec("art:fgsm", 0.05), [0, 1, 1, 1, 1, 0])], spec(), (1, 2, 3, 4)),
         ([outcome(spec("art:fgsm", 0.2), [0, 1, 1, 1, 1, 0])], spec(), (0, 1, 2, 3, 4)),
-        # withstood the same attack at a larger budget: not asked again; another attack may ask
+        # withstood the same attack at a larger eps: not attacked again; another attack may try
         ([outcome(spec(eps=0.2), [0, 0, 1, 1, 1, 0])], spec(), (0, 1)),
         ([outcome(spec(eps=0.2, options={"max_iter": 5}), [0, 0, 1, 1, 1, 0])], spec(), (0, 1, 2, 3, 4)),
         # what an attack was not run on, it was not withstood by
@@ -139,7 +139,7 @@ def test_a_budget_is_per_image_of_the_whole_set():
     about = {"of": 100, "passes": 1, "spent": Cost(10, 0), "queries": None}
     assert exceeds(spec(), 50, gradients=25, **about) is None  # 10 + 20 * 50 / 100
     reason = exceeds(spec(), 100, gradients=25, **about)
-    assert reason == "it may take 20 gradient evaluations an image, and 15 of 25 are left of the budget"
+    assert reason == "it may take 20 gradient evaluations per image, and 15 of 25 are left of the budget"
     assert exceeds(spec(), 50, gradients=25, **about | {"passes": 4}) is not None
     assert "queries" in exceeds(spec("autoattack:square"), 100, gradients=None, **about | {"queries": 100})
 

@@ -45,7 +45,7 @@ X = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5 + 0
 IDS = [f"i{i}" for i in range(7)]
 
 
-def bench(x=X, ids=IDS, batch_size=4, **models):
+def evaluator(x=X, ids=IDS, batch_size=4, **models):
     models = models or {"a": network(), "b": network(1)}
     y = next(iter(models.values()))(X).argmax(1)
     return Evaluator({name: classifier(m) for name, m in models.items()}, x, y, ids, batch_size, shard=len(X))
@@ -66,7 +66,7 @@ CLEAN = CellSpec(
 
 
 def test_a_cell_is_what_the_target_says_to_the_images():
-    here, store = bench(), Memory()
+    here, store = evaluator(), Memory()
     outcome, reused = one(here, SPEC, store)
     assert outcome.ok and not reused
     x_adv = torch.from_numpy(store.images(outcome.cell.id))
@@ -83,7 +83,7 @@ def test_a_cell_is_what_the_target_says_to_the_images():
 
 
 def test_transfer_is_crafted_on_the_source_and_scored_on_the_target():
-    here, store = bench(), Memory()
+    here, store = evaluator(), Memory()
     transfer, _ = one(here, dataclasses.replace(SPEC, source="b"), store)
     home, _ = one(here, dataclasses.replace(SPEC, source="b", model="b"), store)
     np.testing.assert_array_equal(store.images(transfer.cell.id), store.images(home.cell.id))
@@ -93,7 +93,7 @@ def test_transfer_is_crafted_on_the_source_and_scored_on_the_target():
 
 
 def test_the_clean_cell_alone_measures_gradient_and_fidelity():
-    here = bench()
+    here = evaluator()
     clean, _ = one(here, CLEAN, Memory())
     attacked, _ = one(here, SPEC, Memory())
     assert all(row.measures["gradient"] > 0 and row.measures["fidelity"] is not None for row in list(clean.samples()))
@@ -128,7 +128,7 @@ def test_what_json_cannot_hold_becomes_none():
 )
 def test_an_attack_that_returns_illegal_images_fails_its_cell_and_nobody_clips(give, reason, monkeypatch, tmp_path):
     monkeypatch.setattr(own, "clean", lambda estimator, attack, x, y, **_: give(x.clone()))
-    here, store = bench(), Store(tmp_path)
+    here, store = evaluator(), Store(tmp_path)
     spec = dataclasses.replace(SPEC, attack="artq:clean")
     outcome, reused = one(here, spec, store)
     assert not outcome.ok and not reused
@@ -151,7 +151,7 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
 
     monkeypatch.setattr(own, "clean", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        one(bench(), CLEAN, Memory())
+        one(evaluator(), CLEAN, Memory())
 
 
 # --- Draws
@@ -160,7 +160,7 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
 @pytest.mark.parametrize("attack", ["art:pgd", "autoattack:rand", "autoattack:square", "artq:clean"])
 def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkeypatch):
     model = ensemble()
-    here = bench(a=model)
+    here = evaluator(a=model)
     phases = {"craft": set(), "score": set(), "measure": set()}
     phase = None
 
@@ -196,11 +196,11 @@ def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkey
 
 
 def test_the_key_holds_everything_that_changes_the_answer():
-    here = bench()
-    other = bench(a=network(2), b=network(1))
+    here = evaluator()
+    other = evaluator(a=network(2), b=network(1))
     base = here.id_of(SPEC)
     transfer = dataclasses.replace(SPEC, source="b")
-    assert base == bench().id_of(SPEC)
+    assert base == evaluator().id_of(SPEC)
     assert base == here.id_of(dataclasses.replace(SPEC, role="probe"))  # who asks changes nothing
     pgd = dataclasses.replace(SPEC, attack="art:pgd")
     assert here.id_of(pgd) == here.id_of(dataclasses.replace(pgd, options={"max_iter": 20}))  # the default, written out
@@ -214,20 +214,20 @@ def test_the_key_holds_everything_that_changes_the_answer():
         here.id_of(dataclasses.replace(pgd, gap=5.0)),
         here.id_of(transfer),
         other.id_of(SPEC),
-        bench(a=network(), b=network(3)).id_of(transfer),
-        bench(X.flip(0)).id_of(SPEC),
-        bench(X + 1e-6).id_of(SPEC),
-        bench(ids=IDS[::-1]).id_of(SPEC),
-        bench(batch_size=5).id_of(SPEC),
+        evaluator(a=network(), b=network(3)).id_of(transfer),
+        evaluator(X.flip(0)).id_of(SPEC),
+        evaluator(X + 1e-6).id_of(SPEC),
+        evaluator(ids=IDS[::-1]).id_of(SPEC),
+        evaluator(batch_size=5).id_of(SPEC),
     ]
     assert len({base, *others}) == len(others) + 1
-    assert bench(a=network(), b=network(3)).id_of(SPEC) == base  # a model that has no part in it
+    assert evaluator(a=network(), b=network(3)).id_of(SPEC) == base  # a model that has no part in it
 
 
 def test_a_new_version_of_the_attacks_library_computes_again(monkeypatch):
     import importlib.metadata
 
-    here = bench()
+    here = evaluator()
     before = here.id_of(SPEC)
     version = importlib.metadata.version
     for package in ("adversarial-robustness-toolbox", "torch"):
@@ -237,13 +237,13 @@ def test_a_new_version_of_the_attacks_library_computes_again(monkeypatch):
 
 
 def test_an_id_is_a_file_name():
-    here = bench(**{"../é/a b": network()})
+    here = evaluator(**{"../é/a b": network()})
     name = here.id_of(dataclasses.replace(SPEC, model="../é/a b", source="../é/a b"))
     assert "/" not in name and " " not in name and not name.startswith("/")
 
 
 def test_finished_cells_are_used_again_under_the_name_and_role_that_ask(tmp_path):
-    here, store = bench(), Store(tmp_path)
+    here, store = evaluator(), Store(tmp_path)
     first, _ = one(here, SPEC, store)
     again, reused = one(here, dataclasses.replace(SPEC, role="probe"), store)
     assert reused and again.cell.role == "probe"
@@ -333,7 +333,7 @@ def test_what_the_judge_would_not_see_is_refused():
 
 def test_ids_of_different_names_differ_and_fit_a_file_name(tmp_path):
     names = ["a b", "a_b", "m" * 300, "m" * 301, "\N{CJK UNIFIED IDEOGRAPH-6A21}" * 80]
-    here, store = bench(**{name: network() for name in names}), Store(tmp_path)
+    here, store = evaluator(**{name: network() for name in names}), Store(tmp_path)
     specs = [dataclasses.replace(SPEC, model=name, source=source) for name in names for source in (name, names[-1])]
     ids = {one(here, spec, store)[0].cell.id for spec in specs}
     assert len(ids) == 2 * len(names) - 1

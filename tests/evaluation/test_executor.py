@@ -30,7 +30,7 @@ def network(seed=0):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
 
 
-def bench(shard=SHARD, x=None, batch_size=4):
+def evaluator(shard=SHARD, x=None, batch_size=4):
     x = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25 if x is None else x
     model = network()
     estimator = QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
@@ -40,13 +40,13 @@ def bench(shard=SHARD, x=None, batch_size=4):
 class Backwards:
     """All shards, from the last to the first."""
 
-    def __init__(self, bench):
-        self.bench, self.worked_on = bench, []
+    def __init__(self, evaluator):
+        self.evaluator, self.worked_on = evaluator, []
 
     def map(self, shards):
         for shard in reversed(list(shards)):
             self.worked_on.append(shard.number)
-            yield attempt(self.bench, shard)
+            yield attempt(self.evaluator, shard)
 
 
 class CutShort(Serial):
@@ -82,8 +82,8 @@ def names(store):
 
 def test_an_attack_without_chance_gives_in_shards_what_it_gives_at_once():
     whole, parts = Memory(), Memory()
-    a, _ = one(bench(shard=N), FGSM, whole)
-    b, _ = one(bench(), FGSM, parts)
+    a, _ = one(evaluator(shard=N), FGSM, whole)
+    b, _ = one(evaluator(), FGSM, parts)
     np.testing.assert_allclose(parts.images(b.cell.id), whole.images(a.cell.id), atol=1e-6)
     assert [row.sample for row in list(b.samples())] == IDS and {row.cell for row in list(b.samples())} == {b.cell.id}
     assert [row.prediction for row in list(b.samples())] == [row.prediction for row in list(a.samples())]
@@ -94,8 +94,8 @@ def test_an_attack_without_chance_gives_in_shards_what_it_gives_at_once():
 
 def test_the_first_shard_is_what_a_cell_of_these_images_alone_would_be():
     store, alone = Memory(), Memory()
-    a, _ = one(bench(), PGD, store)
-    b, _ = one(bench(), dataclasses.replace(PGD, rows=(0, 1, 2)), alone)
+    a, _ = one(evaluator(), PGD, store)
+    b, _ = one(evaluator(), dataclasses.replace(PGD, rows=(0, 1, 2)), alone)
     np.testing.assert_array_equal(store.images(a.cell.id)[:SHARD], alone.images(b.cell.id))
 
 
@@ -106,7 +106,7 @@ def test_shards_have_random_numbers_of_their_own(monkeypatch):
     monkeypatch.setattr(worker, "score", lambda *a, seed, **k: judged.append(seed) or score(*a, seed=seed, **k))
     image = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.25
     store = Memory()
-    outcome, _ = one(bench(x=image.repeat(N, 1, 1, 1)), PGD, store)
+    outcome, _ = one(evaluator(x=image.repeat(N, 1, 1, 1)), PGD, store)
     images = store.images(outcome.cell.id)
     assert not np.array_equal(images[:3], images[3:6])
     assert judged == [0, derive_seed(0, "shard/1"), derive_seed(0, "shard/2")]
@@ -114,7 +114,7 @@ def test_shards_have_random_numbers_of_their_own(monkeypatch):
 
 def test_chosen_rows_are_sharded_in_their_order():
     spec = dataclasses.replace(FGSM, rows=(6, 0, 4, 2))
-    outcome, _ = one(bench(), spec, Memory())
+    outcome, _ = one(evaluator(), spec, Memory())
     assert [row.sample for row in list(outcome.samples())] == ["i6", "i0", "i4", "i2"]
     assert (outcome.cell.rows, outcome.cell.of, outcome.cell.n) == ([6, 0, 4, 2], N, 4)
 
@@ -129,7 +129,7 @@ def test_all_shards_of_an_attack_see_the_same_network(monkeypatch):
         return made
 
     monkeypatch.setattr(worker, "craft", watched)
-    here = bench()
+    here = evaluator()
     outcome, _ = one(here, dataclasses.replace(PGD, gap=5.0), Memory())
     with torch.no_grad():
         top = here.estimators["a"].model(here.x[:SHARD]).topk(2, dim=1).values
@@ -138,7 +138,7 @@ def test_all_shards_of_an_attack_see_the_same_network(monkeypatch):
 
 
 def test_every_shard_starts_from_its_own_images(monkeypatch):
-    here, store, starts = bench(), Memory(), []
+    here, store, starts = evaluator(), Memory(), []
     first, _ = one(here, FGSM, store)
     craft = worker.craft
     monkeypatch.setattr(worker, "craft", lambda *a, start, **k: starts.append(start) or craft(*a, start=start, **k))
@@ -153,7 +153,7 @@ def test_every_shard_starts_from_its_own_images(monkeypatch):
 
 
 def test_the_order_of_the_work_changes_nothing(tmp_path):
-    here, forwards, backwards = bench(), Store(tmp_path / "a"), Store(tmp_path / "b")
+    here, forwards, backwards = evaluator(), Store(tmp_path / "a"), Store(tmp_path / "b")
     specs = [PGD, FGSM, dataclasses.replace(PGD, eps=0.2)]
     a = {spec: outcome for spec, outcome, _ in _by_eps(run_cells(here, specs, forwards, Serial(here)))}
     b = {spec: outcome for spec, outcome, _ in _by_eps(run_cells(here, specs, backwards, Backwards(here)))}
@@ -172,7 +172,7 @@ def _by_eps(found):
 
 
 def test_an_interruption_costs_the_shard_under_way(tmp_path, monkeypatch):
-    here, store, whole = bench(), Store(tmp_path / "cut"), Store(tmp_path / "whole")
+    here, store, whole = evaluator(), Store(tmp_path / "cut"), Store(tmp_path / "whole")
     wanted, _ = one(here, PGD, whole)
     for expected in (1, 2):
         with pytest.raises(KeyboardInterrupt):
@@ -189,7 +189,7 @@ def test_an_interruption_costs_the_shard_under_way(tmp_path, monkeypatch):
 
 
 def test_a_kill_before_the_shards_are_put_together_or_away(tmp_path, monkeypatch):
-    here, store, whole = bench(), Store(tmp_path / "cut"), Store(tmp_path / "whole")
+    here, store, whole = evaluator(), Store(tmp_path / "cut"), Store(tmp_path / "whole")
     wanted, _ = one(here, PGD, whole)
 
     def killed(*_):
@@ -207,7 +207,7 @@ def test_a_kill_before_the_shards_are_put_together_or_away(tmp_path, monkeypatch
 
 
 def test_a_damaged_shard_is_worked_on_again(tmp_path):
-    here, store, whole = bench(), Store(tmp_path / "cut"), Store(tmp_path / "whole")
+    here, store, whole = evaluator(), Store(tmp_path / "cut"), Store(tmp_path / "whole")
     wanted, _ = one(here, PGD, whole)
     with pytest.raises(KeyboardInterrupt):
         one(here, PGD, store, CutShort(here))
@@ -237,7 +237,7 @@ CLEAN = dataclasses.replace(PGD, attack="artq:clean", options={})
 
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_first_shard_that_fails_speaks_for_its_cell(backwards, monkeypatch, tmp_path):
-    here, store = bench(), Store(tmp_path)
+    here, store = evaluator(), Store(tmp_path)
     monkeypatch.setattr(own, "clean", breaks_on(here, 1, 2))
     outcome, reused = one(here, CLEAN, store, Backwards(here) if backwards else Serial(here))
     assert not outcome.ok and not reused and outcome.cell.id == here.id_of(CLEAN)
@@ -250,14 +250,14 @@ def test_the_first_shard_that_fails_speaks_for_its_cell(backwards, monkeypatch, 
 
 
 def test_after_a_failure_the_rest_of_a_cell_is_not_worked_on(monkeypatch):
-    here, worked_on = bench(), watched(monkeypatch)
+    here, worked_on = evaluator(), watched(monkeypatch)
     monkeypatch.setattr(own, "clean", breaks_on(here, 1))
     outcome, _ = one(here, CLEAN, Memory())
     assert worked_on == [0, 1] and "shard 1" in outcome.cell.error
 
 
 def test_a_failed_cell_stops_no_other(monkeypatch):
-    here = bench()
+    here = evaluator()
     monkeypatch.setattr(own, "clean", breaks_on(here, 0))
     found = [outcome.ok for _, outcome, _ in run_cells(here, [CLEAN, FGSM], Memory(), Serial(here))]
     assert found == [False, True]
@@ -280,15 +280,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on(error, monkeypatch):
             raise error
         return craft(*args, batch_size=batch_size, **kwargs)
 
-    here = bench(shard=N)
+    here = evaluator(shard=N)
     wanted, _ = one(here, FGSM, Memory())
     monkeypatch.setattr(worker, "craft", narrow)
     outcome, _ = one(here, FGSM, Memory())
     assert sizes == [4, 2, 1]
     assert [row.prediction for row in list(outcome.samples())] == [row.prediction for row in list(wanted.samples())]
     assert outcome.cell.notes == [
-        "out of memory with batches of 4 images; went on with 2",
-        "out of memory with batches of 2 images; went on with 1",
+        "out of memory with batches of 4 images; continued with 2",
+        "out of memory with batches of 2 images; continued with 1",
     ]
 
 
@@ -297,7 +297,7 @@ def test_no_memory_for_a_single_image_is_a_failed_cell(monkeypatch):
         raise MemoryError("nothing left")
 
     monkeypatch.setattr(worker, "craft", craft)
-    outcome, _ = one(bench(), FGSM, Memory())
+    outcome, _ = one(evaluator(), FGSM, Memory())
     assert not outcome.ok and "MemoryError: nothing left" in outcome.cell.error
 
 
@@ -309,4 +309,4 @@ def test_another_error_is_not_tried_again(monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(worker, "craft", craft)
-    assert not one(bench(shard=N), FGSM, Memory())[0].ok and calls == [1]
+    assert not one(evaluator(shard=N), FGSM, Memory())[0].ok and calls == [1]

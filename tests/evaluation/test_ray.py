@@ -47,7 +47,7 @@ PGD = CellSpec(model="net", source="net", attack="art:pgd", norm="Linf", eps=0.1
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, digits):
-    """A recipe's job, and the bench of the process that trained its models."""
+    """A recipe's job, and the evaluator of the process that trained its models."""
     folder, recipe = tmp_path_factory.mktemp("checkpoints"), parse_recipe(RECIPE)
     modules = build_models(recipe, digits[0], folder, device=next(iter(_devices())))
     job = RecipeJob.of(recipe, modules, folder, digits[1].sha256, None)
@@ -84,7 +84,7 @@ def test_what_is_not_what_the_run_began_with_is_refused(trained, tmp_path):
             RecipeJob(job.recipe, {str(tmp_path / "gone"): sha256}, job.data, None, []),
             "give --out a folder that all machines see",
         ),
-        (RecipeJob(job.recipe, job.checkpoints, "0" * 64, None, []), "data set 'digits' is another one there"),
+        (RecipeJob(job.recipe, job.checkpoints, "0" * 64, None, []), "data set 'digits' has other content there"),
     ):
         with pytest.raises(InputError, match=reason):
             wrong.evaluator()
@@ -94,7 +94,7 @@ def test_a_worker_of_other_versions_takes_no_part(trained, monkeypatch):
     job, here = trained
     shard = here.shards(PGD)[0]
     monkeypatch.setattr(Evaluator, "id_of", lambda self, spec: "another")
-    answer = cluster._work(job, 1, shard)
+    answer = cluster._run_shard(job, 1, shard)
     assert isinstance(answer, cluster._Refused) and "install the same everywhere" in answer.reason
 
 
@@ -141,9 +141,9 @@ def two_nodes():
         cluster.shutdown()
 
 
-def by_cell(bench, specs, executor):
+def by_cell(evaluator, specs, executor):
     store = Memory()
-    found = {o.cell.id: o for _, o, _ in run_cells(bench, specs, store, executor)}
+    found = {o.cell.id: o for _, o, _ in run_cells(evaluator, specs, store, executor)}
     return {name: (untimed(o), store.images(name) if o.ok else None) for name, o in found.items()}
 
 
@@ -166,19 +166,19 @@ def test_a_machine_that_is_lost_costs_what_it_had_in_flight(trained, two_nodes, 
     specs = [CellSpec(**{**vars(PGD), "model": m, "source": m, "eps": e}) for m in ("net", "sq") for e in (0.1, 0.2)]
     begun = tmp_path / "begun"
     begun.mkdir()
-    work = cluster._work
+    run_shard = cluster._run_shard
 
     def slow(job, threads, shard):
         (begun / f"{shard.id}@{os.getpid()}").touch()
         time.sleep(1)
-        return work(job, threads, shard)
+        return run_shard(job, threads, shard)
 
     def lose_a_machine():
         while len({p.name.split("@")[1] for p in begun.iterdir()}) < 2:
             time.sleep(0.1)
         nodes.remove_node(second, allow_graceful=False)
 
-    monkeypatch.setattr(cluster, "_work", slow)
+    monkeypatch.setattr(cluster, "_run_shard", slow)
     losing = threading.Thread(target=lose_a_machine)
     losing.start()
     with RayExecutor(job, workers=2, threads=1) as executor:
@@ -194,14 +194,14 @@ def test_a_machine_that_is_lost_costs_what_it_had_in_flight(trained, two_nodes, 
 def test_a_shard_that_takes_its_worker_down_is_a_failed_cell(trained, two_nodes, monkeypatch):
     job, here = trained
     other = CellSpec(**{**vars(PGD), "eps": 0.2})
-    bad, work = here.shards(PGD)[1].id, cluster._work
+    bad, run_shard = here.shards(PGD)[1].id, cluster._run_shard
 
     def deadly(job, threads, shard: Shard):
         if shard.id == bad:
             os.kill(os.getpid(), signal.SIGKILL)
-        return work(job, threads, shard)
+        return run_shard(job, threads, shard)
 
-    monkeypatch.setattr(cluster, "_work", deadly)
+    monkeypatch.setattr(cluster, "_run_shard", deadly)
     with RayExecutor(job, workers=2, threads=1) as executor:
         found = by_cell(here, [PGD, other], executor)
     failed, _ = found[here.id_of(PGD)][0]
