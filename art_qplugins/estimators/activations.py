@@ -17,7 +17,7 @@ __all__ = ["Activations"]
 
 
 class Activations(Gradients):
-    """``get_activations`` and ``custom_loss_gradient``."""
+    """The methods ``get_activations`` and ``custom_loss_gradient``."""
 
     @property
     def layer_names(self) -> list[str]:
@@ -27,18 +27,18 @@ class Activations(Gradients):
     def get_activations(
         self, x: Pixels, layer: int | str | None = None, batch_size: int = 128, framework: bool = False
     ) -> Pixels:
-        """Output of one layer; of a stochastic network, its mean over the draws.
+        """Output of one layer. For a stochastic network it is the mean over draws.
 
         :param x: (N, C, H, W) in [0, 1].
         :param layer: an index into :attr:`layer_names`, one of these names, or a dotted name of any inner module.
-        :param framework: give a differentiable tensor in place of an array.
+        :param framework: return a differentiable tensor instead of an array.
         """
         inner = self._layer(layer)
         with evaluating(self.model), torch.set_grad_enabled(framework):
             inputs = self._inputs(x)
             if framework:
-                return self._through(inner, inputs)
-            outputs = torch.cat([self._through(inner, part) for part in inputs.split(batch_size)])
+                return self._output_of(inner, inputs)
+            outputs = torch.cat([self._output_of(inner, part) for part in inputs.split(batch_size)])
             return np.asarray(outputs.cpu().numpy())
 
     def custom_loss_gradient(
@@ -58,8 +58,8 @@ class Activations(Gradients):
         with evaluating(self.model, training=training_mode), torch.enable_grad():
             leaf, inputs, finish = self._differentiable(x)
             with torch.no_grad():
-                target = self._through(inner, self._inputs(y))
-            loss = loss_fn(self._through(inner, inputs) - target, p=2)
+                target = self._output_of(inner, self._inputs(y))
+            loss = loss_fn(self._output_of(inner, inputs) - target, p=2)
             return finish(self._gradient(loss, leaf))
 
     def _layer(self, layer: int | str | None) -> nn.Module:
@@ -75,8 +75,8 @@ class Activations(Gradients):
             return modules[layer]
         raise TypeError("Layer must be of type str or int")
 
-    def _through(self, inner: nn.Module, inputs: Tensor) -> Tensor:
-        """Output of ``inner`` in one call of the model, its mean over the draws where there are several."""
+    def _output_of(self, inner: nn.Module, inputs: Tensor) -> Tensor:
+        """Output of ``inner`` in one call of the model. Several draws are averaged."""
         prepare: Callable[[Tensor], Any] | None = getattr(self.model, "prepare", None)
         if prepare is not None:  # an ensemble tries the network once, which the hook must not see
             prepare(inputs)

@@ -1,7 +1,7 @@
-"""The ART estimator that all families share: ART's ``PyTorchClassifier`` without its waste and its side effects.
+"""The ART estimator that all families share: ART's ``PyTorchClassifier`` without its overhead and side effects.
 
-Averages over draws and surrogate gradients are inside the module, so nothing here knows about them. Every method that
-touches the module is overridden, and each leaves modes, hooks, random states and gradients of parameters as they were.
+Averages over draws and surrogate gradients are inside the module, so the estimator does not know about them. Every method
+that uses the module is overridden. Each restores modes, hooks, random states and gradients of parameters.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
     :param input_shape: (C, H, W).
     :param nb_classes: at least 2.
     :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, ``"cuda:1"``.
-    :param training_defences: what shapes :meth:`fit`, and so ART's trainers, e.g. an orthogonality penalty.
-    :raises InputError: at the first call, where the module gives another shape, or probabilities.
+    :param training_defences: defences that :meth:`fit`, and so ART's trainers, apply, e.g. an orthogonality penalty.
+    :raises InputError: at the first call, if the module returns another shape, or probabilities.
     """
 
     estimator_params = [*PyTorchClassifier.estimator_params, "training_defences"]
@@ -107,7 +107,7 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
             return self._logits(self._tensor(inputs)), y
 
     def set_params(self, **kwargs: Any) -> None:
-        """As ART's but for two parameters: ``model`` is wrapped as ART needs it, ``device_type`` moves the model."""
+        """ART's method with two changes: ``model`` is wrapped as ART needs it, and ``device_type`` moves the model."""
         model = kwargs.pop("model", self.model)
         if "device_type" in kwargs:
             self._device = resolve_device(kwargs["device_type"])
@@ -131,14 +131,14 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
 
 
 def check_inside(name: str, estimator: PyTorchClassifier) -> None:
-    """Refuse pre- and postprocessing outside the module. Images are judged by the module alone.
+    """Refuse pre- and postprocessing outside the module, because only the module scores images.
 
-    :param name: what to call the estimator in the message.
-    :raises InputError: where ``estimator`` has any, other than ART's identity.
+    :param name: name of the estimator in the message.
+    :raises InputError: where ``estimator`` has any except ART's identity.
     """
     standard = estimator.preprocessing
     identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
     if estimator.preprocessing_defences or estimator.postprocessing_defences or not identity:
         raise InputError(
-            f"{name}: move its pre- and postprocessing into the module, so that every attack and the judge see it"
+            f"{name}: move its pre- and postprocessing into the module, so that attacks and scoring both use it"
         )

@@ -1,4 +1,4 @@
-"""The three families as ART estimators. Each takes a quantized network, or quantizes a copy of the one it is given."""
+"""The three families as ART estimators. Each takes a quantized network, or quantizes a copy of a given network."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DQClassifier(QuantizedClassifier):
     :param activation_bits: bits of the activations of a copy of ``model``. ``None`` takes ``model`` as it is, which
         then needs quantized activations.
     :param clip: upper level of the activations, if ``activation_bits`` is given.
-    :param training_defences: what shapes :meth:`fit`; by default the paper's orthogonality penalty.
+    :param training_defences: defences that :meth:`fit` applies. By default it is the paper's orthogonality penalty.
     :raises InputError: where there is no quantized activation.
 
     The other parameters are those of :class:`~art_qplugins.estimators.QuantizedClassifier`, position by position.
@@ -103,7 +103,7 @@ class SQEnsembleClassifier(QuantizedClassifier):
     :param seed: key of the noise, if ``activation_bits`` is given.
     :param options: ``rule``, ``eot_draws``, ``eot_chunk``, ``frozen``, ``antithetic`` and ``gradient_of``, each as in
         :class:`~art_qplugins.models.ensemble.StochasticEnsemble`. Those not given stay as the model has them.
-    :param training_defences: what shapes :meth:`fit`; by default the mutual information and the bin spacing.
+    :param training_defences: defences that :meth:`fit` applies. By default they are mutual information and bin spacing.
     :raises InputError: where the model has no stochastic layer, or an option is unknown or out of range.
     """
 
@@ -164,7 +164,10 @@ def _ensemble(model: nn.Module, draws: int | None, options: Mapping[str, Any]) -
 
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options``, refused where the ensemble has no such option."""
+    """``options``.
+
+    :raises InputError: where the ensemble has no such option.
+    """
     for name in options:
         if name not in ENSEMBLE_OPTIONS:
             raise InputError(f"options: unknown option {name!r}{did_you_mean(name, ENSEMBLE_OPTIONS)}")

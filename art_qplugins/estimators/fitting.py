@@ -1,4 +1,4 @@
-"""ART's training methods with the penalties of the family, so that ART's trainers train the defence as it is meant."""
+"""ART's training methods with the penalties of the family, so that ART's trainers apply the defence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["FittingMixin"]
 
 
 class Trainable(Protocol):
-    """What :class:`FittingMixin` needs of the classifier that it is mixed into."""
+    """The interface that :class:`FittingMixin` needs from its classifier."""
 
     training_defences: Sequence[Defence]
     _optimizer: torch.optim.Optimizer | None
@@ -41,7 +41,7 @@ class Trainable(Protocol):
 class FittingMixin:
     """``fit`` and ``fit_generator`` of :class:`~art_qplugins.estimators.QuantizedClassifier`.
 
-    This is a mixin and no subclass of ART's classifier, because ART wraps the ``fit`` of every subclass and hides its
+    This is a mixin and not a subclass of ART's classifier, because ART wraps ``fit`` of every subclass and hides its
     signature.
     """
 
@@ -107,7 +107,7 @@ def _check_holds(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _training(network: nn.Module, defences: Sequence[Defence], training_mode: bool) -> Iterator[None]:
-    """Within, the defences are started. Afterwards they are finished, and every module has its own mode back."""
+    """Start the defences. At the end of the context, finish them and restore the mode of every module."""
     with evaluating(network, training=training_mode), contextlib.ExitStack() as stack:
         network.train(training_mode)  # a module may have a train() of its own
         for defence in defences:

@@ -1,7 +1,7 @@
-"""Losses and their gradients in the pixels.
+"""Losses and their gradients with respect to the pixels.
 
-This part of :class:`~art_qplugins.estimators.QuantizedClassifier` holds its one backward path. A gradient is taken in
-the pixels and in nothing else, and comes back as what the pixels were, an array or a tensor.
+This part of :class:`~art_qplugins.estimators.QuantizedClassifier` holds its only backward path. A gradient is computed only
+with respect to the pixels. It has the type of the pixels, an array or a tensor.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ __all__ = ["Gradients"]
 
 
 class Gradients(Inputs):
-    """``loss_gradient``, ``class_gradient`` and ``compute_loss``."""
+    """The methods ``loss_gradient``, ``class_gradient`` and ``compute_loss``."""
 
     def loss_gradient(self, x: Pixels, y: Pixels, training_mode: bool = False, **kwargs: Any) -> Pixels:
-        """Gradient of the loss in the pixels: an array for an array, a tensor for a tensor.
+        """Gradient of the loss with respect to the pixels: an array for an array, a tensor for a tensor.
 
         :param x: (N, C, H, W) in [0, 1].
         :param y: labels (N,) or one-hot (N, nb_classes).
@@ -84,7 +84,7 @@ class Gradients(Inputs):
         return value
 
     def _differentiable(self, x: Pixels) -> tuple[Tensor, Tensor, Callable[[Tensor], Pixels]]:
-        """The leaf to differentiate in, what the module gets, and what turns a gradient into an array or a tensor."""
+        """The leaf tensor, the module's input, and a function that turns a gradient into an array or a tensor."""
         give = _as_tensor if isinstance(x, Tensor) else _as_array
         if self.all_framework_preprocessing:
             leaf = self._tensor(x).detach().requires_grad_()
@@ -110,7 +110,7 @@ class Gradients(Inputs):
             (gradient,) = torch.autograd.grad(value, leaf, retain_graph=keep, allow_unused=True)
         if gradient is None:
             raise InputError(
-                f"model: {type(self.model).__name__} gives no gradient in its pixels; remove detach() and no_grad() "
+                f"model: {type(self.model).__name__} gives no gradient to its pixels; remove detach() and no_grad() "
                 "from it, or use a black-box attack"
             )
         return gradient

@@ -1,7 +1,7 @@
-"""What goes into the module and what comes out: pixels and labels of any form in, checked logits out.
+"""The inputs and outputs of the module: pixels and labels of any form in, checked logits out.
 
-This part of :class:`~art_qplugins.estimators.QuantizedClassifier` holds its one forward path, and the types of ART's
-attributes, which has none of its own.
+This part of :class:`~art_qplugins.estimators.QuantizedClassifier` holds its only forward path. It also declares the types of
+ART's attributes, because ART does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Pixels: TypeAlias = np.ndarray | Tensor
 
 
 class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so its classes are Any
-    """The forward path: ART's preprocessing, a cast to float32, the module, and a check of its answer."""
+    """The forward path: ART's preprocessing, a cast to float32, the module, and a check of its output."""
 
     model: nn.Module
     device: torch.device
@@ -34,7 +34,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
     _loss: nn.Module
     _int_labels: bool
     _reduce_labels: bool
-    _checked: bool  # whether an answer of this module was checked for probabilities
+    _checked: bool  # whether an output of this module was checked for probabilities
 
     @property
     def _network(self) -> nn.Module:
@@ -43,7 +43,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         return network
 
     def _inputs(self, x: Pixels) -> Tensor:
-        """What the module gets for ``x``."""
+        """The module's input for ``x``."""
         if self.preprocessing_operations:
             if isinstance(x, Tensor) and not self.all_framework_preprocessing:
                 x = x.detach().cpu().numpy()
@@ -84,7 +84,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         return chosen
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        """The module's answer (N, nb_classes). Its shape is always checked, and once that it is not probabilities."""
+        """The module's logits (N, nb_classes). Every call checks the shape. The first call refuses probabilities."""
         logits: Tensor = self.model(inputs)
         if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.nb_classes):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

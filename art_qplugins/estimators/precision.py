@@ -14,7 +14,7 @@ __all__ = ["accept_float64", "in_float64"]
 def accept_float64(module: nn.Module) -> None:
     """Cast float64 pixels to the dtype of the weights, in place and once.
 
-    Under NumPy 2 some attacks hand on float64 pixels, also to plain classifiers that they build around the module.
+    Under NumPy 2 some attacks pass float64 pixels, also to plain classifiers that they build around the module.
     """
     # ART's wrapper calls the children of a Sequential one by one, so hooks of the Sequential itself do not run.
     entry = next(iter(module.children()), module) if isinstance(module, nn.Sequential) else module

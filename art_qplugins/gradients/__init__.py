@@ -1,1 +1,1 @@
-"""What the gradient of a network is worth: measured, followed through the autograd graph, and repaired."""
+"""Gradients of networks: measurements, the ledger along the autograd graph, and repairs."""

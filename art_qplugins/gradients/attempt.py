@@ -1,4 +1,4 @@
-"""Measurements that may fail. A failed one is ``None`` and has a reason, and hides no other."""
+"""Measurements that may fail. A failed measurement is ``None`` with a reason, and does not stop the others."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Attempt:
     def __init__(self) -> None:
         self.skipped: dict[str, str] = {}
 
-    def __call__(self, name: str, work: Callable[[], T]) -> T | None:
+    def __call__(self, name: str, measurement: Callable[[], T]) -> T | None:
         try:
-            return work()
+            return measurement()
         except Exception as error:
             self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return None

@@ -1,4 +1,4 @@
-"""Counts images on their way through a module and back, and all backward passes of a process."""
+"""Counts the forward and backward passes of images through a module, and all backward passes of a process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Counter:
 
 
 def passes(module: nn.Module, *, requires_grad: bool) -> int:
-    """How many times each image goes through the network in one call: the draws of an ensemble, else 1."""
+    """Number of forward passes of each image in one call: the draws of an ensemble, else 1."""
     draws: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)
     return draws(requires_grad)
 
 
 @contextlib.contextmanager
 def counting(module: nn.Module) -> Iterator[Counter]:
-    """Count the images that go through ``module``, and back, within the context."""
+    """Count the forward and backward passes of images through ``module`` within the context."""
     counter = Counter()
 
     def count(_: nn.Module, __: Any, output: Any) -> None:
@@ -57,10 +57,10 @@ class BackwardPasses:
 def counting_backward_passes() -> Iterator[BackwardPasses]:
     """Count every backward pass that runs within the context, by any function of torch.
 
-    AutoAttack uses a trace function to the same end, which stops coverage tools and debuggers.
+    AutoAttack uses a trace function for this purpose, which stops coverage tools and debuggers.
     """
     counter = BackwardPasses()
-    autograd: Any = torch.autograd  # the engine is private, so torch's types do not have it
+    autograd: Any = torch.autograd  # the engine is private and has no type in torch
     engine = autograd._engine_run_backward
 
     def run(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Facts of a module as a whole: what its outputs are, what a call changes, and what its gradient passes through."""
+"""Facts of a module as a whole: the kind of its outputs, the effects of a call, and the path of its gradient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def module_facts(
 
     :param x: (N, C, H, W) in [0, 1]; with fewer than three images ``batch_dependent`` is ``None``.
     :param y: (N,) labels.
-    :param changed: gives the names of the parameters and buffers that are not what they were.
+    :param changed: returns the names of the parameters and buffers that have changed.
     """
     with counting_backward_passes() as backward:
         logits = attempt("logits", lambda: answer(module, x, seed, 0))
@@ -82,7 +82,7 @@ def _ledger_facts(found: Ledger | None) -> dict[str, Any]:
 
 
 def _output_facts(logits: Tensor | None) -> dict[str, Any]:
-    """Whether the outputs are probabilities, by AutoAttack's rule; or these times a constant, or their logarithm."""
+    """Whether the outputs are probabilities by AutoAttack's rule, probabilities times a constant, or log-probabilities."""
     if logits is None:
         return {"probabilities": None, "softmax_like": None, "log_softmax": None}
     z = logits.double()
@@ -96,17 +96,17 @@ def _output_facts(logits: Tensor | None) -> dict[str, Any]:
 
 
 def _batch_dependence(module: nn.Module, x: Tensor, seed: int, logits: Tensor) -> float:
-    """Largest change of a logit in another batch, relative to the largest logit. It is 0 but for rounding."""
+    """Largest change of a logit in another batch, relative to the largest logit. It should be 0 up to rounding."""
     halves = torch.cat([answer(module, part, seed, 0) for part in (x[::2], x[1::2])])
     whole = torch.cat([logits[::2], logits[1::2]])
     return float((halves - whole).abs().max() / whole.abs().max().clamp_min(1e-30))
 
 
 def _leak(module: nn.Module, x: Tensor, seed: int) -> float | None:
-    """The same of a random module, whose logits differ anyway, by gradients.
+    """The batch dependence of a random module, measured by gradients because its logits differ anyway.
 
-    It is the norm of the gradient of one half of the batch in the pixels of the other half, relative to that in its own
-    pixels. It is exactly 0 where each image is answered by itself, and ``None`` where there is no gradient.
+    It is the norm of the gradient of one half of the batch with respect to the pixels of the other half, relative to that
+    with respect to its own pixels. It is exactly 0 if each image is processed independently, and ``None`` without gradient.
     """
     found = gradient(module, x, lambda z: z[::2].square().sum(1), seed=seed)
     own, other = (float(part.double().norm()) for part in (found[::2], found[1::2]))

@@ -1,8 +1,8 @@
-"""Fidelity: does the gradient predict what small steps really do?
+"""Fidelity: does the gradient predict the real effect of small steps?
 
-A gradient may differ from the slope because it is shattered, or because it is that of a bad surrogate. It then misleads
-every attack that follows it, whatever its size (Athalye, Carlini & Wagner 2018). Fidelity is measured on the logit
-margin, so the scale of the logits does not matter.
+A gradient may differ from the slope because it is shattered, or because its surrogate is bad. It then misleads every attack
+that follows it, whatever its size (Athalye, Carlini & Wagner 2018). Fidelity is measured on the logit margin, so the logit
+scale does not matter.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def fidelity(
 ) -> Tensor:
     """Per image, the fidelity of the gradient g of the logit margin m, in [-1, 1]; (N,) float64.
 
-    It is a correlation over random sign directions u. One side is what the gradient predicts, h g.u. The other is what
-    happens, m(x + h u) - m(x). It is near 1 where the gradient is the slope and near 0 where it tells nothing.
+    It is the correlation of two quantities over random sign directions u: the predicted change h g.u and the real
+    change m(x + h u) - m(x). It is near 1 if the gradient is the slope, and near 0 if the gradient is uninformative.
 
     :param x: (N, C, H, W) in [0, 1].
     :param y: (N,) labels.
-    :param step: h, in units of pixels. Take the step of the attack that is to follow the gradient.
+    :param step: h, in units of pixels. Use the step size of the attack that follows the gradient.
     :param directions: number of directions, at least 2.
     :param seed: fixes the directions, and the draws of a random module, which are the same at every point.
-    :param calls: number of calls of a random module to average. An attack that averages over draws follows that mean.
+    :param calls: number of calls of a random module to average, as an attack that averages over draws does.
     :raises InputError: where ``step`` or ``directions`` is out of range.
     """
     moves = sign_moves(x, step, directions, seed)
@@ -80,7 +80,7 @@ def best_surrogate(
 ) -> tuple[str, dict[str, float]]:
     """The surrogate gradient with the highest median fidelity on these images, and the median of every kind.
 
-    A surrogate changes no value, so the steps are taken once for all kinds. The first of equal kinds wins.
+    A surrogate changes no value, so the margins are computed once for all kinds. The first of several equal kinds wins.
 
     :param kinds: keys of :data:`~art_qplugins.quantizers.surrogates.SURROGATES`.
 

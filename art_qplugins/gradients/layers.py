@@ -1,4 +1,4 @@
-"""Which submodule made which node of the autograd graph, noted by hooks in the forward pass."""
+"""Finds out by hooks in the forward pass which submodule made which node of the autograd graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Layers"]
 
 
 class Layers(contextlib.AbstractContextManager["Layers"]):
-    """Within the context, a forward pass of ``module`` is noted. The hooks are gone afterwards."""
+    """Records a forward pass of ``module`` within the context. The hooks are removed afterwards."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -37,7 +37,7 @@ class Layers(contextlib.AbstractContextManager["Layers"]):
             handle.remove()
 
     def owner(self, node: Node) -> str:
-        """Path of the innermost submodule that made ``node``; the module's class where its own forward made it."""
+        """Path of the innermost submodule that made ``node``, or the class of ``module`` if its own forward made it."""
         return self._owners.get(node, type(self._module).__name__)
 
     def end(self, entrance: Node | None) -> str | None:

@@ -1,8 +1,8 @@
 """Where a gradient is lost on its way from the logits to the pixels.
 
-The gradient ledger is a list with the norm of the gradient before and behind every operation. A layer with a derivative
-of zero, a rounding or a saturated unit takes the whole gradient away (Athalye, Carlini & Wagner 2018, section 3). The
-ledger names the operation that does so, and the layer that it belongs to.
+The gradient ledger lists the norm of the gradient before and behind every operation, in the direction of the backward
+pass. A rounding, a saturated unit or another operation with derivative zero blocks the whole gradient (Athalye, Carlini
+& Wagner 2018, section 3). The ledger names this operation and its layer.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _BLOCKING = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """What one operation does to the gradient on its way to the pixels.
+    """The effect of one operation on the gradient in the backward pass.
 
     :param op: the node's name, e.g. ``"RoundBackward0"``.
-    :param layer: path of the innermost submodule that made the node; the module's class where its own forward did.
-    :param ratio: median over images of ||behind|| / ||before||; NaN where the node has no dimension of images.
-    :param zeroed: share of images whose gradient is not zero before the node, and exactly zero behind it and in the
+    :param layer: path of the innermost submodule that made the node, or the class of the module if its own forward did.
+    :param ratio: median over images of ||behind|| / ||before||; NaN if the node has no batch dimension.
+    :param zeroed: share of images whose gradient is not zero before the node, and exactly zero behind it and at the
         pixels.
-    :param elements: share of the nonzero elements that the node makes zero; NaN where it changes the shape.
+    :param elements: share of the nonzero elements that the node makes zero; NaN if it changes the shape.
     """
 
     op: str
@@ -49,9 +49,9 @@ class LedgerRow:
 class Ledger:
     """The rows, from the logits to the pixels.
 
-    :param reaches_pixels: whether a path leads back to the pixels. Without one there are no rows.
-    :param ends_at: the layer in whose forward the graph ends, where it does not reach the pixels.
-    :param zero: share of images whose gradient in the pixels is exactly zero.
+    :param reaches_pixels: whether a path leads back to the pixels. Without a path there are no rows.
+    :param ends_at: the layer in whose forward the graph ends, if it does not reach the pixels.
+    :param zero: share of images whose gradient at the pixels is exactly zero.
     """
 
     rows: list[LedgerRow] = field(default_factory=list)
@@ -61,7 +61,7 @@ class Ledger:
 
 
 def ledger(module: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0) -> Ledger:
-    """The gradient ledger of one backward pass of the logit margin. Modes and random states are as before afterwards.
+    """The gradient ledger of one backward pass of the logit margin. Modes and random states are restored.
 
     :param x: (N, C, H, W) in [0, 1].
     :param y: (N,) labels.
@@ -69,7 +69,7 @@ def ledger(module: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0) -> Ledger:
     """
     drawn = derive_seed(seed, "ledger")
     with isolated(module, drawn), draws_from(module, drawn), torch.enable_grad(), Layers(module) as layers:
-        # The clone's node ends the path, whatever the network's first operation does with its input.
+        # The clone adds a node at the end of the path, whatever the first operation does with its input.
         point = x.detach().clone().requires_grad_()
         entered = point.clone()
         entrance = entered.grad_fn
@@ -90,7 +90,7 @@ def ledger(module: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0) -> Ledger:
 
 
 def blocking_operation(found: Ledger) -> LedgerRow | None:
-    """The operation that leaves most images without a gradient, if these are more than nine in ten."""
+    """The operation that zeroes the gradient of the most images, if these are more than 90 %; else ``None``."""
     worst = max(found.rows, key=lambda row: row.zeroed, default=None)
     return worst if worst is not None and worst.zeroed > _BLOCKING else None
 
@@ -123,7 +123,7 @@ class _Watch:
     def row(self, op: str, layer: str, lost: Tensor) -> LedgerRow:
         """The measurements as a row.
 
-        :param lost: (N,) bool, whether the gradient in the pixels is zero.
+        :param lost: (N,) bool, whether the gradient at the pixels is zero.
         """
         ratio = (self._behind / self._before)[self._before > 0]
         return LedgerRow(
@@ -138,7 +138,7 @@ class _Watch:
 def _norms(gradients: Sequence[Tensor], images: int) -> tuple[Tensor, Tensor]:
     """Per image, the norm of all gradients together, (N,) float64, and whether any element is not zero, (N,) bool.
 
-    The norm is NaN where a gradient has no dimension of images.
+    The norm is NaN if a gradient has no batch dimension.
     """
     squares, nonzero = torch.zeros(images, dtype=torch.float64), torch.zeros(images, dtype=torch.bool)
     for gradient in gradients:

@@ -1,4 +1,4 @@
-"""The logit margin. Its sign tells right answers from wrong ones, and no softmax can saturate it."""
+"""The logit margin. Its sign tells correct from wrong predictions, and no softmax can saturate it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["logit_margin"]
 
 
 def logit_margin(logits: Tensor, y: Tensor) -> Tensor:
-    """z_y - max_{j != y} z_j, (N,). It is negative where the answer is wrong.
+    """z_y - max_{j != y} z_j, (N,). It is negative where the prediction is wrong.
 
     :param logits: z, (N, K).
     :param y: (N,) labels.

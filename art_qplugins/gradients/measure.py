@@ -1,8 +1,8 @@
-"""What is measured of a module without an attack: its gradients at the images, and facts of the module.
+"""Measures a module without an attack: its gradients at the images, and facts of the module.
 
-The measurements cover the mechanisms by which an attack can fail, each at the point where an attack starts. They are no
-proof of masking, and nothing is judged here; see :mod:`art_qplugins.diagnostics`. A measurement that fails on an odd
-module is NaN and has a reason, so that one odd property does not hide the others.
+The measurements cover the mechanisms by which an attack can fail, at the points where an attack starts. They are no proof of
+masking. They are judged in :mod:`art_qplugins.diagnostics`. A measurement that fails on an unusual module is NaN with a
+reason and does not stop the others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from art_qplugins.threat import Threat
 
 __all__ = ["Measured", "measure"]
 
-#: A slope of a random module is averaged over at least this many draws, as an attack that averages would do ...
+#: A slope of a random module is averaged over at least this many draws, as in an attack that averages, ...
 _DRAWS = 8
 #: ... but over at most this many calls.
 _CALLS = 4
@@ -37,7 +37,7 @@ _FACTS = 128
 
 @dataclass(frozen=True)
 class Measured:
-    """What :func:`measure` returns.
+    """The result of :func:`measure`.
 
     :param samples: per image, (N,) float64; NaN where a measurement failed.
     :param cell: facts of the module as a whole, as JSON.
@@ -105,16 +105,15 @@ def measure(
     ``skipped``          the reason of every measurement that failed, by name
     ==================== ==========================================================================================
 
-    A random module is measured as the mean over its draws, which are the same at every point. Modes, parameters,
-    buffers, hooks and random states are as before afterwards, also after an exception.
+    A random module is measured by the mean over its draws, which are the same at every point. Modes, parameters,
+    buffers, hooks and random states are restored, also after an exception.
 
     :param x: (N, C, H, W) in [0, 1], N at least 1.
     :param y: (N,) labels.
-    :param threat: its eps, above 0, is the length of the steps and the radius of the ball.
-    :param directions: number of random directions per image. A random module with few draws per call takes fewer of
-        them.
+    :param threat: eps is the length of the steps and the radius of the ball. It must be above 0.
+    :param directions: number of random directions per image. A random module with few draws per call uses fewer.
     :param seed: fixes directions, random points and draws.
-    :param batch_size: images that go through the module at a time.
+    :param batch_size: images per batch.
     """
     attempt = Attempt()
     with counting(module) as counter, restoring(module) as changed:
@@ -144,5 +143,5 @@ def measure(
 
 
 def _calls(module: nn.Module) -> int:
-    """Calls of a random module that a slope is averaged over."""
+    """Number of calls of a random module over which a slope is averaged."""
     return min(_CALLS, math.ceil(_DRAWS / passes(module, requires_grad=True)))

@@ -1,7 +1,7 @@
-"""Nodes of the autograd graph: what kind of operation made each, and the path from the logits to the pixels.
+"""Nodes of the autograd graph: the operation of each node, and the path from the logits to the pixels.
 
-A node stands for one operation of the forward pass. In the backward pass it takes the gradient of the operation's
-output, here called *before*, and gives the gradients of its inputs, here called *behind*.
+A node stands for one operation of the forward pass. In the backward pass it takes the gradient of the operation's output,
+here called *before*, and returns the gradients of its inputs, here called *behind*.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 #: Nodes from the logits to the pixels in order, each with the positions of its inputs that lead to the pixels.
 GraphPath: TypeAlias = dict[Node, list[int]]
 
-#: Operations that set elements to zero as a rule: ReLU, and what one written by hand consists of.
+#: Operations that usually set elements to zero: ReLU, and the operations of a ReLU written by hand.
 GATES = ("Relu", "Threshold", "Hardtanh", "Maximum", "Minimum", "Where", "MaskedFill", "Abs")
 #: Operations that have weights, or multiply two activations.
 LAYERS = ("Convolution", "Conv2D", "Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear")
@@ -50,7 +50,7 @@ def is_custom(node: Node) -> bool:
 
 
 def is_named(node: Node, names: Sequence[str]) -> bool:
-    """Whether one of these operations of PyTorch made the node. A custom function may have any name, and is none."""
+    """Whether one of these operations of PyTorch made the node. A custom function with such a name does not count."""
     name = node.name().rpartition("::")[2]
     return not is_custom(node) and not _rounds_a_division(node) and any(kind in name for kind in names)
 
@@ -66,12 +66,12 @@ def is_step(node: Node) -> bool:
 
 
 def _rounds_a_division(node: Node) -> bool:
-    """A division that floors or truncates. By its name it is a plain division."""
+    """Whether the node is a division that floors or truncates. Its name is that of a plain division."""
     return not is_custom(node) and getattr(node, "_saved_rounding_mode", None) is not None
 
 
 def find_path(last: Node | None, entrance: Node | None) -> GraphPath:
-    """The path from ``last`` to ``entrance``, with all its branches. It is empty where none leads there."""
+    """The path from ``last`` to ``entrance`` with all its branches. It is empty if there is no path."""
     path: GraphPath = {}
     for node in _inputs_first(last, entrance):
         ends = node is entrance or node.name().endswith("NotImplemented")  # the backward pass of the latter raises
@@ -99,11 +99,11 @@ def _inputs_first(last: Node | None, entrance: Node | None) -> list[Node]:
 
 
 def straight_edge(node: Node, edges: Sequence[int]) -> int | None:
-    """The first of these inputs that has the shape of the node's one output; ``None`` where there is none.
+    """The first of these inputs with the shape of the node's single output; ``None`` where there is none.
 
-    These are the shapes that the graph holds before the backward pass.
+    The shapes are those that the graph holds before the backward pass.
     """
-    outputs = node._input_metadata  # what the node takes in the backward pass is what the operation gave
+    outputs = node._input_metadata  # the node takes the gradient of the operation's output
     if len(outputs) != 1 or len(outputs[0].shape) < 1:
         return None
     for edge in edges:
@@ -115,6 +115,6 @@ def straight_edge(node: Node, edges: Sequence[int]) -> int | None:
 
 
 def per_image(gradient: Tensor, images: int) -> Tensor:
-    """``gradient`` with one row per image or draw of an image; with one row in all where dimension 0 is neither."""
+    """``gradient`` with one row per image or draw of an image, or a single row if dimension 0 is neither."""
     alike = gradient.dim() > 0 and len(gradient) % images == 0 and (gradient.dim() > 1 or len(gradient) == images)
     return gradient.flatten(1) if alike and gradient.dim() > 1 else gradient.reshape(len(gradient) if alike else 1, -1)

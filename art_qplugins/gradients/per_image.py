@@ -25,15 +25,15 @@ _PASSES = 5
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """Some images with what several measurements share, computed once.
+    """A batch of images with the intermediate results that measurements share, computed once.
 
     :param double: a float64 copy of ``module``; ``None`` where there is none.
     :param x: (N, C, H, W) in [0, 1].
     :param y: (N,) labels.
     :param start: (N, C, H, W), a random point of the ball around each image.
     :param directions: number of random directions.
-    :param calls: number of calls of a random module that a margin is averaged over.
-    :param is_random: whether the module draws; ``None`` where that could not be measured.
+    :param calls: number of calls of a random module over which a margin is averaged.
+    :param is_random: whether the module is random; ``None`` where that could not be measured.
     """
 
     module: nn.Module
@@ -93,10 +93,10 @@ class Batch:
 
 
 def measure_batch(batch: Batch, attempt: Attempt) -> dict[str, Tensor]:
-    """Every measurement, (N,) float64 on the CPU. One that failed, here or in an earlier batch, is NaN."""
+    """Every measurement, (N,) float64 on the CPU. A measurement that failed here or in an earlier batch is NaN."""
     found = {}
-    for name, work in MEASUREMENTS.items():
-        value = None if name in attempt.skipped else attempt(name, partial(work, batch))
+    for name, measurement in MEASUREMENTS.items():
+        value = None if name in attempt.skipped else attempt(name, partial(measurement, batch))
         missing = torch.full((len(batch.x),), torch.nan, dtype=torch.float64)
         found[name] = missing if value is None else value.detach().double().cpu()
     return found
@@ -163,7 +163,7 @@ def _imbalance(batch: Batch) -> Tensor:
 
 def _coherence(batch: Batch) -> Tensor:
     if not batch.is_random:
-        raise ValueError("the module answers alike with other draws")
+        raise ValueError("the module gives the same outputs with other draws")
     seeds = [derive_seed(batch.seed, f"coherence/{i}") for i in range(2)]
     one, other = (gradient(batch.module, batch.x, batch.margin, seed=seed) for seed in seeds)
     return _cosine(one, other)
@@ -174,7 +174,7 @@ def _flips(batch: Batch) -> Tensor:
     return (torch.stack(answers[1:]) != answers[0]).double().mean(0)
 
 
-#: By the names that :func:`~art_qplugins.gradients.measure.measure` documents.
+#: Keys are the names that :func:`~art_qplugins.gradients.measure.measure` documents.
 MEASUREMENTS: dict[str, Callable[[Batch], Tensor]] = {
     "gradient": _gradient,
     "gradient_start": _gradient_start,
@@ -203,5 +203,5 @@ def _length(gradients: Tensor) -> Tensor:
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """It is 0 where either is zero."""
+    """The cosine. It is 0 if either is zero."""
     return (a.double() * b.double()).flatten(1).sum(1) / (_length(a) * _length(b)).clamp_min(1e-300)

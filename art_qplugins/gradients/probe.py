@@ -1,7 +1,7 @@
-"""Answers, logit margins and gradients of a module with fixed random draws.
+"""Logits, logit margins and gradients of a module with fixed random draws.
 
 Two calls with the same seed use the same draws of stochastic layers and of the global generators. So a gradient and the
-margins around it belong to one function, also where the module is random.
+margins around it belong to the same function, also for a random module.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def same_answers(a: Tensor, b: Tensor) -> bool:
 def gradient(
     module: nn.Module, x: Tensor, score: Callable[[Tensor], Tensor], *, seed: int = 0, calls: int = 1
 ) -> Tensor:
-    """Gradient of ``score`` in each image, in ``x``'s shape. It is zero where the graph does not reach the pixels.
+    """Gradient of ``score`` at each image, in the shape of ``x``. It is zero where the graph does not reach the pixels.
 
     :param x: (N, C, H, W) in [0, 1].
-    :param score: takes logits (N, K) and gives one number per image, (N,).
+    :param score: takes logits (N, K) and returns one number per image, (N,).
     :param seed: fixes the draws of a random module.
-    :param calls: number of calls of a random module that the score is averaged over.
+    :param calls: number of calls of a random module over which the score is averaged.
     """
     point = x.detach().clone().requires_grad_()
-    # The backward pass is inside too. Checkpointed parts run again in it, and need the same modes and generators.
+    # The backward pass is inside the context too, because it runs checkpointed parts again with the same generators.
     with isolated(module, derive_seed(seed, "probe")), torch.enable_grad():
         total = _score_at(module, point, score, seed, calls).sum()
         found = torch.autograd.grad(total, point, allow_unused=True)[0] if total.requires_grad else None
@@ -68,6 +68,6 @@ def margins(module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, *, seed: int
 
 
 def _score_at(module: nn.Module, x: Tensor, score: Callable[[Tensor], Tensor], seed: int, calls: int) -> Tensor:
-    """The caller holds ``isolated`` with the same seed, which fixes draws from the global generators."""
+    """The score at ``x``. The caller holds ``isolated`` with the same seed, which fixes draws of the global generators."""
     with draws_from(module, derive_seed(seed, "probe")):
         return torch.stack([score(module(x)) for _ in range(calls)]).mean(0)

@@ -1,8 +1,8 @@
-"""The same network with another backward pass, which carries the gradient past operations that take it away.
+"""Gradient repair: the same network with a straight-through backward pass at operations that zero the gradient.
 
-This is BPDA with the identity (Athalye, Carlini & Wagner 2018, section 4.1) at every operation that zeroes a gradient.
-The operations are found by their gradients and not by their layers, so no knowledge of the network is needed. A
-gradient that the graph does not hold (detach, no_grad, a comparison) cannot be repaired.
+This is BPDA with the identity (Athalye, Carlini & Wagner 2018, section 4.1) at every such operation. The operations are found
+by their gradients and not by their layers, so no knowledge of the network is needed. A gradient that the graph does not hold
+(detach, no_grad, a comparison) cannot be repaired.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from art_qplugins.gradients.nodes import GATES, find_path, is_mixing, is_named, 
 __all__ = ["GradientRepair"]
 
 Gradients: TypeAlias = tuple[Tensor | None, ...]
-#: A node's hook. It takes the gradients behind and before the node, and may give others to hand on.
+#: A hook of a node. It takes the gradients behind and before the node, and may return others.
 Hook: TypeAlias = Callable[[Gradients, Gradients], Gradients | None]
 
 #: An operation is repaired for an image where it makes at least this share of the gradient's elements zero.
@@ -28,14 +28,14 @@ _ZEROED = 0.9
 class GradientRepair(nn.Module):
     """The answers of ``network``, bit for bit, with a repaired backward pass.
 
-    The repair acts at each operation that keeps the shape, image by image. Where at least 90 % of the gradient's
-    nonzero elements become exactly zero, the gradient passes straight through. Rounding, sign, a custom backward of
-    zeros, and saturated tanh, sigmoid, softmax and clamp become the identity in this way. ReLU and similar gates zero
-    elements as a rule, so they are repaired only where no element is left. A linear operation, e.g. the product with a
-    mask, has no other gradient and keeps it.
+    The repair acts at each operation that keeps the shape, separately for each image. If the operation makes at least
+    90 % of the gradient's nonzero elements exactly zero, the gradient passes straight through. This turns rounding,
+    sign, a custom backward of zeros, and saturated tanh, sigmoid, softmax and clamp into the identity. ReLU and similar
+    gates often zero elements, so they are repaired only if no nonzero element remains. A linear operation, e.g. the
+    product with a mask, has no other gradient and keeps it.
 
-    :param network: gives logits. The gradients of its parameters change likewise.
-    :param straight: names of operations that always pass the gradient straight through, see
+    :param network: gives logits. The gradients of its parameters are repaired too.
+    :param straight: names of operations that are always straight-through, see
         :func:`~art_qplugins.gradients.replaceable.replaceable_operations`.
     """
 
@@ -66,7 +66,7 @@ class GradientRepair(nn.Module):
 
 
 def _passing(edge: int) -> Hook:
-    """A hook that always hands on the gradient before a node to one of its inputs."""
+    """A straight-through hook: it always passes the gradient before a node to one of its inputs."""
 
     def hook(behind: Gradients, before: Gradients) -> Gradients | None:
         both = _both(behind, before, edge)
@@ -76,14 +76,14 @@ def _passing(edge: int) -> Hook:
 
 
 def _repairing(images: int, edge: int, edges: Sequence[int], share: float) -> Hook:
-    """A hook that does so for the images where the node makes at least ``share`` of the nonzero elements zero."""
+    """A straight-through hook for images on which the node makes at least ``share`` of the nonzero elements zero."""
 
     def hook(behind: Gradients, before: Gradients) -> Gradients | None:
         both = _both(behind, before, edge)
         if both is None:
             return None
         taken, given = both
-        # Several inputs may divide the gradient among them, as the two sides of a `where` do.
+        # Several inputs may share the gradient, as the two sides of a `where` do.
         parts = [g for i in edges if (g := behind[i]) is not None and g.shape == taken.shape]
         alive = per_image(taken, images) != 0
         gone = torch.stack([part == 0 for part in parts]).all(0) if len(parts) > 1 else given == 0
@@ -99,9 +99,9 @@ def _repairing(images: int, edge: int, edges: Sequence[int], share: float) -> Ho
 
 
 def _both(behind: Gradients, before: Gradients, edge: int) -> tuple[Tensor, Tensor] | None:
-    """The gradient before a node and the one behind it, where one may replace the other.
+    """The gradients before and behind a node; ``None`` where the first cannot replace the second.
 
-    torch accepts no tensor from a hook where the backward pass gave ``None``.
+    torch accepts no tensor from a hook where the backward pass returned ``None``.
     """
     taken, given = before[0], behind[edge]
     if taken is None or given is None or given.shape != taken.shape or given.dtype != taken.dtype:

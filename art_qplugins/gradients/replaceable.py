@@ -1,4 +1,4 @@
-"""Operations whose gradient is a choice of their author, so that an attack may choose another one."""
+"""Replaceable operations: their gradient is a choice, so that an attack may choose another gradient."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def replaceable_operations(module: nn.Module, x: Tensor, *, seed: int = 0) -> tu
     An operation is replaceable if it keeps the shape, and is one of these:
 
     * a custom ``autograd.Function``, whose gradient its author chose;
-    * one of PyTorch's own that are constant between jumps (round, sign, floor ...);
-    * an elementwise function of the logits behind the last layer, or of numbers in the pixels' shape (tanh, clamp,
-      softmax ...). Such a function can change slopes much while it changes answers little.
+    * a step function of PyTorch (round, sign, floor ...);
+    * an elementwise function of the logits behind the last layer, or of values in the shape of the pixels (tanh, clamp,
+        softmax ...). Such a function can change slopes much and outputs little.
 
     ``straight=`` of :class:`~art_qplugins.gradients.repair.GradientRepair` takes these names.
 
@@ -44,7 +44,7 @@ def replaceable_operations(module: nn.Module, x: Tensor, *, seed: int = 0) -> tu
     drawn = derive_seed(seed, "ledger")
     with isolated(module, drawn), draws_from(module, drawn), torch.enable_grad():
         entered = x.detach()[:2].clone().requires_grad_().clone()
-        entrance = entered.grad_fn  # read now, since an in-place operation gives the tensor another node
+        entrance = entered.grad_fn  # read before the forward pass: an in-place operation gives the tensor another node
         logits = module(entered)
         path = find_path(logits.grad_fn, entrance) if logits.requires_grad else {}
         found = {*filter(_is_chosen, path), *_squashing(path, logits, entered)}
@@ -56,9 +56,9 @@ def _is_chosen(node: Node) -> bool:
 
 
 def _squashing(path: GraphPath, logits: Tensor, pixels: Tensor) -> Iterator[Node]:
-    """Operations on numbers of the logits' shape behind the last layers, and of the pixels' shape anywhere.
+    """Elementwise operations on values in the logits' shape behind the last layers, and in the pixels' shape anywhere.
 
-    Linear operations and casts are not among them. Gates are not either, since a network is full of them.
+    Linear operations and casts do not count. Gates do not count either, because a network has many of them.
     """
     behind = _behind_the_last_layers(path)
     for node in path:

@@ -1,9 +1,8 @@
-"""The points that an attack of any library visits on its way, noted by a hook on the module.
+"""Records the points that an attack of any library visits, by a hook on the module.
 
-An attack may visit an adversarial image and return another one, which is a silent success. An attack whose loss still
-falls when it stops was stopped too early. These are the indicators I3 and I4 of Pintor et al. 2022, "Indicators of
-Attack Failure". Nothing is judged here and no answer is changed. To prove a success, ask the target about
-:attr:`Path.best_image` again.
+An attack has a silent success if it visits an adversarial image and returns another one. An attack was stopped too early if
+its loss still falls at the end. These are the indicators I3 and I4 of Pintor et al. 2022, "Indicators of Attack Failure".
+Nothing is judged here, and no output is changed. To prove a success, evaluate the target on :attr:`Path.best_image` again.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from art_qplugins.threat import Threat
 
 __all__ = ["Path", "progress", "tracking"]
 
-#: A path whose margins change by less than this share of the largest one is flat: the change is rounding.
+#: A path is flat if its margins change by less than this share of the largest margin. The change is then rounding.
 _FLAT = 1e-4
 #: Number of points that count as the end of a path.
 _END = 10
 
 
 class Path:
-    """The legal iterates of each image that were recognized so far.
+    """The legal iterates of each image that were recorded so far.
 
-    :ivar best_margin: (N,) the lowest logit margin, on the device of ``x``; infinite where no iterate was recognized.
-    :ivar best_image: (N, C, H, W) the iterate with that margin; the image itself where there is none.
-    :ivar last: (N,) margin of the last iterate; NaN where there is none.
+    :ivar best_margin: (N,) the lowest logit margin, on the device of ``x``. It is infinite without iterates.
+    :ivar best_image: (N, C, H, W) the iterate with that margin, or the clean image without iterates.
+    :ivar last: (N,) margin of the last iterate; NaN without iterates.
     :ivar calls: (N,) number of iterates.
-    :ivar one_draw: whether the margins are of single draws of a random module, which may answer otherwise next time.
+    :ivar one_draw: whether the margins are those of single draws of a random module.
     """
 
     def __init__(self, x: Tensor, y: Tensor, threat: Threat, *, one_draw: bool) -> None:
@@ -51,14 +50,14 @@ class Path:
         self._next = 0  # the row of x after the last one of the previous call
 
     def silent(self, margin: Tensor) -> Tensor:
-        """Per image, whether an iterate was adversarial and the returned image is not.
+        """For each image, whether an iterate was adversarial and the returned image is not.
 
         :param margin: (N,) margins of the images that the attack returned.
         """
         return (margin.to(self.best_margin) >= 0) & (self.best_margin < 0)
 
     def margins(self) -> list[NDArray[np.float64]]:
-        """Per image, the margins of its iterates in the order of the calls."""
+        """For each image, the margins of its iterates in the order of the calls."""
         if not self._visits:
             return [np.empty(0)] * len(self.x)
         images = torch.cat([rows for rows, _ in self._visits]).cpu().numpy()
@@ -79,10 +78,10 @@ class Path:
 
     @torch.no_grad()
     def see(self, points: Tensor, logits: Tensor) -> None:
-        """Note one call of the module.
+        """Record one call of the module.
 
-        :param points: (B, C, H, W) what went in.
-        :param logits: (B, K) what came out.
+        :param points: (B, C, H, W) the inputs.
+        :param logits: (B, K) the outputs.
         """
         points = points.detach().to(self.x)
         images, legal = self._recognized(points)
@@ -93,8 +92,7 @@ class Path:
         margin = logit_margin(logits.detach()[rows].to(self.best_margin), self.y[images])
         self._visits.append((images, margin))
         self.calls.index_add_(0, images, torch.ones_like(images))
-        # An image may be in a batch more than once. Its last row is the latest, or the lowest if rows are sorted
-        # downwards.
+        # An image may be in a batch more than once. Its last row is its latest iterate, below its lowest one.
         latest = _last_of_each(images, torch.arange(len(images)))
         self.last[images[latest]] = margin[latest]
         order = margin.argsort(descending=True)
@@ -104,7 +102,7 @@ class Path:
         self.best_image[images[lowest]] = points[lowest]
 
     def _recognized(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The row of x that each point is an iterate of, (B,), and whether it is a legal one, (B,) bool."""
+        """The row of x to which each point belongs, (B,), and whether the point is legal, (B,) bool."""
         images, legal = self._best_guess(points)
         if not legal.all():
             missing = (~legal).nonzero()[:, 0]
@@ -116,7 +114,7 @@ class Path:
         return images, legal
 
     def _best_guess(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, by the order in which batches usually come; of several orders the one with most legal iterates."""
+        """The same under the usual orders of batches. The order with the most legal iterates is used."""
         n, size = len(self.x), len(points)
         position = torch.arange(size, device=self.x.device)
         guesses = [self._assigned[size]] if size in self._assigned else []
@@ -142,11 +140,11 @@ def _last_of_each(images: Tensor, rows: Tensor) -> list[int]:
 
 
 def progress(margins: NDArray[np.float64]) -> float:
-    """The share of a path's whole fall that its end makes, in [0, 1]. It is 0 for a path that has converged.
+    """The share of a path's total decrease that falls on its end, in [0, 1]. It is 0 for a path that has converged.
 
-    This is I4 of Pintor et al. 2022: scale the loss to [0, 1], take its running minimum, and see by how much that falls
-    over the last ten points. Two things differ. A path that is flat but for rounding gives 0 and is not scaled up. The
-    end is at most half of the path, since any path of ten points falls within its last ten. A single point gives NaN.
+    This is I4 of Pintor et al. 2022: scale the loss to [0, 1], take its running minimum, and compute its decrease over the
+    last ten points. Two things differ. A flat path gives 0 and is not scaled. The end is at most half of the path, because a
+    path of ten points lies entirely within its last ten. A single point gives NaN.
 
     :param margins: (T,) margins in the order of the path; those that are not finite do not count.
     """
@@ -162,10 +160,10 @@ def progress(margins: NDArray[np.float64]) -> float:
 
 @contextlib.contextmanager
 def tracking(module: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Iterator[Path]:
-    """Within, every call of ``module`` is noted in the :class:`Path`. Answers and gradients are as without it.
+    """Record every call of ``module`` in the :class:`Path` within the context. Outputs and gradients do not change.
 
-    A point is an iterate of an image if it is in the image's ball. So batches may come in any order, shrink, or repeat
-    images.
+    A point counts as an iterate of an image if it is in the image's ball. So batches may come in any order, shrink, or
+    repeat images.
 
     :param x: (N, C, H, W) in [0, 1], the images that the attack starts from.
     :param y: (N,) labels.

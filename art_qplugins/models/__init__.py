@@ -1,4 +1,4 @@
-"""Networks by name. Each takes pixels in [0, 1] and gives logits; any normalisation is inside the network."""
+"""Networks by name. Each takes pixels in [0, 1] and gives logits. Normalisation, if any, is inside the network."""
 
 from art_qplugins.registry import Entry, Registry
 

@@ -1,4 +1,4 @@
-"""What the networks share: checks of their options and images, and the initialisation of their weights."""
+"""Helpers that the networks share: checks of options and image shapes, and the initialisation of weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ __all__ = ["check_count", "check_images", "he_init"]
 
 
 def check_count(name: str, value: int) -> int:
-    """``value``, refused where it is no whole number of at least 1."""
+    """``value``.
+
+    :raises InputError: where it is not a whole number of at least 1.
+    """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
     return value
 
 
 def check_images(network: str, input_shape: tuple[int, int, int], side: int) -> tuple[int, int, int]:
-    """``input_shape``, (C, H, W), refused where H or W is below ``side``."""
+    """``input_shape``, (C, H, W).
+
+    :raises InputError: where H or W is below ``side``.
+    """
     if len(input_shape) != 3 or min(input_shape[1:]) < side:
         raise InputError(f"input_shape is {tuple(input_shape)!r}; {network} takes (C, H, W) from {side}x{side} on")
     return input_shape

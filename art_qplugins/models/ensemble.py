@@ -1,7 +1,7 @@
-"""The ensemble that a stochastic network is: the average over draws, inside one module.
+"""A stochastic network as an ensemble: the average over draws, inside one module.
 
-The average is in ``forward``, so whatever attacks the module attacks the average. That includes torchattacks,
-AutoAttack, and those of ART's attacks that rebuild a plain classifier from ``estimator.model``.
+The average is in ``forward``, so every attack on the module attacks the average. This includes torchattacks, AutoAttack, and
+ART's attacks that rebuild a plain classifier from ``estimator.model``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class StochasticEnsemble(nn.Module):
 
     :param network: a module with :class:`~art_qplugins.StochasticQuantizer` layers that gives logits.
     :param draws: M, number of members for a prediction, at least 1.
-    :param eot_draws: number of members where a gradient in the pixels is wanted; ``None`` for ``draws``.
+    :param eot_draws: number of members if a gradient with respect to the pixels is needed; ``None`` for ``draws``.
     :param eot_chunk: number of draws that are computed in one batch; results differ by rounding only. If it is given,
         it bounds the memory of gradients too: each chunk is computed again in the backward pass, which takes a third
         longer. With ``None`` a batch has at least 4 draws and about 256 images, and nothing is computed twice.
@@ -53,8 +53,8 @@ class StochasticEnsemble(nn.Module):
         its gradient is its own: it takes no ``eot_draws``.
     :param antithetic: draws 2i and 2i + 1 use the noise u and 1 - u, whose rounding errors cancel to first order.
     :param gradient_of: ``"mean"``, the loss of the mean; or ``"losses"``, the mean of the members' losses. A module
-        that gives one answer cannot express the latter. :class:`~art_qplugins.SQEnsembleClassifier` honours it, other
-        clients get a warning.
+        with one output cannot express the latter. :class:`~art_qplugins.SQEnsembleClassifier` applies it, other clients
+        get a warning.
     :raises InputError: where the network has no stochastic layer, or an option is unknown or out of range.
     """
 
@@ -88,7 +88,7 @@ class StochasticEnsemble(nn.Module):
         self.eot_chunk = None if eot_chunk is None else check_count("eot_chunk", eot_chunk)
         self.rule, self.frozen, self.antithetic, self.gradient_of = rule, frozen, antithetic, gradient_of
         self.next_draw = 0
-        self._split: str | None = None  # the part whose input is repeated for every draw; None: not known yet
+        self._split: str | None = None  # the submodule whose input is repeated for every draw; None: not known yet
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gradient_of == "losses" and x.requires_grad and torch.is_grad_enabled():
@@ -100,7 +100,7 @@ class StochasticEnsemble(nn.Module):
         return RULES[self.rule](self.members(x))
 
     def passes(self, requires_grad: bool) -> int:
-        """Number of members in one call, and so of passes of each image through the network."""
+        """Number of members in one call. It is the number of passes of each image through the network."""
         return self.eot_draws if requires_grad and self.eot_draws is not None else self.draws
 
     def members(self, x: Tensor) -> Tensor:
@@ -125,14 +125,14 @@ class StochasticEnsemble(nn.Module):
         return torch.cat(logits) if len(logits) > 1 else logits[0]
 
     def prepare(self, x: Tensor) -> None:
-        """Find the part at whose input the batch is repeated, by a call of the network. Later calls do nothing."""
+        """Find the submodule at whose input the batch is repeated, by a call of the network. Later calls do nothing."""
         if self._split is None:
             self._split = find_part(self.network, x)
 
     def _fold(self, x: Tensor, first: int, times: int, seeds: tuple[int, ...]) -> Tensor:
         """Logits of the members from draw ``first`` on, (times * N, C).
 
-        :param seeds: of the layers. The backward pass may compute a chunk again when the layers have others.
+        :param seeds: seeds of the layers. The backward pass may compute a chunk again when the layers have other seeds.
         """
         noise = {"antithetic": self.antithetic, "shared": self.frozen}
         with drawing(self.network, first, times, seeds=seeds, **noise), _out_of_memory(times):

@@ -1,7 +1,7 @@
 """Several draws of a stochastic network in one batch.
 
-The batch is repeated inside the network, at the input of one part. What comes before that part has no randomness, and
-is computed once for all draws.
+The batch is repeated inside the network, at the input of one submodule. The layers before it are deterministic and are
+computed once for all draws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["drawing", "find_part", "fold"]
 
 
 def fold(network: nn.Module, x: Tensor, times: int, part: str) -> Tensor:
-    """Answers of ``network`` for ``x`` repeated ``times`` times, (times * N, C).
+    """Logits of ``network`` for ``x`` repeated ``times`` times, (times * N, C).
 
     :param part: dotted name of the submodule at whose input the batch is repeated; ``""`` is the network itself.
     """
@@ -33,10 +33,10 @@ def fold(network: nn.Module, x: Tensor, times: int, part: str) -> Tensor:
 
 
 def find_part(network: nn.Module, x: Tensor) -> str:
-    """Name of the innermost part around the first stochastic layer at whose input the batch can be repeated.
+    """Name of the innermost submodule around the first stochastic layer at whose input the batch can be repeated.
 
-    That is the layer itself, unless a sum joins its output with what comes before it. In a residual network it is the
-    block. Each part is tried on two copies of an image. The network itself always works.
+    It is the layer itself, unless a sum joins its output with an earlier activation. In a residual network it is the block.
+    Each submodule is tried on two copies of an image. The network itself always works.
 
     :param x: (N, C, H, W) in [0, 1]; the first image is used.
     """
@@ -70,7 +70,7 @@ def drawing(
     antithetic: bool = False,
     shared: bool = False,
 ) -> Iterator[None]:
-    """Within, a batch of the stochastic layers holds ``times`` draws one after another, from draw ``first`` on.
+    """Within the context, a batch of the stochastic layers holds ``times`` draws in sequence, from draw ``first`` on.
 
     :param seeds: one for each layer; ``None`` keeps the layers' own.
     :param antithetic: draws 2i and 2i + 1 use u and 1 - u.

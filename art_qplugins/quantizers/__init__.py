@@ -1,4 +1,4 @@
-"""Quantizers: what turns a float network into one that an integer device computes, with a gradient to attack it by.
+"""Quantizers turn a float network into one that an integer device computes, with gradients for training and attacks.
 
 Importing this package does not import torch, since recipes look up :data:`QUANTIZERS` before anything is computed. Each
 other name is loaded when it is first used.

@@ -24,7 +24,7 @@ def check_num_bits(num_bits: int, *, name: str = "num_bits") -> int:
 
 
 class _UniformActivation(nn.Module):
-    """What both share: the surrogate gradient and the clip that they round."""
+    """Base class of both: the surrogate gradient, and the clip that is rounded."""
 
     num_bits: int
     surrogate: Surrogate | None
@@ -35,14 +35,14 @@ class _UniformActivation(nn.Module):
         raise NotImplementedError
 
     def full_precision(self, x: Tensor) -> Tensor:
-        """The clip, which it rounds."""
+        """The clip without the rounding."""
         return x.clamp(*self.range)
 
     def forward(self, x: Tensor) -> Tensor:
         value = self._rounded(x)
         if self.surrogate is None:
             return value
-        # A surrogate is stated on [0, clip]; here it is moved to the range.
+        # A surrogate is defined on [0, clip]. Here it is moved to the range.
         low, high = self.range
         return straight_through(value, x * self.surrogate(x.detach() - low, self.num_bits, high - low))
 
@@ -61,9 +61,9 @@ class QuantReLU(_UniformActivation):
 
     :param num_bits: bits per activation, 1 to 16.
     :param clip: the upper level. 6 makes it a quantized ReLU6.
-    :param surrogate: another backward pass, by its name in :data:`~art_qplugins.quantizers.surrogates.SURROGATES`, or
-        with options as a :class:`~art_qplugins.quantizers.surrogates.Surrogate`. Values do not depend on it. To change
-        it for an attack only, use the context :func:`~art_qplugins.surrogate`.
+    :param surrogate: another backward pass: a name in :data:`~art_qplugins.quantizers.surrogates.SURROGATES`, or a
+        :class:`~art_qplugins.quantizers.surrogates.Surrogate` with options. Values do not depend on it. Use the context
+        :func:`~art_qplugins.surrogate` to change it only for an attack.
     """
 
     def __init__(self, num_bits: int, clip: float = 6.0, *, surrogate: str | Surrogate | None = None) -> None:

@@ -1,8 +1,8 @@
 """Activations that a network calls as functions, such as ``F.relu(x)`` and ``x.clamp(0, 1)``.
 
-They are found by reading the code of ``forward`` and of the functions and methods that it names. This needs no input,
+They are found by static analysis of ``forward`` and of the functions and methods that it names. This needs no input,
 and no code of the network runs. Calls in branches that are never taken are found too. Functions that are looked up in a
-table are not found, nor are activations that are written as arithmetic, such as ``x * (x > 0)``.
+table are not found. Activations written as arithmetic, such as ``x * (x > 0)``, are not found either.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 __all__ = ["FunctionalCall", "functional_calls"]
 
-#: Names of activations in torch.nn.functional, in torch and among the methods of tensors. log_softmax is none of them,
-#: since it makes log probabilities of logits.
+#: Names of activations in torch.nn.functional, in torch and among the methods of tensors. log_softmax does not count,
+#: because it turns logits into log-probabilities.
 _NAMES = {
     *("celu", "clamp", "clip", "elu", "gelu", "glu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh"),
     *("leaky_relu", "logsigmoid", "mish", "prelu", "relu", "relu6", "rrelu", "selu", "sigmoid", "silu", "softmax"),
@@ -40,7 +40,7 @@ _FUNCTIONS = {
     if callable(function := getattr(home, name, None))
 }
 _UNKNOWN = object()
-#: Packages whose functions are not read.
+#: Packages whose functions are not analysed.
 _NOT_READ = {"torch", "numpy", *sys.stdlib_module_names}
 
 
@@ -59,7 +59,7 @@ class FunctionalCall:
 def functional_calls(module: nn.Module) -> list[FunctionalCall]:
     """The activations that the forward pass of ``module`` calls as functions, without those of its submodules."""
     forward = _plain(module.forward)
-    if not isinstance(forward, FunctionType):  # TorchScript, or compiled by something else
+    if not isinstance(forward, FunctionType):  # TorchScript, or compiled by another tool
         return [FunctionalCall("", f"{type(module).__name__}.forward")]
     if _package(forward) in _NOT_READ:
         return [FunctionalCall(_name(f), f"the attribute {key}") for key, f in vars(module).items() if _name(f)]
@@ -112,7 +112,7 @@ def _package(function: FunctionType) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _tree(code: CodeType) -> ast.AST | None:
-    """The syntax tree of a function, ``None`` where its source is not there or is only a part of a statement."""
+    """The syntax tree of a function; ``None`` where its source is missing or is only a part of a statement."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError, tokenize.TokenError):
@@ -126,7 +126,7 @@ def _mentioned(code: CodeType) -> set[str]:
 
 
 class _Names:
-    """What the names in a function stand for, as far as that is certain without running it."""
+    """The values of the names in a function, as far as they are certain without running it."""
 
     def __init__(self, function: FunctionType, module: nn.Module) -> None:
         code = function.__code__
@@ -154,12 +154,12 @@ class _Names:
             return "" if call is not None and _guards(call, first=1) else _name(value)
         if not (isinstance(node, ast.Attribute) and call is not None and self.value(node.value) is _UNKNOWN):
             return ""
-        name = node.attr.rstrip("_")  # a method of what can only be a tensor
+        name = node.attr.rstrip("_")  # a method of an object that must be a tensor
         return name if name in _NAMES and hasattr(Tensor, node.attr) and not _guards(call, first=0) else ""
 
 
 def _parents(cls: type, function: FunctionType) -> tuple[type, ...]:
-    """Where ``super()`` looks in a method: the classes after the one that defines it."""
+    """The classes that ``super()`` searches in a method: those after the class that defines it."""
     order = cls.__mro__
     home = next((i for i, c in enumerate(order) if any(f is function for f in vars(c).values())), len(order))
     return order[home + 1 :]
@@ -173,7 +173,7 @@ def _contents(cell: Any) -> Any:
 
 
 def _attribute(value: Any, name: str) -> Any:
-    """The attribute as it is stored; nothing is computed."""
+    """The stored attribute. No property is computed."""
     if value is _UNKNOWN:
         return _UNKNOWN
     if isinstance(value, nn.Module):
@@ -187,7 +187,7 @@ def _attribute(value: Any, name: str) -> Any:
 
 
 def _guards(call: ast.Call, *, first: int) -> bool:
-    """Whether this is a clamp from below at a number above 0, as before a division or a logarithm.
+    """Whether the call is a clamp from below at a number above 0, as before a division or a logarithm.
 
     :param first: the position of the lower bound among the arguments.
     """

@@ -1,4 +1,4 @@
-"""``quantize``: any network in, its quantized twin out."""
+"""``quantize`` makes a quantized copy of any network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from art_qplugins.quantizers.weight import MuLawMapping
 
 __all__ = ["bake", "quantize", "record_maps", "weight_layers"]
 
-#: Parts that a warning names; the report has them all.
+#: Number of parts that a warning names. The report has all parts.
 _NAMED = 4
 
 
@@ -52,9 +52,9 @@ def quantize(
 ) -> nn.Module:
     """A quantized copy of ``model``. The given model does not change.
 
-    Weights of every linear and convolutional layer are mapped first and quantized after, ``Q(F(W))``. Biases and norms
-    stay in float32. So does every activation but ``nn.ReLU``, ``nn.ReLU6`` and ``nn.Hardtanh``, and whatever
-    ``forward`` calls as a function: a warning names what should be quantized and is not, and
+    Weights of every linear and convolutional layer are first mapped and then quantized, ``Q(F(W))``. Biases and norms
+    stay in float32. Activations other than ``nn.ReLU``, ``nn.ReLU6`` and ``nn.Hardtanh`` stay in float32 too, and so do
+    activations that ``forward`` calls as functions. A warning names the parts that should be quantized and are not.
     :func:`~art_qplugins.quantization_report` lists every part with its bits.
 
     :param model: any module whose activations are modules.
@@ -62,20 +62,20 @@ def quantize(
     :param weight_bits: bits of every weight.
     :param clip: upper level of the quantized activations. Their lowest level is 0. ``nn.Hardtanh`` keeps its own range.
     :param mu: strength of the mu-law mapping of the last ``mu_layers`` layers; ``None`` for no mapping.
-    :param activation: what each activation becomes, by its name in :data:`~art_qplugins.quantizers.QUANTIZERS`.
-        ``None`` for a :class:`QuantReLU` (of a Hardtanh, a :class:`QuantHardtanh`), or with ``alpha`` a
+    :param activation: the quantizer of activations, by its name in :data:`~art_qplugins.quantizers.QUANTIZERS`.
+        ``None`` gives a :class:`QuantReLU`, for a Hardtanh a :class:`QuantHardtanh`, and with ``alpha`` a
         :class:`StochasticQuantizer`.
-    :param activation_options: settings of that quantizer for which there is no argument here.
+    :param activation_options: settings of that quantizer that have no argument here.
     :param alpha: sparsity of stochastic activations.
     :param activation_layers: quantize only this many of the last activations; ``None`` for all.
     :param mu_normalize: see :class:`MuLawMapping`.
     :param symmetric: see :class:`UniformWeightQuantizer`, also for ``granularity`` and ``narrow_range``.
     :param seed: key of the noise of stochastic activations.
     :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the
-        mapped weights become plain parameters: then the module is faster, and it pickles.
-    :param strict: raise where there would be a warning.
-    :raises InputError: where there is nothing to quantize, a setting is out of range or of no quantizer that is asked
-        for, or a weight is outside the mu-law's domain [-1, 1] or was mapped before.
+        mapped weights become plain parameters: then the module is faster, and it can be pickled.
+    :param strict: raise an error instead of the warning.
+    :raises InputError: where there is nothing to quantize, where a setting is out of range or belongs to no chosen
+        quantizer, or where a weight is outside the mu-law's domain [-1, 1] or was mapped before.
     """
     table = {
         "activation": activation,
@@ -104,9 +104,9 @@ def quantize(
 
 
 def _unexpected(twin: nn.Module, table: Mapping[str, Any], *, some: bool) -> list[Part]:
-    """What is in float although it was to be quantized.
+    """The parts that are in float although they should be quantized.
 
-    :param some: only some of the activations were to be quantized.
+    :param some: whether only some of the activations should be quantized.
     """
     wanted = {"activation": table["activation_bits"] is not None, "weight": table["weight_bits"] is not None}
     parts = [part for part in parts_of(twin, checked=False) if part.bits is None and wanted[part.kind]]
@@ -133,7 +133,7 @@ def bake(model: nn.Module) -> nn.Module:
 
 
 def _swap_activations(model: nn.Module, row: Quantizer, table: Mapping[str, Any], seed: int, last: int | None) -> None:
-    # In the order of the module tree, which is usually that of the forward pass. A module used twice has two places.
+    # The order is that of the module tree, usually also that of the forward pass. A module used twice has two paths.
     paths = [name for name, child in model.named_modules(remove_duplicate=False) if isinstance(child, ACTIVATIONS)]
     if not paths:
         raise InputError(
@@ -151,7 +151,7 @@ def _swap_activations(model: nn.Module, row: Quantizer, table: Mapping[str, Any]
 
 
 def _quantized(activation: nn.Module, row: Quantizer, table: Mapping[str, Any], noise: Mapping[str, int]) -> nn.Module:
-    """The quantized form of an activation; itself where ``row`` cannot have its range."""
+    """The quantized form of an activation, or the activation itself if ``row`` cannot have its range."""
     if (ends := own_range(activation)) is None:
         made = row.make(table, **noise)
     elif row.signed:
@@ -160,7 +160,7 @@ def _quantized(activation: nn.Module, row: Quantizer, table: Mapping[str, Any], 
         return activation
     if not isinstance(made, nn.Module) or as_quantizer(made) is None:
         raise InputError(
-            f"quantizer {row.name!r} makes a {type(made).__name__}, which attacks could not undo; "
+            f"quantizer {row.name!r} makes a {type(made).__name__}, which attacks cannot replace; "
             "it needs num_bits, range and full_precision as in art_qplugins.quantizers.ActivationQuantizer"
         )
     return made
@@ -179,7 +179,7 @@ def _map_weights(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> 
 
 
 def _layers(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> list[tuple[str, nn.Module]]:
-    """The layers whose weights a row maps."""
+    """The layers whose weights ``row`` maps."""
     layers = weight_layers(model)
     count = table[row.last] if row.last else len(layers)
     if row.last and not 1 <= count <= len(layers):
@@ -191,9 +191,9 @@ def _layers(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> list[
 
 
 def record_maps(model: nn.Module, table: Mapping[str, Any]) -> None:
-    """Record that the weights of ``model`` went through the maps of a ``quantize`` table before they were loaded.
+    """Record that the loaded weights of ``model`` are already mapped by a ``quantize`` table.
 
-    :param table: its keys about weights alone.
+    :param table: only the keys about weights.
     """
     for row in switched_on(table):
         for _, layer in _layers(model, row, table):

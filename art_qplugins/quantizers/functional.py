@@ -1,8 +1,8 @@
 """Quantizers as pure functions, exact in value and in gradient.
 
-Here are the fixed maps: the quantized ReLU and Hardtanh, the uniform weight quantizer and the mu-law. Quantizers with
-parameters or with noise are in the modules beside this file. All of this is "fake quantization": the values are those
-of the integer network, stored as floats.
+This module has the fixed maps: the quantized ReLU and Hardtanh, the uniform weight quantizer and the mu-law. Quantizers
+with parameters or noise are in the other modules. All of them are "fake quantization": the values are those of the
+integer network, stored as floats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 __all__ = ["mu_law", "mu_law_inverse", "quant_hardtanh", "quant_relu", "quantize_weight", "straight_through"]
 
 
-class _Through(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(value: Tensor, path: Tensor) -> Tensor:
         return value.view_as(value)
@@ -31,14 +31,14 @@ class _Through(torch.autograd.Function):
 
 
 def straight_through(value: Tensor, path: Tensor) -> Tensor:
-    """``value``, bit for bit, in the forward pass; the gradient goes to ``path`` unchanged.
+    """Straight-through: ``value``, bit for bit, in the forward pass. The gradient goes to ``path`` unchanged.
 
     The usual ``path + (value - path).detach()`` is neither exact in float32 nor as fast.
 
     :param value: any shape. It gets no gradient.
     :param path: in the shape of ``value``.
     """
-    result: Tensor = _Through.apply(value.detach(), path)
+    result: Tensor = _StraightThrough.apply(value.detach(), path)
     return result
 
 

@@ -1,4 +1,4 @@
-"""The modules of torch that :func:`~art_qplugins.quantize` replaces, and those whose weights it maps."""
+"""The torch modules that :func:`~art_qplugins.quantize` replaces, and those whose weights it maps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def own_range(activation: nn.Module) -> tuple[float, float] | None:
-    """The range of an activation that has one, which its quantized form keeps; ``None`` for [0, clip].
+    """The range of an activation, which its quantized form keeps; ``None`` if the range is [0, clip].
 
-    ``nn.ReLU6`` is a Hardtanh to torch; as one of the ReLUs it takes the given ``clip``.
+    ``nn.ReLU6`` is a subclass of Hardtanh in torch. Here it counts as a ReLU and takes the given ``clip``.
     """
     if isinstance(activation, QuantHardtanh):
         return activation.range

@@ -1,4 +1,4 @@
-"""What a quantizer of activations shows to the attacks that undo it or change it, and how they find it in a network."""
+"""The interface by which attacks replace a quantizer of activations, and the search for quantizers in a network."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class ActivationQuantizer(Protocol):
         """The lowest and the highest level, without gradient."""
 
     def full_precision(self, x: Tensor) -> Tensor:
-        """The real-valued function that it rounds, at x of any shape; differentiable in x."""
+        """The real-valued function that the quantizer rounds, at x of any shape. It is differentiable in x."""
 
 
 class _Conventional(HasSurrogate, Protocol):
-    """What a module of another package has where it follows the convention of QuantReLU but not the protocol."""
+    """A module of another package that follows the convention of QuantReLU but not the protocol."""
 
     num_bits: int
     clip: float
 
 
 class _Clip:
-    """The protocol for such a module: it rounds the clip to [0, clip]."""
+    """Adapts such a module to the protocol. It rounds the clip to [0, clip]."""
 
     def __init__(self, module: _Conventional) -> None:
         self.num_bits = int(module.num_bits)
@@ -51,10 +51,10 @@ def _is_conventional(module: nn.Module) -> TypeGuard[_Conventional]:
 
 
 def as_quantizer(module: nn.Module) -> ActivationQuantizer | None:
-    """``module`` as a quantizer of activations; ``None`` where it is none.
+    """``module`` as a quantizer of activations; ``None`` where it is not one.
 
-    It is one where it has the attributes of :class:`ActivationQuantizer`, or ``num_bits``, ``clip`` and an exchangeable
-    ``surrogate`` as :class:`~art_qplugins.QuantReLU` has them.
+    A quantizer has the attributes of :class:`ActivationQuantizer`, or ``num_bits``, ``clip`` and an exchangeable
+    ``surrogate`` as in :class:`~art_qplugins.QuantReLU`.
     """
     if isinstance(module, ActivationQuantizer):
         return module

@@ -1,6 +1,6 @@
-"""The quantizers by name, and which of them the ``quantize`` table of a recipe switches on.
+"""The quantizers by name, and the choice of quantizers by the ``quantize`` table of a recipe.
 
-A table and the arguments of :func:`~art_qplugins.quantize` have the same keys. Nothing here imports torch.
+The keys of a table are the arguments of :func:`~art_qplugins.quantize`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from art_qplugins.registry import Entry, Registry
 
 __all__ = ["QUANTIZERS", "Quantizer", "switched_on", "weight_keys"]
 
-#: The values of a ``quantize`` table by their keys. A key that is ``None`` or absent is not given.
+#: A ``quantize`` table. A key that is ``None`` or absent is not given.
 Table = Mapping[str, Any]
 
-#: The settings of activations that not every quantizer has, each with the value that it has where it is not given.
+#: The settings of activations that not every quantizer has, each with its default.
 _DEFAULTS: Mapping[str, float | None] = {"clip": 6.0, "alpha": None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantizer(Entry):
-    """One quantizer. ``target`` makes the module; ``options`` are settings for which a table has no key of its own.
+    """One quantizer. ``target`` makes the module. ``options`` are settings without a key in the table.
 
-    A package adds quantizers of activations. Each makes an
-    :class:`~art_qplugins.quantizers.protocol.ActivationQuantizer`, and is chosen by its name. Weights are quantized by
-    the rows of this package.
+    Another package can add quantizers of activations. Each makes an
+    :class:`~art_qplugins.quantizers.protocol.ActivationQuantizer` and is chosen by its name. Only this package quantizes
+    weights.
 
-    :ivar place: what it quantizes. A map on weights is registered as a parametrization, and takes no ``options``.
-    :ivar arguments: keys of the table that it takes, each with the argument of ``target`` that the value is given to.
-    :ivar switch: keys that switch it on when all of them are given.
-    :ivar last: the key that says to how many of the last layers it applies; "" for all layers.
-    :ivar signed: ``target`` also takes ``low``, the lowest level, which is 0 by default.
-    :ivar random: it draws noise. Its module is a :class:`~art_qplugins.StochasticQuantizer` or a subclass: ``target``
-        is also given ``seed`` and ``layer``, and ``estimator`` is given ``draws``.
-    :ivar estimator: ``"package.module:attribute"`` of the ART estimator for a model with it; "" for the plain one. The
+    :ivar place: what it quantizes. A map on weights is registered as a parametrization and takes no ``options``.
+    :ivar arguments: keys of the table that it takes, each with the name of the argument of ``target``.
+    :ivar switch: keys that switch it on if all of them are given.
+    :ivar last: the key for the number of last layers to which it applies; "" for all layers.
+    :ivar signed: ``target`` also takes ``low``, the lowest level. It is 0 by default.
+    :ivar random: it draws noise. Its module is a :class:`~art_qplugins.StochasticQuantizer` or a subclass. ``target``
+        also takes ``seed`` and ``layer``, and ``estimator`` also takes ``draws``.
+    :ivar estimator: ``"package.module:attribute"`` of the ART estimator for its models; "" for the plain estimator. The
         first row of the registry that is switched on and has an estimator decides.
-    :ivar line: says in a few words what a table makes of it, for people.
+    :ivar line: describes the quantizer with the settings of a table in a few words.
     """
 
     place: Literal["activation", "weight"]
@@ -93,7 +93,7 @@ def _uniform_weight(table: Table) -> str:
     return f"{table['weight_bits']}-bit weights, {table['granularity'].replace('_', ' ')}"
 
 
-#: In the order in which they decide about the estimator. Maps on weights are applied in this order too: Q(F(W)).
+#: The order decides which row sets the estimator. It is also the order of the maps on weights: Q(F(W)).
 QUANTIZERS: Registry[Quantizer] = Registry(
     "quantizer",
     [
@@ -157,11 +157,11 @@ def weight_keys() -> frozenset[str]:
 
 
 def switched_on(table: Table) -> list[Quantizer]:
-    """The quantizers that a table asks for, in the order of the registry; at most one of them is of activations.
+    """The quantizers that a table asks for, in the order of the registry. At most one of them quantizes activations.
 
-    :param table: ``activation`` names a quantizer of activations. By default that is "stochastic" where ``alpha`` is
-        given, and else "uniform".
-    :raises InputError: where the name is unknown, or keys or ``options`` are not those of the quantizer.
+    :param table: ``activation`` names a quantizer of activations. By default it is "stochastic" if ``alpha`` is given,
+        and else "uniform".
+    :raises InputError: where the name is unknown, or keys or ``options`` do not belong to the quantizer.
     """
     chosen = _activation(table)
     return [row for row in QUANTIZERS.values() if (row.is_on(table) if row.place == "weight" else row.name == chosen)]

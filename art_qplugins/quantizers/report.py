@@ -1,4 +1,4 @@
-"""What of a network is quantized: every activation and weight with its bits, and why some stay in float."""
+"""The quantization report of a network: every activation and weight with its bits, or the reason why it is in float."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from art_qplugins.quantizers.stored import is_on_levels, weight_bits, weight_map
 
 __all__ = ["Part", "quantization_report"]
 
-#: Activations of torch that have no quantized form here. LogSoftmax makes log probabilities of logits, and is left out.
+#: Activations of torch that have no quantized form here. LogSoftmax is left out: it turns logits into
+#: log-probabilities.
 _FLOAT_ACTIVATIONS = tuple(
     getattr(nn, name) for name in nn.modules.activation.__all__ if name not in ("MultiheadAttention", "LogSoftmax")
 )
@@ -31,12 +32,12 @@ _NORMS = (
 class Part:
     """An activation or a weight of a network.
 
-    :ivar name: of the module in the network, for a weight with the parameter's name: ``"layer1.0.conv1.weight"``.
-    :ivar kind: which of the two it is.
+    :ivar name: name of the module in the network. A weight adds the parameter's name: ``"layer1.0.conv1.weight"``.
+    :ivar kind: activation or weight.
     :ivar type: the module's class, or the function that it calls: ``"relu()"``.
-    :ivar bits: ``None`` where it is in float.
-    :ivar reason: why it is in float, "" where it is not.
-    :ivar expected: it is in float by the method or by choice, such as the weights of a batch norm.
+    :ivar bits: ``None`` if it is in float.
+    :ivar reason: the reason why it is in float, else "".
+    :ivar expected: whether it is in float by design or by choice, such as the weights of a batch norm.
     """
 
     name: str
@@ -48,19 +49,18 @@ class Part:
 
 
 def quantization_report(model: nn.Module) -> list[Part]:
-    """Every activation and weight of ``model`` in the order of the module tree; biases are in float and not listed.
+    """Every activation and weight of ``model`` in the order of the module tree. Biases are in float and are not listed.
 
-    Activations that are called as functions are found by reading the code of ``forward``, see
-    :mod:`~art_qplugins.quantizers.calls`. A weight counts as quantized while it is on the levels that
-    :func:`~art_qplugins.quantize` left it on.
+    Activations that are called as functions are found by static analysis, see :mod:`~art_qplugins.quantizers.calls`. A
+    weight counts as quantized as long as it is on the levels of its quantizer.
     """
     return list(parts_of(model, checked=True))
 
 
 def parts_of(model: nn.Module, *, checked: bool) -> Iterator[Part]:
-    """The lines of the report.
+    """The parts of the report.
 
-    :param checked: whether weights are still on their levels; takes as long as quantizing them.
+    :param checked: also check that weights are on their levels. This takes as long as quantizing them.
     """
     for name, module in model.named_modules():
         if ".parametrizations." not in f".{name}.":
@@ -83,7 +83,7 @@ def _activations(name: str, module: nn.Module) -> Iterator[Part]:
 
 def _called(name: str, kind: str, call: FunctionalCall) -> Part:
     if not call.function:
-        reason = f"the code of {call.where} cannot be read, so activations that it calls as functions are not known"
+        reason = f"the code of {call.where} cannot be read, so activations that it calls as functions are unknown"
         return Part(name, "activation", kind, None, reason)
     reason = f"{call.where}: only modules are replaced; use nn.ReLU(), nn.ReLU6() or nn.Hardtanh() there"
     return Part(name, "activation", f"{call.function}()", None, reason)

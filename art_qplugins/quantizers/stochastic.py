@@ -36,7 +36,7 @@ __all__ = ["StochasticQuantizer", "draws_from", "is_stochastic", "stochastic_lay
 
 
 class _StochasticRound(torch.autograd.Function):
-    """The case alpha = 2: a draw between the two bins around x. The gradient is that of the mean, clip(x)."""
+    """Stochastic rounding, alpha = 2: a draw from the two bins around x. The gradient is that of the mean, clip(x)."""
 
     @staticmethod
     def forward(x: Tensor, noise: Tensor, offset: Tensor, spacing: Tensor, top: int) -> Tensor:
@@ -71,7 +71,7 @@ class StochasticQuantizer(nn.Module):
     :param num_bits: bits per activation; K = ``2 ** num_bits`` bins.
     :param alpha: sparsity, at least 1. 2 (the default) is unbiased stochastic rounding in closed form.
     :param clip: the bins start out evenly on [low, clip].
-    :param low: as above.
+    :param low: see ``clip``.
     :param seed: key of the noise.
     :param layer: which layer of its network this is. Layers of one network draw different noise.
     """
@@ -136,7 +136,7 @@ class StochasticQuantizer(nn.Module):
             drawn: Tensor = _StochasticRound.apply(x, noise, self.offset, self.spacing, top)
             return drawn
         p = self.probabilities(x)
-        mass = p.detach().cumsum(-1)  # its last entry is 1 but for rounding; beyond it lie bins without mass
+        mass = p.detach().cumsum(-1)  # its last entry is 1 up to rounding, and the bins beyond it have no mass
         code = (noise.unsqueeze(-1) * mass[..., -1:] >= mass[..., :-1]).sum(-1)
         return straight_through(self.offset + self.spacing * code, self._mean(p))
 

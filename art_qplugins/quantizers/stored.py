@@ -1,7 +1,7 @@
-"""Which maps the stored weight of a layer went through. Weights alone do not tell.
+"""Records which maps were applied to the stored weight of a layer, because the weight itself does not tell.
 
-The record is an attribute of the layer. It is copied and pickled with the layer. No state dict holds it, so a
-checkpoint has it beside the weights. It changes no answer, and a fingerprint does not see it.
+The record is an attribute of the layer. It is copied and pickled with the layer. No state dict holds it, so a checkpoint
+stores it in its description. It changes no output, and it does not enter the fingerprint.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class _StoredMaps:
 
 
 def weight_maps(layer: nn.Module) -> tuple[nn.Module, ...]:
-    """The maps that the weight of ``layer`` went through in order: stored ones, then its parametrizations."""
+    """The maps applied to the weight of ``layer``, in order: first the stored maps, then its parametrizations."""
     return (*_stored(layer), *parametrizations(layer))
 
 
 def add_stored_maps(layer: nn.Module, *maps: nn.Module) -> None:
-    """Record that the stored weight of ``layer`` went through these maps, after those that are recorded already.
+    """Record that these maps were applied to the stored weight of ``layer``, after the maps recorded so far.
 
-    Maps that are none of this package, such as a spectral norm, are not recorded.
+    Maps of other packages, such as a spectral norm, are not recorded.
     """
     if own := tuple(one for one in maps if isinstance(one, (MuLawMapping, UniformWeightQuantizer))):
         setattr(layer, _NAME, _StoredMaps((*_stored(layer), *own)))
@@ -57,14 +57,14 @@ def _stored(layer: nn.Module) -> tuple[nn.Module, ...]:
 
 
 def weight_bits(layer: nn.Module) -> int | None:
-    """Bits that the weight of ``layer`` was quantized to; ``None`` where the last of its maps is no quantizer."""
+    """Bits of the weight of ``layer``; ``None`` where the last of its maps is not a quantizer."""
     maps = weight_maps(layer)
     return maps[-1].num_bits if maps and isinstance(maps[-1], UniformWeightQuantizer) else None
 
 
 @torch.no_grad()
 def is_on_levels(layer: nn.Module) -> bool:
-    """Whether quantizing the weight of ``layer`` again changes nothing, except by rounding of the floats."""
+    """Whether the weight of ``layer`` is on the levels of its quantizer, up to float rounding."""
     weight = cast(Tensor, layer.weight)
     change = (weight_maps(layer)[-1](weight) - weight).abs().max()
     return bool(change <= 8 * torch.finfo(weight.dtype).eps * weight.abs().max())
@@ -78,13 +78,13 @@ def parametrizations(layer: nn.Module) -> list[nn.Module]:
 
 
 def stored_maps(model: nn.Module) -> dict[str, list[dict[str, Any]]]:
-    """The records of all layers as JSON has them: for each map its name in QUANTIZERS and its settings."""
+    """The records of all layers as JSON: for each map its name in QUANTIZERS and its settings."""
     found = {name: [_as_json(one) for one in _stored(layer)] for name, layer in model.named_modules()}
     return {name: maps for name, maps in found.items() if maps}
 
 
 def restore_stored_maps(model: nn.Module, saved: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Record what :func:`stored_maps` gave, in another module of the same structure."""
+    """Restore the result of :func:`stored_maps` in another module of the same structure."""
     for name, maps in saved.items():
         made = [
             QUANTIZERS[one["quantizer"]].load()(**{k: v for k, v in one.items() if k != "quantizer"}) for one in maps

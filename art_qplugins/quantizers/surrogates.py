@@ -4,8 +4,8 @@ This is BPDA (Athalye, Carlini & Wagner 2018) at each quantized activation. The 
 :math:`h \approx Q_b`, taken at the quantizer's own input. No surrogate is right for every network, and a wrong one
 makes a network look robust. Run several, or choose by :func:`~art_qplugins.gradients.fidelity.best_surrogate`.
 
-With b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the step, the slopes are those of the functions
-below. A quantizer with another lowest level moves its range to [0, c] first.
+The slopes are those of the functions below, with b for num_bits, c for clip and :math:`\Delta = c / (2^b - 1)` for the
+step. A quantizer with another lowest level first moves its range to [0, c].
 
 ================  =====================================================================================================
 straight-through  :math:`\mathrm{clamp}(x, 0, c)`: 1 on (0, c), 0 outside (Bengio et al. 2013; Hubara et al. 2016)
@@ -58,7 +58,7 @@ def _soft_staircase(x: Tensor, num_bits: int, clip: float, *, k: float = 2.0) ->
     return rise.masked_fill_((x <= 0) | (x >= clip), 0)
 
 
-#: Kind -> function(x, num_bits, clip, **options) that gives the slope at x, in x's shape and dtype.
+#: Kind -> function(x, num_bits, clip, **options) that returns the slope at x, in x's shape and dtype.
 SURROGATES: dict[str, Callable[..., Tensor]] = {
     "straight-through": _straight_through,
     "identity": _identity,
@@ -106,7 +106,7 @@ def _defaults(kind: str) -> dict[str, float]:
 
 
 def as_surrogate(kind: str | Surrogate | None) -> Surrogate | None:
-    """The setting for ``kind``; ``None`` for straight-through, which is the quantizer's own fused backward pass."""
+    """The surrogate for ``kind``; ``None`` for straight-through, which is the quantizer's own fused backward pass."""
     if kind is None:
         return None
     chosen = kind if isinstance(kind, Surrogate) else Surrogate(kind)
@@ -114,7 +114,7 @@ def as_surrogate(kind: str | Surrogate | None) -> Surrogate | None:
 
 
 class HasSurrogate(Protocol):
-    """A module whose surrogate gradient can be exchanged. Its forward pass honours the attribute.
+    """A module whose surrogate gradient can be exchanged. Its forward pass applies the attribute.
 
     :ivar surrogate: ``None`` for straight-through.
     """
@@ -134,14 +134,14 @@ def surrogate_layers(module: nn.Module) -> list[HasSurrogate]:
 
 @contextlib.contextmanager
 def surrogate(module: nn.Module, kind: str = "straight-through", **options: float) -> Iterator[None]:
-    """Within, the quantized activations of ``module`` pass gradients back through ``kind``; no value changes.
+    """Within the context, the quantized activations of ``module`` have the surrogate gradient ``kind``.
 
-    Afterwards every activation has the surrogate that it had before, also after an exception. Contexts nest. The
-    surrogate that counts is that of the forward pass; the backward pass through its graph may come later.
+    No value changes. Afterwards every activation has its previous surrogate again, also after an exception. Contexts nest. The surrogate is
+    fixed in the forward pass. The backward pass may come later.
 
-    The context reaches every :class:`~art_qplugins.QuantReLU` and :class:`~art_qplugins.QuantHardtanh`, and every
-    module of your own whose attribute ``surrogate`` is ``None`` or a :class:`Surrogate`, and which honours it as
-    ``QuantReLU.forward`` does.
+    The context changes every :class:`~art_qplugins.QuantReLU` and :class:`~art_qplugins.QuantHardtanh`. It also changes
+    every other module whose attribute ``surrogate`` is ``None`` or a :class:`Surrogate`. Its forward pass must apply the
+    attribute as ``QuantReLU.forward`` does.
 
     :param kind: a key of :data:`SURROGATES`.
     :param options: of that kind, e.g. ``slope=0.1`` for leaky and ``k=4`` for tanh and soft-staircase.
@@ -151,7 +151,7 @@ def surrogate(module: nn.Module, kind: str = "straight-through", **options: floa
     before = [(layer, layer.surrogate) for layer in surrogate_layers(module)]
     if not before:
         raise InputError(
-            f"{type(module).__name__} has no QuantReLU, so no surrogate gradient to choose; quantize it first"
+            f"{type(module).__name__} has no QuantReLU, so it has no surrogate gradient to choose; quantize it first"
         )
     try:
         for layer, _ in before:

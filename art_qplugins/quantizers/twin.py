@@ -1,4 +1,4 @@
-"""A network attacked along the gradient of another."""
+"""A network that is attacked along the gradient of another network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["TwinGradient"]
 
 
 class TwinGradient(nn.Module):
-    """The answers of ``network``, bit for bit, with the gradient of ``twin``.
+    """The outputs of ``network``, bit for bit, with the gradient of ``twin``.
 
-    With the network of before its weights were quantized as twin, an attack goes through the float weights. The
-    gradient is taken along the twin's own activations, so this is a transfer attack that sees the target's answers.
+    If the twin is the network before its weights were quantized, an attack follows the gradient of the float weights. The
+    gradient is computed at the twin's own activations, so this is a transfer attack that sees the target's outputs.
 
-    :param network: what is attacked. Neither it nor its parameters get a gradient.
+    :param network: the attacked network. Neither it nor its parameters get a gradient.
     :param twin: takes the same input and gives logits of the same shape.
     """
 

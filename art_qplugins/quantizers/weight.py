@@ -1,7 +1,7 @@
 """Maps on weights, as parametrizations for :mod:`torch.nn.utils.parametrize`.
 
-Neither class defines ``right_inverse``. torch would apply it when the parametrization is registered, and so cancel the
-map. The mapped weight is meant to differ from the original one.
+Neither class defines ``right_inverse``. torch would apply it when the parametrization is registered, which would cancel
+the map. The mapped weight must differ from the original one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.probe import gradient
 
 
-class Through(nn.Module):
+class FunctionLayer(nn.Module):
     """A function as a layer."""
 
     def __init__(self, function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import BLOCKING, Nothing, Through, images, linear
+from graphs import BLOCKING, FunctionLayer, Nothing, images, linear
 
 from art_qplugins.gradients.ledger import blocking_operation, ledger
 from art_qplugins.models.convnet import ConvNet
@@ -14,7 +14,7 @@ from art_qplugins.models.convnet import ConvNet
 def test_what_takes_the_gradient_away_is_named(name):
     function, op, _ = BLOCKING[name]
     x, y = images()
-    found = ledger(linear(Through(function)), x, y)
+    found = ledger(linear(FunctionLayer(function)), x, y)
     assert found.reaches_pixels and found.zero == 1
     worst = blocking_operation(found)
     assert (worst.op, worst.layer) == (op, "before")
@@ -31,29 +31,29 @@ def test_a_healthy_network_has_no_blocking_operation(fp32, digits):
 
 def test_ratios_are_those_of_the_operation():
     x, y = images()
-    rows = {row.op: row for row in ledger(linear(Through(lambda x: x * 3)), x, y).rows}
+    rows = {row.op: row for row in ledger(linear(FunctionLayer(lambda x: x * 3)), x, y).rows}
     assert rows["MulBackward0"].ratio == pytest.approx(3) and rows["MulBackward0"].layer == "before"
     assert rows["MulBackward0"].elements == 0
 
 
 def test_a_zero_gradient_in_one_of_two_branches_blocks_nothing():
     x, y = images()
-    assert blocking_operation(ledger(linear(Through(lambda x: x + x.round())), x, y)) is None
+    assert blocking_operation(ledger(linear(FunctionLayer(lambda x: x + x.round())), x, y)) is None
 
 
 @pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: x // 0.25])
 def test_the_layer_where_the_graph_ends_is_named(cut):
     x, y = images()
-    found = ledger(linear(Through(cut)), x, y)
+    found = ledger(linear(FunctionLayer(cut)), x, y)
     assert (found.reaches_pixels, found.ends_at, found.rows, found.zero) == (False, "before", [], 1.0)
     assert blocking_operation(found) is None
-    whole = Through(lambda x: linear()(x.detach()))
-    assert ledger(whole, x, y).ends_at == "Through"
+    whole = FunctionLayer(lambda x: linear()(x.detach()))
+    assert ledger(whole, x, y).ends_at == "FunctionLayer"
 
 
 def test_a_backward_of_none_is_named():
     x, y = images()
-    found = ledger(linear(Through(Nothing.apply)), x, y)
+    found = ledger(linear(FunctionLayer(Nothing.apply)), x, y)
     assert found.zero == 1 and blocking_operation(found).op == "NothingBackward"
 
 

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from graphs import BLOCKING, Nothing, Through, Wrong, images, linear, slope
+from graphs import BLOCKING, FunctionLayer, Nothing, Wrong, images, linear, slope
 from torch import nn
 
 from art_qplugins.gradients.ledger import ledger
@@ -19,7 +19,7 @@ from art_qplugins.models.ensemble import StochasticEnsemble
 @pytest.mark.parametrize("name", BLOCKING)
 def test_what_takes_the_gradient_away_is_passed_straight_through(name):
     function, _, gain = BLOCKING[name]
-    model, (x, y) = linear(Through(function)), images()
+    model, (x, y) = linear(FunctionLayer(function)), images()
     assert not slope(model, x, y).any()
     repaired = GradientRepair(model)
     assert torch.equal(repaired(x.requires_grad_()), model(x))
@@ -36,14 +36,20 @@ def test_a_healthy_network_keeps_its_gradient_to_the_bit(fp32, digits):
 
 def test_relu_and_masks_keep_their_zeros_unless_nothing_is_left():
     x, y = images()
-    for sparse in (nn.ReLU(), Through(lambda x: x * (x > 0)), Through(lambda x: torch.where(x > 0, x, 0 * x))):
+    for sparse in (
+        nn.ReLU(),
+        FunctionLayer(lambda x: x * (x > 0)),
+        FunctionLayer(lambda x: torch.where(x > 0, x, 0 * x)),
+    ):
         model = linear(
-            nn.Sequential(Through(lambda x: x - x.detach().flatten(1).amax(1)[:, None, None, None] + 1e-6), sparse)
+            nn.Sequential(
+                FunctionLayer(lambda x: x - x.detach().flatten(1).amax(1)[:, None, None, None] + 1e-6), sparse
+            )
         )
         expected = slope(model, x, y)
         assert 0 < int((expected != 0).flatten(1).sum(1).max()) <= 2
         assert torch.equal(slope(GradientRepair(model), x, y), expected)
-    dead = linear(nn.Sequential(Through(lambda x: x - 2), nn.ReLU()))
+    dead = linear(nn.Sequential(FunctionLayer(lambda x: x - 2), nn.ReLU()))
     assert not slope(dead, x, y).any()
     assert slope(GradientRepair(dead), x, y).any()
 
@@ -51,21 +57,21 @@ def test_relu_and_masks_keep_their_zeros_unless_nothing_is_left():
 def test_an_image_whose_gradient_lives_is_left_alone():
     x, y = images(2)
     x[0], x[1] = 0.5, 0.5 + 1e-3
-    model = linear(Through(lambda x: torch.tanh((x - 0.5) * 1e6)))
+    model = linear(FunctionLayer(lambda x: torch.tanh((x - 0.5) * 1e6)))
     torch.testing.assert_close(slope(GradientRepair(model), x, y)[0], slope(model, x, y)[0])
     assert slope(GradientRepair(model), x, y)[1].any() and not slope(model, x, y)[1].any()
 
 
 def test_a_graph_that_ends_and_a_backward_of_none_stay_as_they_are():
     x, y = images()
-    whole = Through(lambda x: linear()(x.detach())).eval()
+    whole = FunctionLayer(lambda x: linear()(x.detach())).eval()
     assert GradientRepair(whole)(x.clone().requires_grad_()).isfinite().all()
-    assert not slope(GradientRepair(linear(Through(Nothing.apply))), x, y).any()
+    assert not slope(GradientRepair(linear(FunctionLayer(Nothing.apply))), x, y).any()
 
 
 def test_named_operations_always_pass_the_gradient_straight_through():
     x, y = images()
-    model = linear(nn.Sequential(Through(Wrong.apply), nn.ReLU(), Through(torch.round)))
+    model = linear(nn.Sequential(FunctionLayer(Wrong.apply), nn.ReLU(), FunctionLayer(torch.round)))
     straight = GradientRepair(model, straight=("WrongBackward",))
     torch.testing.assert_close(slope(straight, x, y), -slope(GradientRepair(model), x, y))
 
@@ -73,7 +79,7 @@ def test_named_operations_always_pass_the_gradient_straight_through():
 def test_a_clamp_of_the_logits_can_be_passed_straight_through():
     x, _ = images()
     plain = linear(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sigmoid(), nn.Conv2d(2, 1, 1)))
-    clamped = nn.Sequential(plain, Through(lambda z: z.clamp(-0.01, 0.01)))
+    clamped = nn.Sequential(plain, FunctionLayer(lambda z: z.clamp(-0.01, 0.01)))
     straight = GradientRepair(clamped, straight=replaceable_operations(clamped, x))
     slopes = [gradient(network, x, lambda z: z[:, 0]) for network in (plain, straight, clamped)]
     torch.testing.assert_close(slopes[1], slopes[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import Through, Wrong, images, linear
+from graphs import FunctionLayer, Wrong, images, linear
 from torch import nn
 
 from art_qplugins.gradients.replaceable import replaceable_operations
@@ -12,7 +12,7 @@ from art_qplugins.gradients.replaceable import replaceable_operations
 
 def test_custom_functions_and_steps_are_replaceable():
     x, _ = images()
-    model = linear(nn.Sequential(Through(Wrong.apply), nn.ReLU(), Through(torch.round)))
+    model = linear(nn.Sequential(FunctionLayer(Wrong.apply), nn.ReLU(), FunctionLayer(torch.round)))
     assert replaceable_operations(model, x) == ("RoundBackward0", "WrongBackward")
 
 
@@ -23,7 +23,7 @@ def test_stochastic_rounding_is_replaceable(stochastic, digits):
 @pytest.mark.parametrize("cut", [torch.Tensor.detach, lambda x: (x > 0.5).float(), lambda x: x // 0.25])
 def test_nothing_is_where_the_graph_ends(cut):
     x, _ = images()
-    assert replaceable_operations(linear(Through(cut)), x) == ()
+    assert replaceable_operations(linear(FunctionLayer(cut)), x) == ()
 
 
 def inside():
@@ -32,7 +32,7 @@ def inside():
 
 def test_what_squashes_pixels_is_replaceable_and_what_squashes_activations_is_not():
     x, _ = images()
-    clamped = nn.Sequential(Through(lambda x: (x * 1.5).clamp(0, 1)), inside())
+    clamped = nn.Sequential(FunctionLayer(lambda x: (x * 1.5).clamp(0, 1)), inside())
     assert replaceable_operations(linear(clamped), x) == ("ClampBackward1",)
     assert replaceable_operations(linear(nn.Sequential(nn.ReLU(), inside()), nn.ReLU()), x) == ()
     assert replaceable_operations(linear(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Tanh(), nn.Conv2d(2, 1, 1))), x) == ()
@@ -50,4 +50,4 @@ def test_what_squashes_pixels_is_replaceable_and_what_squashes_activations_is_no
 )
 def test_what_squashes_logits_is_replaceable_and_what_scales_them_is_not(squash, names):
     x, _ = images()
-    assert replaceable_operations(linear(inside(), Through(squash)), x) == names
+    assert replaceable_operations(linear(inside(), FunctionLayer(squash)), x) == names

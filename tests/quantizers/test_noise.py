@@ -1,4 +1,4 @@
-"""Where the noise of stochastic quantizers comes from: keys, streams, and never a global generator."""
+"""Where the noise of stochastic quantizers comes from: keys, draws, and never a global generator."""
 
 from __future__ import annotations
 
@@ -100,17 +100,17 @@ def test_draws_from_is_a_stream_of_its_own_that_leaves_the_other_where_it_was():
     undisturbed, module = chain(), chain()
     expected = [undisturbed(x) for _ in range(3)]
     assert torch.equal(module(x), expected[0])
-    streams = []
+    outputs = []
     for seed in (5, 5, 6):
         with draws_from(module, seed):
-            streams.append([module(x), module(x)])
+            outputs.append([module(x), module(x)])
     assert torch.equal(module(x), expected[1])
     with pytest.raises(TypeError), draws_from(module, 5):
         module(x, module(x))
     assert torch.equal(module(x), expected[2])
-    assert torch.equal(streams[0][0], streams[1][0]) and torch.equal(streams[0][1], streams[1][1])
-    assert not torch.equal(streams[0][0], streams[0][1])
-    assert not torch.equal(streams[0][0], streams[2][0])
+    assert torch.equal(outputs[0][0], outputs[1][0]) and torch.equal(outputs[0][1], outputs[1][1])
+    assert not torch.equal(outputs[0][0], outputs[0][1])
+    assert not torch.equal(outputs[0][0], outputs[2][0])
     assert [m.seed for m in module] == [0, 0]
 
 
