@@ -1,4 +1,4 @@
-"""``evaluate``, ``diagnose`` and ``run``: the harness from Python, for estimators in memory and models that a recipe names."""
+"""``evaluate``, ``diagnose`` and ``run``: the Python interface for estimators in memory and for recipes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Tables: TypeAlias = "Mapping[str, Any]"
 class Diagnosis:
     """The answer to "can this number be believed?".
 
-    ``x_adv`` holds, for every image, the legal one with the worst answer of the model: the proof, to be replayed.
+    ``x_adv`` holds the strongest legal adversarial image for every image. It is the proof, which can be replayed.
     """
 
     verdict: Verdict
@@ -72,13 +72,14 @@ def run(
 ) -> Run:
     """Run a recipe, as ``artq run`` does.
 
-    :param recipe: the path of a TOML file, or the same as tables.
-    :param estimators: ART classifiers beside the models that the recipe names; its attacks and claims name them alike.
-    :param data: images to attack in place of the test split that the recipe names.
-    :param out: a folder for records and report; the same call again reuses what is finished there.
-    :param data_root: where data sets are; ``download`` fetches one that is missing.
-    :param executor: ``"ray"`` computes on ``workers`` processes of the Ray cluster at ``address``, or of one started here.
-    :raises InputError: in one line, where the recipe or an argument cannot be used.
+    :param recipe: the path of a TOML file, or its tables.
+    :param estimators: ART classifiers by name, in addition to the models of the recipe. The recipe's attacks and claims
+        can use these names.
+    :param data: images to attack instead of the test split that the recipe names.
+    :param out: a folder for records and report. The same call again reuses finished cells there.
+    :param data_root: the data folder. ``download`` fetches a missing data set.
+    :param executor: ``"ray"`` uses ``workers`` processes of the Ray cluster at ``address``, or of one started here.
+    :raises InputError: where the recipe or an argument cannot be used.
     """
     if isinstance(recipe, Mapping):
         where, tables = "run", dict(recipe)
@@ -105,18 +106,18 @@ def evaluate(
     recipe: Tables | None = None,
     **execution: Any,
 ) -> Run:
-    """Attack estimators, check every adversarial image, and say how accurate the models remain at worst.
+    """Attack estimators, check every adversarial image, and report the worst-case accuracy of each model.
 
     :param estimators: one ART classifier, several, or several by name.
     :param data: (x, y) with x (N, C, H, W) in [0, 1] and integer labels (N,), or a data set.
     :param threat: one threat or several of one norm.
     :param attacks: ids, or (id, options); ``art_qplugins.ATTACKS`` lists them.
-    :param claim: the attack whose accuracy at the largest eps is put to the test by the diagnosis.
-    :param claimed_accuracy: the number claimed, in [0, 1], where it is another than this attack leaves here.
-    :param level: how far the diagnosis of the claim goes, 0 to 3; by default as far as what it finds asks for.
+    :param claim: the attack of the claim. The diagnosis tests the accuracy under it at the largest eps.
+    :param claimed_accuracy: the claimed number in [0, 1], if it differs from the accuracy under this attack here.
+    :param level: level of the diagnosis, 0 to 3. By default it is 2, and 3 if level 2 found something.
     :param budget: gradient evaluations per image that the diagnosis may spend.
-    :param out: a folder for records and report; the same call again then reuses what is finished.
-    :param recipe: whatever else a recipe says, by its keys, e.g. ``{"strategy": "cascade", "grid": 256, "transfer":
+    :param out: a folder for records and report. The same call again reuses finished cells there.
+    :param recipe: further keys of a recipe, e.g. ``{"strategy": "cascade", "grid": 256, "transfer":
         {"attack": "art:pgd"}, "budget": {"gradients": 500}}``.
     :param execution: ``executor``, ``workers`` and ``address``, as in :func:`run`.
     :raises InputError: where an argument cannot be used; the message names it.
@@ -157,17 +158,17 @@ def diagnose(
     recipe: Tables | None = None,
     **execution: Any,
 ) -> Diagnosis:
-    """Put a robustness claim to the test.
+    """Test a robustness claim.
 
     :param estimator: an ART classifier around a torch module.
     :param x: (N, C, H, W) in [0, 1]; 200 images or more, or the verdict may be INCONCLUSIVE.
     :param y: integer labels (N,).
-    :param claimed: the accuracy claimed, in [0, 1]; or the attack that the claim rests on, an id or (id, options). By
-        default ``art:pgd``.
-    :param level: how far to go, 0 to 3; by default to 2, and to 3 where something was found until then.
-    :param budget: gradient evaluations per image to spend beyond the claimed attack; what it leaves out is said.
-    :param out: a folder for records, report and adversarial images; the same call again reuses what is finished.
-    :param recipe: and ``execution``: as in :func:`evaluate`.
+    :param claimed: the claimed accuracy in [0, 1], or the claimed attack, an id or (id, options). The default is
+        ``art:pgd``.
+    :param level: level of the diagnosis, 0 to 3. By default it is 2, and 3 if level 2 found something.
+    :param budget: gradient evaluations per image to spend beyond the claimed attack. Skipped steps are reported.
+    :param out: a folder for records, report and adversarial images. The same call again reuses finished cells there.
+    :param recipe: as in :func:`evaluate`, and so is ``execution``.
     """
     attack: str | tuple[str, Mapping[str, Any]] = "art:pgd"
     accuracy: float | None = None
@@ -198,7 +199,7 @@ def diagnose(
     return Diagnosis(result.verdict, result.claim, result.findings, result.summary, x_adv, finished)
 
 
-# --- What is in memory, as a recipe says it
+# --- Estimators and images in memory as tables of a recipe
 
 
 def _run(
@@ -226,7 +227,7 @@ def _run(
 
 
 def _with_given(tables: Tables, named: Mapping[str, QuantizedClassifier], images: Dataset | None) -> dict[str, Any]:
-    """The tables with the given estimators as models, before those that the recipe names, and the given images."""
+    """The tables with the given estimators as models, before those of the recipe, and with the given images."""
     result = {"name": "run", **tables}
     if named:
         models = result.get("models", [])
@@ -269,7 +270,7 @@ def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
 
 
 def _ours(name: str, estimator: Any) -> QuantizedClassifier:
-    """A plain ``PyTorchClassifier`` is wrapped; what ART would apply outside the module is refused."""
+    """The estimator. A plain ``PyTorchClassifier`` is wrapped. Pre- and postprocessing outside the module is refused."""
     if isinstance(estimator, QuantizedClassifier):
         return estimator
     if not isinstance(estimator, PyTorchClassifier):

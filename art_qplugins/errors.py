@@ -11,7 +11,7 @@ __all__ = ["InputError", "did_you_mean"]
 class InputError(ValueError):
     """Bad input. The message is one line that says what is wrong, where, and what to type next.
 
-    The command line prints it and exits with status 2. Nothing has been written by then.
+    The command line prints it and exits with status 2. Nothing is written before.
     """
 
 

@@ -1,7 +1,7 @@
-"""Evidence, asked again: do these images still break this module?
+"""Replays evidence: do these images still break this module?
 
-Reads ``evidence/MODEL.npz`` of a diagnosis and nothing else of its run: neither its records nor its attacks. Whoever holds
-the network can check the proof without trusting who found it.
+Only ``evidence/MODEL.npz`` of a diagnosis is read. The records and the attacks of the run are not needed. Anyone with the
+network can check the proof without trusting its author.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ from art_qplugins.threat import Threat
 __all__ = ["Evidence", "Replay", "read_evidence", "replay"]
 
 
-#: Share of wrong draws from which a random module's image still counts: 5 of 20.
+#: An image of a random module counts as broken from this share of wrong draws on: 5 of 20.
 _NOT_REFUTED = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What an evidence file says: adversarial images, the clean ones they were made of, and within which budget."""
+    """The content of an evidence file: adversarial images, their clean images and the threat."""
 
     x: Tensor  # (N, C, H, W) float32 in [0, 1]
     x_adv: Tensor  # like x
     y: Tensor  # (N,) int64
     ids: list[str]
-    threat: Threat | None  # None where the file states no budget
+    threat: Threat | None  # None where the file states no eps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What the module answers to the images of an evidence file.
+    """The predictions of the module on the images of an evidence file.
 
-    ``wrong``: per image, the share of deployments that answer wrongly; 0 or 1 unless ``stochastic``. ``before``: the
-    same for the clean image. ``distance``: from the clean image, recomputed; ``None`` where no budget is stated.
+    ``wrong`` is the share of deployments that misclassify each image. It is 0 or 1 unless ``stochastic``. ``before`` is
+    the same for the clean image. ``distance`` is the recomputed distance from the clean image; ``None`` where the file
+    states no eps.
     """
 
     wrong: NDArray[np.float64]
@@ -62,40 +63,40 @@ class Replay:
 
     @property
     def broken(self) -> int:
-        """Images that are answered wrongly, by most deployments where the module is random."""
+        """The number of misclassified images. A random module misclassifies an image if most deployments do."""
         return int((self.wrong > 0.5).sum())
 
     @property
     def legal(self) -> bool:
-        """Pixels in [0, 1] and, where a budget is stated, every image within it."""
+        """Whether pixels are in [0, 1] and, if eps is stated, every image is within eps."""
         return self.illegal is None
 
     @property
     def share(self) -> float:
-        """Wrong answers among all that were given: over images, and over deployments where the module is random."""
+        """The share of wrong predictions over all images and, for a random module, over all deployments."""
         return float(self.wrong.mean())
 
     @property
     def holds(self) -> bool:
-        """Every image is legal and breaks the module.
+        """Whether every image is legal and breaks the module.
 
-        A random module's images are asked afresh, so that one which breaks it half of the time falls on either side: it
-        is refuted where fewer than a quarter of the draws are wrong, which a fair coin does in 0.6 % of the cases.
+        A random module is evaluated on fresh draws, so an image that breaks half of the draws may fall on either side. It
+        counts as broken if at least a quarter of the draws are wrong. A fair coin fails this with probability 0.6 %.
         """
         return self.legal and bool((self.wrong >= _NOT_REFUTED).all() if self.stochastic else self.broken == self.n)
 
     def __str__(self) -> str:
         before = int((self.before > 0.5).sum())
-        lines = [f"{self.broken} of {self.n} images are answered wrongly; unchanged, {before} of them were"]
+        lines = [f"{self.broken} of {self.n} images are misclassified; of their clean images, {before} are"]
         if self.stochastic:
             few = int((self.wrong < _NOT_REFUTED).sum())
             lines.append(
-                f"over {DEPLOYMENTS} draws {100 * self.share:.1f} % of the answers are wrong; {few} images withstand most"
+                f"over {DEPLOYMENTS} draws {100 * self.share:.1f} % of the predictions are wrong; {few} images withstand most"
             )
         if self.illegal is not None:
             lines.append(f"NOT LEGAL: {self.illegal}")
         elif self.threat is None or self.distance is None:
-            lines.append("pixels are in [0, 1]; the file states no budget, so distances were not checked")
+            lines.append("pixels are in [0, 1]; the file states no eps, so distances were not checked")
         else:
             most = float(self.distance.max())
             lines.append(f"legal: at most {most:.6g} away in {self.threat.norm}, eps = {self.threat.eps:.6g}")
@@ -103,17 +104,17 @@ class Replay:
 
 
 def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: int = 250) -> Replay:
-    """Ask ``module`` the images of an evidence file, after their distances were measured again.
+    """Evaluate ``module`` on the images of an evidence file, after their distances are measured again.
 
-    :param path: an ``.npz`` as a diagnosis writes it: ``x``, ``x_adv``, ``y``, and if known ``ids``, ``norm``, ``eps``.
-    :param module: (N, C, H, W) float32 in [0, 1] in, logits out. Asked in eval mode; afterwards as it was before.
-    :param seed: of the draws that a random module is scored on; 20 of them, as in a diagnosis.
-    :raises InputError: where the file cannot be read, or the module cannot be asked its images.
+    :param path: an ``.npz`` file of a diagnosis with ``x``, ``x_adv``, ``y`` and, if known, ``ids``, ``norm``, ``eps``.
+    :param module: takes (N, C, H, W) float32 in [0, 1] and gives logits. It runs in eval mode. Its modes are restored.
+    :param seed: seed of the 20 draws on which a random module is scored, as in a diagnosis.
+    :raises InputError: where the file cannot be read, or the module cannot take its images.
     """
     evidence = read_evidence(path)
     illegal, distance = None, None
     try:
-        # Without a budget every distance is allowed, and shape, finiteness and pixel range are still checked.
+        # Without eps every distance is allowed. Shape, finiteness and pixel range are still checked.
         measured = check_legal(evidence.x, evidence.x_adv, evidence.threat or Threat("L0", evidence.x[0].numel()))
         distance = None if evidence.threat is None else measured.numpy()
     except IllegalImage as error:
@@ -137,21 +138,21 @@ def _wrong(
 ) -> NDArray[np.float64]:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     try:
-        # An image out of bounds is reported as such; what a network says of NaN is no answer to anything.
+        # Illegal images are reported as such. The output of a network for NaN means nothing.
         asked = score(module, x.nan_to_num().to(device), y.to(device), seed=seed, batch_size=batch_size)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         said = " ".join(str(error).split())
         raise InputError(
-            f"{path}: {type(module).__name__} cannot be asked its images {tuple(x.shape[1:])}, labels up to "
+            f"{path}: {type(module).__name__} cannot take its images {tuple(x.shape[1:])}, labels up to "
             f"{int(y.max())} ({said}); give the network that was diagnosed"
         ) from None
     return 1.0 - asked["correct"]
 
 
 def read_evidence(path: str | Path) -> Evidence:
-    """Read and check an evidence file. Nothing in it is ever unpickled.
+    """Read and check an evidence file. Nothing in it is unpickled.
 
-    :raises InputError: in one line, where it is missing, damaged, or does not hold what evidence must.
+    :raises InputError: where it is missing or damaged, or lacks a required array.
     """
     arrays = _arrays(Path(path))
     missing = [name for name in ("x", "x_adv", "y") if name not in arrays]
@@ -166,7 +167,9 @@ def read_evidence(path: str | Path) -> Evidence:
             "run artq diagnose again to rewrite it"
         )
     if not len(x) or not x[0].size:
-        raise InputError(f"{path}: holds no images, so there is nothing to replay: no attack broke the model")
+        raise InputError(
+            f"{path}: holds no images to replay, because no attack broke the model; run artq diagnose with more attacks"
+        )
     if y.min() < 0:
         raise InputError(f"{path}: label {int(y.min())} is negative; run artq diagnose again to rewrite it")
     ids = arrays.get("ids", np.arange(len(x)))
@@ -183,7 +186,7 @@ def read_evidence(path: str | Path) -> Evidence:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        # Opened here, since np.load leaves the file open where it is no zip after all.
+        # Open the file here, because np.load leaves it open if it is not a zip file.
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if not isinstance(loaded, np.lib.npyio.NpzFile):

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, locks, and names that every file system accepts."""
+"""Atomic file writes, locks, and file names that every file system accepts."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 __all__ = ["locked", "safe_name", "short_name", "sweep", "write_atomically"]
 
-#: The names of incomplete files end so. They begin with a dot.
+#: Suffix of incomplete files. Their names begin with a dot.
 _PART = ".part"
 
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
-    """Write beside ``path`` and rename. A reader sees the old file or the new one, also after a kill or on a full disk.
+    """Write a temporary file next to ``path`` and rename it. A reader sees the old or the new file, also after a kill.
 
-    :param content: the whole content, or pieces of it where all of it is too much for the memory.
+    :param content: the whole content, or an iterable of pieces if the whole is too large for memory.
     :raises OSError: with the file's name in it.
     """
     try:
@@ -49,7 +49,7 @@ def sweep(folder: Path) -> None:
 def locked(path: Path) -> Iterator[bool]:
     """Lock the file ``path`` within the context, and yield whether that succeeded. The lock ends with its process.
 
-    It succeeds for everybody where the system or the file system has no locks.
+    It always succeeds if the file system has no locks.
     """
     try:
         import fcntl
@@ -74,12 +74,12 @@ def _umask() -> int:
 
 
 def safe_name(name: str) -> str:
-    """``name`` without the characters that some file system refuses. Different names may become the same."""
+    """``name`` without characters that some file system refuses. Different names may become equal."""
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
 def short_name(name: str) -> str:
-    """``name`` where a file may be called so, else its beginning and a hash. Different names stay different."""
+    """``name`` if it is a valid file name, else its beginning and a hash. Different names stay different."""
     safe = safe_name(name)
     if safe == name and len(safe.encode()) <= 80:
         return name

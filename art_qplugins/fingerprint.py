@@ -24,7 +24,7 @@ _VERSIONED = ("torch", "torchvision", "art_qplugins", "builtins", "typing")
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of a module's structure, weights and code, and of the plain settings of every part.
+    """SHA-256 of the structure, weights and code of a module, and of the plain settings of every submodule.
 
     The settings include those that no repr shows.
     """
@@ -61,10 +61,10 @@ def _plain(value: Any) -> str | None:
 
 
 def _code(cls: type) -> bytes:
-    """The file that defines a class, so that an edited ``forward`` changes the hash; else the compiled functions."""
+    """The source file of a class, so that an edited ``forward`` changes the hash, else its compiled functions."""
     try:
         return Path(inspect.getfile(cls)).read_bytes()
-    except (OSError, TypeError):  # typed into a notebook
+    except (OSError, TypeError):  # defined in a notebook
         functions = [(name, f) for name, f in sorted(vars(cls).items()) if inspect.isfunction(f)]
         return b"".join(name.encode() + f.__code__.co_code + str(f.__code__.co_names).encode() for name, f in functions)
 

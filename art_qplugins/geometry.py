@@ -10,8 +10,8 @@ from art_qplugins.threat import Threat
 
 __all__ = ["ORDERS", "TOLERANCE", "distances", "random_point"]
 
-#: How much a distance may exceed eps, relative to eps where eps is above 1. An attack computes in float32, and
-#: distances are compared in float64.
+#: Tolerance by which a distance may exceed eps. It is relative to eps if eps is above 1. Attacks compute in float32,
+#: and distances are compared in float64.
 TOLERANCE = 1e-6
 
 #: The order of each norm for ``torch.linalg.vector_norm``. L0 counts pixels and has none.
@@ -34,8 +34,8 @@ def distances(x: Tensor, x_adv: Tensor, norm: str) -> Tensor:
 def random_point(x: Tensor, threat: Threat, seed: int) -> Tensor:
     """A random legal image for each image, (N, C, H, W) in [0, 1].
 
-    It is uniform in the cube for Linf. For L2 and L1 it lies in a normally distributed direction, at a radius whose
-    power to the number of pixels and channels is uniform. For L0 it has new values in eps random pixels.
+    For Linf it is uniform in the cube. For L2 and L1 its direction is normally distributed, and its radius to the power
+    of the number of values is uniform. For L0 it has new values in eps random pixels.
 
     :param x: (N, C, H, W) in [0, 1].
     """

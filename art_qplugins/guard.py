@@ -1,7 +1,7 @@
-"""Puts back what other code changes: modes, parameters, buffers, flags, random states and the trace function.
+"""Restores what other code changes: modes, parameters, buffers, flags, random states and the trace function.
 
-ART and torchattacks switch the whole module tree to eval mode. AutoAttack seeds the global generators and clears the
-trace function. Every call of such code is inside :func:`evaluating` or :func:`isolated`.
+ART and torchattacks switch the whole module tree to eval mode. AutoAttack seeds the global generators and clears the trace
+function. Every call of such code is inside :func:`evaluating` or :func:`isolated`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["evaluating", "isolated", "restoring"]
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
-    """Within, ``module`` is in eval mode, or in train mode. Every submodule has its own mode back afterwards."""
+    """Put ``module`` into eval mode, or into train mode, within the context. The mode of every submodule is restored."""
     modes = [(m, m.training) for m in module.modules()]
     try:
         for m, mode in modes:
@@ -36,10 +36,10 @@ def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def isolated(module: nn.Module, seed: int) -> Iterator[None]:
-    """Within, ``module`` is in eval mode with frozen parameters, and every global generator is seeded with ``seed``.
+    """Put ``module`` into eval mode with frozen parameters, and seed every global generator, within the context.
 
-    Afterwards these are what they were: modes, ``requires_grad`` flags, the trace function, and the states of Python's,
-    NumPy's and torch's generators, also those of the accelerators that hold parameters.
+    Afterwards modes, ``requires_grad`` flags, the trace function, and the states of Python's, NumPy's and torch's generators
+    are restored. These include the generators of accelerators that hold parameters.
     """
     frozen = [(p, p.requires_grad) for p in module.parameters()]
     numpy_state, python_state, trace = np.random.get_state(), random.getstate(), sys.gettrace()
@@ -62,9 +62,9 @@ def isolated(module: nn.Module, seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restoring(module: nn.Module) -> Iterator[Callable[[], list[str]]]:
-    """Parameters and buffers have their values back afterwards.
+    """Restore the values of parameters and buffers at the end of the context.
 
-    :return: a function that lists the paths of those that are not what they were, so far, sorted.
+    :return: a function that returns the sorted paths of the parameters and buffers that have changed so far.
     """
     snapshot = _Snapshot(module)
     try:
@@ -74,7 +74,7 @@ def restoring(module: nn.Module) -> Iterator[Callable[[], list[str]]]:
 
 
 class _Snapshot:
-    """The parameters and buffers that a module has now, and their values."""
+    """The current parameters and buffers of a module, and their values."""
 
     def __init__(self, module: nn.Module) -> None:
         self._tables: list[tuple[str, dict[str, Any], dict[str, Tensor | None]]] = [
@@ -86,7 +86,7 @@ class _Snapshot:
         self._values = {id(t): t.detach().clone() for t in tensors}
 
     def changed(self) -> list[str]:
-        """Paths of the parameters and buffers that have other values, or were replaced, or added."""
+        """Paths of the parameters and buffers that have other values, were replaced or were added."""
         return sorted(
             {
                 f"{path}.{key}".lstrip(".")

@@ -11,8 +11,8 @@ __all__ = ["accuracy", "finite", "gap_lower_bound", "resampled_means", "wilson_i
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927), (lower, upper) in [0, 1].
 
-    :param successes: at most ``n``. It may be a fraction, as a sum of per-image probabilities is. Their variance is at
-        most the binomial one, so the interval is then conservative.
+    :param successes: at most ``n``. It may be a fraction, such as a sum of per-image probabilities. Their variance is
+        at most the binomial variance, so the interval is then conservative.
     :param n: number of images, at least 1.
     :raises ValueError: where ``n`` is below 1.
     """
@@ -39,14 +39,14 @@ def finite(value: float) -> float | None:
 
 
 def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
-    """Per image, the result under the attack that was worst for it; the mean of the results where several were.
+    """For each image, the correctness under its strongest attack. Several equally strong attacks are averaged.
 
-    The worst attack is chosen by ``selection``, and its result is read from ``correct``. For a deterministic model the
-    two are equal. For a stochastic one they come from independent draws, because a minimum over ``correct`` itself
-    would count lucky draws as success of the attack.
+    The strongest attack is chosen by ``selection``, and its result is read from ``correct``. For a deterministic model
+    the two are equal. For a stochastic model they come from independent draws, because a minimum over ``correct``
+    itself would count lucky draws as successes of the attack.
 
     :param correct: (attacks, images) in [0, 1]; NaN where an attack was not run on an image.
-    :param selection: the same, of other draws.
+    :param selection: the same for other draws.
     :return: (images,) in [0, 1].
     """
     result, chosen_by = np.asarray(correct, dtype=float), np.asarray(selection, dtype=float)
@@ -55,10 +55,10 @@ def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
 
 
 def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float]:
-    """By how much the accuracy under ``stronger`` is below that under ``weaker``, and a one-sided lower bound of it.
+    """The gap between the accuracies under ``weaker`` and ``stronger``, and a one-sided lower bound of the gap.
 
-    The bound is the exact one of Clopper and Pearson on the count of newly broken images, if each image is 0 or 1 and
-    none is better under ``stronger``. Otherwise it is a bootstrap over images.
+    If each image is 0 or 1 and no image is better under ``stronger``, the bound is that of Clopper and Pearson on the number
+    of newly broken images. Otherwise it is a bootstrap over images.
 
     :param weaker: (images,) correctness in [0, 1].
     :param stronger: the same on the same images.

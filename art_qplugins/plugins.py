@@ -1,8 +1,8 @@
-"""Packages that are installed beside this one and add to it, through Python's entry points.
+"""Other installed packages that extend this one through Python's entry points.
 
-A package adds an attack by an entry point of the group ``art_qplugins.attacks`` that resolves to a row (an
-:class:`~art_qplugins.registry.Entry` of the registry's class) or to a list of rows. What cannot be loaded is kept aside with
-the reason, for ``artq doctor``; it never stops what does not need it.
+A package adds an attack by an entry point of the group ``art_qplugins.attacks``. It resolves to a row (an
+:class:`~art_qplugins.registry.Entry` of the registry's class) or to a list of rows. An entry point that cannot be loaded is
+recorded with the reason for ``artq doctor``. It only affects code that needs it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["GROUPS", "Broken", "Plugin", "broken", "entries", "refuse", "unknown
 logger = logging.getLogger(__name__)
 
 _PREFIX = "art_qplugins."
-#: What a package can add, by the group of its entry points.
+#: The kinds of entries that a package can add, by the group of entry points.
 GROUPS = {
     f"{_PREFIX}{name}": what
     for name, what in (
@@ -36,7 +36,7 @@ GROUPS = {
 
 @dataclass(frozen=True, order=True)
 class Plugin:
-    """An installed package that adds something, and its version, which counts where its entries are used."""
+    """An installed package with entries, and its version. The version enters the ids of cells that use its entries."""
 
     package: str
     version: str
@@ -47,7 +47,7 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Broken:
-    """An entry point that adds nothing, and why."""
+    """An entry point that cannot be used, and the reason."""
 
     plugin: Plugin
     group: str
@@ -64,7 +64,7 @@ R = TypeVar("R")
 
 
 def entries(group: str, row: type[R]) -> Iterator[tuple[Plugin, R]]:
-    """Every row that installed packages announce in ``group``, with its package; packages in the order of their names."""
+    """Every row that installed packages add to ``group``, with its package. Packages are sorted by name."""
     found = [(_plugin(point), point) for point in importlib.metadata.entry_points(group=group)]
     for plugin, point in sorted(found, key=lambda pair: (pair[0], pair[1].name)):
         try:
@@ -87,12 +87,12 @@ def entries(group: str, row: type[R]) -> Iterator[tuple[Plugin, R]]:
 
 
 def refuse(plugin: Plugin, reason: str) -> None:
-    """Keep aside what a registry cannot take."""
+    """Record an entry that a registry cannot take."""
     _set_aside(Broken(plugin, "", "", reason))
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; ``None`` where it is missing."""
+    """The version of an installed package; ``None`` where it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -100,12 +100,12 @@ def version(package: str) -> str | None:
 
 
 def broken(group: str | None = None) -> list[Broken]:
-    """What could not be loaded so far, of one group or of all."""
+    """The entry points of one group, or of all groups, that could not be loaded so far."""
     return [b for b in _broken if group is None or b.group in (group, "")]
 
 
 def unknown_groups() -> list[Broken]:
-    """Entry points of groups that this package does not know: a misspelt name adds nothing, in silence."""
+    """Entry points in unknown groups. A misspelt group name would otherwise go unnoticed."""
     points = importlib.metadata.entry_points()
     names = sorted(name for name in points.groups if name.startswith(_PREFIX) and name not in GROUPS)
     reason = f"there is no such group; there is {', '.join(sorted(GROUPS))}"

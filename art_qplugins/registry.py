@@ -1,9 +1,9 @@
-"""Names that recipes and the command line choose by, of this package and of packages installed beside it.
+"""Registries of names for recipes and the command line, with the entries of this and of other installed packages.
 
 An entry is a name, a lazy target, its options with their defaults and one line of help. Listing or checking names and
-options imports nothing heavy; the target is imported when it is used. A registry with a ``group`` also holds the entries
-that other packages announce as entry points of that group (see :mod:`art_qplugins.plugins`); they are loaded when the
-registry is first asked.
+options imports nothing heavy. The target is imported when it is used. A registry with a ``group`` also holds the entries of
+other packages, which are entry points of that group (see :mod:`art_qplugins.plugins`). They are loaded at the first use of
+the registry.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Entry", "Registry"]
 class Entry:
     """One registered name: ``target`` is ``"package.module:attribute"``.
 
-    :ivar plugin: the package that it comes from; ``None`` for this one. Set by the registry.
+    :ivar plugin: the package that it comes from; ``None`` for this one. The registry sets it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Entry:
             ) from None
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``options`` over the defaults. An option that is unknown, or not a number where one belongs, is refused."""
+        """The defaults updated by ``options``. An unknown option, or another value where a number belongs, is refused."""
         for name, value in options.items():
             if name not in self.options:
                 raise InputError(f"{self.name}: unknown option {name!r}{did_you_mean(name, self.options)}")
@@ -69,11 +69,11 @@ E = TypeVar("E", bound=Entry)
 class Registry(Mapping[str, E], Generic[E]):
     """Entries by name. An unknown name raises :class:`InputError` that names its nearest neighbour.
 
-    :param kind: what an entry is, for messages, e.g. ``"attack"``.
-    :param entries: those of this package.
-    :param group: entry points of other packages, by their group, e.g. ``"art_qplugins.attacks"``.
-    :param row: the class that an entry must be of.
-    :param deprecated: today's name by the one that it had; the old one works with a warning.
+    :param kind: the kind of its entries in messages, e.g. ``"attack"``.
+    :param entries: the entries of this package.
+    :param group: the group of entry points of other packages, e.g. ``"art_qplugins.attacks"``.
+    :param row: the required class of an entry.
+    :param deprecated: current names by old names. An old name works with a warning.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Registry(Mapping[str, E], Generic[E]):
     @property
     def _entries(self) -> dict[str, E]:
         if self._found is None:
-            self._found = dict(self._own)  # first, since what a package imports may ask for a name
+            self._found = dict(self._own)  # set first, because a package may look up a name while it is imported
             if self.group is not None:
                 for plugin, entry in plugins.entries(self.group, self.row):
                     if entry.name in self._found:

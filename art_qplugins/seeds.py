@@ -1,4 +1,4 @@
-"""Seeds for many purposes, derived from one seed."""
+"""Derived seeds: many seeds for different purposes from one seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the attacker may do to an image: a norm and eps, as one value."""
+"""The threat: the norm and eps within which an attacker may change an image."""
 
 from __future__ import annotations
 

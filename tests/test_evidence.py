@@ -82,7 +82,7 @@ def test_images_across_the_boundary_break_it(tmp_path):
     assert found.threat == Threat("Linf", EPS) and found.ids[3] == "toy-3"
     np.testing.assert_allclose(found.distance, EPS, atol=1e-6)
     assert found.before.sum() == 0 and found.share == 1.0
-    assert str(found).startswith("12 of 12 images are answered wrongly; unchanged, 0 of them were")
+    assert str(found).startswith("12 of 12 images are misclassified; of their clean images, 0 are")
 
 
 def test_images_on_this_side_do_not(tmp_path):
@@ -104,7 +104,7 @@ def test_distances_are_measured_again(norm, eps, legal, tmp_path):
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.5, np.nan])
-def test_pixels_out_of_bounds_are_not_legal_without_a_budget_either(value, tmp_path):
+def test_pixels_out_of_bounds_are_not_legal_without_eps_either(value, tmp_path):
     x_adv = np.full((N, 1, 2, 2), 0.45, dtype=np.float32)
     x_adv[2, 0, 1, 1] = value
     path = evidence(tmp_path / "e.npz", x_adv=x_adv, norm=None, eps=None)
@@ -112,10 +112,10 @@ def test_pixels_out_of_bounds_are_not_legal_without_a_budget_either(value, tmp_p
     assert not found.legal and not found.holds
 
 
-def test_without_a_budget_it_says_what_was_not_checked(tmp_path):
+def test_without_eps_it_says_what_was_not_checked(tmp_path):
     found = replay(evidence(tmp_path / "e.npz", norm=None, eps=None), Linear())
     assert found.holds and found.threat is None and found.distance is None
-    assert "states no budget" in str(found)
+    assert "states no eps" in str(found)
 
 
 def test_a_random_model_is_asked_twenty_times(tmp_path):
@@ -218,11 +218,11 @@ def test_status_0_where_all_break_and_1_where_one_does_not(artq, tmp_path):
     status, out, err = artq("replay", path, "--model", "test_evidence:make")
     assert (status, err) == (0, "")
     assert out.splitlines() == [
-        "12 of 12 images are answered wrongly; unchanged, 0 of them were",
+        "12 of 12 images are misclassified; of their clean images, 0 are",
         "legal: at most 0.1 away in Linf, eps = 0.1",
     ]
     status, out, err = artq("replay", path, "--model", "test_evidence:make_robust")
-    assert (status, err) == (1, "") and out.startswith("0 of 12 images are answered wrongly")
+    assert (status, err) == (1, "") and out.startswith("0 of 12 images are misclassified")
 
 
 def test_weights_of_a_checkpoint_are_used(artq, tmp_path):

@@ -1,8 +1,7 @@
-"""Decoded images on disk, so that sixty thousand small files are opened once.
+"""A disk cache of decoded images, so that thousands of small files are opened only once.
 
-A file's name is a hash of everything that identifies its source, so a changed source has another file. The folder may
-be deleted at any time, may be read-only, and may hold broken files. Each of these costs time, and none gives a wrong
-answer.
+The name of a cache file is a hash of everything that identifies its source, so a changed source has another file. The folder
+may be deleted at any time, may be read-only, and may hold broken files. Each of these costs time, and none gives wrong data.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Arrays = tuple[np.ndarray, np.ndarray]  # images (N, C, H, W) uint8, labels (N,) int64
 
-#: Part of every key. Raise it when the same source decodes to other arrays.
+#: Version of the decoding, part of every key. Increase it when the same source decodes to other arrays.
 _FORMAT = 1
 
 
@@ -40,9 +39,9 @@ def user_folder(variable: str) -> Path:
 
 
 def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
-    """What ``build`` returned for this source before, or returns now.
+    """The arrays that ``build`` returns for this source, from the cache if they are there.
 
-    :param stem: the beginning of the file's name, for people to read.
+    :param stem: the readable beginning of the file's name.
     :param source: plain JSON that identifies what is decoded: paths, sizes, times of change.
     """
     key = hashlib.sha256(json.dumps([_FORMAT, source]).encode()).hexdigest()
@@ -61,5 +60,5 @@ def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
         np.savez(buffer, images=images, labels=labels)
         write_atomically(path, buffer.getvalue())
     except OSError as error:
-        logger.warning("cannot write the cache %s (%s); going on without", path, error)
+        logger.warning("cannot write the cache %s (%s); continuing without it", path, error)
     return images, labels

@@ -1,4 +1,4 @@
-"""What images and labels must be, as arrays or tensors. torch is not imported for it."""
+"""Checks of images and labels, given as arrays or tensors. torch is not imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_images(x: Any, *, where: str = "x") -> None:
     """Raise :class:`InputError` unless ``x`` is a non-empty batch of images.
 
     :param x: (N, C, H, W); floats in [0, 1], or uint8, where 255 means 1.0.
-    :param where: what to call it in the message, e.g. ``"npz:faces.npz: x_test"``.
+    :param where: name of the input in the message, e.g. ``"npz:faces.npz: x_test"``.
     """
     x = as_array(x)
     if x.ndim != 4:
@@ -44,7 +44,7 @@ def check_images(x: Any, *, where: str = "x") -> None:
         return
     if not np.issubdtype(x.dtype, np.floating):
         raise InputError(f"{where}: pixels are {x.dtype}; give uint8 in 0 to 255, or floats in [0, 1]")
-    # Images are used in float32, where a float64 that is 1 but for rounding is exactly 1.
+    # Images are used in float32. There a float64 of about 1 is exactly 1.
     with np.errstate(invalid="ignore", over="ignore"):
         low, high = np.float32(x.min()), np.float32(x.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -59,23 +59,23 @@ def _raise_not_finite(x: np.ndarray, where: str) -> None:
     with np.errstate(over="ignore"):
         bad = np.argwhere(~np.isfinite(x.astype(np.float32)))
     first = ", ".join(map(str, bad[0]))
-    raise InputError(f"{where}: {len(bad)} pixels are NaN or infinite, the first at [{first}]; mend or remove them")
+    raise InputError(f"{where}: {len(bad)} pixels are NaN or infinite, the first at [{first}]; correct or remove them")
 
 
 def check_labels(y: Any, nb_classes: int | None, n: int, *, where: str = "y") -> None:
     """Raise :class:`InputError` unless ``y`` holds one class index for each of ``n`` images.
 
     :param y: (N,) integers in [0, ``nb_classes``).
-    :param nb_classes: number of classes; ``None`` where it is to follow from the labels.
+    :param nb_classes: number of classes. ``None`` derives it from the labels.
     :param n: number of images.
-    :param where: what to call it in the message.
+    :param where: name of the input in the message.
     """
     y = as_array(y)
     if y.ndim != 1:
-        hint = "for one-hot labels give y.argmax(1)" if y.ndim == 2 else "give one class index an image"
+        hint = "for one-hot labels give y.argmax(1)" if y.ndim == 2 else "give one class index per image"
         raise InputError(f"{where}: {y.ndim} dimensions {y.shape}, not 1; {hint}")
     if len(y) != n:
-        raise InputError(f"{where}: {len(y)} labels for {n} images; give one an image")
+        raise InputError(f"{where}: {len(y)} labels for {n} images; give one per image")
     if not np.issubdtype(y.dtype, np.integer):
         raise InputError(f"{where}: labels are {y.dtype}; give integers, e.g. y.astype('int64')")
     if nb_classes is not None and nb_classes < 2:

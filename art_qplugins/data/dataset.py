@@ -1,4 +1,4 @@
-"""One split of a data set in memory, and the fixed orders by which splits and subsets are chosen."""
+"""One split of a data set in memory, and the fixed orders that define splits and subsets."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class Dataset:
         return torch.from_numpy(self.labels.copy())
 
     def take(self, n: int, *, seed: int) -> Dataset:
-        """At most ``n`` images, the first of an order that ``seed`` fixes. So ``take(200)`` begins with ``take(100)``.
+        """The first ``n`` images, or fewer, of an order fixed by ``seed``. So ``take(200)`` begins with ``take(100)``.
 
-        Every class has its share of each beginning (see :func:`stratified_order`), so the accuracy there estimates the
-        accuracy on the whole split. Ids and ``sha256`` stay those of the whole split.
+        The order is stratified (see :func:`stratified_order`), so the accuracy on the subset estimates the accuracy on the
+        whole split. Ids and ``sha256`` stay those of the whole split.
 
         :raises InputError: where ``n`` is below 1.
         """
@@ -93,10 +93,10 @@ def make_dataset(
     classes: Sequence[str],
     scale: int | None = None,
 ) -> Dataset:
-    """A data set of these arrays, which are checked and made read-only.
+    """A data set of these arrays. They are checked and made read-only.
 
-    :param scale: the pixel value that means 1.0; by default 255 for uint8 and 1 for floats.
-    :raises InputError: where images or labels are not what :mod:`art_qplugins.data.checks` demands.
+    :param scale: the pixel value that means 1.0. By default it is 255 for uint8 and 1 for floats.
+    :raises InputError: where images or labels fail the checks of :mod:`art_qplugins.data.checks`.
     """
     check_images(images, where=name)
     check_labels(labels, len(classes), len(images), where=name)
@@ -146,13 +146,13 @@ def row_ids(prefix: str, rows: np.ndarray, total: int) -> tuple[str, ...]:
 
 
 def stratified_order(labels: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """All rows, shuffled. Each beginning of the order holds every class in proportion, to within about one image.
+    """All rows in a shuffled, stratified order: every prefix holds each class in proportion, to within about one image.
 
     A class's m images are sorted by their draws, and the k-th of them is placed at (k + 1/2) / m of the way.
 
     :param labels: (N,) integers.
-    :param draws: (N,) one random number per row. A permutation could serve too, but the raw stream of a NumPy generator
-        is the part that is least likely to change between versions.
+    :param draws: (N,) one random number per row. They are used instead of a permutation, because the raw numbers of a
+        NumPy generator are least likely to change between versions.
     """
     position = np.empty(len(labels))
     for label in np.unique(labels):
@@ -174,5 +174,5 @@ def split_rows(labels: np.ndarray, split: Split, *, test_share: float, draws: np
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False  # its hash stays true
+    array.flags.writeable = False  # keeps its hash valid
     return array

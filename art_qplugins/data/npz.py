@@ -30,7 +30,7 @@ def from_npz(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
     x, y = arrays[x_key], arrays[y_key]
     check_images(x, where=f"{name}: {x_key}")
     classes = tuple(str(c) for c in np.atleast_1d(arrays["classes"])) if "classes" in arrays else None
-    # The number of classes is that of both splits together, so that a label means the same in both.
+    # Both splits together define the number of classes, so that a label means the same in both.
     keys = ["y"] if whole else [key for key in ("y_train", "y_test") if key in arrays]
     for key in keys:
         n = len(x) if key == y_key else arrays[key].size
@@ -45,6 +45,7 @@ def _read(name: str, path: Path) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    # A .npy holds an array and no archive. `with` then raises an AttributeError in Python 3.10 and a TypeError since.
+    # A .npy file is an array and no archive. `with` then raises an AttributeError in Python 3.10, and a TypeError
+    # later.
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{name}: cannot read {path} ({one_line(error)}); write it with np.savez") from error

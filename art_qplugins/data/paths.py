@@ -1,4 +1,4 @@
-"""What the sources on disk share: finding a path, noticing a change of a file, quoting an error."""
+"""Helpers that the sources on disk share: find a path, identify the state of a file, shorten an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find(name: str, root: Path) -> Path:
 
 
 def stamp(file: Path) -> tuple[str, int, int]:
-    """Path, size and time of change, of which one differs where the file was changed."""
+    """Path, size and modification time. They identify the state of the file."""
     stat = file.stat()
     return str(file.absolute()), stat.st_size, stat.st_mtime_ns
 

@@ -1,6 +1,6 @@
-"""Data sets by name, and the folder where those lie that no package brings along.
+"""Data sets by name. Data sets that no package contains are in the data folder.
 
-That folder is ``root``, else the environment's ``ARTQ_DATA``, else the platform's cache folder.
+The data folder is ``root``, else the environment variable ``ARTQ_DATA``, else the platform's cache folder.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None,
 
     :param name: a name in :data:`DATASETS`, with a path in place of ``PATH``.
     :param split: ``"train"`` or ``"test"``.
-    :param root: the folder where data sets lie; by default ``ARTQ_DATA``, else the platform's cache folder.
-    :param download: fetch what is missing, where torchvision can.
+    :param root: the data folder. By default it is ``ARTQ_DATA``, else the platform's cache folder.
+    :param download: fetch a missing data set if torchvision can.
     :raises InputError: for an unknown name or split, and for data that are missing, broken or out of range.
     """
     if split not in ("train", "test"):

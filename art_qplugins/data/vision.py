@@ -58,7 +58,7 @@ _TO_NCHW: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def from_torchvision(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
-    """The split as torchvision has it."""
+    """The split of torchvision."""
     spec = _TORCHVISION[name]
     files = [root / file.format(split=split) for file in spec.files]
     missing = next((file for file in files if not file.is_file()), None)

@@ -37,7 +37,10 @@ def _entropy(p: Tensor) -> Tensor:
 
 
 def _layers(model: nn.Module, name: str) -> list[StochasticQuantizer]:
-    """The stochastic layers, refused where there are none."""
+    """The stochastic layers.
+
+    :raises InputError: where there are none.
+    """
     layers = stochastic_layers(model)
     if not layers:
         raise InputError(
@@ -55,7 +58,7 @@ class MutualInformation(Defence):
 
     def start(self, model: nn.Module) -> None:
         self._layer = _layers(model, "mutual-information")[-1]
-        self._inputs: Tensor | None = None  # of the layer, in the last forward pass
+        self._inputs: Tensor | None = None  # the layer's distribution in the last forward pass
 
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self._inputs = inputs[0]

@@ -1,4 +1,4 @@
-"""The models of a recipe: built, trained or loaded, and presented to ART."""
+"""Builds the models of a recipe: trains or loads them, and wraps them as ART estimators."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from art_qplugins.recipes.schema import ModelSettings, Recipe
 
 __all__ = ["build_estimators", "build_models", "describe", "estimator_for", "training_warnings"]
 
-#: What a model's training does not depend on, or (base, seed) not by this word.
+#: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of", "factory", "given"}
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.
@@ -53,7 +53,7 @@ def build_estimators(
 ) -> dict[str, QuantizedClassifier]:
     """Every model of the recipe as an ART estimator: trained here, made by its factory, or given.
 
-    :param data: the train split; where nothing is trained, any split.
+    :param data: the train split. If no model is trained, it may be any split.
     """
     ready = dict(given or {})
     for settings in recipe.models:
@@ -73,7 +73,7 @@ def build_models(
     made: Mapping[str, nn.Module] | None = None,
     progress: TrainingProgress | None = None,
 ) -> dict[str, nn.Module]:
-    """Every model of the recipe, in order: from its checkpoint where there is one, else trained and stored.
+    """Every model of the recipe, in order. A model with a checkpoint is loaded, other models are trained and stored.
 
     :param data: the train split.
     :param checkpoints: the folder; a file's name ends in a hash of everything that shapes the training, its code included.
@@ -90,7 +90,7 @@ def build_models(
             _remember_maps(module, description)
         else:
             path = checkpoints / f"{safe_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
-            # The description is written last, so a training that was cut short has none and starts again.
+            # The description is written last, so an interrupted training has none and starts again.
             if path.with_suffix(".json").exists():
                 _remember_maps(module, load_checkpoint(path, module))
             else:
@@ -101,7 +101,7 @@ def build_models(
 
 
 def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> QuantizedClassifier:
-    """The ART estimator of a trained module: that of the quantizer that decides, see :data:`QUANTIZERS`."""
+    """The ART estimator of a trained module. Its quantizers choose the class, see :data:`QUANTIZERS`."""
     rows = [] if settings.quantize is None else settings.quantize.quantizers
     row = next((row for row in rows if row.estimator), None)
     family: Callable[..., QuantizedClassifier] = QuantizedClassifier if row is None else row.load_estimator()
@@ -112,7 +112,7 @@ def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> 
 
 
 def describe(settings: ModelSettings) -> str:
-    """A model in one line, for people."""
+    """A one-line description of a model."""
     if settings.given is not None:
         return settings.given.estimator
     if settings.factory is not None:
@@ -142,7 +142,7 @@ def training_warnings(settings: ModelSettings) -> list[str]:
 
 
 def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
-    """The deployed network with its initial weights, without maps on weights: stored weights are mapped already."""
+    """The deployed network with initial weights. It has no maps on weights, because stored weights are mapped already."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         choice = MODELS[settings.architecture.name]
@@ -192,7 +192,7 @@ def _seed(recipe: Recipe, settings: ModelSettings) -> int:
 
 
 def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> None:
-    """Load the weights of ``base``. Both must have the same parameters, except those of quantizers of activations.
+    """Load the weights of ``base``. Except for quantizers of activations, both must have the same parameters.
 
     The bins of a stochastic layer keep the range of their base, also with another number of bits.
     """
@@ -211,7 +211,7 @@ def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> 
 
 
 def _keep_ranges(module: nn.Module, base: nn.Module) -> None:
-    """Where the number of bins is another, the spacing of ``base`` would make another range of it."""
+    """Keep the range of stochastic layers. With another number of bins, the spacing of ``base`` would change it."""
     learned = dict(base.named_modules())
     for name, layer in module.named_modules():
         before = learned.get(name)
@@ -229,7 +229,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> None:
-    """Stored weights are mapped already, so refuse a checkpoint that does not say that they were mapped as here."""
+    """Refuse a checkpoint whose description does not say that its weights were mapped as this model's."""
     wanted = _weight_maps(settings.model_dump(mode="json")["quantize"])
     if wanted is None or _described_maps(description) == wanted:
         return
@@ -245,7 +245,7 @@ def _described_maps(description: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _remember_maps(module: nn.Module, description: Mapping[str, Any]) -> None:
-    """Record what the loaded weights went through. Earlier checkpoints do not say what their base went through."""
+    """Record the maps of the loaded weights. Checkpoints of earlier versions do not name the maps of their base."""
     if "weight_maps" in description:
         restore_stored_maps(module, description["weight_maps"])
     elif (table := _described_maps(description)) is not None:
@@ -253,7 +253,7 @@ def _remember_maps(module: nn.Module, description: Mapping[str, Any]) -> None:
 
 
 def _weight_maps(table: Any) -> dict[str, Any] | None:
-    """The part of a ``quantize`` table that is about weights; ``None`` where it leaves them as they are."""
+    """The part of a ``quantize`` table about weights; ``None`` where it has none."""
     if not isinstance(table, dict) or not any(
         row.place == "weight" and row.is_on(table) for row in QUANTIZERS.values()
     ):

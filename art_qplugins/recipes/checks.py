@@ -1,4 +1,4 @@
-"""Holds the parts of a recipe against each other and against what there is: names, options, norms, claims."""
+"""Checks that the parts of a recipe fit together: names, options, norms, claims."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSett
 
 __all__ = ["at", "check_recipe"]
 
-#: Options of attacks that count something: none of it is no attack.
+#: Options of attacks that count something. They must be at least 1.
 _COUNTS = ("max_iter", "n_queries", "eot_iter", "nb_restarts")
 
 
@@ -67,7 +67,7 @@ def _check_model(model: ModelSettings, above: Sequence[str]) -> None:
 
 
 def _check_untrained(model: ModelSettings, where: str) -> None:
-    """A network that somebody else made takes no settings of building and training."""
+    """A given network, or one from a factory, takes no settings for building and training."""
     kind = "factory" if model.factory is not None else "given"
     if model.factory is not None and model.given is not None:
         raise InputError(f"{where}: a model is made by its factory or given from Python, not both")
@@ -87,7 +87,7 @@ def _check_attack(recipe: Recipe, attack: AttackSettings, names: Sequence[str]) 
     by_name = {m.name: m for m in recipe.models}
     for name in attack.models or []:
         if by_name[name].role == "substitute":
-            raise InputError(f"{where}: {name!r} is a substitute, which nobody attacks; give it as source")
+            raise InputError(f"{where}: {name!r} is a substitute, which is not attacked; give it as source")
     crafted_on = [by_name[attack.source]] if attack.source else recipe.attacked(attack)
     for model in crafted_on:
         _check_kind(where, attack.id, model)
@@ -106,7 +106,7 @@ def _check_options(recipe: Recipe, where: str, attack: str, options: Mapping[str
 
 def _check_kind(where: str, attack: str, model: ModelSettings) -> None:
     entry = ATTACKS[attack]
-    if model.given is not None or model.stochastic is None:  # somebody else's network is taken as it is
+    if model.given is not None or model.stochastic is None:  # the kind of a given network is not known
         return
     if entry.models == ("deterministic" if model.stochastic else "stochastic"):
         kind = "stochastic" if model.stochastic else "deterministic"
@@ -124,7 +124,7 @@ def _check_transfer(recipe: Recipe, transfer: TransferSettings, names: Sequence[
             raise InputError(f"transfer.models: unknown model {name!r}{did_you_mean(name, names)}")
     pairs = recipe.transfers()
     if all(source is target for source, target in pairs):
-        raise InputError("transfer.models: name two models or more, one of them no substitute")
+        raise InputError("transfer.models: name at least two models, and at least one that is no substitute")
     for source, _ in pairs:
         _check_kind("transfer", transfer.attack, source)
 

@@ -1,4 +1,4 @@
-"""A network of the user's, named ``package.module:function``."""
+"""A network of the user, made by a function ``package.module:function``."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["make_estimator", "make_module"]
 
 
 def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> QuantizedClassifier:
-    """The module that ``name`` makes as an ART estimator for the images of ``data``.
+    """The module that the factory ``name`` makes, as an ART estimator for the images of ``data``.
 
-    :param checkpoint: its weights, a ``.safetensors`` file; ``None`` takes the module as it is made.
+    :param checkpoint: its weights, a ``.safetensors`` file. ``None`` keeps the weights of the factory.
     """
     module = make_module(name)
     if checkpoint is not None:
@@ -51,7 +51,7 @@ def make_module(name: str) -> nn.Module:
     made = getattr(found, factory)
     module = made if isinstance(made, nn.Module) else made()
     if not isinstance(module, nn.Module):
-        raise InputError(f"--model {name}: it gives a {type(module).__name__}; it must give a torch.nn.Module")
+        raise InputError(f"--model {name}: it returns a {type(module).__name__}; it must return a torch.nn.Module")
     return module
 
 

@@ -32,7 +32,7 @@ _SHIPPED = files("art_qplugins.recipes")
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
-    """A checked recipe from a TOML file, and the tables as given.
+    """A checked recipe from a TOML file, and its tables as written.
 
     :param changes: see :func:`change`.
     """
@@ -47,9 +47,9 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def read_tables(path: Path) -> dict[str, Any]:
-    """What a TOML file says, unchecked.
+    """The tables of a TOML file, unchecked.
 
-    :param path: of a file, or the name of a recipe that comes with this package.
+    :param path: path of a file, or the name of a recipe that comes with this package.
     """
     shipped = _SHIPPED / f"{path}.toml"
     by_name = path.name == str(path) and not path.is_file() and shipped.is_file()
@@ -92,7 +92,7 @@ def parse_recipe(given: dict[str, Any], *, where: str = "recipe") -> Recipe:
 
 def _first_line(error: ValidationError, given: Any) -> str:
     first = error.errors(include_url=False)[0]
-    if not first["loc"]:  # the recipe as a whole: the message says where
+    if not first["loc"]:  # an error of the recipe as a whole: its message names the place
         return str(first["ctx"]["error"])
     path, model = "", Recipe
     for part in first["loc"][:-1]:

@@ -1,4 +1,4 @@
-"""Which installed packages a recipe uses beside this one. Their versions change its answers."""
+"""The other installed packages that a recipe uses. Their versions can change its results."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["packages_of", "packages_of_model"]
 
 
 def packages_of(recipe: Recipe) -> list[Plugin]:
-    """All of them, sorted."""
+    """All other packages of a recipe, sorted."""
     found = {plugin for model in recipe.models for plugin in packages_of_model(recipe, model)}
     return sorted(found | set(_of(_rows(recipe))))
 
 
 def packages_of_model(recipe: Recipe, model: ModelSettings) -> list[Plugin]:
-    """Those that have a part in a model: its architecture, quantizers and defences, and those of its base."""
+    """The other packages of a model: of its architecture, quantizers and defences, and of its base."""
     if not model.trained:
         return []
     rows: list[Entry] = [MODELS[model.architecture.name], *(DEFENCES[defence.name] for defence in model.defences)]

@@ -1,7 +1,7 @@
 """Recipes: the one set of settings that TOML, the command line and Python build. Frozen, and checked as a whole.
 
-Here is what a recipe may say; :mod:`~art_qplugins.recipes.checks` holds its parts against each other, and
-:mod:`~art_qplugins.recipes.load` makes one from tables.
+This module defines the keys of a recipe. :mod:`~art_qplugins.recipes.checks` checks that its parts fit together.
+:mod:`~art_qplugins.recipes.load` makes a recipe from tables.
 """
 
 from __future__ import annotations
@@ -68,17 +68,17 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Python counts with truth values; a recipe that does is mistaken."""
+        """Refuse true and false where a number belongs. Python would take them as 1 and 0."""
         several = value if isinstance(value, list) else [value]
         if any(isinstance(v, bool) for v in several) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false belong where something is switched on or off; give a value")
+            raise ValueError("true and false only switch something on or off; give a value")
         return value
 
 
 class Data(Settings):
     """Which images are attacked: ``limit`` images of the test split, each class in proportion; None for all.
 
-    :param given: they come from Python and are not looked up by their name.
+    :param given: the images come from Python and are not loaded by name.
     """
 
     name: str
@@ -95,7 +95,7 @@ class ThreatSettings(Settings):
 class ClaimSettings(Settings):
     """The number under test: the accuracy under this attack at this eps. The diagnosis tries to refute it.
 
-    :param accuracy: as claimed, in [0, 1], where it is another than what the attack leaves here.
+    :param accuracy: the claimed accuracy in [0, 1], if it differs from the accuracy under the attack here.
     """
 
     attack: AttackId
@@ -121,7 +121,7 @@ class Quantization(Settings):
 
     @model_serializer(mode="wrap")
     def _without_keys_of_other_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A checkpoint's name has a hash of the table. It is the same as before these two keys existed."""
+        """Leave out two keys without values, so that hashes in checkpoint names are the same as before they existed."""
         table: dict[str, Any] = handler(self)
         unused = [key for key in ("activation", "options") if not table.get(key)]
         return {key: value for key, value in table.items() if key not in unused}
@@ -154,7 +154,7 @@ class Choice(Settings):
 
 
 class GivenModel(Settings):
-    """An ART estimator that comes from Python: what a recipe has to know of it."""
+    """The facts that a recipe needs about an ART estimator from Python."""
 
     estimator: str  # its class
     stochastic: bool
@@ -162,25 +162,25 @@ class GivenModel(Settings):
 
 
 class ModelSettings(Settings):
-    """One model: trained here, made by a function of the user's (``factory``), or given from Python.
+    """One model: trained here, made by a function of the user (``factory``), or given from Python.
 
     ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training).
     """
 
     name: Name
-    role: Literal["subject", "substitute"] = "subject"  # a substitute is a source of attacks; nobody attacks it
+    role: Literal["subject", "substitute"] = "subject"  # a substitute is only a source of transfer attacks
     architecture: Choice = Choice(name="convnet")
     base: str | None = None
     quantize: Quantization | None = None
     defences: list[Choice] = []
     train: Training = Training()
     draws: Annotated[int, Field(ge=1)] = 8  # members of the ensemble, where activations are stochastic
-    checkpoint: str | None = None  # weights to take in place of training
+    checkpoint: str | None = None  # weights to load instead of training
     factory: str | None = None  # "package.module:function" that returns the network
     given: GivenModel | None = None
     claim: ClaimSettings | None = None  # in place of the recipe's
     seed: int | None = None  # of the training and of a random model's first draws; None takes the recipe's
-    replicate_of: str | None = None  # models with the same name here differ by their seeds alone
+    replicate_of: str | None = None  # models with the same name here differ only in their seeds
 
     @property
     def trained(self) -> bool:
@@ -189,7 +189,7 @@ class ModelSettings(Settings):
 
     @property
     def stochastic(self) -> bool | None:
-        """Whether it draws at random; ``None`` where only its network can tell."""
+        """Whether it is random; ``None`` where only its network can tell."""
         if self.given is not None:
             return self.given.stochastic
         return None if self.factory else self.quantize is not None and self.quantize.random
@@ -203,11 +203,11 @@ class AttackSettings(Settings):
     source: str | None = None
     models: list[str] | None = None
     eps: list[Eps] | None = None
-    suite: str | None = None  # the suite that it came from
+    suite: str | None = None  # its suite
 
 
 class TransferSettings(Settings):
-    """One attack crafted on each of ``models`` (or on all) and put to every other one, and to the one itself."""
+    """One attack crafted on each of ``models`` (or on all) and scored on each of them, also on the source itself."""
 
     attack: AttackId
     options: dict[str, Any] = {}
@@ -216,11 +216,12 @@ class TransferSettings(Settings):
 
 
 class Budget(Settings):
-    """What the attacks on one model may cost, per image of the whole set, in passes through its network.
+    """The budget of the attacks on one model, in passes through its network per image of the whole set.
 
-    A cell that may exceed what is left is skipped; claims are exempt, since without them there is nothing to test.
+    A cell that may exceed the remaining budget is skipped. Claimed cells are exempt, because they are tested.
 
-    :param gradients: backward passes. :param queries: forward passes, those of gradients included.
+    :param gradients: backward passes.
+    :param queries: forward passes, including those of gradients.
     """
 
     gradients: Annotated[float, Field(ge=0)] | None = None
@@ -230,7 +231,7 @@ class Budget(Settings):
 class Diagnosis(Settings):
     """How far the diagnosis of a claim goes.
 
-    :param level: 0 to 3; by default 2, and 3 where something was found until then.
+    :param level: 0 to 3. By default it is 2, and 3 if level 2 found something.
     :param budget: gradient evaluations per image that it may spend beyond the claimed attack.
     """
 
@@ -251,8 +252,8 @@ class Recipe(Settings):
     title: str = ""
     seed: int = 0
     batch_size: Annotated[int, Field(ge=1)] = 250  # images in one batch of an attack
-    shard: Annotated[int, Field(ge=1)] | None = None  # images that are worked on in one piece; None for batch_size
-    threads: Annotated[int, Field(ge=1)] | None = None  # of torch on the CPU; None leaves torch's choice
+    shard: Annotated[int, Field(ge=1)] | None = None  # images per shard; None for batch_size
+    threads: Annotated[int, Field(ge=1)] | None = None  # threads of torch on the CPU; None for torch's default
     data: Data
     threat: ThreatSettings
     claim: ClaimSettings | None = None
@@ -267,7 +268,7 @@ class Recipe(Settings):
     suite_notes: list[str] = []
 
     def attacked(self, attack: AttackSettings) -> list[ModelSettings]:
-        """The models that an attack is run on; never the one that it is crafted on, if that is another."""
+        """The models that an attack is scored on. A transfer attack is not scored on its source."""
         return [
             m
             for m in self.models_under_test
@@ -276,22 +277,22 @@ class Recipe(Settings):
 
     @property
     def models_under_test(self) -> list[ModelSettings]:
-        """All models but the substitutes."""
+        """All models except the substitutes."""
         return [m for m in self.models if m.role == "subject"]
 
     def transfers(self) -> list[tuple[ModelSettings, ModelSettings]]:
-        """(source, target) of the transfer matrix, its diagonal included; empty where none is asked for."""
+        """(source, target) of the transfer matrix, including its diagonal. It is empty without a transfer table."""
         if self.transfer is None:
             return []
         chosen = [m for m in self.models if self.transfer.models is None or m.name in self.transfer.models]
         return [(source, target) for source in chosen for target in chosen if target.role == "subject"]
 
     def eps_of(self, attack: AttackSettings | TransferSettings) -> Sequence[float]:
-        """Every eps that an attack is run at."""
+        """Every eps of an attack."""
         return attack.eps if attack.eps is not None else self.threat.eps
 
     def claim_of(self, model: ModelSettings) -> tuple[ClaimSettings, AttackSettings] | None:
-        """What is claimed of a model, and the attack that the claim rests on: the first white-box one of that id."""
+        """The claim about a model, and the claimed attack: the first white-box attack with its id."""
         claim = model.claim or self.claim
         if claim is None:
             return None
@@ -302,7 +303,7 @@ class Recipe(Settings):
         )
 
     def claims_alone(self) -> Recipe:
-        """The same recipe with no attacks but those that claims rest on."""
+        """The same recipe with only the claimed attacks."""
         found = [(m, claim) for m in self.models_under_test if (claim := self.claim_of(m)) is not None]
         attacks = [
             attack.model_copy(update={"models": [model.name], "eps": [claim.eps]}) for model, (claim, attack) in found

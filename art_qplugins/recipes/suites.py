@@ -1,4 +1,4 @@
-"""``suite = NAME`` in a recipe's attacks, written out as the attacks that it means for each model. Plain tables only."""
+"""Expands ``suite = NAME`` in a recipe into the attacks for each model. It works on plain tables."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _number(eps: Any) -> float:
 
 
 def _kind(model: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether a model draws at random, and whether its activations are quantized."""
+    """Whether a model is random, and whether its activations are quantized."""
     if isinstance(given := model.get("given"), dict):
         return bool(given.get("stochastic")), bool(given.get("quantized"))
     quantize = maps if isinstance(maps := model.get("quantize"), dict) else {}

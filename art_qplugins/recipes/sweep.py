@@ -1,11 +1,11 @@
-"""Sweeps: one recipe's tables in, those with every variant written out as a model of its own out. Plain data only.
+"""Sweeps: expands the tables of a recipe so that every variant is a model. It works on plain tables.
 
     [sweep]
     "models.dq.quantize.activation_bits" = [2, 3, 4, 8]
     seed = [0, 1, 2]
 
-gives ``dq-activation_bits=2-seed=0`` and so on. A model that starts from a swept one is swept with it, and every name
-that refers to a swept model comes to refer to its variants.
+gives ``dq-activation_bits=2-seed=0`` and so on. A model whose base is swept is swept too. Names that refer to a swept
+model are replaced by the names of its variants.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from art_qplugins.errors import InputError, did_you_mean
 
 __all__ = ["MAX_MODELS", "expand_sweep", "put"]
 
-#: More models than this in one recipe are more likely a slip than a plan.
+#: A recipe with more models than this is probably a mistake.
 MAX_MODELS = 200
 
 Tables = dict[str, Any]
-#: The value of every axis that a variant was made with, by the axis's path.
+#: The values of a variant by the paths of the swept axes.
 Point = dict[str, Any]
 
 
@@ -35,12 +35,12 @@ class _Variant:
 
 
 def expand_sweep(given: Tables) -> Tables:
-    """``given`` with its ``[sweep]`` carried out; ``given`` itself where it has none.
+    """``given`` with its ``[sweep]`` expanded; ``given`` itself where it has none.
 
-    ``threat.eps`` (or ``eps``) sets the budgets; ``seed`` trains every model once for each seed, as replicates of one
-    another; any other path begins with ``models.NAME`` and makes variants of that model.
+    ``threat.eps`` (or ``eps``) sets the values of eps. ``seed`` trains every model once for each seed. These models are
+    replicates of one another. Any other path begins with ``models.NAME`` and makes variants of that model.
 
-    :raises InputError: in one line, for a path that leads nowhere, values that are no list, or too many models.
+    :raises InputError: where a path does not exist, values are not a list, or there are too many models.
     """
     if "sweep" not in given:
         return given
@@ -52,7 +52,7 @@ def expand_sweep(given: Tables) -> Tables:
         put(result, ["threat", "eps"], axes.pop(path), where=f"sweep.{path}")
     models = result.get("models")
     if not isinstance(models, list) or not all(isinstance(m, dict) and isinstance(m.get("name"), str) for m in models):
-        return result  # the recipe's own checks say what is wrong
+        return result  # later checks of the recipe report the error
     _check_paths(axes, [m["name"] for m in models])
     variants = _variants(models, axes)
     result["models"] = [v.table for each in variants.values() for v in each]
@@ -61,9 +61,9 @@ def expand_sweep(given: Tables) -> Tables:
 
 
 def put(tables: Tables, path: Sequence[str], value: Any, *, where: str) -> None:
-    """Set ``tables[a][b]... = value``. A list of named tables is entered by name or position; missing tables are made.
+    """Set ``tables[a][b]... = value``. The path enters a list of tables by name or position. Missing tables are added.
 
-    :raises InputError: one line that begins with ``where``.
+    :raises InputError: where the path does not exist. The message begins with ``where``.
     """
     *parents, last = path
     table: Any = tables
@@ -86,7 +86,7 @@ def put(tables: Tables, path: Sequence[str], value: Any, *, where: str) -> None:
 
 
 def _flat(sweep: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """TOML reads a dotted key that is not quoted as tables within tables."""
+    """Flatten nested tables into dotted paths. TOML parses an unquoted dotted key as nested tables."""
     if not isinstance(sweep, Mapping):
         raise InputError(
             f"sweep{prefix and '.' + prefix}: it is {sweep!r}; give a list of values, e.g. seed = [0, 1, 2]"
@@ -109,7 +109,7 @@ def _check_values(path: str, values: Any) -> None:
             raise InputError(f"sweep.seed: {value!r} is no whole number")
     if len({repr(v) for v in values}) < len(values):
         twice = next(v for i, v in enumerate(values) if v in values[:i])
-        raise InputError(f"sweep.{path}: {twice!r} is there twice; take one away")
+        raise InputError(f"sweep.{path}: {twice!r} is there twice; remove one")
 
 
 def _check_paths(axes: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def _check_paths(axes: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> dict[str, list[_Variant]]:
-    """The variants of every model, by the name that it had. A base comes before what starts from it."""
+    """The variants of every model, by its name in the recipe. A base comes before the models that start from it."""
     result: dict[str, list[_Variant]] = {}
     swept: dict[str, list[str]] = {}
     total = 0
@@ -151,7 +151,7 @@ def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> di
 
 
 def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
-    """Whether another seed makes another model: not where the weights are given, or are those of one that is as it was."""
+    """Whether another seed makes another model. It does not if the weights are given, or come from an unswept base."""
     if model.get("checkpoint") is not None:
         return False
     base, train = model.get("base"), model.get("train")
@@ -175,7 +175,7 @@ def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tab
 
 
 def _named(name: str, point: Point) -> str:
-    """``dq-activation_bits=2-seed=0``: the last word of each path, and more of it where that is not enough."""
+    """``dq-activation_bits=2-seed=0``: the last part of each path, and more parts if names would be equal."""
     for path, value in point.items():
         words = path.split(".")
         short = next(
@@ -192,7 +192,7 @@ def _agree(one: Point, other: Point) -> bool:
 
 
 def _resolve(tables: Tables, variants: Mapping[str, Sequence[_Variant]]) -> None:
-    """Names of swept models in attacks and in the transfer matrix become those of their variants."""
+    """Replace names of swept models in attacks and in the transfer matrix by the names of their variants."""
 
     def names(given: Sequence[Any]) -> list[Any]:
         return [
@@ -228,7 +228,7 @@ def _resolve(tables: Tables, variants: Mapping[str, Sequence[_Variant]]) -> None
 
 
 def _by_source(attack: Tables, variants: Mapping[str, Sequence[_Variant]]) -> Iterator[Tables]:
-    """One attack for each variant of the source, on the models that agree with it where both were swept."""
+    """One attack for each variant of the source, on the models that agree with it on common swept axes."""
     source = attack["source"]
     wanted = attack["models"] if isinstance(attack.get("models"), list) else list(variants)
     for made in variants[source]:

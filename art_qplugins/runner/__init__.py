@@ -1,1 +1,1 @@
-"""From a recipe to a finished run: the only place that knows all the stages."""
+"""Runs a recipe. This is the only package that knows all stages of a run."""

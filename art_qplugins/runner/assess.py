@@ -1,4 +1,4 @@
-"""What is said of one model at the end of a run: the diagnosis of its claim, the worst case at each eps, the evidence."""
+"""Assesses one model at the end of a run: the diagnosis of its claim, the worst case at each eps, the evidence."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def assess_model(
     covered: Iterable[tuple[str, str, float]] = (),
     diagnosis: Diagnosis | None = None,
 ) -> ModelResult:
-    """The records of one model, from all of its cells in this run and those that its diagnosis adds.
+    """The result of one model, from all its cells in this run and those that its diagnosis adds.
 
-    :param covered: (model, norm, eps) at which a worst case is known though no cell was on every image.
-    :param diagnosis: how far to go; ``None`` assesses what the run has.
+    :param covered: (model, norm, eps) at which a cascade knows the worst case, even if no cell attacked every image.
+    :param diagnosis: settings of the diagnosis. ``None`` runs no diagnosis.
     """
     estimators = scheduler.evaluator.estimators
     outcomes = scheduler.outcomes(model.name)
@@ -68,15 +68,15 @@ def assess_model(
 def _with_covered(
     robust: Sequence[Robust], outcomes: Sequence[Outcome], covered: set[tuple[str, float]]
 ) -> list[Robust]:
-    """With every eps that a cascade went through, though no cell at it may have been on every image."""
-    if not robust and any(not o.ok for o in outcomes):  # nothing can be said of this model
+    """Add every eps at which a cascade ran, even if no cell at this eps attacked every image."""
+    if not robust and any(not o.ok for o in outcomes):  # the evaluation of this model failed
         return list(robust)
     found = [*robust, *(robust_at(outcomes, *at) for at in covered - {(r.norm, r.eps) for r in robust})]
     return sorted(found, key=lambda r: (r.norm, r.eps))
 
 
 def _keep_evidence(scheduler: Scheduler, name: str, outcomes: Sequence[Outcome], claimed: Outcome) -> str | None:
-    """The images that break the model, for anyone to ask it again: ``x``, ``x_adv``, ``y``, ``ids``."""
+    """Store the images that break the model for ``artq replay``: ``x``, ``x_adv``, ``y``, ``ids``."""
     evaluator, store = scheduler.evaluator, scheduler.store
     if store.folder is None:
         return None

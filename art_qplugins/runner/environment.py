@@ -1,4 +1,4 @@
-"""What a number depends on besides its recipe: versions, the machine, the commit."""
+"""The environment of a run: versions, the machine, the commit."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _PACKAGES = (
 
 
 def environment(device: torch.device, threads: int | None = None, used: Iterable[Plugin] = ()) -> Environment:
-    """
-    :param threads: of torch on the CPU; ``None`` for what torch has now.
-    :param used: packages that add to this one and have a part in the run.
+    """The environment of a run.
+
+    :param threads: threads of torch on the CPU; ``None`` for torch's current number.
+    :param used: other packages that the run uses.
     """
     installed = {name: found for name in _PACKAGES if (found := version(name)) is not None}
     name = (

@@ -1,4 +1,4 @@
-"""Which cells a recipe asks for. What a diagnosis adds depends on what these find."""
+"""Plans the cells of a recipe. A diagnosis adds further cells that depend on their results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["ModelUnderTest", "distinct", "plan"]
 
 @dataclass(frozen=True)
 class ModelUnderTest:
-    """A model of a run, and what is claimed of it.
+    """A model of a run, and the claim about it.
 
     :param warnings: what is wrong with how it is trained.
     :param clean: its cell without an attack.
-    :param claim: the cell that the claim rests on.
-    :param claimed_accuracy: the number claimed, where it is another than the claim cell's own.
+    :param claim: the cell of the claimed attack.
+    :param claimed_accuracy: the claimed number, if it differs from the accuracy of the claimed cell.
     """
 
     name: str
@@ -72,7 +72,7 @@ def _cell(recipe: Recipe, attack: AttackSettings, model: ModelSettings, eps: flo
 
 
 def distinct(cells: Iterable[CellSpec]) -> list[CellSpec]:
-    """The first of every group that differs in nothing but the role."""
+    """The first cell of every group of cells that differ only in their role."""
     seen: dict[Any, CellSpec] = {}
     for cell in cells:
         seen.setdefault((cell.model, cell.rows, images_key(cell)), cell)

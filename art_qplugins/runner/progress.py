@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""Progress messages of a run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """This one is silent. The command line's shows bars; subclass it for another."""
+    """Receives the progress of a run and ignores it. Subclasses show it, such as the bars of the command line."""
 
     def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
-        """After each epoch, counted from 1, with its mean loss."""
+        """Called after each epoch, counted from 1, with its mean loss."""
 
     def cells(self, total: int) -> None:
-        """Whenever cells are planned, with how many there are by now."""
+        """Called whenever cells are planned, with their number so far."""
 
     def left(self, passes: float | None, until: str) -> None:
         """Before each finished cell is told: the work that is left in the cells that come before ``until``.
@@ -24,4 +24,4 @@ class Progress:
         """
 
     def cell(self, outcome: Outcome, reused: bool) -> None:
-        """After each cell, and whether it was finished before this run."""
+        """Called after each cell, and whether it was finished before this run."""

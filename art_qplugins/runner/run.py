@@ -1,4 +1,4 @@
-"""A finished run, as Python gets it."""
+"""The result of a run in Python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Run"]
 class Run:
     """A finished evaluation. ``models`` and ``cells`` are the records of ``results.json``.
 
-    :ivar outcomes: every finished cell with its images' records.
+    :ivar outcomes: every finished cell with its per-image results.
     :ivar report: the file ``report.html``; ``None`` for a run without a folder.
     """
 

@@ -36,10 +36,10 @@ __all__ = ["Execution", "Runner"]
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """Where cells are computed. The records are the same everywhere.
+    """The executor of a run. It does not change the records.
 
-    :param executor: ``"serial"`` is this process; ``"ray"`` is ``workers`` processes of a Ray cluster, the one at
-        ``address`` or one that is started here.
+    :param executor: ``"serial"`` is this process. ``"ray"`` uses ``workers`` processes of the Ray cluster at
+        ``address``, or of a cluster that is started here.
     """
 
     executor: Literal["serial", "ray"] = "serial"
@@ -52,16 +52,16 @@ class Execution:
 
 
 class Runner:
-    """Trains what has no checkpoint, attacks, scores, diagnoses, and writes records and report.
+    """Trains models without a checkpoint, attacks, scores, diagnoses, and writes records and report.
 
-    What is finished in the folder already is used again. A failed cell is a row with its error.
+    Finished cells in the folder are reused. A failed cell is a row with its error.
 
     :param recipe: the settings, as :func:`~art_qplugins.recipes.load.parse_recipe` gives them.
     :param asked: the recipe as it was written, for the records.
     :param out: the folder; ``None`` keeps everything in memory.
-    :param estimators: those models of the recipe that are given, by name.
-    :param data: images to attack in place of the test split that the recipe names.
-    :param data_root: where data sets are; ``download`` fetches one that is missing.
+    :param estimators: the given models of the recipe, by name.
+    :param data: images to attack instead of the test split that the recipe names.
+    :param data_root: the data folder. ``download`` fetches a missing data set.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Runner:
                 raise InputError(f"models.{model.name}: no estimator of this name {where}; see art_qplugins.evaluate")
 
     def train(self) -> Path:
-        """The checkpoints alone; gives their folder.
+        """Train the models and return the folder of their checkpoints.
 
         :raises InputError: where there is no folder, or it cannot be written.
         """
@@ -100,7 +100,8 @@ class Runner:
 
     def run(self) -> Run:
         """:return: the records, as in ``results.json``; ``status`` is ``"error"`` where a cell failed.
-        :raises InputError: also where the folder holds another recipe's results or another run is writing there.
+        :raises InputError: also where the folder holds results of another recipe, or where another run is writing
+            there.
         """
         recipe = self.recipe
         train = self._split("train") if any(m.trained for m in recipe.models) else None
@@ -110,7 +111,7 @@ class Runner:
         with store.alone(recipe.name), _threads(recipe.threads):
             draft = self._draft(used, whole)
             if not store.has_results:
-                store.write_results(draft)  # finished records stay until this run has something to say
+                store.write_results(draft)  # earlier results stay until this run has results
             attacks: Attacks | None = None
             try:
                 estimators = self._build(train or used, store)
@@ -172,7 +173,7 @@ class Runner:
             yield ray
 
     def _draft(self, used: Dataset, whole: Dataset) -> Results:
-        """The records before anything is computed."""
+        """The records before any cell is computed."""
         return Results(
             status="started",
             created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -202,7 +203,7 @@ class Runner:
 
 
 def _record_end(error: BaseException, attacks: Attacks | None, draft: Results, store: Storage) -> None:
-    """What a run that ends early has. A disk that takes no records either does not hide why it ended."""
+    """Write the records of a run that ends early. An error while writing does not hide the reason of the end."""
     status = "cancelled" if isinstance(error, KeyboardInterrupt) else "error"
     cells = [] if attacks is None else attacks.cells()
     if attacks is not None:

@@ -153,7 +153,7 @@ BAD = [
         [("transfer", {"attack": "art:pgd", "models": ["dp", "mu"]})],
         "transfer.models: unknown model 'dp'; did you mean",
     ),
-    ([("transfer", {"attack": "art:pgd", "models": ["dq"]})], "transfer.models: name two models or more"),
+    ([("transfer", {"attack": "art:pgd", "models": ["dq"]})], "transfer.models: name at least two models"),
     ([("transfer", {"attack": "art:pgd", "options": {"max_iter": 0}})], "transfer.options.max_iter: it is 0"),
     (
         [("transfer", {"attack": "autoattack:standard"})],
@@ -162,7 +162,7 @@ BAD = [
     ([("models", 1, "role", "substitut")], "models.dq.role: input should be 'subject' or 'substitute'"),
     (
         [("models", 0, "role", "substitute")],
-        "attacks.autoattack:standard: 'fp32' is a substitute, which nobody attacks",
+        "attacks.autoattack:standard: 'fp32' is a substitute, which is not attacked",
     ),
     # what is missing
     ([("name", None)], "name: field required"),
