@@ -24,7 +24,7 @@ _BACKWARD = ("surrogate-gradient", "black-box-search", "transfer")
 _UNFAITHFUL = (*_BACKWARD, "ordinary-attack-gap")
 
 
-def _share(words: str, column: str, at_work: Callable[[ModelRecords], NDArray[np.bool_]]) -> Measure:
+def _share(words: str, column: str, is_present: Callable[[ModelRecords], NDArray[np.bool_]]) -> Measure:
     """The share of correctly classified images on which a mechanism is present. It fires above the threshold.
 
     :param column: the measure of the clean cell that this needs.
@@ -33,7 +33,7 @@ def _share(words: str, column: str, at_work: Callable[[ModelRecords], NDArray[np
     def measure(records: ModelRecords, threshold: float) -> Measurement:
         if not records.correct.any() or np.isnan(records.clean.column(column)).all():
             return _not_measured(records, column)
-        present = at_work(records)
+        present = is_present(records)
         share = float(present[records.correct].mean())
         evidence = f"On {percent(share)} of the correctly classified images {words}."
         return Measurement(share >= threshold, share, evidence, present)

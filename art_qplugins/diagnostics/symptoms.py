@@ -177,7 +177,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         target=f"{__name__}:accuracy_rises_with_eps",
         help="Accuracy rises with eps",
         group="eps-curve",
-        cost="0 where a recipe asks for several eps",
+        cost="0 if a recipe has several eps",
     ),
     _symptom(
         name="more-steps",

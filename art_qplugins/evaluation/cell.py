@@ -90,8 +90,8 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
         answer["plugins"] = [str(plugin) for plugin in plugins]
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
     where = "" if spec.source == spec.model else f".from-{short_name(spec.source)}"
-    budget = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"
-    return safe_name(f"{short_name(spec.model)}.{spec.attack.replace(':', '-')}{where}{budget}.{digest}")
+    threat = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"
+    return safe_name(f"{short_name(spec.model)}.{spec.attack.replace(':', '-')}{where}{threat}.{digest}")
 
 
 def _version(package: str) -> str:

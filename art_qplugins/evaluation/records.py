@@ -52,7 +52,7 @@ class Cell(Record):
     source: str
     attack: str
     knowledge: Literal["white-box", "black-box"] = "white-box"
-    role: Role  # "probe": added by the diagnostics, not asked for by the recipe
+    role: Role  # "probe": added by the diagnosis, not planned by the recipe
     params: dict[str, Any]
     norm: str
     eps: float

@@ -138,7 +138,7 @@ def _swap_activations(model: nn.Module, row: Quantizer, table: Mapping[str, Any]
     if not paths:
         raise InputError(
             f"{type(model).__name__} has no activation module to quantize; "
-            "use nn.ReLU() modules in place of functional calls such as F.relu(x)"
+            "use nn.ReLU() modules instead of functional calls such as F.relu(x)"
         )
     if last is not None and not 1 <= last <= len(paths):
         raise InputError(f"activation_layers is {last}, and the network has {len(paths)} activations")

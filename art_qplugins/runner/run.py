@@ -42,7 +42,7 @@ class Run:
         return self.store.images(cell.id)
 
     def __str__(self) -> str:
-        rows = [("model", "clean", "budget", "robust at most", "verdict")]
+        rows = [("model", "clean", "threat", "robust at most", "verdict")]
         for m in self.models:
             clean = _interval(m.clean_accuracy, m.clean_interval)
             bounds = [(f"{r.norm} {r.eps:.4g}", _interval(r.accuracy, r.interval)) for r in m.robust] or [("", "")]

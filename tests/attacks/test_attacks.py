@@ -61,11 +61,11 @@ class Fuse(nn.Module):
 
     def __init__(self, network, calls):
         super().__init__()
-        self.network, self.left = network, calls
+        self.network, self.remaining = network, calls
 
     def forward(self, x):
-        self.left -= 1
-        if self.left < 0:
+        self.remaining -= 1
+        if self.remaining < 0:
             raise RuntimeError("the network's own failure")
         return self.network(x)
 

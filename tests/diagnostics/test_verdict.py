@@ -108,12 +108,12 @@ def test_the_control_experiment_of_something_else_explains_nothing(mechanism, pr
 def test_a_mechanism_on_other_images_than_those_that_broke_explains_nothing(mechanism):
     """Images 60 to 99 newly broke; the mechanism is at work on 100 to 199."""
 
-    def at_work(where):
+    def is_present(where):
         return {column: np.where(where, value, HEALTHY[column]) for column, value in mechanism.items()}
 
-    elsewhere = judged(claimed=0.5, repaired=0.3, shown=at_work(np.arange(N) >= 99))
+    elsewhere = judged(claimed=0.5, repaired=0.3, shown=is_present(np.arange(N) >= 99))
     assert elsewhere.verdict == "SUSPECT"
-    there = judged(claimed=0.5, repaired=0.3, shown=at_work((np.arange(N) >= 60) & (np.arange(N) < 161)))
+    there = judged(claimed=0.5, repaired=0.3, shown=is_present((np.arange(N) >= 60) & (np.arange(N) < 161)))
     assert there.verdict == "MASKED"
 
 
