@@ -71,7 +71,7 @@ def classifier(model, shape, nb_classes=10):
     return QuantizedClassifier(model, nn.CrossEntropyLoss(), shape, nb_classes, device_type="cpu")
 
 
-def subject(name):
+def example(name):
     """A small network of the kind that the attack is for, four colour images and its own answers."""
     torch.manual_seed(3)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(256, 10))

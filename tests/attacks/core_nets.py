@@ -38,7 +38,7 @@ def network(stochastic=False, quantized=False):
     return quantize(net, activation_bits=3, clip=2.0).eval() if quantized else net.eval()
 
 
-def subject(name):
+def example(name):
     """A small model of the kind that the attack is for, images, and the labels that the model itself gives them."""
     model = network(ATTACKS[name].models == "stochastic", name in QUANTIZED)
     x = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(5))

@@ -139,15 +139,15 @@ def state(model):
 def test_all_is_as_before_also_after_a_failure_at_any_time(name, calls):
     front = [Noisy(0.1)] if name == "artq:eot" else []
     model, x, y = linear(10, [*front, QuantReLU(4, 1.0, surrogate=Surrogate("leaky")), Bomb(calls)])
-    subject = estimator(model, 10)
+    example = estimator(model, 10)
     model[len(front)].train()
     before = state(model)
     settings = {"threat": Threat("Linf", 1e-3), "options": {"max_iter": 30}}
     if calls < 10**9:
         with pytest.raises(RuntimeError, match="the network's own failure"):
-            craft(subject, name, x, y, **settings)
+            craft(example, name, x, y, **settings)
     else:
-        craft(subject, name, x, y, **settings | {"options": {"max_iter": 2}})
+        craft(example, name, x, y, **settings | {"options": {"max_iter": 2}})
     assert state(model) == before
 
 

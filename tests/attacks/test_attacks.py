@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from core_nets import CASES, CORE, EPS, N, cheap, classifier, linear, subject
+from core_nets import CASES, CORE, EPS, N, cheap, classifier, example, linear
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
@@ -21,7 +21,7 @@ from art_qplugins.evaluation.score import check_legal
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 def test_images_are_legal_and_the_same_seed_gives_the_same_ones(name, norm):
-    estimator, x, y = subject(name)
+    estimator, x, y = example(name)
     before = x.clone(), y.clone()
     threat = Threat(norm, EPS[norm])
     first = craft(estimator, name, x, y, threat=threat, options=cheap(name), seed=7, batch_size=4)
@@ -41,7 +41,7 @@ def test_images_are_legal_and_the_same_seed_gives_the_same_ones(name, norm):
 
 @pytest.mark.parametrize("name", [n for n in CORE if ATTACKS[n].knowledge == "white-box"])
 def test_a_white_box_attack_changes_some_answers(name):
-    estimator, x, y = subject(name)
+    estimator, x, y = example(name)
     crafted = craft(estimator, name, x, y, threat=Threat("Linf", 0.3), options=cheap(name))
     with torch.no_grad():
         assert (estimator.model(crafted.x_adv).argmax(1) != y).float().mean() > 0.5
@@ -50,7 +50,7 @@ def test_a_white_box_attack_changes_some_answers(name):
 
 @pytest.mark.parametrize("name", [n for n in CORE if ATTACKS[n].knowledge == "black-box"])
 def test_a_black_box_attack_asks_for_no_gradient(name):
-    estimator, x, y = subject(name)
+    estimator, x, y = example(name)
     crafted = craft(estimator, name, x, y, threat=Threat("Linf", 0.1), options=cheap(name))
     assert crafted.backward_samples == 0
     assert (crafted.forward_samples > 0) == (name != "artq:clean")
@@ -93,7 +93,7 @@ def everything(model):
     ],  # that one never calls the model
 )
 def test_nothing_global_is_left_changed(name, fails):
-    estimator, x, y = subject(name)
+    estimator, x, y = example(name)
     # Our own loop stops with success, which here comes early.
     calls = 0 if ATTACKS[name].one_step or name.startswith("artq:") else 3
     model = Fuse(estimator.model, calls).eval() if fails else estimator.model
@@ -128,7 +128,7 @@ def test_nothing_global_is_left_changed(name, fails):
 
 
 def test_during_an_attack_the_whole_model_is_in_eval_mode_and_its_parameters_are_frozen():
-    estimator, x, y = subject("art:pgd")
+    estimator, x, y = example("art:pgd")
     model = estimator.model.train()
     seen = []
     model.register_forward_pre_hook(
@@ -154,20 +154,20 @@ def test_during_an_attack_the_whole_model_is_in_eval_mode_and_its_parameters_are
     ],
 )
 def test_costs_are_counted_in_images(name, options, forward, backward):
-    estimator, x, y = subject(name)
+    estimator, x, y = example(name)
     crafted = craft(estimator, name, x, y, threat=Threat("Linf", 0.1), options=options, batch_size=4)
     assert (crafted.forward_samples, crafted.backward_samples) == (forward, backward)
 
 
 def test_every_member_of_an_ensemble_is_counted():
-    estimator, x, y = subject("autoattack:rand")
+    estimator, x, y = example("autoattack:rand")
     crafted = craft(estimator, "art:fgsm", x, y, threat=Threat("Linf", 0.1))
     assert (crafted.forward_samples, crafted.backward_samples) == (2 * N, 2 * N)
 
 
 def test_a_librarys_warning_becomes_a_note_of_the_cell(caplog):
     torch.manual_seed(0)
-    estimator, x, _ = subject("autoattack:apgd-ce")
+    estimator, x, _ = example("autoattack:apgd-ce")
     two = nn.Sequential(estimator.model, nn.Softmax(1))  # AutoAttack warns of probabilities
     with torch.no_grad():
         y = two(x).argmax(1)
@@ -193,7 +193,7 @@ def test_a_librarys_warning_becomes_a_note_of_the_cell(caplog):
     ],
 )
 def test_a_wrong_name_is_answered_with_its_neighbour(change, parts):
-    estimator, x, y = subject("art:pgd")
+    estimator, x, y = example("art:pgd")
     settings = {"attack_id": "art:pgd", "threat": Threat("Linf", 0.1), **change}
     with pytest.raises(InputError) as caught:
         craft(estimator, settings.pop("attack_id"), x, y, **settings)
@@ -246,7 +246,7 @@ def test_a_suite_is_run_with_its_published_settings(monkeypatch):
 
     monkeypatch.setattr(pyautoattack, "AutoAttack", Spy)
     for name in ("autoattack:standard", "autoattack:rand", "autoattack:fab-t"):
-        estimator, x, y = subject(name)
+        estimator, x, y = example(name)
         craft(estimator, name, x, y, threat=Threat("Linf", 0.1), seed=11)
     standard, rand, part = made
     assert standard.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]

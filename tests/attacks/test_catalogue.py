@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from catalogue_nets import EPS, LIBRARY_WARNINGS, classifier, fast, subject
+from catalogue_nets import EPS, LIBRARY_WARNINGS, classifier, example, fast
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
@@ -165,7 +165,7 @@ def test_a_row_says_what_there_is_to_know(name):
     ],
 )
 def test_a_missing_package_is_said_in_one_line(name, package, install, monkeypatch):
-    estimator, x, y = subject(name)
+    estimator, x, y = example(name)
     monkeypatch.setitem(sys.modules, package, None)
     assert not ATTACKS[name].installed() and ATTACKS[name].missing() == package
     with pytest.raises(InputError) as caught:

@@ -16,10 +16,10 @@ from catalogue_nets import (
     USABLE,
     bent,
     cases,
+    example,
     fast,
     linear,
     margin,
-    subject,
     worst_margin,
 )
 from torch import nn
@@ -36,7 +36,7 @@ pytestmark = LIBRARY_WARNINGS
 
 @pytest.mark.parametrize(("name", "norm"), cases(USABLE))
 def test_images_are_legal_and_repeatable_and_all_else_is_as_before(name, norm):
-    estimator, x, y = subject(name)
+    estimator, x, y = example(name)
     threat, model = Threat(norm, EPS[norm]), estimator.model
     dropout = next(m for m in model.modules() if isinstance(m, nn.Dropout))
     dropout.train()  # Monte-Carlo dropout: train mode inside an eval root

@@ -113,7 +113,7 @@ class Softmax(Postprocessor):
 
 
 @pytest.fixture
-def subject(request, corners):
+def example(request, corners):
     """Estimator, images, labels, as the row wants them. Parameters: the row, the family."""
     row, family = request.param
     network, x, y = corners
@@ -522,24 +522,24 @@ def cases():
             yield pytest.param((row, family), id=f"{row}-{family}", marks=marks)
 
 
-@pytest.mark.parametrize("subject", list(cases()), indirect=True)
-def test_attack(subject, request, tmp_path, monkeypatch):
+@pytest.mark.parametrize("example", list(cases()), indirect=True)
+def test_attack(example, request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # GeoDA leaves a file where it runs
-    row, _ = request.node.callspec.params["subject"]
+    row, _ = request.node.callspec.params["example"]
     for package in row.extra:
         pytest.importorskip(package, reason=f"{row.attack} imports {package}, which is not among our requirements")
-    x, y, targets = subject.x.copy(), subject.y.copy(), subject.targets.copy()
+    x, y, targets = example.x.copy(), example.y.copy(), example.targets.copy()
     attack = installed()[row.attack]
-    attack = row.make(attack, subject) if row.make else attack(subject.estimator, **row.options)
-    x_adv = row.call(attack, subject)
+    attack = row.make(attack, example) if row.make else attack(example.estimator, **row.options)
+    x_adv = row.call(attack, example)
     assert isinstance(x_adv, np.ndarray) and np.issubdtype(x_adv.dtype, np.floating)
     assert x_adv.shape == x.shape
     assert np.isfinite(x_adv).all()
     assert x_adv.min() >= -1e-6 and x_adv.max() <= 1 + 1e-6
     if row.eps is not None:
         assert np.abs(x_adv - x).max() <= row.eps + 1e-6
-    np.testing.assert_array_equal(subject.x, x)
-    np.testing.assert_array_equal(subject.y, y)
-    np.testing.assert_array_equal(subject.targets, targets)
+    np.testing.assert_array_equal(example.x, x)
+    np.testing.assert_array_equal(example.y, y)
+    np.testing.assert_array_equal(example.targets, targets)
     if row.moves:
         assert np.abs(x_adv - x).max() > 1e-3
