@@ -83,8 +83,12 @@ class Runner:
         self.execution, self.progress = execution, progress or Progress()
         for model in recipe.models:
             if (model.given is not None) != (model.name in self.given):
-                where = "was given" if model.given is not None else "is in the recipe"
-                raise InputError(f"models.{model.name}: no estimator of this name {where}; see art_qplugins.evaluate")
+                found = (
+                    "no estimator of this name was given"
+                    if model.given is not None
+                    else "the recipe takes no estimator of this name"
+                )
+                raise InputError(f"models.{model.name}: {found}; see art_qplugins.evaluate")
 
     def train(self) -> Path:
         """Train the models and return the folder of their checkpoints.
