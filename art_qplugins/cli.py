@@ -169,9 +169,9 @@ def diagnose(
     """
     if (recipe is None) == (model is None):
         raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
-    from art_qplugins.recipes.load import change, parse_recipe, read_tables
+    from art_qplugins.recipes.load import change, parse_recipe, read_tables, tables_about
 
-    tables = read_tables(recipe) if recipe is not None else _about(str(model), **about_model)
+    tables = read_tables(recipe) if recipe is not None else tables_about(str(model), **about_model)
     asked = {"data.limit": limit, "diagnosis.level": level, "diagnosis.budget": budget}
     given = change(tables, [*changes, *(f"{key}={value}" for key, value in asked.items() if value is not None)])
     settings = parse_recipe(given, where=str(recipe or f"--model {model}")).claims_alone()
@@ -201,21 +201,6 @@ def diagnose(
         sys.exit(3)
     if found.results.status != "success":
         sys.exit(1)
-
-
-def _about(
-    model: str, checkpoint: Path | None, data: str, norm: str, eps: str, attack: str, claimed: float | None
-) -> dict[str, Any]:
-    """The recipe of a claim about one module."""
-    named = {"name": model, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
-    return {
-        "name": model,
-        "data": {"name": data, "limit": 200},
-        "threat": {"norm": norm, "eps": [eps]},
-        "claim": {"attack": attack, "eps": eps, "accuracy": claimed},
-        "models": [named],
-        "attacks": [{"id": attack}],
-    }
 
 
 @artq.command()

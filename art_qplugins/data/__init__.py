@@ -9,4 +9,14 @@ from art_qplugins.data.checks import check_images, check_labels
 from art_qplugins.data.dataset import Dataset, from_arrays, make_dataset, row_ids
 from art_qplugins.data.sources import DATASETS, entry_of, load
 
-__all__ = ["DATASETS", "Dataset", "check_images", "check_labels", "entry_of", "from_arrays", "load", "make_dataset", "row_ids"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "check_images",
+    "check_labels",
+    "entry_of",
+    "from_arrays",
+    "load",
+    "make_dataset",
+    "row_ids",
+]

@@ -26,7 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["change", "load_recipe", "parse_recipe", "read_tables", "shipped_recipes"]
+__all__ = ["change", "load_recipe", "parse_recipe", "read_tables", "shipped_recipes", "tables_about"]
 
 _SHIPPED = files("art_qplugins.recipes")
 
@@ -137,3 +137,21 @@ def _apply(given: dict[str, Any], change: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     put(given, path.split("."), value, where=f"--set {path}")
+
+
+def tables_about(
+    model: str, checkpoint: Path | None, data: str, norm: str, eps: str, attack: str, claimed: float | None
+) -> dict[str, Any]:
+    """The recipe of a claim about one module.
+
+    :param model: ``"package.module:function"``.
+    """
+    named = {"name": model, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
+    return {
+        "name": model,
+        "data": {"name": data, "limit": 200},
+        "threat": {"norm": norm, "eps": [eps]},
+        "claim": {"attack": attack, "eps": eps, "accuracy": claimed},
+        "models": [named],
+        "attacks": [{"id": attack}],
+    }

@@ -87,10 +87,10 @@ class LiveProgress(Progress):
         """Which cell it is and what came of it. How many there are is not known while a diagnosis looks for more."""
         number = f"{self.reused + self.computed:3}" + (f"/{self._total}" if self._left[1] else "")
         source = "" if cell.source == cell.model else f" from {cell.source}"
-        budget = "" if cell.eps == 0 else f" {cell.norm} {words.eps(cell.eps)}"
+        threat = "" if cell.eps == 0 else f" {cell.norm} {words.eps(cell.eps)}"
         found = "FAILED" if cell.accuracy is None else f"{100 * cell.accuracy:5.1f} %"
         found += "" if cell.rows is None else f" of {cell.n}"
-        return f"{number} {cell.model}: {cell.label}{source}{budget} -> {found}"
+        return f"{number} {cell.model}: {cell.label}{source}{threat} -> {found}"
 
     def _print(self, *parts: str) -> None:
         """Parts of a sentence; where they need a new line it begins with a part."""

@@ -32,7 +32,7 @@ def show_plan(recipe: Any, models: Sequence[Any], cells: Sequence[Any]) -> None:
     for model in models:
         table.add_row(model.name, model.description)
     screen.print(table)
-    _show_warnings(screen, subjects)
+    _show_warnings(screen, models)
     screen.print()
     table = Table("model", "attack", "crafted on", "eps", "why", box=None, pad_edge=False)
     grouped: dict[tuple[Any, ...], list[float]] = {}
