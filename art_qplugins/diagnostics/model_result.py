@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from art_qplugins import metrics
 from art_qplugins.diagnostics.indicator import Measurement
+from art_qplugins.diagnostics.indicators import of_class
 from art_qplugins.diagnostics.measurements import findings_of, measure_all
 from art_qplugins.diagnostics.model_records import ModelRecords, records_of
 from art_qplugins.diagnostics.summary import lower_first, summary
@@ -89,7 +90,7 @@ def _judge(
 ) -> _Judgement:
     if claimed is None:
         why = "No accuracy was claimed, so there was no claim to test."
-        return _Judgement(verdict="INCONCLUSIVE", summary=why)
+        return _Judgement(verdict="INCONCLUSIVE", summary=why, findings=_validity(records_of(outcomes, clean)))
     records = records_of(outcomes, claimed if claimed.ok else clean)
     measurements = measure_all(records)
     findings = findings_of(measurements)
@@ -107,6 +108,12 @@ def _judge(
     layer = _layer(records)
     words = summary(verdict, records, claim, [findings[mechanism] for mechanism, _ in explaining], layer)
     return _Judgement(verdict=verdict, summary=words, claim=claim, findings=kept, layer=layer)
+
+
+def _validity(records: ModelRecords) -> list[Finding]:
+    """What a reader of the numbers must know where nothing is claimed: what was found of class V."""
+    findings = (indicator.finding(indicator.measure(records)) for indicator in of_class("V"))
+    return [finding for finding in findings if finding.fired]
 
 
 def _invalid(reasons: Sequence[str], findings: Sequence[Finding] = ()) -> _Judgement:

@@ -79,7 +79,8 @@ stateful_model = _fact(
 )
 probabilities = _fact(
     "probabilities",
-    "Every row of the output is non-negative and sums to 1.",
+    "Every row of the output is non-negative and sums to 1. Cross-entropy applies a second softmax to it and saturates, so "
+    "attacks on cross-entropy were weakened.",
     "The output is not a probability distribution.",
 )
 test_time_optimisation = _fact("dynamic", "A forward pass computes gradients.", "A forward pass computes no gradient.")
@@ -146,8 +147,9 @@ VALIDITY: tuple[Indicator, ...] = (
         target=f"{__name__}:probabilities",
         help="The model returns probabilities",
         formula="all rows in [0, 1] and summing to 1, within 1e-5",
-        mitigation="Return logits; cross-entropy of a softmax has a tiny gradient.",
-        alone="INVALID",
+        shows="Attacks on cross-entropy are weaker than they would be on logits.",
+        mitigation="Give logits: end the model before its softmax, or take the logarithm of its output. Then attack again.",
+        alone="SUSPECT",
     ),
     _validity(
         name="test-time-optimisation",

@@ -32,13 +32,14 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
     The signature is ``PyTorchClassifier``'s, position by position. Two defaults differ: ``clip_values`` is (0, 1), and
     ``preprocessing`` is ``None``, because ART's (0, 1) subtracts 0 and divides by 1 at every call.
 
-    :param model: takes ``(N, C, H, W)`` float32 in [0, 1], gives ``(N, nb_classes)`` logits.
+    :param model: takes ``(N, C, H, W)`` float32 in [0, 1], gives ``(N, nb_classes)`` logits. Of probabilities under
+        cross-entropy, which attacks find hard to climb, it warns once.
     :param loss: takes logits and integer labels, e.g. ``torch.nn.CrossEntropyLoss()``.
     :param input_shape: (C, H, W).
     :param nb_classes: at least 2.
     :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, ``"cuda:1"``.
     :param training_defences: defences that :meth:`fit`, and so ART's trainers, apply, e.g. an orthogonality penalty.
-    :raises InputError: at the first call, if the module returns another shape, or probabilities.
+    :raises InputError: at a call, if the module returns another shape.
     """
 
     estimator_params = [*PyTorchClassifier.estimator_params, "training_defences"]

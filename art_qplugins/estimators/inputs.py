@@ -6,6 +6,7 @@ ART's attributes, because ART does not.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,6 +63,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
 
         :param y: labels (N,), or one-hot or soft labels (N, nb_classes).
         """
+        y = _numbers(y)
         labels = torch.as_tensor(y, device=self.device)
         if labels.dim() == 2:
             labels = self.reduce_labels(labels)
@@ -74,7 +76,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
 
     def _classes(self, label: int | list[int] | np.ndarray, n: int) -> Tensor:
         """One class for each of ``n`` images, (n,), on the device."""
-        chosen = torch.as_tensor(np.asarray(label), device=self.device).long()
+        chosen = torch.as_tensor(_numbers(label), device=self.device).long()
         if chosen.dim() == 0:
             chosen = chosen.expand(n)
         if chosen.shape != (n,) or not bool(((chosen >= 0) & (chosen < self.nb_classes)).all()):
@@ -84,7 +86,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         return chosen
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        """The module's logits (N, nb_classes). Every call checks the shape. The first call refuses probabilities."""
+        """The module's output (N, nb_classes). Every call checks the shape. The first probabilities give a warning."""
         logits: Tensor = self.model(inputs)
         if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.nb_classes):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -95,11 +97,28 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         if not self._checked:
             self._checked = True
             if isinstance(self._loss, nn.CrossEntropyLoss) and _are_probabilities(logits.detach()):
-                raise InputError(
-                    f"model: {type(self.model).__name__} gives probabilities, and {type(self._loss).__name__} takes "
-                    "logits; end the model before its softmax, or take the logarithm"
+                warnings.warn(
+                    f"model: {type(self.model).__name__} gives probabilities, of which {type(self._loss).__name__} takes "
+                    "a second softmax; attacks on this loss are weaker than on logits. End the model before its softmax, "
+                    "or take the logarithm",
+                    stacklevel=2,
                 )
         return logits
+
+
+def _numbers(labels: Any) -> Pixels:
+    """Labels as numbers, also those that come as Python objects.
+
+    :raises InputError: where they are none.
+    """
+    if isinstance(labels, Tensor):
+        return labels
+    array = np.asarray(labels)
+    if array.dtype == object:
+        array = np.array(array.tolist())
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"labels are {array.dtype}; give integers, or one row of nb_classes numbers for each image")
+    return array
 
 
 def _are_probabilities(rows: Tensor) -> bool:

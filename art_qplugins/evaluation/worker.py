@@ -6,7 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,10 @@ from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.outcome import Columns, Outcome
 from art_qplugins.evaluation.records import Cell
 from art_qplugins.evaluation.score import check_legal, finite_columns, score
+from art_qplugins.gradients.counting import counting
+from art_qplugins.gradients.facts import output_facts
 from art_qplugins.gradients.measure import measure
+from art_qplugins.gradients.probe import answer
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.seeds import derive_seed
@@ -120,8 +123,11 @@ def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
     distance = check_legal(x, x_adv, Threat(spec.norm, spec.eps))
     scored = score(target.model, x_adv, y, seed=_seed(shard), batch_size=batch_size)
     found = crafted
-    if spec.role == "clean" and crafted.options["radius"] > 0:
-        found = _measured(shard, crafted, target, x, y, batch_size)
+    if spec.role == "clean":
+        measured = crafted.options["radius"] > 0
+        found = (
+            _measured(shard, crafted, target, x, y, batch_size) if measured else _asked(crafted, target, x, batch_size)
+        )
     columns = {
         "label": y.double().cpu().numpy(),
         "distance": distance.double().cpu().numpy(),
@@ -204,6 +210,13 @@ def _binarized(spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor
     facts = {"success": metrics.finite(found.success), "random": metrics.finite(found.random), "used": found.used}
     path = {"binarization": found.each}
     return Crafted(x.clone(), spent[0] + 100 * found.used, spent[1], (), options, path, facts)
+
+
+def _asked(clean: Crafted, target: QuantizedClassifier, x: Tensor, batch_size: int) -> Crafted:
+    """The clean images with what the outputs of the model are, where no radius says within what to measure."""
+    with counting(target.model) as counter:
+        facts = output_facts(answer(target.model, x[:batch_size], 0, 0))
+    return replace(clean, forward_samples=counter.forward, facts=facts)
 
 
 def _measured(

@@ -20,7 +20,7 @@ from art_qplugins.guard import evaluating
 from art_qplugins.quantizers.protocol import activation_quantizers
 from art_qplugins.quantizers.stochastic import is_stochastic
 
-__all__ = ["module_facts"]
+__all__ = ["module_facts", "output_facts"]
 
 #: Number of rows of the gradient ledger that are kept.
 _ROWS = 12
@@ -48,7 +48,7 @@ def module_facts(
         "quantizers": len(activation_quantizers(module)),
         "replaceable": attempt("replaceable", lambda: list(replaceable_operations(module, x, seed=seed))),
         **_ledger_facts(found),
-        **_output_facts(logits),
+        **output_facts(logits),
         "batch_dependent": None,
     }
     if logits is not None and len(x) >= 3:
@@ -81,7 +81,7 @@ def _ledger_facts(found: Ledger | None) -> dict[str, Any]:
     }
 
 
-def _output_facts(logits: Tensor | None) -> dict[str, Any]:
+def output_facts(logits: Tensor | None) -> dict[str, Any]:
     """Whether the outputs are probabilities by AutoAttack's rule, probabilities times a constant, or log-probabilities."""
     if logits is None:
         return {"probabilities": None, "softmax_like": None, "log_softmax": None}

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from art_qplugins import QuantizedClassifier, Threat, diagnose
+from art_qplugins import QuantizedClassifier, Threat, diagnose, evaluate
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
+
+#: The estimator warns of probabilities, and warnings are errors here.
+pytestmark = pytest.mark.filterwarnings("ignore:model. .* gives probabilities:UserWarning")
 
 N = 24
 THREAT = Threat("Linf", 0.1)
@@ -59,6 +62,11 @@ class NanOffTheData(Odd):
 class Infinite(Odd):
     def forward(self, x):
         return torch.where(self.network(x) > 0, torch.inf, -torch.inf)
+
+
+class Logits(Odd):
+    def forward(self, x):
+        return self.network(x)
 
 
 class Probabilities(Odd):
@@ -174,8 +182,7 @@ def fired(found):
         (RaisesUnderAttack, "only for inference"),
         (Nan, "NaN"),
         (NanOffTheData, "NaN"),
-        (Probabilities, "returns probabilities"),
-        (Labels, "probabilities"),
+        (Labels, "no gradient"),
         (OfTheBatch, "depends on the other images in its batch"),
         (Constant, "no better than guessing"),
         (Numpy, "art:pgd failed"),
@@ -203,6 +210,19 @@ def test_a_model_that_cannot_be_evaluated_has_no_number_and_says_why(make, says,
 def test_what_is_odd_about_a_model_is_a_finding(make, finding, verdicts, fp32, images):
     found = asked(make(copy.deepcopy(fp32)), images, level=1)
     assert finding in fired(found) and found.verdict in verdicts
+
+
+def test_probabilities_have_a_number_and_a_finding(fp32, images):
+    found = asked(Probabilities(copy.deepcopy(fp32)), images, level=1)
+    assert found.verdict in ("SUSPECT", "MASKED") and found.corrected_accuracy is not None
+    (finding,) = (f for f in found.findings if f.id == "probabilities")
+    assert finding.fired and "weakened" in finding.evidence and "logits" in finding.mitigation
+
+
+@pytest.mark.parametrize(("make", "expected"), [(Probabilities, ["probabilities"]), (Logits, [])])
+def test_an_evaluation_without_a_claim_says_so_too(make, expected, fp32, images):
+    (result,) = evaluate(classifier(make(copy.deepcopy(fp32))), images, THREAT, ["art:fgsm"]).models
+    assert [f.id for f in result.findings] == expected and result.robust[0].accuracy is not None
 
 
 def test_logits_without_bounds_are_no_silent_number(fp32, images):

@@ -1,0 +1,159 @@
+"""What ART's own classifier takes, ours takes: probabilities under cross-entropy, and labels that are Python objects."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import DeepFool, FastGradientMethod, ProjectedGradientDescent
+from art.defences.detector.evasion import BinaryInputDetector
+from art.defences.trainer import AdversarialTrainer
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_qplugins import InputError, QuantizedClassifier
+
+N = 7
+SAYS = "^model: Softmaxed gives probabilities, of which CrossEntropyLoss takes a second softmax"
+
+
+class Softmaxed(nn.Module):
+    """As the networks of ART's own tests end. Logits are divided by 10, so that gradients are far above rounding."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return (self.network(x) / 10).softmax(1)
+
+
+@pytest.fixture
+def batch(digits):
+    """(x, y) as arrays."""
+    return digits[1].x()[:N].numpy(), digits[1].y()[:N].numpy()
+
+
+@pytest.fixture
+def module(fp32):
+    return Softmaxed(copy.deepcopy(fp32))
+
+
+def made(cls, module, loss=None, **options):
+    module = copy.deepcopy(module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    loss = loss or nn.CrossEntropyLoss()
+    return cls(module, loss, (1, 8, 8), 10, optimizer, clip_values=(0.0, 1.0), device_type="cpu", **options)
+
+
+def both(module):
+    """Our classifier and ART's."""
+    return made(QuantizedClassifier, module), made(PyTorchClassifier, module)
+
+
+@pytest.fixture
+def _probabilities_are_known():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", SAYS)
+        yield
+
+
+def test_of_probabilities_it_warns_once_and_goes_on(module, batch):
+    estimator = made(QuantizedClassifier, module)
+    with pytest.warns(UserWarning, match=SAYS) as said:
+        first = estimator.predict(batch[0])
+    assert len(said) == 1
+    np.testing.assert_array_equal(estimator.predict(batch[0]), first)  # warnings are errors here
+    assert estimator.loss_gradient(*batch).any()
+    estimator.set_params(model=copy.deepcopy(estimator.model))
+    with pytest.warns(UserWarning, match=SAYS):
+        estimator.predict(batch[0])
+
+
+@pytest.mark.parametrize("after", [lambda z: z, lambda z: z.log_softmax(1)], ids=["logits", "logarithms"])
+def test_of_logits_it_says_nothing(after, fp32, batch):
+    class Ends(nn.Module):
+        def forward(self, x):
+            return after(fp32(x))
+
+    QuantizedClassifier(Ends(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu").predict(batch[0])
+
+
+def test_another_loss_may_take_probabilities(module, batch):
+    made(QuantizedClassifier, module, nn.MultiMarginLoss()).predict(batch[0])
+
+
+CALLS = {
+    "predict": lambda e, x, y: e.predict(x),
+    "class_gradient": lambda e, x, y: e.class_gradient(x),
+    "loss_gradient": lambda e, x, y: e.loss_gradient(x, np.eye(10, dtype=np.float32)[y]),
+}
+
+
+@pytest.mark.usefixtures("_probabilities_are_known")
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_answers_and_gradients_are_arts(call, module, batch):
+    ours, theirs = (call(estimator, *batch) for estimator in both(module))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+
+
+ATTACKS = {
+    "FGSM": lambda e: FastGradientMethod(e, eps=0.1),
+    "PGD": lambda e: ProjectedGradientDescent(e, eps=0.1, max_iter=3, verbose=False),
+    "DeepFool": lambda e: DeepFool(e, max_iter=3, verbose=False),
+}
+
+
+@pytest.mark.usefixtures("_probabilities_are_known")
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.parametrize("cls", [QuantizedClassifier, PyTorchClassifier])
+def test_arts_attacks_take_it(cls, attack, module, batch):
+    x_adv = attack(made(cls, module)).generate(batch[0])
+    assert x_adv.shape == batch[0].shape and (x_adv != batch[0]).any(axis=(1, 2, 3)).all()
+
+
+@pytest.mark.usefixtures("_probabilities_are_known")
+@pytest.mark.parametrize("cls", [QuantizedClassifier, PyTorchClassifier])
+def test_arts_trainer_and_detector_take_it(cls, module, batch):
+    x, y = batch
+    estimator = made(cls, module)
+    trainer = AdversarialTrainer(estimator, FastGradientMethod(estimator, eps=0.1), ratio=0.5)
+    before = estimator.predict(x)
+    trainer.fit(x, np.eye(10, dtype=np.float32)[y], nb_epochs=1, batch_size=N)
+    assert np.abs(estimator.predict(x) - before).max() > 0
+    report, found = BinaryInputDetector(estimator).detect(x)
+    assert found.shape == (N,) and len(report["predictions"]) == N
+
+
+def as_objects(values):
+    found = np.empty(len(values), dtype=object)
+    found[:] = list(values)
+    return found
+
+
+def test_labels_that_are_python_objects_have_the_class_gradient_of_arts(fp32, batch):
+    x, y = batch
+    ours, theirs = both(fp32)
+    for labels in (as_objects(y.tolist()), as_objects(y), np.array(y, dtype=object)):
+        expected = theirs.class_gradient(x, label=labels)
+        np.testing.assert_allclose(ours.class_gradient(x, label=labels), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_labels_that_are_python_objects_have_losses_and_train(fp32, batch):
+    x, y = batch
+    estimator = made(QuantizedClassifier, fp32)
+    one_hot = np.eye(10, dtype=np.float32)[y]
+    for labels in (as_objects(y), as_objects(one_hot), one_hot.astype(object)):
+        np.testing.assert_array_equal(estimator.compute_loss(x, labels), estimator.compute_loss(x, y))
+        np.testing.assert_array_equal(estimator.loss_gradient(x, labels), estimator.loss_gradient(x, y))
+        estimator.fit(x, labels, nb_epochs=1)
+
+
+@pytest.mark.parametrize("label", [["seven"] * N, as_objects([None] * N)], ids=["words", "nothing"])
+def test_labels_that_are_no_numbers_are_refused_in_one_line(label, fp32, batch):
+    for call in (lambda e: e.class_gradient(batch[0], label=label), lambda e: e.loss_gradient(batch[0], label)):
+        with pytest.raises(InputError, match=r"^labels are [^\n]+; give integers[^\n]+$"):
+            call(made(QuantizedClassifier, fp32))
