@@ -1,10 +1,12 @@
 """What all tests share: one thread, seeded global generators, and small networks trained once on digits.
 
-The fixtures are shared by the whole session, so a test leaves them as it found them, or works on ``copy.deepcopy``.
+Each network is trained once in a session, and each test has a copy: a hook, a mode or a stream of draws that one leaves
+behind is gone for the next, in whatever order they run.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
@@ -38,8 +40,7 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def fp32(digits):
-    """A float ConvNet that gets 98 % of digits right, in eval mode."""
+def _fp32(digits):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = ConvNet((1, 8, 8), 10, width=8)
@@ -47,16 +48,27 @@ def fp32(digits):
 
 
 @pytest.fixture(scope="session")
-def mu_law(fp32):
-    """``fp32`` with 3-bit weights, the last two layers mu-law mapped, not trained further: 97 %."""
-    return quantize(fp32, weight_bits=3, mu=255.0, mu_layers=2)
-
-
-@pytest.fixture(scope="session")
-def stochastic(fp32, digits):
-    """``fp32`` with 2-bit stochastic activations, trained on, as the mean of four draws: 97 %."""
-    network = quantize(fp32, activation_bits=2, alpha=2.0, clip=2.0)
+def _stochastic(_fp32, digits):
+    network = quantize(_fp32, activation_bits=2, alpha=2.0, clip=2.0)
     return StochasticEnsemble(train(network, digits[0], epochs=3, learning_rate=0.02), draws=4).eval()
+
+
+@pytest.fixture
+def fp32(_fp32):
+    """A float ConvNet that gets 98 % of digits right, in eval mode."""
+    return copy.deepcopy(_fp32)
+
+
+@pytest.fixture
+def mu_law(_fp32):
+    """``fp32`` with 3-bit weights, the last two layers mu-law mapped, not trained further: 97 %."""
+    return quantize(_fp32, weight_bits=3, mu=255.0, mu_layers=2)
+
+
+@pytest.fixture
+def stochastic(_stochastic):
+    """``fp32`` with 2-bit stochastic activations, trained on, as the mean of four draws: 97 %."""
+    return copy.deepcopy(_stochastic)
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -14,7 +12,7 @@ from art_qplugins.quantizers import draws_from, quantize
 EPS = 0.2
 
 
-@pytest.fixture(scope="module", params=["dq", "mu-law", "sq"])
+@pytest.fixture(params=["dq", "mu-law", "sq"])
 def module(request, fp32, stochastic):
     """What ``estimator.model`` is: nothing in it knows who asks."""
     contract = (nn.CrossEntropyLoss(), (1, 8, 8), 10)
@@ -22,7 +20,7 @@ def module(request, fp32, stochastic):
         return DQClassifier(quantize(fp32, activation_bits=4), *contract, device_type="cpu").model
     if request.param == "mu-law":  # normalised and of the last layer only, so that PGD on cross-entropy still works
         return MuLawClassifier(fp32, *contract, weight_bits=4, mu=5.0, mu_normalize=True, device_type="cpu").model
-    return SQEnsembleClassifier(copy.deepcopy(stochastic), *contract, device_type="cpu").model
+    return SQEnsembleClassifier(stochastic, *contract, device_type="cpu").model
 
 
 @pytest.fixture(scope="module")

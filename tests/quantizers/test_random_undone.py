@@ -14,7 +14,7 @@ from art_qplugins.quantizers import draws_from
 THREAT = Threat("Linf", 0.1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ensemble(stochastic):
     return SQEnsembleClassifier(stochastic, nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
 
