@@ -206,13 +206,13 @@ class RayExecutor:
             _connect(ray, workers, address)
         have = ray.cluster_resources()
         cores, accelerators = have.get("CPU", 1.0), have.get("GPU", 0.0)
-        self._run_sharders = workers or max(1, int(accelerators or cores))
-        share = max(1, int(cores // self._run_sharders))
+        self._workers = workers or max(1, int(accelerators or cores))
+        share = max(1, int(cores // self._workers))
         self._job = ray.put(job)
         self._threads = threads or share
         self._task = ray.remote(_run_shard).options(
-            num_cpus=min(share, cores / self._run_sharders),
-            num_gpus=min(1.0, accelerators / self._run_sharders),
+            num_cpus=min(share, cores / self._workers),
+            num_gpus=min(1.0, accelerators / self._workers),
             max_retries=_RETRIES,
         )
 
@@ -229,7 +229,7 @@ class RayExecutor:
         waiting: dict[Any, Shard] = {}
         try:
             while True:
-                while len(waiting) < 2 * self._run_sharders and (shard := next(coming, None)) is not None:
+                while len(waiting) < 2 * self._workers and (shard := next(coming, None)) is not None:
                     waiting[self._task.remote(self._job, self._threads, shard)] = shard
                 if not waiting:
                     return
