@@ -178,14 +178,13 @@ def _activation(table: Table) -> str | None:
         if name is not None or options:
             raise InputError("activation and options need activation_bits; add e.g. activation_bits = 4")
         return None
-    row = _by_default(table) if name is None else QUANTIZERS[name]
+    row = QUANTIZERS[_by_default(table) if name is None else name]
     _check(row, table, options)
     return row.name
 
 
-def _by_default(table: Table) -> Quantizer:
-    own = (row for row in QUANTIZERS.values() if row.plugin is None and row.place == "activation")
-    return next(row for row in own if row.is_on(table))
+def _by_default(table: Table) -> str:
+    return "uniform" if table.get("alpha") is None else "stochastic"
 
 
 def _check(row: Quantizer, table: Table, options: Mapping[str, Any]) -> None:

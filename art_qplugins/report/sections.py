@@ -1,4 +1,4 @@
-"""Sections of the page that other packages add.
+"""Sections of the page that are functions of a run: rows of ``SECTIONS``, of this package and of others.
 
 A package adds a :class:`Section` by an entry point of the group ``art_qplugins.report``. Its target is a function that
 takes the :class:`~art_qplugins.report.files.Run` and returns HTML, or ``None`` for no section. The section appears after the
@@ -49,7 +49,7 @@ class ShownSection:
     name: str
     title: str
     anchor: str
-    package: str  # name and version
+    package: str  # name and version; "" for this package
     html: Markup | None
     failure: str
 
@@ -61,7 +61,7 @@ def sections(run: Run) -> list[ShownSection]:
 
 def _show(section: Section, run: Run) -> ShownSection | None:
     anchor = f"section-{slug(section.name)}"
-    package = str(section.plugin or "art_qplugins")
+    package = "" if section.plugin is None else str(section.plugin)
     html, failure = None, ""
     try:
         function = cast("Callable[[Run], object]", section.load())
@@ -75,7 +75,7 @@ def _show(section: Section, run: Run) -> ShownSection | None:
         html = checked(made, f"{anchor}-")
     except (Exception, SystemExit) as error:  # code of another package may raise anything
         failure = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        logger.warning("report section %r of %s: %s", section.name, package, failure)
+        logger.warning("report section %r of %s: %s", section.name, package or "art_qplugins", failure)
     return ShownSection(
         name=section.name, title=section.title, anchor=anchor, package=package, html=html, failure=failure
     )

@@ -187,7 +187,7 @@ def test_the_facts_of_a_row_do_not_contradict_each_other(name):
     assert row.ignores_scale == (row.scale_free or not white)
     assert row.follows({}) == row.gradient
     assert row.gradient == "own" or not row.one_step
-    assert not (row.one_step and "max_iter" in row.options)
+    assert not (row.one_step and "max_iter" in row.options), "one step: give its max_iter in fixed, not in options"
     assert not (row.one_step and row.minimum_norm)
     assert not row.takes_start or row.library.name == "artq"
     assert (row.cost is None) == bool(row.refused)

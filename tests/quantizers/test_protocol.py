@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from art_qplugins import QuantHardtanh, QuantReLU, StochasticQuantizer, UniformWeightQuantizer
-from art_qplugins.quantizers import activation_quantizers
+from art_qplugins.quantizers import QUANTIZERS, activation_quantizers
 from art_qplugins.quantizers.protocol import ActivationQuantizer, as_quantizer
 from art_qplugins.quantizers.surrogates import Surrogate, surrogate_layers
+from art_qplugins.recipes.schema import Quantization
+
+
+def of_row(row, bits):
+    """The module of a row of the registry, with its highest level at 1.5."""
+    table = {"activation": row.name, "activation_bits": bits, "clip": 1.5}
+    return row.make(Quantization(**table, **({"alpha": 2.0} if "alpha" in row.arguments else {})).model_dump())
+
 
 OURS = {
     "QuantReLU": lambda bits: QuantReLU(bits, 1.5),
@@ -17,6 +27,7 @@ OURS = {
     "stochastic-2": lambda bits: StochasticQuantizer(bits, alpha=2.0, clip=1.5),
     "stochastic-1.5": lambda bits: StochasticQuantizer(bits, alpha=1.5, clip=1.5),
     "stochastic-signed": lambda bits: StochasticQuantizer(bits, clip=1.5, low=-0.5),
+    **{name: partial(of_row, row) for name, row in QUANTIZERS.items() if row.place == "activation"},
 }
 
 

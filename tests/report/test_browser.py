@@ -213,6 +213,20 @@ def test_every_table_that_sorts_keeps_its_rows(browser: Browser, report: Path) -
     assert changed > 10
 
 
+def test_a_sortable_table_without_a_head_leaves_the_others_sortable(
+    browser: Browser, report: Path, tmp_path: Path
+) -> None:
+    page = report.read_text(encoding="utf-8")
+    for number, table in enumerate(("<tr><td>1</td></tr>", "<thead><tr><th>x</th></tr></thead>", "")):
+        path = tmp_path / f"headless-{number}.html"
+        path.write_text(page.replace("<main", f'<table class="sortable">{table}</table><main', 1), encoding="utf-8")
+        browser.open(path)
+        heads = (
+            "return [...document.querySelectorAll('main table.sortable')].every((t) => t.querySelector('thead button'))"
+        )
+        assert browser.ask(heads), table
+
+
 def test_without_the_script_the_table_is_whole(browser: Browser, report: Path, tmp_path: Path) -> None:
     start, rest = report.read_text(encoding="utf-8").split("<script>")
     plain = tmp_path / "plain.html"
@@ -259,13 +273,13 @@ def test_every_indicator_has_its_place(browser: Browser, full: Path, width: int)
 def test_a_section_of_a_package_cannot_cover_the_page(browser: Browser, report: Path, tmp_path: Path) -> None:
     page = report.read_text(encoding="utf-8")
     cover = '<div style="position:fixed;inset:0;background:red">x</div><p style="width:3000px">wide</p>'
-    region = f'<div class="scroll added" role="region" aria-label="x" tabindex="0">{cover}</div>'
+    region = f'<div id="covering" class="scroll added" role="region" aria-label="x" tabindex="0">{cover}</div>'
     covered = tmp_path / "covered.html"
     covered.write_text(page.replace('<section aria-labelledby="cells"', region + '<section aria-labelledby="cells"'))
     browser.open(covered, width=360)
     red = browser.ask(
         "const box = (q) => document.querySelector(q).getBoundingClientRect();"
-        "return [box('.added > div').top >= box('.added').top, box('.added > div').bottom <= box('.added').bottom]"
+        "return [box('#covering > div').top >= box('#covering').top, box('#covering > div').bottom <= box('#covering').bottom]"
     )
     assert red == [True, True]
     assert browser.ask("return document.documentElement.scrollWidth") == 360

@@ -27,7 +27,7 @@ class Attack(Entry):
     :ivar needs: what it needs from a model: gradients, scores (logits), decisions (the class only), or nothing.
     :ivar models: the models that it is meant for.
     :ivar needs_classes: the smallest number of classes. An attack for one exact number checks it itself.
-    :ivar one_step: it takes one step along one gradient.
+    :ivar one_step: it takes one step along one gradient. The number of steps is no option then; give it in ``fixed``.
     :ivar cost: gradients and forward passes for one robust image, at the default options, on 10 classes and 64 values,
         for one draw of a random model. For minimum-norm and black-box attacks and several surrogates, the cost depends
         on the model. It is then one measurement on a linear model, and only its order of magnitude counts. The cost of

@@ -1,6 +1,7 @@
 // Tables sort by a click on a heading. Without this script they are complete, in the order of the run.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
+  if (!body || !table.tHead) continue; // a table of another package may have no head
   const heads = [...table.tHead.rows[0].cells];
   const rows = [...body.rows];
   heads.forEach((head, column) => {
