@@ -458,7 +458,7 @@ def test_a_diagnosis_is_told_at_80_columns(capsys):
         "claim 95 % (art:pgd, Linf, eps 8/255, n = 200): OVERSTATED",
         "at most 5 % [2.7, 9], overstated by 90 points [85, 94]",
         "lost at Mul in net.[3], on 97 % of the images",
-        "large-logits Title of large-logits not-converged Title of not-converged (of that attack, not of the model)",
+        "large-logits Title of large-logits not-converged Title of not-converged (a symptom of that attack, not of the model)",
         "not found 40: S0 S1",
         "not run 1: mean-gradient",
         "not run: there is nothing to undo here there is",

@@ -123,7 +123,7 @@ def test_a_random_model_is_asked_twenty_times(tmp_path):
     found = replay(evidence(tmp_path / "e.npz"), Coin())
     assert found.stochastic and 0.2 < found.share < 0.8
     np.testing.assert_allclose(found.wrong * 20, np.round(found.wrong * 20), atol=1e-9)
-    assert f"over 20 draws {100 * found.share:.1f} % of the answers are wrong" in str(found)
+    assert f"over 20 draws {100 * found.share:.1f} % of the predictions are wrong" in str(found)
 
 
 def test_a_coin_flip_does_not_refute_a_random_model_but_a_clear_answer_does(tmp_path):
@@ -158,7 +158,7 @@ def test_everything_is_as_it_was(tmp_path):
         ({"x_adv": np.zeros((N, 1, 2, 3), np.float32)}, "do not belong together"),
         ({"y": np.zeros(N - 1, np.int64)}, "do not belong together"),
         ({"y": np.full(N, -1)}, "label -1 is negative"),
-        ({"y": np.full(N, 7)}, "Linear cannot be asked"),
+        ({"y": np.full(N, 7)}, "Linear cannot take"),
         ({"x": np.zeros(N, np.float32)}, r"images are \(N, C, H, W\)"),
         ({"ids": np.array(["one"])}, "1 ids for 12 images"),
         ({"norm": np.array("Loo")}, "unknown norm 'Loo'"),
