@@ -147,7 +147,7 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
     reasons = {s.id: s.reason for s in steps if s.status == "skipped"}
     expected = {
         "cross-entropy": "this is the claimed attack",
-        "scale": "3 apart",
+        "scale": "logits, 3, is not large",
         "surrogates": "faithful",
         "full-precision": "no quantized activation",
         "averaging": "not random",
