@@ -281,5 +281,5 @@ def _ours(name: str, estimator: Any) -> QuantizedClassifier:
         estimator._loss,
         estimator.input_shape,
         estimator.nb_classes,
-        device_type="cpu" if estimator.device.type == "cpu" else "gpu",
+        device_type=str(estimator.device),
     )

@@ -16,6 +16,7 @@ from art_qplugins.attacks.catalogue import ATTACKS, Attack
 from art_qplugins.attacks.views import LogitScale, median_gap
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.estimators.devices import as_current
 from art_qplugins.gradients.counting import counting
 from art_qplugins.gradients.trajectory import Path, tracking
 from art_qplugins.guard import isolated
@@ -105,6 +106,7 @@ def craft(
     _check(attack, estimator, threat, start)
     model = estimator.model
     with (
+        as_current(estimator.device),
         isolated(model, seed),
         draws_from(model, seed),
         counting(model) as counter,

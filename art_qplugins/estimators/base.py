@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from art_qplugins.defences.base import Defence
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.activations import Activations
-from art_qplugins.estimators.devices import resolve_device
+from art_qplugins.estimators.devices import as_current, resolve_device
 from art_qplugins.estimators.fitting import FittingMixin
 from art_qplugins.estimators.pickling import Pickling
 from art_qplugins.estimators.precision import accept_float64
@@ -64,22 +64,24 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         training_defences: Sequence[Defence] = (),
     ) -> None:
         device = resolve_device(device_type)
-        super().__init__(
-            model=model,
-            loss=loss,
-            input_shape=input_shape,
-            nb_classes=nb_classes,
-            optimizer=optimizer,
-            use_amp=use_amp,
-            opt_level=opt_level,
-            loss_scale=loss_scale,
-            channels_first=channels_first,
-            clip_values=clip_values,
-            preprocessing_defences=preprocessing_defences,
-            postprocessing_defences=postprocessing_defences,
-            preprocessing=preprocessing,
-            device_type="cpu",  # ART knows "cpu" and the current CUDA device only; the next lines know every device
-        )
+        with as_current(device):
+            super().__init__(
+                model=model,
+                loss=loss,
+                input_shape=input_shape,
+                nb_classes=nb_classes,
+                optimizer=optimizer,
+                use_amp=use_amp,
+                opt_level=opt_level,
+                loss_scale=loss_scale,
+                channels_first=channels_first,
+                clip_values=clip_values,
+                preprocessing_defences=preprocessing_defences,
+                postprocessing_defences=postprocessing_defences,
+                preprocessing=preprocessing,
+                # ART knows "cpu" and the current CUDA device only; the next lines know every device
+                device_type="gpu" if device.type == "cuda" else "cpu",
+            )
         self._device, self._device_type = device, device_type
         self._model.to(device)
         accept_float64(model)
@@ -118,6 +120,12 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
             self._model = self._make_model_wrapper(model).to(self._device)
             accept_float64(model)
             self._checked = False
+
+    def clone_for_refitting(self) -> QuantizedClassifier:
+        """A copy with weights and an optimizer of its own, on the same device, to be trained from the start."""
+        with as_current(self.device):  # ART moves the copy to the current device
+            clone: QuantizedClassifier = super().clone_for_refitting()
+        return clone
 
     def with_model(self, model: nn.Module, loss: nn.Module | None = None) -> QuantizedClassifier:
         """A plain estimator for another view of the same network, e.g. its logits divided by a constant."""

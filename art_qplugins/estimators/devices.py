@@ -1,16 +1,19 @@
-"""The device that ``device_type`` names."""
+"""The device that ``device_type`` names, and what lands on the current one."""
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
+from torch import nn
 
 from art_qplugins.errors import InputError
 
-__all__ = ["resolve_device"]
+__all__ = ["as_current", "device_type_of", "resolve_device"]
 
 
 def resolve_device(device_type: str) -> torch.device:
-    """The device, which can be used.
+    """The device, which can be used; of an accelerator the one with its number.
 
     :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, e.g. ``"cuda:1"``.
     :raises InputError: where there is no such device here.
@@ -18,9 +21,22 @@ def resolve_device(device_type: str) -> torch.device:
     if device_type == "gpu":
         return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
-        device = torch.device(device_type)
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device_type).device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"device_type: {device_type!r} cannot be used here ({reason}); try 'gpu' or 'cpu'") from None
-    return device
+
+
+def device_type_of(module: nn.Module) -> str:
+    """The ``device_type`` that leaves a module where it is; ``"gpu"`` for one on the CPU or without parameters."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return "gpu" if device.type == "cpu" else str(device)
+
+
+def as_current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within, a CUDA device is the current one.
+
+    Others' code needs it. ART's ``PyTorchClassifier`` moves its module to the current device whatever ``device_type`` says,
+    and several of ART's attacks make one around the module that they are given.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

@@ -24,6 +24,7 @@ from torch import nn
 
 from art_qplugins.data import load
 from art_qplugins.errors import InputError
+from art_qplugins.estimators.devices import resolve_device
 from art_qplugins.evaluation.cell import Shard
 from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.worker import Attempt, attempt, failed
@@ -107,8 +108,7 @@ class RecipeJob:
             )
         for path, sha256 in self.checkpoints.items():
             _verify(Path(path), sha256)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        estimators = build_estimators(self.recipe, data, Path(), device=device)
+        estimators = build_estimators(self.recipe, data, Path(), device=resolve_device("gpu"))
         used = data if self.recipe.data.limit is None else data.take(self.recipe.data.limit, seed=self.recipe.data.seed)
         return evaluator_of(self.recipe, estimators, used)
 

@@ -106,7 +106,7 @@ def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> 
     row = next((row for row in rows if row.estimator), None)
     family: Callable[..., QuantizedClassifier] = QuantizedClassifier if row is None else row.load_estimator()
     draws = {"draws": settings.draws} if row is not None and row.random else {}
-    device_type = "cpu" if next(module.parameters()).device.type == "cpu" else "gpu"
+    device_type = str(next(module.parameters()).device)
     loss = nn.CrossEntropyLoss()
     return family(module, loss, data.shape, data.nb_classes, device_type=device_type, **draws)
 

@@ -14,6 +14,7 @@ from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators import QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.estimators.devices import device_type_of
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import is_stochastic
 
@@ -30,7 +31,8 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
         load_checkpoint(Path(checkpoint), module)
     random = is_stochastic(module) or isinstance(module, StochasticEnsemble)
     family = SQEnsembleClassifier if random else QuantizedClassifier
-    return family(module.eval(), nn.CrossEntropyLoss(), data.shape, data.nb_classes)
+    device_type = device_type_of(module)
+    return family(module.eval(), nn.CrossEntropyLoss(), data.shape, data.nb_classes, device_type=device_type)
 
 
 def make_module(name: str) -> nn.Module:

@@ -34,7 +34,9 @@ def environment(device: torch.device, threads: int | None = None, used: Iterable
     """
     installed = {name: found for name in _PACKAGES if (found := version(name)) is not None}
     name = (
-        torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {threads or torch.get_num_threads()} threads"
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {threads or torch.get_num_threads()} threads"
     )
     return Environment(
         packages=installed | {plugin.package: plugin.version for plugin in used},

@@ -15,6 +15,7 @@ import torch
 from art_qplugins.data import Dataset, load
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.estimators.devices import resolve_device
 from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.executor import Executor, Serial
 from art_qplugins.evaluation.records import ModelResult, Results
@@ -156,7 +157,12 @@ class Runner:
             else:
                 folder = store.folder / "checkpoints"
             return build_estimators(
-                self.recipe, data, folder, device=_device(), given=self.given, progress=self.progress.training
+                self.recipe,
+                data,
+                folder,
+                device=resolve_device("gpu"),
+                given=self.given,
+                progress=self.progress.training,
             )
 
     @contextlib.contextmanager
@@ -191,7 +197,7 @@ class Runner:
                 "classes": list(used.classes),
                 "shape": list(used.shape),
             },
-            environment=environment(_device(), self.recipe.threads, packages_of(self.recipe)),
+            environment=environment(resolve_device("gpu"), self.recipe.threads, packages_of(self.recipe)),
             models=[],
             cells=[],
         )
@@ -226,7 +232,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
