@@ -171,7 +171,7 @@ def content(folder: Path) -> dict[str, Any]:
         elif name.startswith("cells/") and path.suffix == ".json":
             found[name] = json.loads(path.read_bytes())
             del found[name]["sha256"], found[name]["cell"]["seconds"]
-        elif name in ("report.html", "results.md", "results.csv", "results.tex"):
+        elif name in ("report.html", "results.md", "results.csv", "results.tex", "results.parquet"):
             found[name] = path.stat().st_size > 0  # they show times and dates
         else:
             found[name] = path.read_bytes()

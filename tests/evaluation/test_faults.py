@@ -52,7 +52,7 @@ def everything(folder):
             cells = [c.model_copy(update={"seconds": 0.0}) for c in results.cells]
             # The commit that runs may change under a test, too.
             found[name] = results.model_copy(update={"created": "", "environment": None, "cells": cells})
-        elif name in ("report.html", "results.md", "results.csv", "results.tex"):
+        elif name in ("report.html", "results.md", "results.csv", "results.tex", "results.parquet"):
             found[name] = path.stat().st_size > 0  # they show times and dates
         elif path.is_file() and not (name.startswith("cells/") and path.suffix == ".json"):
             found[name] = path.read_bytes()
