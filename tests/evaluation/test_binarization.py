@@ -92,6 +92,9 @@ def test_a_random_network_is_fitted_on_its_mean_features(wide, digits):
 
 def test_an_image_that_no_readout_separates_is_dropped(digits):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 10)).eval()
+    with torch.no_grad():
+        model[1].weight.zero_()  # every point has the same features
+        model[1].bias.fill_(1.0)
     x, y = digits[1].x()[:4], digits[1].y()[:4]
     found = binarization_test(classifier(model), descent, x, y, threat=LINF)
     assert (found.used, found.dropped) == (0, 4) and np.isnan(found.success) and np.isnan(found.each).all()
