@@ -519,9 +519,16 @@ def test_what_a_clean_cell_measures_is_not_known_before():
 def test_a_random_model_takes_its_draws(monkeypatch):
     from art_qplugins.evaluation.evaluator import Evaluator
 
-    one = left()[-3][0]
+    one = left()[1][0]  # before any attack is finished
     monkeypatch.setattr(Evaluator, "passes", lambda self, spec: 3)
-    assert left()[-3][0] == 3 * one > 0
+    assert left()[1][0] == 3 * one > 0
+
+
+def test_an_attack_that_stops_early_is_expected_to_do_so_again():
+    told = left(attacks=[{"id": "artq:apgd-margin"}], threat={"eps": [0.9]}, claim=None)
+    first, second = (entry for entry in told if entry[3] != "clean")
+    assert first[2] < told[1][0] / 2, "at this eps hardly an image is robust"
+    assert first[0] == pytest.approx(first[2]) and second[0] == 0
 
 
 @pytest.mark.parametrize("changes", [{"strategy": "cascade"}, {"budget": {"gradients": 1000}}], ids=str)

@@ -48,7 +48,10 @@ class Scheduler:
         self._executor = executor or Serial(evaluator)
         self._outcomes: dict[str, Outcome | None] = {}  # by id, in the order of the requests; None until it is finished
         self._shared = SharedImages(evaluator, store)
-        self._left: dict[str, float | None] = {}  # expected passes of the cells that are not finished, by id
+        self._left: dict[str, tuple[str, float | None]] = {}  # attack and expected passes of unfinished cells, by id
+        self._took: dict[
+            str, tuple[float, float]
+        ] = {}  # expected passes of finished cells and what they took, by attack
 
     def run(self, specs: Iterable[CellSpec], *, until: str = "") -> None:
         """Run those cells that are new.
@@ -61,7 +64,8 @@ class Scheduler:
         self.total += len(new)
         self.progress.cells(self.total)
         crafted, waiting = self._shared.split(new)
-        self._left = {name: self._passes(spec) for name, spec in crafted.items()} | dict.fromkeys(waiting, 0.0)
+        self._left = {name: (spec.attack, self._passes(spec)) for name, spec in crafted.items()}
+        self._left |= {name: (spec.attack, 0.0) for name, spec in waiting.items()}
         self._run(crafted, until)
         missing = {}
         for name, spec in waiting.items():
@@ -69,7 +73,7 @@ class Scheduler:
                 missing[name] = spec  # finished in an earlier run, or its images were not available
             else:
                 self._finish(spec, outcome, until, reused=False)
-        self._left |= {name: self._passes(spec) for name, spec in missing.items()}
+        self._left |= {name: (spec.attack, self._passes(spec)) for name, spec in missing.items()}
         self._run(missing, until)
 
     def _run(self, specs: Mapping[str, CellSpec], until: str) -> None:
@@ -85,10 +89,27 @@ class Scheduler:
         outcome = scored_on_grid(self.evaluator, spec, outcome, self.store, self.grid)
         self._outcomes[outcome.cell.id] = outcome
         self._shared.add(spec, outcome)
-        self._left.pop(outcome.cell.id, None)
-        known = [passes for passes in self._left.values() if passes is not None]
-        self.progress.left(sum(known) if until and len(known) == len(self._left) else None, until)
+        _, expected = self._left.pop(outcome.cell.id, ("", None))
+        if expected and outcome.ok and not reused:
+            before, took = self._took.get(spec.attack, (0.0, 0.0))
+            passes = outcome.cell.forward_samples + outcome.cell.backward_samples
+            self._took[spec.attack] = before + expected, took + passes
+        self.progress.left(self._passes_left() if until else None, until)
         self.progress.cell(outcome, reused)
+
+    def _passes_left(self) -> float | None:
+        """Expected passes of the unfinished cells; ``None`` where those of one are unknown.
+
+        The expected cost is that of an image that stays robust. An attack that stops early takes the share of it that its
+        finished cells took.
+        """
+        total = 0.0
+        for attack, passes in self._left.values():
+            if passes is None:
+                return None
+            expected, took = self._took.get(attack, (1.0, 1.0))
+            total += passes * took / expected
+        return total
 
     def outcome(self, spec: CellSpec) -> Outcome:
         """The outcome of a cell. It is computed if this run does not have it."""
