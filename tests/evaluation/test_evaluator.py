@@ -161,7 +161,7 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
 def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkeypatch):
     model = ensemble()
     here = evaluator(a=model)
-    phases = {"craft": set(), "score": set(), "measure": set()}
+    phases = {"craft": set(), "score": set(), "measure": set(), "answer": set()}
     phase = None
 
     def during(name):
@@ -185,7 +185,7 @@ def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkey
     assert outcome.ok, outcome.cell.error
     seen = {name: {seed for seed, _ in keys} for name, keys in phases.items()}
     assert seen["score"] == {derive_seed(0, "judge"), derive_seed(0, "select")}
-    assert not seen["score"] & (seen["craft"] | seen["measure"])
+    assert not seen["score"] & (seen["craft"] | seen["measure"] | seen["answer"])
     assert seen["craft"] == (set() if attack == "artq:clean" else {derive_seed(0, "attack")})
     if seen["craft"]:
         assert len(phases["craft"]) > 1  # fresh draws at every call
