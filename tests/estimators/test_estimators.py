@@ -253,7 +253,7 @@ def test_a_model_without_a_gradient_is_refused(batch):
 
     estimator = on_cpu(QuantizedClassifier, Rounded())
     assert estimator.predict(batch[0]).shape == (7, 10)
-    with pytest.raises(InputError, match=r"^model: Rounded gives no gradient in its pixels[^\n]+$"):
+    with pytest.raises(InputError, match=r"^model: Rounded gives no gradient to its pixels[^\n]+$"):
         estimator.loss_gradient(*batch)
 
 

@@ -30,7 +30,7 @@ def test_mcnemar_is_the_binomial_test_on_what_differs(only_first, only_second):
 def test_what_is_not_paired_is_refused():
     with pytest.raises(ValueError, match="same images"):
         mcnemar([1, 0], [1])
-    with pytest.raises(ValueError, match="right or wrong"):
+    with pytest.raises(ValueError, match="0 or 1"):
         mcnemar([0.5, 1], [0, 1])
 
 

@@ -127,7 +127,7 @@ def test_the_claims_of_a_recipe_alone(here):
         (["--model", "my_networks"], "MODULE:FACTORY"),
         (["--model", "no_such_module:x"], "cannot import"),
         (["--model", "my_networks:plian"], "did you mean 'plain'"),
-        (["--model", "my_networks:number"], "must give a torch.nn.Module"),
+        (["--model", "my_networks:number"], "must return a torch.nn.Module"),
         (["--model", "my_networks:Nan", "--eps", "8/0"], "not a number"),
         (["--model", "my_networks:Nan", "--claimed", "52"], "in [0, 1]"),
         (["--model", "my_networks:Nan", "--attack", "art:pdg"], "did you mean 'art:pgd'"),

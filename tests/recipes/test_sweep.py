@@ -163,7 +163,7 @@ def test_the_tables_given_stay_as_they_are():
             {BITS: [2, 99]},
             "models.dq-activation_bits=99.quantize.activation_bits: input should be less than or equal to 16",
         ),
-        ({BITS: [True]}, "models.dq-activation_bits=True.quantize.activation_bits: true and false belong"),
+        ({BITS: [True]}, "models.dq-activation_bits=True.quantize.activation_bits: true and false only switch"),
         ({"seed": [0.5]}, "sweep.seed: 0.5 is no whole number"),
         ({"seed": list(range(MAX_MODELS))}, f"it makes more than {MAX_MODELS} models"),
         ({"sede": [1]}, "sweep.sede: sweep seed, threat.eps or a setting of a model"),
