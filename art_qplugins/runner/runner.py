@@ -114,7 +114,7 @@ class Runner:
         used = whole if recipe.data.limit is None else whole.take(recipe.data.limit, seed=recipe.data.seed)
         store = self._storage()
         with store.alone(recipe.name), _threads(recipe.threads):
-            draft = self._draft(used, whole)
+            draft = _draft(recipe, self.asked, used, whole)
             if not store.has_results:
                 store.write_results(draft)  # earlier results stay until this run has results
             attacks: Attacks | None = None
@@ -182,26 +182,6 @@ class Runner:
         with RayExecutor(job, workers=workers, address=address, threads=self.recipe.threads) as ray:
             yield ray
 
-    def _draft(self, used: Dataset, whole: Dataset) -> Results:
-        """The records before any cell is computed."""
-        return Results(
-            status="started",
-            created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            spec={"given": self.asked, "resolved": self.recipe.model_dump(mode="json")},
-            data={
-                "name": used.name,
-                "split": used.split,
-                "n": len(used),
-                "of": len(whole),
-                "sha256": whole.sha256,
-                "classes": list(used.classes),
-                "shape": list(used.shape),
-            },
-            environment=environment(resolve_device("gpu"), self.recipe.threads, packages_of(self.recipe)),
-            models=[],
-            cells=[],
-        )
-
     def _finish(self, attacks: Attacks, models: Sequence[ModelResult], draft: Results, store: Storage) -> Run:
         outcomes = attacks.scheduler.outcomes()
         status = "success" if all(o.ok for o in outcomes) else "error"
@@ -210,6 +190,27 @@ class Runner:
         store.write_results(results)
         report = None if store.folder is None else write_report(store.folder)[-1]
         return Run(results, outcomes, store, report)
+
+
+def _draft(recipe: Recipe, asked: Mapping[str, Any], used: Dataset, whole: Dataset) -> Results:
+    """The records before any cell is computed."""
+    return Results(
+        status="started",
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        spec={"given": dict(asked), "resolved": recipe.model_dump(mode="json")},
+        data={
+            "name": used.name,
+            "split": used.split,
+            "n": len(used),
+            "of": len(whole),
+            "sha256": whole.sha256,
+            "classes": list(used.classes),
+            "shape": list(used.shape),
+        },
+        environment=environment(resolve_device("gpu"), recipe.threads, packages_of(recipe)),
+        models=[],
+        cells=[],
+    )
 
 
 def _record_end(error: BaseException, attacks: Attacks | None, draft: Results, store: Storage) -> None:

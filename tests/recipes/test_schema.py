@@ -108,7 +108,10 @@ BAD = [
     ([("seed", True)], "seed: true and false only switch"),
     ([("data", "limit", True)], "data.limit: true and false only switch"),
     ([("models", 0, "train", "epochs", True)], "models.fp32.train.epochs: true and false only switch"),
-    ([("models", 1, "quantize", "activation_bits", True)], "models.dq.quantize.activation_bits: true and false only switch"),
+    (
+        [("models", 1, "quantize", "activation_bits", True)],
+        "models.dq.quantize.activation_bits: true and false only switch",
+    ),
     ([("attacks", 1, "options", "max_iter", True)], "attacks.art:pgd: art:pgd: option max_iter is True"),
     ([("attacks", 1, "options", "max_iter", 0)], "attacks.art:pgd.options.max_iter: it is 0; give 1 or more"),
     ([("attacks", 4, "options", {"eot_iter": 0})], "attacks.autoattack:rand.options.eot_iter: it is 0; give 1 or more"),
