@@ -58,6 +58,7 @@ class Browser:
         self.command("Emulation.setDeviceMetricsOverride", **metrics)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
+        self._call("POST", "/url", {"url": "about:blank"})  # so that the same page is loaded anew, and waited for
         self.log("browser")
         self.log("performance")
         self._call("POST", "/url", {"url": path.as_uri()})
