@@ -62,6 +62,11 @@ class Browser:
         self.log("browser")
         self.log("performance")
         self._call("POST", "/url", {"url": path.as_uri()})
+        for _ in range(600):  # the driver may answer before the page has run its script
+            if self.ask("return [document.URL, document.readyState]") == [path.as_uri(), "complete"]:
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"{path} was not loaded within 30 seconds")
 
     def command(self, name: str, **parameters: object) -> Any:
         return self._call("POST", "/goog/cdp/execute", {"cmd": name, "params": parameters})
