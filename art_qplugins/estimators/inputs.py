@@ -61,9 +61,11 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
     def _labels(self, y: Pixels) -> Tensor:
         """Labels as the loss takes them, on the device.
 
-        :param y: labels (N,), or one-hot or soft labels (N, nb_classes).
+        :param y: labels (N,) or (N, 1), or one-hot or soft labels (N, nb_classes).
         """
         y = _numbers(y)
+        if y.ndim == 2 and y.shape[1] == 1:  # ART's reduce_labels would take the largest of one, which is class 0
+            y = y[:, 0]
         labels = torch.as_tensor(y, device=self.device)
         if labels.dim() == 2:
             labels = self.reduce_labels(labels)

@@ -152,6 +152,19 @@ def test_labels_that_are_python_objects_have_losses_and_train(fp32, batch):
         estimator.fit(x, labels, nb_epochs=1)
 
 
+def test_labels_in_a_column_are_the_labels(fp32, batch):
+    x, y = batch
+    ours, theirs = both(fp32)
+    for column in (y[:, None], as_objects(y)[:, None]):
+        np.testing.assert_array_equal(ours.compute_loss(x, column), ours.compute_loss(x, y))
+        np.testing.assert_array_equal(ours.loss_gradient(x, column), ours.loss_gradient(x, y))
+    np.testing.assert_allclose(ours.compute_loss(x, y), theirs.compute_loss(x, y[:, None]), rtol=1e-5)
+    again = both(fp32)[0]
+    ours.fit(x, y[:, None], nb_epochs=2)
+    again.fit(x, y, nb_epochs=2)
+    np.testing.assert_array_equal(ours.predict(x), again.predict(x))
+
+
 @pytest.mark.parametrize("label", [["seven"] * N, as_objects([None] * N)], ids=["words", "nothing"])
 def test_labels_that_are_no_numbers_are_refused_in_one_line(label, fp32, batch):
     for call in (lambda e: e.class_gradient(batch[0], label=label), lambda e: e.loss_gradient(batch[0], label)):
