@@ -33,8 +33,9 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
     ``preprocessing`` is ``None``, because ART's (0, 1) subtracts 0 and divides by 1 at every call.
 
     :param model: takes ``(N, C, H, W)`` float32 in [0, 1], gives ``(N, nb_classes)`` logits. Of probabilities under
-        cross-entropy, which attacks find hard to climb, it warns once.
-    :param loss: takes logits and integer labels, e.g. ``torch.nn.CrossEntropyLoss()``.
+        cross-entropy, which attacks find hard to climb, it warns once. It may give one logit for two classes, ``(N, 1)``,
+        as ART's detectors do; :func:`art_qplugins.evaluate` needs both.
+    :param loss: takes logits and integer labels, e.g. ``torch.nn.CrossEntropyLoss()``. With one logit, ``torch.nn.BCEWithLogitsLoss()``.
     :param input_shape: (C, H, W).
     :param nb_classes: at least 2.
     :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, ``"cuda:1"``.
@@ -93,7 +94,7 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
             self._reduce_labels = self._int_labels = True
 
     def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:
-        """Logits (N, nb_classes) as float32, after ART's postprocessing defences.
+        """Logits (N, nb_classes), or (N, 1), as float32, after ART's postprocessing defences.
 
         :param x: (N, C, H, W) in [0, 1].
         """

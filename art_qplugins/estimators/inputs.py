@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from art.utils import check_and_transform_label_format
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
@@ -69,12 +68,9 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         labels = torch.as_tensor(y, device=self.device)
         if labels.dim() == 2:
             labels = self.reduce_labels(labels)
-        elif not self._int_labels:
-            one_hot = torch.as_tensor(check_and_transform_label_format(y, self.nb_classes))
-            labels = self.reduce_labels(one_hot.to(labels.device))
         if labels.is_floating_point() and labels.dim() == 2:
             return labels
-        return labels.long() if self._int_labels else labels.float()
+        return labels.long() if self._int_labels else labels.float()[:, None]  # one logit of two classes, (N, 1)
 
     def _classes(self, label: int | list[int] | np.ndarray, n: int) -> Tensor:
         """One class for each of ``n`` images, (n,), on the device."""
@@ -88,9 +84,13 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         return chosen
 
     def _logits(self, inputs: Tensor) -> Tensor:
-        """The module's output (N, nb_classes). Every call checks the shape. The first probabilities give a warning."""
+        """The module's output: (N, nb_classes), or one logit of two classes, (N, 1), as ART's detectors have.
+
+        Every call checks the shape. The first probabilities give a warning.
+        """
         logits: Tensor = self.model(inputs)
-        if not isinstance(logits, Tensor) or logits.shape != (len(inputs), self.nb_classes):
+        widths = (self.nb_classes, 1) if self.nb_classes == 2 else (self.nb_classes,)
+        if not isinstance(logits, Tensor) or logits.shape not in [(len(inputs), width) for width in widths]:
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise InputError(
                 f"model: {type(self.model).__name__} gives {shape} for {len(inputs)} images and "

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.errors import InputError
 from art_qplugins.evaluation.outcome import Columns
 from art_qplugins.geometry import TOLERANCE, distances
 from art_qplugins.gradients.margin import logit_margin
@@ -84,6 +85,7 @@ def score(
     attack saw. A module is random if it has stochastic layers, or if its outputs depend on the seed of the global
     generators. Global random states are restored.
 
+    :raises InputError: where the module gives one logit for two classes.
     :raises ValueError: where a logit is NaN.
     """
     random = is_stochastic(module)
@@ -119,6 +121,11 @@ def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -
     """Logits (times, N, C)."""
     with isolated(module, seed), torch.no_grad(), draws_from(module, seed):
         logits = torch.stack([torch.cat([module(part) for part in x.split(batch_size)]) for _ in range(times)])
+    if logits.shape[-1] == 1:
+        raise InputError(
+            f"model: {type(module).__name__} gives one logit z, and scores compare those of all classes; "
+            "end it with torch.cat([0 * z, z], 1)"
+        )
     if logits.isnan().any():
         rows = int(logits.isnan().any(-1).any(0).sum())
         raise ValueError(f"{type(module).__name__} gives NaN for {rows} of {len(x)} images")

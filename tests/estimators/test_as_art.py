@@ -1,8 +1,9 @@
-"""What ART's own classifier takes, ours takes: probabilities under cross-entropy, and labels that are Python objects."""
+"""What ART's own classifier takes, ours takes: probabilities under cross-entropy, one logit, labels of any form."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 
 import numpy as np
@@ -11,10 +12,11 @@ import torch
 from art.attacks.evasion import DeepFool, FastGradientMethod, ProjectedGradientDescent
 from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.trainer import AdversarialTrainer
-from art.estimators.classification import PyTorchClassifier
+from art.estimators.classification import DetectorClassifier, PyTorchClassifier
 from torch import nn
 
 from art_qplugins import InputError, QuantizedClassifier
+from art_qplugins.evaluation.score import score
 
 N = 7
 SAYS = "^model: Softmaxed gives probabilities, of which CrossEntropyLoss takes a second softmax"
@@ -163,6 +165,52 @@ def test_labels_in_a_column_are_the_labels(fp32, batch):
     ours.fit(x, y[:, None], nb_epochs=2)
     again.fit(x, y, nb_epochs=2)
     np.testing.assert_array_equal(ours.predict(x), again.predict(x))
+
+
+def of_two(cls, fp32, loss):
+    """A classifier of two classes with one output: a logit, or its probability."""
+    torch.manual_seed(0)
+    layers = [copy.deepcopy(fp32), nn.Linear(10, 1), *([nn.Sigmoid()] if isinstance(loss, nn.BCELoss) else [])]
+    module = nn.Sequential(*layers).eval()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    return cls(module, loss, (1, 8, 8), 2, optimizer, clip_values=(0.0, 1.0), device_type="cpu")
+
+
+@pytest.mark.parametrize("loss", [nn.BCELoss(), nn.BCEWithLogitsLoss()], ids=["BCE", "BCEWithLogits"])
+def test_one_output_for_two_classes(loss, fp32, batch):
+    x, y = batch[0], batch[1] % 2
+    ours, theirs = (of_two(cls, fp32, loss) for cls in (QuantizedClassifier, PyTorchClassifier))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-6)
+    close(ours.predict(x), theirs.predict(x))
+    close(ours.class_gradient(x), theirs.class_gradient(x))
+    gradient = theirs.loss_gradient(x, y[:, None])  # the one form that ART's takes here
+    for labels in (y, y[:, None], np.eye(2, dtype=np.float32)[y]):
+        close(ours.compute_loss(x, labels), theirs.compute_loss(x, labels))
+        close(ours.loss_gradient(x, labels), gradient)
+        close(ours.loss_gradient(torch.tensor(x), torch.tensor(labels)), gradient)
+    close(FastGradientMethod(ours).generate(x), FastGradientMethod(theirs).generate(x))
+    before = ours.compute_loss(x, y, reduction="mean")
+    ours.fit(x, y, nb_epochs=20)
+    assert ours.compute_loss(x, y, reduction="mean") < before
+
+
+def test_arts_detector_of_one_logit(fp32, batch):
+    detectors = [
+        DetectorClassifier(made(cls, fp32), of_two(cls, fp32, nn.CrossEntropyLoss()))
+        for cls in (QuantizedClassifier, PyTorchClassifier)
+    ]
+    for call in (lambda d: d.predict(batch[0]), lambda d: d.class_gradient(batch[0], label=10)):
+        ours, theirs = map(call, detectors)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
+
+
+def test_one_output_for_more_classes_and_its_scores_are_refused(fp32, batch):
+    estimator = of_two(QuantizedClassifier, fp32, nn.BCEWithLogitsLoss())
+    with pytest.raises(InputError, match=r"^model: Sequential gives one logit z, [^\n]+$"):
+        score(estimator.model, torch.tensor(batch[0]), torch.zeros(N, dtype=torch.int64), seed=0)
+    estimator = made(QuantizedClassifier, estimator.model)
+    with pytest.raises(InputError, match=rf"^model: Sequential gives \({N}, 1\) [^\n]+ must give \({N}, 10\) logits$"):
+        estimator.predict(batch[0])
 
 
 @pytest.mark.parametrize("label", [["seven"] * N, as_objects([None] * N)], ids=["words", "nothing"])
