@@ -35,7 +35,8 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
     :param model: takes ``(N, C, H, W)`` float32 in [0, 1], gives ``(N, nb_classes)`` logits. Of probabilities under
         cross-entropy, which attacks find hard to climb, it warns once. It may give one logit for two classes, ``(N, 1)``,
         as ART's detectors do; :func:`art_qplugins.evaluate` needs both.
-    :param loss: takes logits and integer labels, e.g. ``torch.nn.CrossEntropyLoss()``. With one logit, ``torch.nn.BCEWithLogitsLoss()``.
+    :param loss: takes logits and integer labels, e.g. ``torch.nn.CrossEntropyLoss()``. With one logit, it is
+        ``torch.nn.BCEWithLogitsLoss()``.
     :param input_shape: (C, H, W).
     :param nb_classes: at least 2.
     :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, ``"cuda:1"``.
