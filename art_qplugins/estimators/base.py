@@ -36,7 +36,8 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         cross-entropy, which attacks find hard to climb, it warns once. It may give one logit for two classes, ``(N, 1)``,
         as ART's detectors do; :func:`art_qplugins.evaluate` needs both.
     :param loss: takes logits and integer labels, e.g. ``torch.nn.CrossEntropyLoss()``. With one logit, it is
-        ``torch.nn.BCEWithLogitsLoss()``.
+        ``torch.nn.BCEWithLogitsLoss()``. Torch's losses that take no classes, e.g. ``torch.nn.MSELoss()``, get one-hot
+        labels.
     :param input_shape: (C, H, W).
     :param nb_classes: at least 2.
     :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, ``"cuda:1"``.
@@ -90,8 +91,9 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         self.training_defences = tuple(training_defences)
         self._checked = False
         self._fits = 0
-        if not (self._reduce_labels or isinstance(loss, (nn.BCELoss, nn.BCEWithLogitsLoss))):
-            # ART gives integer labels only to the losses that it knows by class. Other losses get them too here.
+        if not self._reduce_labels and type(loss).__module__ != nn.MSELoss.__module__:
+            # ART gives class numbers only to the losses that it knows by class. Losses of one's own get them too here.
+            # Torch's others, such as MSELoss, compare outputs with rows of nb_classes numbers.
             self._reduce_labels = self._int_labels = True
 
     def predict(self, x: np.ndarray, batch_size: int = 128, training_mode: bool = False, **kwargs: Any) -> np.ndarray:

@@ -66,6 +66,8 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         if y.ndim == 2 and y.shape[1] == 1:  # ART's reduce_labels would take the largest of one, which is class 0
             y = y[:, 0]
         labels = torch.as_tensor(y, device=self.device)
+        if not self._reduce_labels:
+            return (labels if labels.dim() == 2 else nn.functional.one_hot(labels.long(), self.nb_classes)).float()
         if labels.dim() == 2:
             labels = self.reduce_labels(labels)
         if labels.is_floating_point() and labels.dim() == 2:

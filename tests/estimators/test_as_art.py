@@ -130,6 +130,23 @@ def test_arts_trainer_and_detector_take_it(cls, module, batch):
     assert found.shape == (N,) and len(report["predictions"]) == N
 
 
+@pytest.mark.parametrize(
+    "loss", [nn.MSELoss(), nn.L1Loss(), nn.MultiLabelSoftMarginLoss()], ids=lambda e: type(e).__name__
+)
+def test_losses_that_take_no_classes_get_one_hot_labels(loss, fp32, batch):
+    x, y = np.concatenate([batch[0], batch[0][:3]]), np.concatenate([batch[1], batch[1][:3]])
+    assert len(x) == 10, "as many images as classes: class numbers would broadcast"
+    one_hot = np.eye(10, dtype=np.float32)[y]
+    ours, theirs = made(QuantizedClassifier, fp32, loss), made(PyTorchClassifier, fp32, loss)
+    gradient = theirs.loss_gradient(x, one_hot)
+    for labels in (y, y[:, None], one_hot):
+        np.testing.assert_allclose(ours.compute_loss(x, labels), theirs.compute_loss(x, labels), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(ours.loss_gradient(x, labels), gradient, rtol=1e-3, atol=1e-4 * gradient.max())
+    before = ours.compute_loss(x, y, reduction="mean")
+    ours.fit(x, y, nb_epochs=5)
+    assert ours.compute_loss(x, y, reduction="mean") < before
+
+
 def as_objects(values):
     found = np.empty(len(values), dtype=object)
     found[:] = list(values)
