@@ -3,8 +3,8 @@
     python benchmarks/speed/versions.py OLD NEW [--rounds 7]
 
 ``OLD`` and ``NEW`` are checkouts. Each round runs both in a process of its own, one after the other; the order alternates.
-Within a process the first call warms up and the second is timed, in seconds of the processor. The median of the rounds' ratios counts. Both versions must
-leave the same number of robust images.
+Within a process the first call warms up. The fastest of the calls of four seconds counts, in seconds of the processor, and
+then the median of the rounds' ratios. Both versions must leave the same number of robust images.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def call(claim):
 found = {}
 for name, claim in (("attacks alone", None), ("with the diagnosis", "art:pgd")):
     call(claim)
-    found[name] = call(claim)
+    calls = [call(claim)]
+    while sum(seconds for seconds, _ in calls) < 4:
+        calls.append(call(claim))
+    found[name] = min(calls)
 print(json.dumps(found))
 """
 
