@@ -116,7 +116,7 @@ class Store:
                     f"{self.folder}: another run is writing there; wait until it ends or choose another folder with --out"
                 )
             self._check_same_recipe(recipe)
-            for folder in (self.folder, *(self.folder / name for name in ("cells", "checkpoints", "evidence"))):
+            for folder in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
                 sweep(folder)
             yield
 

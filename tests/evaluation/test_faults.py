@@ -106,8 +106,10 @@ def test_a_full_disk_is_named_and_costs_nothing_that_was_finished(room, finished
 
 
 def test_what_a_killed_process_left_half_written_goes(finished, copied):
-    (copied / "cells" / ".cell.json.abcdefgh.part").write_bytes(b"{")
-    (copied / ".results.json.abcdefgh.part").write_bytes(b"{")
+    folders = [copied, *(path for path in copied.iterdir() if path.is_dir())]
+    assert {"cells", "checkpoints", "figures"} <= {folder.name for folder in folders}
+    for folder in folders:
+        (folder / ".half.json.abcdefgh.part").write_bytes(b"{")
     run(copied)
     assert everything(copied) == everything(finished)
 
