@@ -23,6 +23,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.files import safe_name
 from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models import MODELS
+from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import QUANTIZERS, StochasticQuantizer, activation_quantizers, bake, quantize
 from art_qplugins.quantizers.convert import record_maps
 from art_qplugins.quantizers.registry import weight_keys
@@ -31,7 +32,7 @@ from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 
-__all__ = ["build_estimators", "build_models", "describe", "estimator_for", "training_warnings"]
+__all__ = ["build_estimators", "build_models", "describe", "estimator_for", "trained_module", "training_warnings"]
 
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of", "factory", "given"}
@@ -59,7 +60,7 @@ def build_estimators(
     for settings in recipe.models:
         if settings.factory is not None:
             ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data)
-    made = {name: estimator.model for name, estimator in ready.items()}
+    made = {name: trained_module(estimator) for name, estimator in ready.items()}
     modules = build_models(recipe, data, checkpoints, device=device, made=made, progress=progress)
     return {m.name: ready.get(m.name) or estimator_for(m, modules[m.name], data) for m in recipe.models}
 
@@ -131,6 +132,12 @@ def describe(settings: ModelSettings) -> str:
         how = "quantized after training" if settings.train.epochs == 0 else "trained on"
         parts.append(f"{how} from {settings.base}")
     return "; ".join(parts)
+
+
+def trained_module(estimator: QuantizedClassifier) -> nn.Module:
+    """The module that is trained and stored: of an ensemble, the network inside it."""
+    model: nn.Module = estimator.model
+    return model.network if isinstance(model, StochasticEnsemble) else model
 
 
 def training_warnings(settings: ModelSettings) -> list[str]:

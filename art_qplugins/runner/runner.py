@@ -22,7 +22,7 @@ from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Memory, Storage, Store
 from art_qplugins.evaluation.strategy import Attacks
-from art_qplugins.recipes.build import build_estimators
+from art_qplugins.recipes.build import build_estimators, trained_module
 from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.report import write_report
@@ -176,7 +176,7 @@ class Runner:
         if self.given or self.data is not None or store.folder is None:
             job = GivenJob(evaluator)
         else:
-            modules = {name: estimator.model for name, estimator in evaluator.estimators.items()}
+            modules = {name: trained_module(estimator) for name, estimator in evaluator.estimators.items()}
             job = RecipeJob.of(self.recipe, modules, store.folder / "checkpoints", data.sha256, self.data_root)
         workers, address = self.execution.workers, self.execution.address
         with RayExecutor(job, workers=workers, address=address, threads=self.recipe.threads) as ray:

@@ -98,6 +98,29 @@ def test_a_worker_of_other_versions_takes_no_part(trained, monkeypatch):
     assert isinstance(answer, cluster._Refused) and "install the same everywhere" in answer.reason
 
 
+class Pickled(Serial):
+    """What Ray does with a job, without Ray: it is sent, and shards see what a worker loads."""
+
+    def __init__(self, job, **settings):
+        super().__init__(pickle.loads(pickle.dumps(job)).evaluator())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+def test_workers_load_the_models_of_a_recipe_and_come_to_its_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "RayExecutor", Pickled)
+    runs = [
+        art_qplugins.run({**RECIPE, "diagnose": False}, out=tmp_path / name, executor=name)
+        for name in ("serial", "ray")
+    ]
+    a, b = ([cell.model_copy(update={"seconds": 0.0}) for cell in run.cells] for run in runs)
+    assert a == b and all(cell.status == "success" for cell in a)
+
+
 def test_a_checkpoint_that_was_removed_is_told(tmp_path, digits):
     recipe = parse_recipe(RECIPE)
     modules = build_models(recipe, digits[0], tmp_path, device=next(iter(_devices())))
