@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -27,10 +28,17 @@ settings.load_profile("art_qplugins")
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Each test starts from the same global state, whatever ran before it; ours must not touch it, others' code may."""
+    """Each test starts from the same global state, whatever ran before it; ours must not touch it, others' code may.
+
+    pyautoattack takes away the trace function, and with it the coverage of all tests after it.
+    """
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+    trace = sys.gettrace()
+    yield
+    if sys.gettrace() is not trace:
+        sys.settrace(trace)
 
 
 @pytest.fixture(scope="session")
