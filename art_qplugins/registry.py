@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from art_qplugins import plugins
+from art_qplugins.domains import Option, check, domain_of
 from art_qplugins.errors import InputError, did_you_mean
 
 __all__ = ["Entry", "Registry"]
@@ -25,6 +26,8 @@ __all__ = ["Entry", "Registry"]
 class Entry:
     """One registered name: ``target`` is ``"package.module:attribute"``.
 
+    :ivar options: its settings: the default of each, or an :class:`~art_qplugins.domains.Option` with its domain. The
+        domain of a bare default is what has its type and is finite.
     :ivar plugin: the package that it comes from; ``None`` for this one. The registry sets it.
     """
 
@@ -33,6 +36,18 @@ class Entry:
     help: str
     options: Mapping[str, Any] = field(default_factory=dict)
     plugin: plugins.Plugin | None = None
+
+    def __post_init__(self) -> None:
+        rows = {
+            name: option if isinstance(option, Option) else Option(option, domain_of(option))
+            for name, option in self.options.items()
+        }
+        object.__setattr__(self, "options", rows)
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The default of every option."""
+        return {name: option.default for name, option in self.options.items()}
 
     def load(self) -> Any:
         """The target.
@@ -50,17 +65,17 @@ class Entry:
             ) from None
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The defaults updated by ``options``. An unknown option, or another value where a number belongs, is refused."""
+        """The defaults updated by ``options``.
+
+        :raises InputError: where an option is unknown, or its value is not in its domain.
+        """
+        given = {}
         for name, value in options.items():
             if name not in self.options:
                 raise InputError(f"{self.name}: unknown option {name!r}{did_you_mean(name, self.options)}")
-            default = self.options[name]
-            wanted = (int, float) if isinstance(default, float) or default is None else type(default)
-            if value is None and default is None:
-                continue
-            if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-                raise InputError(f"{self.name}: option {name} is {value!r}; its default is {default!r}")
-        return {**self.options, **options}
+            default, domain = self.options[name].default, self.options[name].domain
+            given[name] = value if value is None and default is None else check(f"{self.name}: option {name}", value, domain)
+        return {**self.defaults, **given}
 
 
 E = TypeVar("E", bound=Entry)

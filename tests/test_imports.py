@@ -33,7 +33,7 @@ LAYERS = [
     ["quantizers"],
     ["checkpoint", "data", "fingerprint", "geometry"],
     ["registry", "threat", "files", "guard", "metrics", "seeds"],
-    ["plugins"],
+    ["domains", "plugins"],
     ["errors", "_version"],
 ]
 MODULES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in sorted(PACKAGE.rglob("*.py"))}

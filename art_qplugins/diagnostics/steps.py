@@ -81,7 +81,7 @@ def _attack(attack: str, baseline: str, **options: object) -> _Planner:
 
 def _cross_entropy(state: DiagnosisState) -> Plan:
     claim, pgd = state.claim, ATTACKS["art:pgd"]
-    if claim.attack == "art:pgd" and pgd.resolve(claim.options) == pgd.options:
+    if claim.attack == "art:pgd" and pgd.resolve(claim.options) == pgd.defaults:
         return "this is the claimed attack"
     return _attack("art:pgd", "claim")(state)
 

@@ -34,7 +34,7 @@ def expected_cost(attack: str, options: Mapping[str, Any] | None = None) -> Cost
         return _steps(attack, resolved)
     factor = 1.0
     for name in _FACTORS:
-        default, value = entry.options.get(name), resolved.get(name)
+        default, value = entry.defaults.get(name), resolved.get(name)
         if default and value is not None:
             factor *= value / default
     return Cost(known[0] * factor, known[1] * factor)

@@ -69,7 +69,7 @@ def _package(entry: Entry) -> Iterable[str]:
 
 def _options(entry: Entry) -> Iterable[str]:
     if entry.options:
-        yield "options: " + ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.options.items())
+        yield "options: " + ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.defaults.items())
 
 
 def _list_attacks(attacks: Iterable[Attack], screen: Console) -> None:

@@ -146,7 +146,7 @@ def test_a_row_says_what_there_is_to_know(name):
             row.resolve({})
         assert "\n" not in str(caught.value) and row.refused in row.help
     else:
-        assert row.resolve({}) == dict(row.options)
+        assert row.resolve({}) == row.defaults
         gradients, forwards = row.cost
         assert (gradients > 0) == (row.needs == "gradients") and forwards >= 0
         assert gradients <= 1 or not row.one_step

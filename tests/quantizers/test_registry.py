@@ -164,7 +164,7 @@ def test_a_random_quantizer_of_another_package_makes_an_ensemble(foreign, tmp_pa
     ("given", "message"),
     [
         ({"options": {"topp": 1.0}}, r"power-of-two: unknown option 'topp'; did you mean 'top'\?"),
-        ({"options": {"top": "high"}}, "power-of-two: option top is 'high'"),
+        ({"options": {"top": "high"}}, "power-of-two: option top: it is 'high'"),
         ({"clip": 3.0}, "quantizer 'power-of-two' has no clip"),
         ({"alpha": 2.0}, "quantizer 'power-of-two' has no alpha"),
     ],

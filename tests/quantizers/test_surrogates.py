@@ -227,7 +227,7 @@ def test_copies_keep_what_they_were_made_with(twin):
     [
         ("leeky", {}, r"unknown surrogate 'leeky'; did you mean 'leaky'\?"),
         ("straight_through", {}, r"did you mean 'straight-through'\?"),
-        ("qqq", {}, "there is: identity, leaky, soft-staircase, straight-through, tanh"),
+        ("qqq", {}, "nearest are: tanh, straight-through, soft-staircase"),
         (3, {}, "unknown surrogate 3;"),
         ("leaky", {"slop": 0.1}, r"surrogate 'leaky': unknown option 'slop'; did you mean 'slope'\?"),
         ("identity", {"k": 1.0}, "surrogate 'identity': unknown option 'k'; it takes none"),

@@ -92,7 +92,7 @@ BAD = [
         [("models", 1, "defences", 0, "options", {"gamma": 1.0})],
         "models.dq.defences: orthogonality: unknown option 'gamma'",
     ),
-    ([("models", 1, "defences", 0, "options", {"beta": "big"})], "orthogonality: option beta is 'big'"),
+    ([("models", 1, "defences", 0, "options", {"beta": "big"})], "orthogonality: option beta: it is 'big'"),
     ([("attacks", 0, "id", "art:fgms")], "attacks.art:fgms: unknown attack 'art:fgms'; did you mean 'art:fgsm'?"),
     (
         [("attacks", 1, "options", "max_iters", 3)],
@@ -112,7 +112,7 @@ BAD = [
         [("models", 1, "quantize", "activation_bits", True)],
         "models.dq.quantize.activation_bits: true and false only switch",
     ),
-    ([("attacks", 1, "options", "max_iter", True)], "attacks.art:pgd: art:pgd: option max_iter is True"),
+    ([("attacks", 1, "options", "max_iter", True)], "attacks.art:pgd: art:pgd: option max_iter: it is True"),
     ([("attacks", 1, "options", "max_iter", 0)], "attacks.art:pgd.options.max_iter: it is 0; give 1 or more"),
     ([("attacks", 4, "options", {"eot_iter": 0})], "attacks.autoattack:rand.options.eot_iter: it is 0; give 1 or more"),
     ([("threat", "eps", [float("inf")])], "threat.eps"),

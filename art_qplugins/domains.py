@@ -1,0 +1,226 @@
+"""Domains: the values that a setting may have. Options of rows, keys of recipes and arguments of functions share them.
+
+    check("batch_size", 0, COUNT)    # InputError: batch_size: it is 0; give a whole number of at least 1
+
+NaN, infinity and numbers that no float32 can hold are in no domain. ``True`` and ``False`` are no numbers.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from art_qplugins.errors import InputError, did_you_mean, shown
+
+__all__ = [
+    "COUNT",
+    "FINITE",
+    "FLAG",
+    "FRACTION",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SEED",
+    "TEXT",
+    "Domain",
+    "Flag",
+    "ListOf",
+    "Maybe",
+    "Number",
+    "OneOf",
+    "Option",
+    "Text",
+    "check",
+    "domain_of",
+]
+
+#: The largest number of a domain without an end of its own. Its square is still far from infinity in float64.
+LARGEST = 1e30
+#: The largest whole number of a domain without an end of its own: what every library can count.
+MOST = 2**31 - 1
+
+
+class Domain(Protocol):
+    """Some values, and the words for them. The words end the sentence "give ..."."""
+
+    def accepts(self, value: Any) -> bool:
+        """Whether ``value`` is in the domain. It never raises."""
+        ...
+
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Number:
+    """Finite numbers from ``low`` to ``high``.
+
+    :param above: ``low`` itself is not in the domain.
+    :param below: ``high`` itself is not in the domain.
+    :param whole: only whole numbers. A float such as 2.0 is not one.
+    """
+
+    low: float = -LARGEST
+    high: float = LARGEST
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+
+    def accepts(self, value: Any) -> bool:
+        kind: Any = numbers.Integral if self.whole else numbers.Real
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        # The comparisons are false for NaN. They do not convert a whole number, which may be too large for a float.
+        number: Any = value
+        within = bool(self.low <= number <= self.high)
+        return within and not (self.above and value == self.low) and not (self.below and value == self.high)
+
+    def __str__(self) -> str:
+        noun = "a whole number" if self.whole else "a number"
+        first, last = f"{self.low:.10g}", f"{self.high:.10g}"
+        bounded = self.high < (MOST if self.whole else LARGEST)
+        if self.low <= -LARGEST and not bounded:
+            return "a finite number"
+        if not bounded:
+            return f"{noun} above {first}" if self.above else f"{noun} of at least {first}"
+        if self.low <= -LARGEST:
+            return f"{noun} below {last}" if self.below else f"{noun} of at most {last}"
+        if self.whole:
+            return f"{noun} from {first} to {last}"
+        return f"{noun} in {'(' if self.above else '['}{first}, {last}{')' if self.below else ']'}"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some words or numbers."""
+
+    choices: tuple[Any, ...]
+
+    def accepts(self, value: Any) -> bool:
+        return any(type(value) is type(choice) and value == choice for choice in self.choices)
+
+    def __str__(self) -> str:
+        return " or ".join(shown(choice) for choice in self.choices)
+
+
+@dataclass(frozen=True)
+class Flag:
+    """true or false."""
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A string of at least one character."""
+
+    most: int = 1000
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, str) and 0 < len(value) <= self.most
+
+    def __str__(self) -> str:
+        return "a text"
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of different values of a domain."""
+
+    each: Domain
+    least: int = 0
+    most: int = 1000
+
+    def accepts(self, value: Any) -> bool:
+        if not isinstance(value, (list, tuple)) or not self.least <= len(value) <= self.most:
+            return False
+        return all(self.each.accepts(v) for v in value) and len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        empty = "" if self.least == 0 else f", at least {self.least}"
+        return f"a list of different values{empty}, each {self.each}"
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """A value of a domain, or none."""
+
+    domain: Domain
+
+    def accepts(self, value: Any) -> bool:
+        return value is None or self.domain.accepts(value)
+
+    def __str__(self) -> str:
+        return f"{self.domain}, or leave it out"
+
+
+FINITE = Number()
+POSITIVE = Number(0, above=True)
+NOT_NEGATIVE = Number(0)
+FRACTION = Number(0, 1)
+COUNT = Number(1, MOST, whole=True)
+SEED = Number(0, 2**63 - 1, whole=True)
+FLAG = Flag()
+TEXT = Text()
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting of a row: its default and its domain."""
+
+    default: Any
+    domain: Domain
+
+
+def check(where: str, value: Any, domain: Domain) -> Any:
+    """``value``, with numbers of NumPy as numbers of Python.
+
+    :param where: the setting, e.g. ``"batch_size"``. The message begins with it.
+    :raises InputError: where the value is not in the domain. The message says what is.
+    """
+    if not domain.accepts(value):
+        hint = f"; give {domain}"
+        if isinstance(domain, OneOf) and len(domain.choices) > 3:
+            hint = did_you_mean(value, domain.choices)
+        raise InputError(f"{where}: it is {shown(value)}{hint}")
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
+
+
+def domain_of(default: Any) -> Domain:
+    """The domain of an option of which only the default is known: what has the same type, and is finite."""
+    if isinstance(default, bool):
+        return FLAG
+    if isinstance(default, int):
+        return Number(-MOST, MOST, whole=True)
+    if isinstance(default, float):
+        return FINITE
+    if isinstance(default, str):
+        return TEXT
+    if isinstance(default, Sequence):
+        return ListOf(domain_of(default[0]) if default else _Anything())
+    return Maybe(FINITE) if default is None else _Anything()
+
+
+@dataclass(frozen=True)
+class _Anything:
+    """Any text, flag or finite number. The row says no more."""
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, (str, bool)) or FINITE.accepts(value)
+
+    def __str__(self) -> str:
+        return "a text or a finite number"
