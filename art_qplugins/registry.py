@@ -74,7 +74,9 @@ class Entry:
             if name not in self.options:
                 raise InputError(f"{self.name}: unknown option {name!r}{did_you_mean(name, self.options)}")
             default, domain = self.options[name].default, self.options[name].domain
-            given[name] = value if value is None and default is None else check(f"{self.name}: option {name}", value, domain)
+            given[name] = (
+                value if value is None and default is None else check(f"{self.name}: option {name}", value, domain)
+            )
         return {**self.defaults, **given}
 
 

@@ -19,6 +19,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.devices import as_current
 from art_qplugins.gradients.counting import counting
 from art_qplugins.gradients.trajectory import Path, tracking
+from art_qplugins.gradients.visits import watching
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
@@ -61,6 +62,8 @@ class Crafted:
 
     :ivar notes: warnings that the library logged.
     :ivar options: the resolved options, with the temperature if logits were divided.
+    :ivar visited: whether the attack asked the model for any point that is none of ``x``.
+    :ivar undefined: number of points with NaN or infinity that it asked the model for, and of gradients with them.
     :ivar path: for a white-box attack: measures of the points that it visited, (N,) by name.
     :ivar facts: for a test of the attack: its result.
     """
@@ -72,6 +75,8 @@ class Crafted:
     options: dict[str, Any]
     path: dict[str, NDArray[np.float64]]
     facts: dict[str, Any] = field(default_factory=dict)
+    visited: bool | None = None
+    undefined: int = 0
 
 
 def craft(
@@ -110,6 +115,7 @@ def craft(
         isolated(model, seed),
         draws_from(model, seed),
         counting(model) as counter,
+        watching(model, x) as visits,
         _tracked(attack, model, x, y, threat) as path,
         _warnings_of("auto-attack", "art") as notes,
     ):
@@ -129,6 +135,8 @@ def craft(
         tuple(dict.fromkeys(notes)),
         resolved,
         path.measures() if path else {},
+        visited=visits.elsewhere,
+        undefined=visits.undefined,
     )
 
 

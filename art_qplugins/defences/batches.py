@@ -31,7 +31,10 @@ def batches(order: Tensor, batch_size: int, *, drop_last: bool = False) -> list[
 
 @contextlib.contextmanager
 def explained(count: int) -> Iterator[None]:
-    """Within, what torch says of a batch of ``count`` = 1 image that batch norm cannot take is an :class:`InputError`."""
+    """Within the context, batch norm's error about a batch of one image becomes an :class:`InputError`.
+
+    :param count: number of images in the batch. Errors about larger batches do not change.
+    """
     try:
         yield
     except ValueError as error:

@@ -18,7 +18,7 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The parameters of ``model`` as an optimizer takes them: those that decay, and those that do not.
 
-    Weights of an average and levels of a quantizer never decay, since 0 is no neutral value of theirs. A module names
+    Weights of an average and levels of a quantizer never decay, because a value of 0 would break them. A module names
     such parameters in a method ``no_weight_decay()``, as in timm.
 
     :param decay_norm_and_bias: whether parameters of one dimension decay: those of batch norm, and biases.

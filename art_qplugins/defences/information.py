@@ -58,7 +58,7 @@ class MutualInformation(Defence):
 
     def start(self, model: nn.Module) -> None:
         self._layer = _layers(model, "mutual-information")[-1]
-        self._inputs: Tensor | None = None  # the layer's distribution in the last forward pass
+        self._inputs: Tensor | None = None  # the layer's input in the last forward pass
 
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             self._inputs = inputs[0]

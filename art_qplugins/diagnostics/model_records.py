@@ -52,6 +52,11 @@ class ModelRecords:
         return self.clean.cell.facts
 
     @cached_property
+    def attacks(self) -> list[Outcome]:
+        """Every finished cell with an attack, at any norm and eps."""
+        return [o for o in (*self.legal, *self.other_threats) if o.cell.role != "clean"]
+
+    @cached_property
     def correct(self) -> NDArray[np.bool_]:
         """(images,) whether the clean image is classified correctly, by a random model in at least half of its draws."""
         return np.asarray(self.clean.column("correct") >= 0.5)

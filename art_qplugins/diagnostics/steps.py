@@ -86,6 +86,16 @@ def _cross_entropy(state: DiagnosisState) -> Plan:
     return _attack("art:pgd", "claim")(state)
 
 
+def _defaults(state: DiagnosisState) -> Plan:
+    claim = state.claim
+    attack = ATTACKS[claim.attack]
+    if not attack.weakened(attack.resolve(claim.options)):
+        return "the claimed attack has its default options, or more effort"
+    if any(o.cell.attack == claim.attack and o.cell.params == attack.defaults for o in state.records.as_is):
+        return "it ran in a step before"
+    return _attack(claim.attack, "claim")(state)
+
+
 def _scale(state: DiagnosisState) -> Plan:
     claim, gap = state.claim, state.records.logit_gap
     if ATTACKS[claim.attack].ignores_scale:
@@ -180,6 +190,9 @@ STEPS: tuple[DiagnosisStep, ...] = (
     DiagnosisStep(id="cross-entropy", level=1, title="PGD on cross-entropy", plan=_cross_entropy),
     DiagnosisStep(id="margin", level=1, title="20 steps on the margin", plan=_attack("artq:apgd-margin", "claim")),
     DiagnosisStep(id="scale", level=1, title="the claimed attack on divided logits", plan=_scale),
+    DiagnosisStep(
+        id="defaults", level=2, title="the claimed attack with its default options", plan=_defaults, cost=100
+    ),
     DiagnosisStep(
         id="doubling", level=2, title="50 steps instead of 20", plan=_margin_again(options={"max_iter": 50}), cost=50
     ),

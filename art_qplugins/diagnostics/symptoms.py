@@ -134,7 +134,9 @@ def _surface(column: str, words: str) -> Measure:
     return measure
 
 
-unstable_margin = _surface("instability", "Random steps of 4/255 change the logit margin by {:.2f} of itself (median).")
+unstable_margin = _surface(
+    "instability", "Random steps of eps / 4 change the logit margin by {:.2f} of itself (median)."
+)
 gradient_imbalance = _surface(
     "imbalance", "The gradients of the two largest logits differ by a factor of {:.3g} in norm (median)."
 )

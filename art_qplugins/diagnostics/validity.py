@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 from scipy.stats import binom
 
+from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.indicator import Indicator, Measure, Measurement, percent
 from art_qplugins.diagnostics.model_records import ModelRecords
+from art_qplugins.evaluation.outcome import Outcome
 
 __all__ = ["VALIDITY"]
+
+#: An image has moved if it is farther from the clean one than this share of eps.
+_MOVED = 1e-3
+#: Number of attacks that a sentence names.
+_NAMED = 3
 
 
 def _fact(name: str, words: str, no: str) -> Measure:
@@ -69,6 +77,61 @@ def eps_too_large(records: ModelRecords, threshold: float) -> Measurement:
     )
 
 
+def idle_attacks(records: ModelRecords, threshold: float) -> Measurement:
+    if all(o.cell.visited is None for o in records.attacks):
+        return Measurement(None, None, "Not measured: no cell says which points its attack visited.")
+    idle = [o for o in records.attacks if _idle(records, o)]
+    if not idle:
+        return Measurement(
+            False, 0.0, "Every attack visited other points than the clean images, or had no image to move."
+        )
+    return Measurement(
+        len(idle) > threshold,
+        float(len(idle)),
+        f"{_labels(idle)} moved no image, and asked the model for no point but the clean images.",
+    )
+
+
+def _idle(records: ModelRecords, o: Outcome) -> bool:
+    """Whether an attack that had images to move moved none, and did not try to."""
+    distance = o.column("distance")
+    to_move = records.correct & ~np.isnan(distance)
+    return o.cell.visited is False and bool(to_move.any()) and not (distance[to_move] > _MOVED * o.cell.eps).any()
+
+
+def undefined_path(records: ModelRecords, threshold: float) -> Measurement:
+    if all(o.cell.visited is None for o in records.attacks):
+        return Measurement(None, None, "Not measured: no cell says which points its attack visited.")
+    lost = [o for o in records.attacks if o.cell.undefined]
+    points = sum(o.cell.undefined for o in lost)
+    if not lost:
+        return Measurement(
+            False, 0.0, "Every point that an attack visited is finite, and so is every gradient that it got."
+        )
+    return Measurement(
+        points > threshold, float(points), f"{_labels(lost)} met {points} points or gradients that are not finite."
+    )
+
+
+def other_options(records: ModelRecords, threshold: float) -> Measurement:
+    ran: dict[str, None] = {}
+    for o in records.attacks:
+        changed = ATTACKS[o.cell.attack].weakened(o.cell.params) if o.cell.role == "attack" else {}
+        if changed:
+            defaults = ATTACKS[o.cell.attack].defaults
+            words = ", ".join(f"{name} = {value} and not {defaults[name]}" for name, value in changed.items())
+            ran[f"{o.cell.attack} with {words}"] = None
+    if not ran:
+        return Measurement(False, 0.0, "Every attack of the recipe ran with its default options, or with more effort.")
+    more = f", and {len(ran) - _NAMED} more" if len(ran) > _NAMED else ""
+    return Measurement(len(ran) > threshold, float(len(ran)), f"The recipe ran {'; '.join([*ran][:_NAMED])}{more}.")
+
+
+def _labels(outcomes: list[Outcome]) -> str:
+    names = list(dict.fromkeys(f"{o.cell.label} at {o.cell.norm} {o.cell.eps:.4g}" for o in outcomes))
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 batch_dependence = _fact(
     "batch_dependent",
     "The logits of one image differ by {} of their size between two batches (for a random model, measured by gradients).",
@@ -107,6 +170,31 @@ VALIDITY: tuple[Indicator, ...] = (
         help="Cells of this model failed",
         formula="Cells of this model failed",
         mitigation="Read the errors in the table of cells, fix their cause and run the same command again.",
+    ),
+    _validity(
+        name="idle-attack",
+        target=f"{__name__}:idle_attacks",
+        help="An attack did nothing",
+        formula="attacks that moved no image and visited no point but the clean images, where images could be moved",
+        shows="The number of this attack is the clean accuracy. It says nothing about robustness.",
+        mitigation="Check the options of the attack, and whether the model has a gradient at all. Then attack again.",
+    ),
+    _validity(
+        name="undefined-path",
+        target=f"{__name__}:undefined_path",
+        help="An attack met points or gradients that are not finite",
+        formula="points with NaN or infinity that an attack asked the model for, and gradients with them that it got",
+        shows="The attack lost images on its way, so its number is too high.",
+        mitigation="Check the options of the attack, and look for the operation whose gradient is not finite.",
+    ),
+    _validity(
+        name="other-options",
+        target=f"{__name__}:other_options",
+        help="An attack ran with other options than its defaults",
+        formula="attacks of the recipe with fewer steps, starts or queries than by default, or with other settings",
+        shows="The number is that of another attack than its name says, and may be too high.",
+        mitigation="Run the attack with its default options too, and report the lower number.",
+        source="Carlini et al. 2019, on hyperparameters",
     ),
     _validity(
         name="chance-accuracy",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from art_qplugins import plugins
 from art_qplugins._version import __version__
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Role
@@ -82,20 +82,11 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
     answer |= {"target": target, "source": source, "data": data, "batch_size": batch_size, "schema": SCHEMA_VERSION}
     answer |= {
         "version": __version__,
-        "library": None if attack.library is None else _version(attack.library.package),
-        "torch": _version("torch"),
+        "library": None if attack.library is None else plugins.version(attack.library.package) or "unknown",
+        "torch": plugins.version("torch") or "unknown",
     }
-    plugins = [row.plugin for row in (attack, attack.library) if row is not None and row.plugin is not None]
-    if plugins:  # left out if there is none, so that the keys of this package's own attacks do not change
-        answer["plugins"] = [str(plugin) for plugin in plugins]
+    answer["plugins"] = [str(row.plugin) for row in (attack, attack.library) if row is not None and row.plugin]
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
     where = "" if spec.source == spec.model else f".from-{short_name(spec.source)}"
     threat = "" if spec.eps == 0 else f".{spec.norm}-{spec.eps:.4g}"
     return safe_name(f"{short_name(spec.model)}.{spec.attack.replace(':', '-')}{where}{threat}.{digest}")
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -53,10 +53,10 @@ def _steps(attack: str, options: Mapping[str, Any]) -> Cost | None:
 
 
 def expected_passes(spec: CellSpec, images: int, *, passes: int) -> float | None:
-    """At most about so many passes, gradients and forward passes together, for a cell; ``None`` where nothing is known.
+    """An approximate upper bound of a cell's gradients and forward passes together; ``None`` where it is unknown.
 
-    :param images: that the cell attacks.
-    :param passes: through the network for one answer: a random model's draws.
+    :param images: number of images that the cell attacks.
+    :param passes: passes through the network per call: the draws of a random model.
     """
     if spec.role == "clean" or spec.check:  # these measure the model, or attack others
         return None

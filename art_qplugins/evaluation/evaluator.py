@@ -78,7 +78,7 @@ class Evaluator:
         )
 
     def passes(self, spec: CellSpec) -> int:
-        """Through the network of a cell's source for one gradient of an image: a random model's draws."""
+        """Passes through the network of a cell's source for one gradient of an image. A random model has several draws."""
         return passes(self.estimators[spec.source].model, requires_grad=True)
 
     def shards(self, spec: CellSpec) -> list[Shard]:

@@ -160,6 +160,8 @@ class _Unfinished:
                 "forward_samples": sum(cell.forward_samples for cell in cells),
                 "backward_samples": sum(cell.backward_samples for cell in cells),
                 "seconds": math.fsum(cell.seconds for cell in cells),
+                "visited": None if cells[0].visited is None else any(cell.visited for cell in cells),
+                "undefined": sum(cell.undefined for cell in cells),
                 "notes": list(dict.fromkeys(note for cell in cells for note in cell.notes)),
                 "rows": None if self.spec.rows is None else self.rows,
                 "of": None if self.spec.rows is None else cells[0].of,

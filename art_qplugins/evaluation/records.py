@@ -66,6 +66,8 @@ class Cell(Record):
     status: Literal["success", "error", "skipped"]  # skipped: not run, for the reason in notes; it has no samples
     error: str | None = None
     notes: list[str] = []  # warnings that the attack's library gave, or why the cell was skipped
+    visited: bool | None = None  # whether the attack asked its source for any point that is no clean image
+    undefined: int = 0  # points with NaN or infinity that it asked for, and gradients with them that it got
     crafted_in: str | None = None  # id of the cell of this run that the images were crafted for, at its cost
     grid: int | None = None  # pixel levels for the next two fields; per image: measures["grid_correct"]
     grid_accuracy: float | None = None

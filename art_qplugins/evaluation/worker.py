@@ -158,6 +158,8 @@ def _finished(evaluator: Evaluator, shard: Shard, found: Crafted, scored: Column
         rows=None if whole else list(shard.rows),
         of=None if whole else len(evaluator),
         facts=found.facts,
+        visited=None if spec.role == "clean" else found.visited,
+        undefined=found.undefined,
     )
 
 

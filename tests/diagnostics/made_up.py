@@ -38,6 +38,9 @@ def cell(
     n=N,
     facts=None,
     selection=None,
+    visited=True,
+    undefined=0,
+    distance=None,
     **columns,
 ):
     """A finished cell.
@@ -62,7 +65,7 @@ def cell(
             prediction=0,
             correct=correct[i],
             selection=chosen_by[i],
-            distance=eps,
+            distance=eps if distance is None else distance,
             margin=finite(columns["margin"][i]),
             loss=finite(columns["loss"][i]),
             measures={k: finite(v[i]) for k, v in columns.items() if k not in ("margin", "loss")},
@@ -90,6 +93,8 @@ def cell(
         rows=None if rows is None else list(rows),
         of=None if rows is None else n,
         facts=facts or {},
+        visited=None if role == "clean" else visited,
+        undefined=undefined,
     )
     return Outcome.from_samples(record, samples)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_up import FACTS, HEALTHY, N, cell, clean, failed, first
 
-from art_qplugins.diagnostics import INDICATORS
+from art_qplugins.diagnostics import INDICATORS, assess
 from art_qplugins.diagnostics.measurements import findings_of, measure_all
 from art_qplugins.diagnostics.model_records import records_of
 from art_qplugins.evaluation.outcome import Outcome
@@ -211,6 +211,20 @@ PLANTED = {
     "noisy-gradient": ([clean(coherence=0.1), claim()], [clean(coherence=0.9), claim()]),
     "no-gradient": ([clean(facts={"reaches_pixels": False, "ends_at": "detach"}), claim()], [claim()]),
     "failed-cells": ([claim(), failed("art:fgsm")], [claim()]),
+    "idle-attack": (
+        [claim(), cell("art:bim", 1.0, visited=False, distance=0.0)],
+        [claim(), cell("art:bim", 1.0, visited=False, distance=0.05), cell("art:deepfool", 1.0, distance=0.0)],
+    ),
+    "undefined-path": ([claim(undefined=7)], [claim(undefined=0)]),
+    "other-options": (
+        [claim(), cell("art:bim", 1.0, role="attack", params={"max_iter": 2})],
+        # More effort, and a choice of the diagnosis.
+        [
+            claim(),
+            cell("art:bim", 1.0, role="attack", params={"max_iter": 200}),
+            cell("art:bim", 1.0, params={"max_iter": 2}),
+        ],
+    ),
     "chance-accuracy": ([clean(first(0.12)), claim(0.1)], [clean(first(0.4)), claim(0.1)]),
     "batch-dependence": (
         [clean(facts={"batch_dependent": 0.4}), claim()],
@@ -239,6 +253,23 @@ def test_a_planted_failure_is_found_and_its_healthy_twin_is_not_accused(name):
     if yes.p_value is not None:
         assert yes.p_value < 0.05 <= no.p_value
     assert yes.evidence != no.evidence
+
+
+def test_an_attack_that_has_no_image_to_move_is_not_idle():
+    wrong = [clean(0.0), cell("art:bim", 0.0, role="attack", visited=False, distance=0.0)]
+    records = records_of(wrong, wrong[1])
+    assert INDICATORS["idle-attack"].measure(records).fired is False
+
+
+def test_of_old_records_it_is_not_known_whether_an_attack_did_nothing():
+    old = [clean(), cell("art:bim", 1.0, role="attack", visited=None, distance=0.0)]
+    for name in ("idle-attack", "undefined-path"):
+        assert INDICATORS[name].measure(records_of(old, old[1])).fired is None
+
+
+def test_an_attack_that_did_nothing_is_told_where_nothing_is_claimed():
+    result = assess("m", [clean(), cell("art:bim", 1.0, visited=False, distance=0.0)], claimed=None)
+    assert [f.id for f in result.findings] == ["idle-attack"]
 
 
 def test_the_images_that_a_mechanism_is_at_work_on_are_named():

@@ -16,11 +16,11 @@ from art_qplugins.diagnostics import STEPS, assess, run_steps
 from art_qplugins.evaluation.outcome import Outcome
 
 FIRST = ["claim", "one-step", "cross-entropy", "margin"]
-AS_IS = [*FIRST, "doubling", "restart", "targeted"]
+AS_IS = [*FIRST, "defaults", "doubling", "restart", "targeted"]
 #: The attacks whose images a step leaves alone, since its comparison cannot change there.
 COMPARED = {
-    **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "unbounded"], ("claim",)),
-    **dict.fromkeys(["doubling", "restart"], FIRST),
+    **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "defaults", "unbounded"], ("claim",)),
+    **dict.fromkeys(["doubling", "restart"], (*FIRST, "defaults")),
     **dict.fromkeys(["targeted", "surrogates", "full-precision", "averaging", "transfer", "search"], AS_IS),
 }
 NO_NUMBER = {"unbounded", "binarization"}
@@ -78,6 +78,21 @@ def test_late_steps_start_from_everything_that_is_legal():
         assert bool(spec.start) is late, step_of(spec)
         assert set(spec.start) <= legal
     assert set(made.asked[-1].start) == legal - {made.id_of(made.asked[-1])}
+
+
+def test_a_claim_by_weaker_options_is_tested_by_the_default_ones_once():
+    made = MadeUp({}, **PLAIN)
+    for attack, options, expected in [
+        ("art:mifgsm", {"max_iter": 10}, "run"),
+        ("art:mifgsm", {"decay": 0.5}, "run"),
+        ("art:mifgsm", {"max_iter": 100}, "more effort"),
+        ("art:pgd", {"max_iter": 10}, "it ran in a step before"),  # as the step on cross-entropy
+    ]:
+        claim = dataclasses.replace(CLAIM, attack=attack, options=options)
+        claimed, outcomes = made.begin(claim)
+        _, steps = run_steps(claim, claimed, outcomes, made, level=2)
+        (step,) = [s for s in steps if s.id == "defaults"]
+        assert step.status == "run" if expected == "run" else expected in step.reason
 
 
 def test_nothing_exceeds_the_eps_of_the_claim_but_the_unlimited_attack_that_counts_in_no_number():
@@ -142,12 +157,13 @@ def test_without_a_level_it_goes_to_the_last_only_after_something_was_found(chan
 
 def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
     made = MadeUp({}, **PLAIN)
-    claimed, outcomes = made.begin(dataclasses.replace(CLAIM, attack="art:pgd"))
-    _, steps = run_steps(dataclasses.replace(CLAIM, attack="art:pgd"), claimed, outcomes, made, level=3)
+    claimed, outcomes = made.begin(dataclasses.replace(CLAIM, attack="art:pgd", options={}))
+    _, steps = run_steps(dataclasses.replace(CLAIM, attack="art:pgd", options={}), claimed, outcomes, made, level=3)
     reasons = {s.id: s.reason for s in steps if s.status == "skipped"}
     expected = {
         "cross-entropy": "this is the claimed attack",
         "scale": "logits, 3, is not large",
+        "defaults": "has its default options",
         "surrogates": "faithful",
         "full-precision": "no quantized activation",
         "averaging": "not random",
@@ -164,7 +180,7 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_an_attack_is_only_asked_for_a_norm_that_it_has(norm):
     made = everything()
-    claim = dataclasses.replace(CLAIM, attack="autoattack:apgd-dlr", norm=norm)
+    claim = dataclasses.replace(CLAIM, attack="autoattack:apgd-dlr", norm=norm, options={})
     _, steps = made.diagnose(claim, level=3)
     assert made.asked and all(spec.norm in ATTACKS[spec.attack].norms for spec in made.asked)
     assert all(s.reason for s in steps if s.status == "skipped")
@@ -176,7 +192,7 @@ def test_an_attack_is_only_asked_for_a_norm_that_it_has(norm):
     [("autoattack:apgd-ce", "run"), ("autoattack:apgd-dlr", "skipped"), ("art:apgd-dlr", "skipped")],
 )
 def test_the_claimed_attack_is_tested_where_two_classes_are_enough_for_it(attack, status):
-    _, steps = everything().diagnose(dataclasses.replace(CLAIM, attack=attack), level=3)
+    _, steps = everything().diagnose(dataclasses.replace(CLAIM, attack=attack, options={}), level=3)
     (step,) = [s for s in steps if s.id == "binarization"]
     assert step.status == status and ("more than two classes" in step.reason) == (status == "skipped")
 

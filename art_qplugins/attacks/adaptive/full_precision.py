@@ -55,7 +55,7 @@ def other_bits(module: nn.Module, num_bits: int) -> Iterator[None]:
     ranges = {m: quantizer.range for m, quantizer in activation_quantizers(module)}
     if not ranges:
         raise InputError(
-            f"{type(module).__name__} has no QuantReLU or StochasticQuantizer, so it has no bit width to change; "
+            f"{type(module).__name__} has no quantized activation, so it has no bit width to change; "
             "use artq:apgd-margin, or quantize it first"
         )
     with _forwards({m: partial(_rounded, low=low, high=high, num_bits=num_bits) for m, (low, high) in ranges.items()}):

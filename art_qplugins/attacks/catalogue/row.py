@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from art_qplugins.attacks.catalogue.libraries import LIBRARIES, Library
+from art_qplugins.domains import Option
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry
 
@@ -100,6 +101,19 @@ class Attack(Entry):
             return self.gradient
         return "mean" if calls > 1 else "own"
 
+    def weakened(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that differ from their defaults, except whole numbers above them: those count effort.
+
+        :param options: resolved options, or the parameters of a cell.
+        """
+        return {
+            name: options[name]
+            for name, option in self.options.items()
+            if name in options
+            and options[name] != option.default
+            and not (_counts(option) and options[name] > option.default)
+        }
+
     def upstream_for(self, norm: str) -> str:
         """The name that the adapter runs for this norm."""
         names = self.upstream.split()
@@ -151,6 +165,10 @@ class Attack(Entry):
         if self.refused:
             raise InputError(f"{self.name} cannot be chosen: {self.refused}")
         return super().resolve(options)
+
+
+def _counts(option: Option) -> bool:
+    return isinstance(option.default, int) and not isinstance(option.default, bool)
 
 
 def attack_of(
