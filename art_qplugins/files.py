@@ -1,18 +1,238 @@
-"""Atomic file writes, locks, and file names that every file system accepts."""
+"""Reading files of unknown origin, atomic file writes, locks, and file names that every file system accepts.
+
+Who reads a file that a person named uses :func:`open_file`, or a function above it. Nothing is read before its kind and size
+are known, and no such file makes the program wait.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
-__all__ = ["locked", "safe_name", "short_name", "sweep", "write_atomically"]
+from art_qplugins.errors import InputError, one_line, shown
+
+__all__ = [
+    "as_path",
+    "in_words",
+    "locked",
+    "open_file",
+    "printable",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "reason",
+    "safe_name",
+    "short_name",
+    "sweep",
+    "write_atomically",
+]
 
 #: Suffix of incomplete files. Their names begin with a dot.
 _PART = ".part"
+
+#: The longest path in a message, in characters.
+_LONGEST_PATH = 120
+#: The deepest nesting of lists and objects in JSON, and its longest whole number in digits.
+_DEEPEST = 50
+_MOST_DIGITS = 20
+
+#: What is at a path in place of a file, by the type in its mode.
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+#: The errors of the operating system that people meet, in words.
+_REASONS = {
+    errno.ENOENT: "no such file",
+    errno.ENOTDIR: "a part of the path is no folder",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ELOOP: "symbolic links that lead back to themselves",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+# --- Reading
+
+
+def as_path(path: str | os.PathLike[str], *, hint: str, where: str = "") -> Path:
+    """``path`` with ``~`` written out. Whether something is there is not looked at.
+
+    :param hint: what to type next; the end of the message.
+    :param where: what the path is, e.g. ``"checkpoint "``; the beginning of the message.
+    :raises InputError: where no file can have this path, or its name is not UTF-8.
+    """
+    why = None
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise InputError(f"{where}{shown(path)} is no path; {hint}")
+    text = os.fspath(path)
+    if not text:
+        why = "the path is empty"
+    elif "\0" in text:
+        why = "the path has a NUL character"
+    elif not _is_utf8(text):
+        why = "the name is not UTF-8; rename it"
+    else:
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            why = "there is no such user"
+    raise InputError(f"{where}{printable(text)}: cannot be read ({why}); {hint}")
+
+
+def open_file(path: str | os.PathLike[str], *, most: int, hint: str, where: str = "") -> BinaryIO:
+    """Open a file of unknown origin for reading, without waiting for anybody.
+
+    :param path: ``~`` is the home folder. Symbolic links are followed.
+    :param most: the largest size in bytes.
+    :param hint: what to type next; the end of the message.
+    :param where: what the file is, e.g. ``"checkpoint "``; the beginning of the message.
+    :raises InputError: where it is missing, cannot be read, is larger, or is no plain file: a folder, a pipe, a device.
+    """
+    place = as_path(path, hint=hint, where=where)
+    try:
+        why = _unfit(place.stat(), most)
+        if why is None:
+            file = open(place, "rb", opener=_at_once)  # noqa: SIM115, the caller closes it
+            why = _unfit(os.fstat(file.fileno()), most)  # another file may have taken its place
+            if why is None:
+                return file
+            file.close()
+    except OSError as error:
+        broken = error.errno == errno.ENOENT and place.is_symlink()
+        why = "a symbolic link to nothing" if broken else reason(error)
+    raise InputError(f"{where}{printable(path)}: cannot be read ({why}); {hint}")
+
+
+def read_bytes(path: str | os.PathLike[str], *, most: int, hint: str, where: str = "") -> bytes:
+    """The content of a file of unknown origin. Parameters and errors are those of :func:`open_file`."""
+    with open_file(path, most=most, hint=hint, where=where) as file:
+        try:
+            # A file may grow meanwhile. What has no size, such as the files of /proc, may give nothing at once.
+            content = file.read(most + 1) or b""
+            why = None if len(content) <= most else f"larger than {in_words(most)}"
+        except OSError as error:
+            why = reason(error)
+    if why is not None:
+        raise InputError(f"{where}{printable(path)}: cannot be read ({why}); {hint}")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], *, most: int, hint: str, where: str = "") -> str:
+    """The text of a UTF-8 file of unknown origin. Parameters are those of :func:`open_file`.
+
+    :raises InputError: as there, and where it is not UTF-8.
+    """
+    content = read_bytes(path, most=most, hint=hint, where=where)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}{printable(path)}: no UTF-8 text (byte {error.start} is {content[error.start]:#04x}); {hint}"
+        ) from None
+
+
+def read_json(path: str | os.PathLike[str], *, most: int, hint: str, where: str = "") -> dict[str, Any]:
+    """The object in a JSON file of unknown origin. Parameters are those of :func:`open_file`.
+
+    :raises InputError: as there, and where it is no JSON, no object, nested more than 50 deep, or holds a number that
+        is NaN, infinite or a whole number of more than 20 digits.
+    """
+    text = read_text(path, most=most, hint=hint, where=where)
+    try:
+        content = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
+        why = None if isinstance(content, dict) else f"a {type(content).__name__} in place of an object"
+        if _too_deep(content):
+            why = f"nested more than {_DEEPEST} deep"
+    except ValueError as error:
+        why = str(error)
+    except RecursionError:
+        why = f"nested more than {_DEEPEST} deep"
+    if why is not None:
+        raise InputError(f"{where}{printable(path)}: not the JSON that belongs there ({one_line(why, 80)}); {hint}")
+    found: dict[str, Any] = content
+    return found
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path for a message: printable, at most 120 characters."""
+    return one_line(os.fspath(path).encode("utf-8", "backslashreplace").decode(), _LONGEST_PATH)
+
+
+def in_words(size: float) -> str:
+    """A number of bytes, e.g. ``"14.9 TiB"``."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    at = 0
+    while size >= 1024 and at < len(units) - 1:
+        size, at = size / 1024, at + 1
+    return f"{size:.3g} {units[at]}"
+
+
+def reason(error: OSError) -> str:
+    """Why the operating system refused, in words."""
+    return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unfit(found: os.stat_result, most: int) -> str | None:
+    """Why what was found is no file of at most ``most`` bytes; ``None`` where it is one."""
+    if not stat.S_ISREG(found.st_mode):
+        return f"it is {_KINDS.get(stat.S_IFMT(found.st_mode), 'no file')}"
+    return None if found.st_size <= most else f"it holds {in_words(found.st_size)}, more than {in_words(most)}"
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open without waiting for whoever writes into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text[:20]}")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
+
+
+def _too_deep(content: Any) -> bool:
+    """Whether lists and objects are nested deeper than is allowed. It does not recurse."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [v for part in level for v in _values(part) if isinstance(v, (dict, list))]
+    return bool(level)
+
+
+def _values(part: Any) -> Iterable[Any]:
+    if isinstance(part, dict):
+        return part.values()
+    return part if isinstance(part, list) else ()
+
+
+# --- Writing
 
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:

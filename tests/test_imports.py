@@ -32,6 +32,7 @@ LAYERS = [
     ["models"],
     ["quantizers"],
     ["checkpoint", "data", "fingerprint", "geometry"],
+    ["arrays"],
     ["registry", "threat", "files", "guard", "metrics", "seeds"],
     ["domains", "plugins"],
     ["errors", "_version"],
@@ -98,7 +99,9 @@ def test_the_report_knows_records_and_nothing_that_computes():
     assert {i for i in known if part_of(i) == "evaluation"} == {
         f"art_qplugins.evaluation.{name}" for name in ("records", "old_names", "compare")
     }
-    assert {part_of(i) for i in known} <= {"evaluation", "errors", "files", "metrics", "registry", "threat", "_version"}
+    assert {part_of(i) for i in known} <= {
+        *("evaluation", "arrays", "errors", "files", "metrics", "registry", "threat", "_version"),
+    }
 
 
 def test_only_the_adapters_import_the_libraries_of_attacks():
