@@ -20,7 +20,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from art_qplugins.errors import InputError, one_line, shown
+from art_qplugins.errors import InputError, one_line, said, shown
 from art_qplugins.files import in_words, open_file, printable, reason
 
 __all__ = ["MOST_BYTES", "Header", "read_arrays", "read_headers"]
@@ -118,7 +118,7 @@ def _archive(file: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except Exception as error:  # odd directories make it fail in many ways
-        raise _Unfit(f"a damaged archive: {_said(error)}") from None
+        raise _Unfit(f"a damaged archive: {said(error)}") from None
 
 
 def _check_directory(file: BinaryIO) -> None:
@@ -159,13 +159,9 @@ def _headers(archive: zipfile.ZipFile, most: int) -> dict[str, Header]:
             with archive.open(member) as stream:
                 head = stream.read(_HEAD)
         except Exception as error:  # damaged data and odd local headers make zipfile and zlib fail in many ways
-            raise _Unfit(f"{shown(name)} is damaged: {_said(error)}") from None
+            raise _Unfit(f"{shown(name)} is damaged: {said(error)}") from None
         headers[name] = _header(name, head, member.file_size)
     return headers
-
-
-def _said(error: Exception) -> str:
-    return one_line(str(error), 80) or type(error).__name__
 
 
 # --- An array
@@ -209,7 +205,7 @@ def _read(archive: zipfile.ZipFile, name: str, header: Header) -> NDArray[Any]:
                 flat[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
                 at += len(piece)
     except Exception as error:  # damaged data make zipfile and zlib fail in many ways
-        raise _Unfit(f"{shown(name)} is damaged: {_said(error)}") from None
+        raise _Unfit(f"{shown(name)} is damaged: {said(error)}") from None
     if at != header.size:
         raise _Unfit(f"{shown(name)} ends after {in_words(at)} of {in_words(header.size)}")
     values = flat.view(header.dtype)

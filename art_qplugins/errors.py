@@ -7,7 +7,7 @@ import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["InputError", "did_you_mean", "one_line", "shown"]
+__all__ = ["InputError", "did_you_mean", "one_line", "said", "shown"]
 
 #: The longest message and the longest value in one, in characters.
 LONGEST = 300
@@ -36,6 +36,14 @@ def one_line(text: str, longest: int = LONGEST) -> str:
         return line
     head = longest * 2 // 3
     return f"{line[:head]} ... {line[len(line) - (longest - head - 5) :]}"
+
+
+def said(error: BaseException) -> str:
+    """What an exception says, in one line of at most 80 characters; its class where it says nothing."""
+    try:
+        return one_line(str(error), LONGEST_VALUE) or type(error).__name__
+    except Exception:  # the str of somebody's exception
+        return type(error).__name__
 
 
 def shown(value: Any) -> str:

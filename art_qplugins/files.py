@@ -111,8 +111,7 @@ def open_file(path: str | os.PathLike[str], *, most: int, hint: str, where: str 
                 return file
             file.close()
     except OSError as error:
-        broken = error.errno == errno.ENOENT and place.is_symlink()
-        why = "a symbolic link to nothing" if broken else reason(error)
+        why = reason(error)
     raise InputError(f"{where}{printable(path)}: cannot be read ({why}); {hint}")
 
 
@@ -182,6 +181,8 @@ def in_words(size: float) -> str:
 
 def reason(error: OSError) -> str:
     """Why the operating system refused, in words."""
+    if error.errno == errno.ENOENT and isinstance(error.filename, (str, Path)) and os.path.islink(error.filename):
+        return "a symbolic link to nothing"
     return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
 
 

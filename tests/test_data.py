@@ -106,7 +106,7 @@ def test_take_is_a_balanced_prefix_with_the_ids_of_the_whole():
     np.testing.assert_array_equal(small.labels, data.labels[[row[i] for i in small.ids]])
     assert data.take(100, seed=4).ids != small.ids
     assert sorted(data.take(10**6, seed=3).ids) == sorted(data.ids)
-    with refused("0 images", "at least 1"):
+    with refused("digits: limit: it is 0", "at least 1"):
         data.take(0, seed=3)
 
 
@@ -179,7 +179,7 @@ def test_images_that_are_accepted(x):
         ([0.0, 1.0, 2.0], 3, ["float64", "integers"]),
         ([0, 2, -1], 3, ["1 labels outside 0 to 2", r"-1 at \[2\]"]),
         ([0, 3, 9], 3, ["2 labels outside", r"3 at \[1\]"]),
-        ([0, -4, 1], None, ["below 0", r"-4 at \[1\]"]),
+        ([0, -4, 1], None, ["outside 0 to 65535", r"-4 at \[1\]"]),
         ([0, 0, 0], 1, ["fewer than 2 classes"]),
     ],
 )
@@ -401,7 +401,7 @@ def test_folders_that_are_refused(tmp_path):
     with refused("eel/00.png is 7x6", "cat/00.png is 5x4", "resize"):
         asked()
     (train / "eel" / "00.png").write_bytes(b"not a png")
-    with refused("cannot read .*eel/00.png"):
+    with refused("eel/00.png: cannot be read .no image"):
         asked()
     Image.fromarray(np.zeros((4, 5), np.uint16)).save(train / "eel" / "00.png")
     with refused("eel/00.png", "I;16", "8 bits"):
@@ -468,7 +468,7 @@ def test_a_broken_cache_is_built_again(tmp_path, pets, decoded, caplog, damage):
     decoded.clear()
     with caplog.at_level(logging.WARNING, "art_qplugins"):
         assert load("folder:pets", "test").sha256 == first.sha256
-    assert (len(decoded), "cannot read the cache" in caplog.text) == (4, True)
+    assert (len(decoded), "the cache " in caplog.text) == (4, True)
     assert load("folder:pets", "test").sha256 == first.sha256
     assert len(decoded) == 4  # and it was written anew
 
@@ -519,7 +519,7 @@ def test_npz_without_splits(tmp_path):
         ({"x": pixels(4), "y": np.arange(5)}, ["set.npz: y: 5 labels for 4 images"]),
         ({"x": pixels(4), "y": np.arange(4), "classes": ["a", "b"]}, ["2 labels outside 0 to 1", r"\[2\]"]),
         ({"x": pixels(4), "y": np.zeros(4, int)}, ["fewer than 2 classes"]),
-        ({"x": pixels(4), "y": np.array([0, "a", 1, 2], dtype=object)}, ["cannot read", "pickle"]),
+        ({"x": pixels(4), "y": np.array([0, "a", 1, 2], dtype=object)}, ["cannot be read", "Python objects"]),
         ({"x": pixels(4) / 127.0, "y": np.arange(4)}, ["divide by 255"]),
         ({"x_test": pixels(4), "y_test": np.arange(4), "y_train": np.array([0, -1])}, ["y_train", r"-1 at \[1\]"]),
     ],
@@ -533,11 +533,11 @@ def test_npz_that_is_refused(tmp_path, arrays, parts):
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not a zip"])
 def test_npz_that_is_no_npz(tmp_path, content):
     (tmp_path / "data" / "set.npz").write_bytes(content)
-    with refused("cannot read .*set.npz", "np.savez"):
+    with refused("npz:.*set.npz: cannot be read", "np.savez"):
         load("npz:set.npz", "test")
 
 
 def test_npy_in_place_of_npz(tmp_path):
     np.save(tmp_path / "data" / "set.npy", pixels())
-    with refused("cannot read .*set.npy", "np.savez"):
+    with refused("npz:.*set.npy: cannot be read", "a single array", "np.savez"):
         load("npz:set.npy", "test")

@@ -6,7 +6,7 @@ does so inside itself. Importing this package imports neither torch nor torchvis
 """
 
 from art_qplugins.data.checks import check_images, check_labels
-from art_qplugins.data.dataset import Dataset, from_arrays, make_dataset, row_ids
+from art_qplugins.data.dataset import Dataset, check_splits, from_arrays, make_dataset, row_ids
 from art_qplugins.data.sources import DATASETS, entry_of, load
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Dataset",
     "check_images",
     "check_labels",
+    "check_splits",
     "entry_of",
     "from_arrays",
     "load",

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from art_qplugins.files import write_atomically
+from art_qplugins.arrays import read_arrays
+from art_qplugins.errors import InputError
+from art_qplugins.files import as_path, write_atomically
 
 __all__ = ["Arrays", "cached", "user_folder"]
 
@@ -30,9 +32,12 @@ _FORMAT = 1
 
 
 def user_folder(variable: str) -> Path:
-    """The folder that an environment variable names, else the platform's cache folder."""
+    """The folder that an environment variable names, else the platform's cache folder.
+
+    :raises InputError: where no folder can have that name.
+    """
     if folder := os.environ.get(variable):
-        return Path(folder).expanduser()
+        return as_path(folder, where=f"{variable}: ", hint=f"set {variable} to a folder")
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("artq"))
@@ -46,14 +51,14 @@ def cached(stem: str, source: Any, build: Callable[[], Arrays]) -> Arrays:
     """
     key = hashlib.sha256(json.dumps([_FORMAT, source]).encode()).hexdigest()
     path = user_folder("ARTQ_CACHE") / "arrays" / f"{stem}-{key[:20]}.npz"
-    try:
-        # np.load does not close a broken file that it has opened itself. The zip's checksums catch flipped bits.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+    if os.path.lexists(path):
+        try:
+            stored = read_arrays(path, hint="decoding again", where="the cache ")  # checksums catch flipped bits
             return stored["images"], stored["labels"]
-    except FileNotFoundError:
-        pass
-    except Exception as error:
-        logger.warning("cannot read the cache %s (%s); decoding again", path, error)
+        except InputError as error:
+            logger.warning("%s", error)
+        except KeyError as error:
+            logger.warning("the cache %s has no %s; decoding again", path, error)
     images, labels = build()
     try:
         buffer = io.BytesIO()

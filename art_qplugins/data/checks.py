@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from art_qplugins.errors import InputError
+from art_qplugins.domains import TEXT, ListOf, check
+from art_qplugins.errors import InputError, shown
 
-__all__ = ["as_array", "check_images", "check_labels"]
+__all__ = ["MOST_CLASSES", "as_array", "check_classes", "check_images", "check_labels"]
+
+#: Three times the classes of the largest public image data set.
+MOST_CLASSES = 2**16
 
 
-def as_array(x: Any) -> np.ndarray:
+def as_array(x: Any, *, where: str = "x") -> np.ndarray:
     """``x`` as a NumPy array, without a copy where none is needed.
 
     :param x: an array, a tensor on any device, or a nested list.
+    :param where: name of the input in the message.
+    :raises InputError: where it cannot be one.
     """
-    if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        if x.is_floating_point():
-            x = x.float()  # NumPy has no bfloat16
-        x = x.numpy()
     try:
-        return np.asarray(x)
-    except ValueError:  # a ragged list
-        return np.asarray(x, dtype=object)
+        if hasattr(x, "detach"):
+            x = x.detach().cpu()
+            if x.is_floating_point():
+                x = x.float()  # NumPy has no bfloat16
+            x = x.numpy()
+        try:
+            return np.asarray(x)
+        except ValueError:  # a ragged list
+            return np.asarray(x, dtype=object)
+    except Exception:  # sparse tensors, lists that hold themselves, objects with an odd __array__
+        raise InputError(f"{where}: it is {shown(x)}, which is no array; give an array or a dense tensor") from None
 
 
 def check_images(x: Any, *, where: str = "x") -> None:
@@ -33,7 +43,7 @@ def check_images(x: Any, *, where: str = "x") -> None:
     :param x: (N, C, H, W); floats in [0, 1], or uint8, where 255 means 1.0.
     :param where: name of the input in the message, e.g. ``"npz:faces.npz: x_test"``.
     """
-    x = as_array(x)
+    x = as_array(x, where=where)
     if x.ndim != 4:
         raise InputError(f"{where}: {x.ndim} dimensions {x.shape}, not 4; give images as (N, C, H, W)")
     if not x.size:
@@ -66,11 +76,11 @@ def check_labels(y: Any, nb_classes: int | None, n: int, *, where: str = "y") ->
     """Raise :class:`InputError` unless ``y`` holds one class index for each of ``n`` images.
 
     :param y: (N,) integers in [0, ``nb_classes``).
-    :param nb_classes: number of classes. ``None`` derives it from the labels.
+    :param nb_classes: number of classes. ``None`` derives it from the labels; at most 65,536.
     :param n: number of images.
     :param where: name of the input in the message.
     """
-    y = as_array(y)
+    y = as_array(y, where=where)
     if y.ndim != 1:
         hint = "for one-hot labels give y.argmax(1)" if y.ndim == 2 else "give one class index per image"
         raise InputError(f"{where}: {y.ndim} dimensions {y.shape}, not 1; {hint}")
@@ -82,10 +92,20 @@ def check_labels(y: Any, nb_classes: int | None, n: int, *, where: str = "y") ->
         raise InputError(
             f"{where}: fewer than 2 classes ({nb_classes}); name all classes, or add images of a second one"
         )
-    bad = np.flatnonzero((y < 0) | (y >= (np.inf if nb_classes is None else nb_classes)))
+    bad = np.flatnonzero((y < 0) | (y >= (MOST_CLASSES if nb_classes is None else nb_classes)))
     if len(bad):
-        outside = "below 0" if nb_classes is None else f"outside 0 to {nb_classes - 1}"
+        outside = f"outside 0 to {(MOST_CLASSES if nb_classes is None else nb_classes) - 1}"
         raise InputError(
             f"{where}: {len(bad)} labels {outside}, the first is {y[bad[0]]} at [{bad[0]}]; "
             f"correct it, or name all classes"
         )
+
+
+def check_classes(classes: Sequence[str], *, where: str = "classes") -> tuple[str, ...]:
+    """The names of the classes.
+
+    :raises InputError: unless they are different texts, at most 65,536.
+    """
+    if isinstance(classes, (list, tuple)) and len(classes) > MOST_CLASSES:
+        raise InputError(f"{where}: {len(classes)} classes, more than {MOST_CLASSES}; name those that have images")
+    return tuple(check(where, classes, ListOf(TEXT, least=1, most=MOST_CLASSES)))

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from art_qplugins.data.checks import as_array, check_images, check_labels
+from art_qplugins.data.checks import as_array, check_classes, check_images, check_labels
+from art_qplugins.domains import COUNT, SEED, TEXT, check
 from art_qplugins.errors import InputError
 
 if TYPE_CHECKING:
@@ -73,10 +74,9 @@ class Dataset:
         The order is stratified (see :func:`stratified_order`), so the accuracy on the subset estimates the accuracy on the
         whole split. Ids and ``sha256`` stay those of the whole split.
 
-        :raises InputError: where ``n`` is below 1.
+        :raises InputError: where ``n`` is no whole number of at least 1, or ``seed`` none of at least 0.
         """
-        if n < 1:
-            raise InputError(f"{self.name}: cannot take {n} images; give a limit of at least 1")
+        n, seed = check(f"{self.name}: limit", n, COUNT), check(f"{self.name}: seed", seed, SEED)
         draws = np.random.default_rng(seed).random(len(self))
         rows = stratified_order(self.labels, draws)[:n]
         images, labels = _read_only(self.images[rows]), _read_only(self.labels[rows])
@@ -99,7 +99,10 @@ def make_dataset(
     :raises InputError: where images or labels fail the checks of :mod:`art_qplugins.data.checks`.
     """
     check_images(images, where=name)
+    classes = check_classes(classes, where=f"{name}: classes")
     check_labels(labels, len(classes), len(images), where=name)
+    if len(ids) != len(images):
+        raise InputError(f"{name}: {len(ids)} ids for {len(images)} images; give one per image")
     floats = images.dtype != np.uint8
     images = _read_only(np.ascontiguousarray(images, dtype=np.float32 if floats else np.uint8))
     labels = _read_only(np.ascontiguousarray(labels, dtype=np.int64))
@@ -112,7 +115,7 @@ def make_dataset(
         images=images,
         labels=labels,
         ids=tuple(ids),
-        classes=tuple(classes),
+        classes=classes,
         scale=scale or (1 if floats else 255),
         sha256=digest.hexdigest(),
     )
@@ -126,12 +129,28 @@ def from_arrays(x: Any, y: Any, *, name: str = "arrays", classes: Sequence[str] 
     :param classes: the name of each label; by default ``"0"`` to the greatest label.
     :raises InputError: where ``x`` or ``y`` is something else.
     """
-    x, y = as_array(x), as_array(y)
+    check("name", name, TEXT)
+    x, y = as_array(x, where=f"{name}: x"), as_array(y, where=f"{name}: y")
     check_images(x, where=f"{name}: x")
+    if classes is not None:
+        classes = check_classes(classes, where=f"{name}: classes")
     check_labels(y, None if classes is None else len(classes), len(x), where=f"{name}: y")
     classes = class_names(y) if classes is None else classes
     ids = row_ids(f"{name}/test", np.arange(len(x)), len(x))
     return make_dataset(x.copy(), y.copy(), name=name, split="test", ids=ids, classes=classes)
+
+
+def check_splits(train: Dataset, test: Dataset) -> None:
+    """:raises InputError: unless a network that is trained on ``train`` can answer for ``test``."""
+    for what, one, other in (
+        ("images", train.shape, test.shape),
+        ("classes", train.nb_classes, test.nb_classes),
+    ):
+        if one != other:
+            raise InputError(
+                f"data: {what} of the train split of {train.name} are {one}, those of the {test.split} split of "
+                f"{test.name} {other}; give splits that agree"
+            )
 
 
 def class_names(labels: np.ndarray) -> tuple[str, ...]:

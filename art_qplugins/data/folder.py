@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from art_qplugins.arrays import MOST_BYTES
 from art_qplugins.data.cache import Arrays, cached
 from art_qplugins.data.dataset import Dataset, Split, make_dataset, split_rows
-from art_qplugins.data.paths import find, one_line, stamp
+from art_qplugins.data.images import read_image
+from art_qplugins.data.paths import find, stamp
 from art_qplugins.errors import InputError
+from art_qplugins.files import as_path, in_words, printable, reason
 
 __all__ = ["from_folder"]
 
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
+
+#: The most folders that are looked through. The largest public data set has 22,000.
+_MOST_FOLDERS = 30_000
+_HINT = "replace or remove it"
 
 #: A file's path below a folder, with forward slashes, and its label.
 _Labelled = tuple[str, int]
@@ -30,26 +38,38 @@ def from_folder(name: str, split: Split, *, root: Path, download: bool) -> Datas
 
     The latter is split 80 to 20, each class in proportion, by a hash of the path below ``PATH``. So the same files have
     the same split on every machine. Classes are numbered over both splits, in the order of their names. All images must
-    have one size. They are gray if all are (modes L and 1), else RGB. Transparency is dropped.
+    have one size, one frame and 8 bits a channel. They are gray if all are (modes L and 1), else RGB. Transparency is
+    dropped. A class may be a symbolic link to a folder elsewhere.
     """
     path = find(name, root)
+    where = f"folder:{printable(path)}"
     if not path.is_dir():
-        raise InputError(f"{name}: {path} is not a folder; for arrays type npz:PATH")
+        raise InputError(f"{where}: not a folder; for arrays type npz:PATH")
     parts = _splits(path)
     if parts and split not in parts:
-        raise InputError(f"{name}: no folder {split} beside {next(iter(parts.values()))}; add {path / split}")
+        beside = next(iter(parts.values())).name
+        raise InputError(f"{where}: no folder {split} beside {beside}; add it, with a folder for each class")
     base = parts.get(split, path)
     classes = sorted({folder for part in parts.values() or [path] for folder in _subfolders(part)})
-    files = [(file, label) for label, folder in enumerate(classes) for file in _images_under(base, folder)]
+    _check_links(path, [*parts.values(), *(part / folder for part in parts.values() or [path] for folder in classes)])
+    files = list(_images_under(base, classes))
     if not files:
-        raise InputError(f"{name}: no images in {base}; put them there as CLASS/FILE ({', '.join(_SUFFIXES)})")
+        raise InputError(f"{where}: no images in {base.name}; put them there as CLASS/FILE ({', '.join(_SUFFIXES)})")
     if not parts:
         files = _split(files, split)
     stem = path.resolve().name
-    source = [str(base.resolve()), split, len(classes), [(label, *stamp(base / file)) for file, label in files]]
+    source = [
+        str(base.resolve()),
+        split,
+        len(classes),
+        [(label, *stamp(base / file, where="folder:")) for file, label in files],
+    ]
     images, labels = cached(f"{stem}-{split}", source, lambda: _decode(name, base, files))
     ids = [f"{stem}/{split}/{file}" for file, _ in files]
     return make_dataset(images, labels, name=name, split=split, ids=ids, classes=classes)
+
+
+# --- Which files
 
 
 def _splits(path: Path) -> dict[str, Path]:
@@ -59,15 +79,67 @@ def _splits(path: Path) -> dict[str, Path]:
 
 
 def _subfolders(path: Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(path) if e.is_dir() and e.name[0] != ".") if path.is_dir() else []
+    """The names of the folders in ``path``, also of links to folders; none where it is no folder."""
+    if not path.is_dir():
+        return []
+    found = []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name[0] != "." and stat.S_ISDIR(entry.stat().st_mode):  # a link to nothing is an error
+                    found.append(_named(entry.path).name)
+    except OSError as error:
+        raise _unread(Path(error.filename or path), reason(error)) from None
+    return sorted(found)
 
 
-def _images_under(base: Path, folder: str) -> Iterator[str]:
-    """Paths relative to ``base``, with forward slashes, in a fixed order."""
-    for where, folders, files in os.walk(base / folder):
-        folders.sort()
-        below = Path(where).relative_to(base).as_posix()
-        yield from (f"{below}/{file}" for file in sorted(files) if file.lower().endswith(_SUFFIXES) and file[0] != ".")
+def _check_links(top: Path, folders: Sequence[Path]) -> None:
+    """Links from a data set into itself would give images two labels, or put training images among the test images."""
+    home = top.resolve()
+    for folder in folders:
+        if folder.is_symlink():
+            target = folder.resolve()
+            if target == home or home in target.parents or target in home.parents:
+                raise _unread(folder, "a symbolic link into its own data set")
+
+
+def _images_under(base: Path, classes: Sequence[str]) -> Iterator[_Labelled]:
+    """Paths relative to ``base`` with their labels, in a fixed order."""
+    seen: set[tuple[int, int]] = set()
+
+    def stop(error: OSError) -> None:
+        raise _unread(Path(error.filename), reason(error))
+
+    for label, folder in enumerate(classes):
+        if not (base / folder).is_dir():  # a class of the other split
+            continue
+        for where, folders, files in os.walk(base / folder, onerror=stop):
+            here = os.stat(where)
+            if (here.st_dev, here.st_ino) in seen:
+                raise _unread(Path(where), "two classes lead to it")
+            seen.add((here.st_dev, here.st_ino))
+            if len(seen) > _MOST_FOLDERS:
+                raise InputError(
+                    f"folder:{printable(base)}: more than {_MOST_FOLDERS} folders; give that of a data set"
+                )
+            folders.sort()
+            for inner in folders:
+                if os.path.islink(os.path.join(where, inner)):
+                    raise _unread(Path(where, inner), "a symbolic link to a folder within a class")
+            below = Path(where).relative_to(base).as_posix()
+            for file in sorted(files):
+                if file.lower().endswith(_SUFFIXES) and file[0] != ".":
+                    _named(os.path.join(where, file))
+                    yield f"{below}/{file}", label
+
+
+def _named(path: str) -> Path:
+    """:raises InputError: where the name is not UTF-8, which no record can hold."""
+    return as_path(path, where="folder:", hint=_HINT)
+
+
+def _unread(path: Path, why: str) -> InputError:
+    return InputError(f"folder:{printable(path)}: cannot be read ({why}); {_HINT}")
 
 
 def _split(files: list[_Labelled], split: Split) -> list[_Labelled]:
@@ -81,35 +153,30 @@ def _hash_draw(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
+# --- What they hold
+
+
 def _decode(name: str, base: Path, files: list[_Labelled]) -> Arrays:
     logger.info("%s: decoding %d images, once", name, len(files))
-    first, gray = _open(name, base / files[0][0])
+    first, gray = read_image(base / files[0][0])
+    total = len(files) * first.nbytes
+    if total > MOST_BYTES:
+        raise InputError(
+            f"folder:{printable(base)}: {len(files)} images of {_size(first)} take {in_words(total)}, more than "
+            f"{in_words(MOST_BYTES)}; resize them, or remove some"
+        )
     images = np.empty((len(files), *first.shape), np.uint8)
     for row, (file, _) in enumerate(files):
-        pixels, is_gray = _open(name, base / file) if row else (first, gray)
+        pixels, is_gray = read_image(base / file) if row else (first, gray)
         if pixels.shape != first.shape:
             raise InputError(
-                f"{name}: {base / file} is {_size(pixels)}, {files[0][0]} is {_size(first)}; "
-                f"resize all images to one size"
+                f"folder:{printable(base / file)} is {_size(pixels)}, {files[0][0]} is {_size(first)}; "
+                "resize all images to one size"
             )
         images[row] = pixels
         gray = gray and is_gray
     images = images.transpose(0, 3, 1, 2)[:, : 1 if gray else 3]
     return np.ascontiguousarray(images), np.array([label for _, label in files], dtype=np.int64)
-
-
-def _open(name: str, path: Path) -> tuple[np.ndarray, bool]:
-    """Pixels (H, W, 3) uint8, and whether the image is gray."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.asarray(image.convert("RGB"))
-    except Exception as error:  # decoders fail in many ways, and the cause is the file in each
-        raise InputError(f"{name}: cannot read {path} ({one_line(error)}); replace or remove it") from error
-    if mode[0] in "IF":
-        raise InputError(f"{name}: {path} has mode {mode}; convert it to 8 bits a channel")
-    return pixels, mode in ("L", "1")
 
 
 def _size(pixels: np.ndarray) -> str:

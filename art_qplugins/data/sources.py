@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from art_qplugins.data.cache import user_folder
 from art_qplugins.data.dataset import Dataset, Split
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.domains import FLAG, TEXT, check
+from art_qplugins.errors import InputError, did_you_mean, shown
+from art_qplugins.files import as_path
 from art_qplugins.registry import Entry, Registry
 
 __all__ = ["DATASETS", "entry_of", "load"]
@@ -56,7 +57,10 @@ def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None,
     :param download: fetch a missing data set if torchvision can.
     :raises InputError: for an unknown name or split, and for data that are missing, broken or out of range.
     """
+    check("data", name, TEXT)
+    check("download", download, FLAG)
     if split not in ("train", "test"):
-        raise InputError(f"{name}: unknown split {split!r}{did_you_mean(split, ('train', 'test'))}")
+        raise InputError(f"{name}: unknown split {shown(split)}{did_you_mean(split, ('train', 'test'))}")
+    folder = as_path(root, where="data root: ", hint="give a folder") if root else user_folder("ARTQ_DATA")
     source: Callable[..., Dataset] = entry_of(name).load()
-    return source(name, split, root=Path(root).expanduser() if root else user_folder("ARTQ_DATA"), download=download)
+    return source(name, split, root=folder, download=download)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ import numpy as np
 from art_qplugins.data.cache import Arrays, cached
 from art_qplugins.data.checks import as_array
 from art_qplugins.data.dataset import Dataset, Split, make_dataset, row_ids
-from art_qplugins.data.paths import one_line, stamp
-from art_qplugins.errors import InputError
+from art_qplugins.data.paths import stamp
+from art_qplugins.errors import InputError, said
 
 __all__ = ["from_torchvision"]
 
@@ -66,7 +65,7 @@ def from_torchvision(name: str, split: Split, *, root: Path, download: bool) -> 
         raise InputError(f"{name}: no {missing}; fetch it with --download, or say where it is with --data-root DIR")
     # The download comes first, since the cache's key needs the files.
     arrays = _read(name, split, root, download) if missing else None
-    source = [name, split, [stamp(file) for file in files]]
+    source = [name, split, [stamp(file, where=f"{name}: ") for file in files]]
     images, labels = cached(f"{name}-{split}", source, lambda: arrays or _read(name, split, root, download))
     ids = row_ids(f"{name}/{split}", np.arange(len(images)), len(images))
     return make_dataset(images, labels, name=name, split=split, ids=ids, classes=spec.classes)
@@ -79,13 +78,13 @@ def _read(name: str, split: Split, root: Path, download: bool) -> Arrays:
     part: dict[str, Any] = {"split": split} if name == "svhn" else {"train": split == "train"}
     try:
         data = getattr(torchvision.datasets, spec.cls)(root, download=download, **part)
-    except (RuntimeError, OSError, ValueError, AssertionError, EOFError, HTTPException) as error:
+    except Exception as error:  # the readers of torchvision fail in many ways, and the cause is the files in each
         what, then = (
             ("cannot download to", "check the network and the folder, or say where it is with --data-root DIR")
             if download
             else ("broken files in", "delete them and fetch them again with --download")
         )
         folder = (root / spec.files[0]).parent
-        raise InputError(f"{name}: {what} {folder} ({one_line(error)}); {then}") from error
+        raise InputError(f"{name}: {what} {folder} ({said(error)}); {then}") from error
     labels = data.labels if name == "svhn" else data.targets
     return np.ascontiguousarray(_TO_NCHW[spec.axes](as_array(data.data))), as_array(labels).astype(np.int64)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from art_qplugins.data import Dataset, load
+from art_qplugins.data import Dataset, check_splits, load
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.devices import resolve_device
@@ -111,6 +111,8 @@ class Runner:
         recipe = self.recipe
         train = self._split("train") if any(m.trained for m in recipe.models) else None
         whole = self.data or self._split("test")
+        if train is not None:
+            check_splits(train, whole)
         used = whole if recipe.data.limit is None else whole.take(recipe.data.limit, seed=recipe.data.seed)
         store = self._storage()
         with store.alone(recipe.name), _threads(recipe.threads):
