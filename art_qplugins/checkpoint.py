@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from art_qplugins.errors import InputError
-from art_qplugins.files import write_atomically
+from art_qplugins.errors import InputError, one_line, said
+from art_qplugins.files import as_path, in_words, open_file, parse_json, printable, read_json, reason, write_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "read_description", "save_checkpoint"]
+
+#: The largest file, the largest header in it, and the largest description, in bytes.
+_LARGEST = 2**37
+_LARGEST_HEADER = 2**24
+_LARGEST_DESCRIPTION = 2**24
+
+_WHERE, _HINT = "checkpoint ", "give the path of a .safetensors file"
+
+#: The types of safetensors that a network here may have.
+_TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+#: The type and the shape of each tensor by its name.
+_Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def save_checkpoint(path: Path, module: nn.Module, description: Mapping[str, Any]) -> None:
@@ -31,65 +57,120 @@ def save_checkpoint(path: Path, module: nn.Module, description: Mapping[str, Any
     write_atomically(path.with_suffix(".json"), json.dumps(content, indent=1, default=str).encode())
 
 
-def load_checkpoint(path: Path, module: nn.Module) -> dict[str, Any]:
-    """Load weights into ``module`` in place.
+def load_checkpoint(path: str | Path, module: nn.Module) -> dict[str, Any]:
+    """Load weights into ``module`` in place. The names, shapes and types are compared before any weight is read.
 
     :return: the description beside the weights; empty where there is none.
-    :raises InputError: where the file is missing, is no safetensors file, was changed after it was written, or holds
-        the weights of another network.
+    :raises InputError: where the file is missing, is no safetensors file, was changed after it was written, holds the
+        tensors of another network or of other types, or weights that are not finite. The module is then unchanged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    content = _read(path)
-    description = _read_description(path, content)
+    place = as_path(path, where=_WHERE, hint=_HINT)
+    with open_file(place, most=_LARGEST, where=_WHERE, hint=_HINT) as file:
+        try:
+            _check_same_network(place, module, _layout(place, file))
+            file.seek(0)
+            content = file.read()
+        except OSError as error:
+            raise InputError(f"{_WHERE}{printable(place)}: cannot be read ({reason(error)}); {_HINT}") from None
+    description = _intact_description(place, content)
     try:
         weights = load(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(
-            f"checkpoint {path}: not a safetensors file, or a corrupt one ({error}); delete it to train again"
-        ) from None
-    _check_same_network(path, module, {name: tuple(value.shape) for name, value in weights.items()})
+        raise _corrupt(place, said(error)) from None
+    _check_finite(place, module, weights)
     module.load_state_dict(weights)
     return description
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"checkpoint {path}: cannot be read ({error.strerror}); give the path of a .safetensors file"
-        ) from None
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The description beside the weights in ``path``, with their hash; empty where there is none. No weight is read.
 
-
-def _read_description(path: Path, content: bytes) -> dict[str, Any]:
-    """The description beside the weights, without their hash, which has to be that of ``content``."""
-    beside = path.with_suffix(".json")
-    if not beside.exists():
+    :raises InputError: where the weights are missing, or the description is no JSON with a hash.
+    """
+    place = as_path(path, where=_WHERE, hint=_HINT)
+    open_file(place, most=_LARGEST, where=_WHERE, hint=_HINT).close()
+    beside = place.with_suffix(".json")
+    if not os.path.lexists(beside):
         return {}
-    try:
-        description: dict[str, Any] = json.loads(beside.read_bytes())
-        intact = description.pop("sha256") == hashlib.sha256(content).hexdigest()
-    except (ValueError, KeyError, AttributeError, TypeError):  # no JSON, or not an object with a hash
-        intact = False
-    if not intact:
+    where, hint = f"{_WHERE}description ", "delete it and the weights to train again"
+    description = read_json(beside, most=_LARGEST_DESCRIPTION, where=where, hint=hint)
+    if not isinstance(description.get("sha256"), str):
+        raise InputError(f"{where}{printable(beside)}: it has no sha256 of the weights; {hint}")
+    return description
+
+
+def _intact_description(path: Path, content: bytes) -> dict[str, Any]:
+    """The description beside the weights, without their hash, which has to be that of ``content``."""
+    description = read_description(path)
+    if description and description.pop("sha256") != hashlib.sha256(content).hexdigest():
         raise InputError(
-            f"checkpoint {path}: it is corrupt (its SHA-256 is not the one recorded in "
-            f"{beside.name}); delete both files to train again"
+            f"{_WHERE}{printable(path)}: it is corrupt (its SHA-256 is not the one recorded in "
+            f"{one_line(path.stem, 80)}.json); delete both files to train again"
         )
     return description
 
 
-def _check_same_network(path: Path, module: nn.Module, found: Mapping[str, tuple[int, ...]]) -> None:
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    if found == wanted:
-        return
-    for name in sorted(wanted.keys() | found.keys()):
-        if wanted.get(name) != found.get(name):
-            here, there = wanted.get(name, "absent"), found.get(name, "absent")
-            break
-    raise InputError(
-        f"checkpoint {path}: made for another network ({name} is {there} there and {here} in this "
-        f"{type(module).__name__}); choose the architecture and options it was trained with, or delete it to train again"
+def _layout(path: Path, file: BinaryIO) -> _Layout:
+    """What the header of a safetensors file promises, and the file has room for."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= min(_LARGEST_HEADER, size - 8):
+        if start[:2] == b"PK" or start[:1] == b"\x80":
+            raise InputError(
+                f"{_WHERE}{printable(path)}: not a safetensors file, but one of torch.save, which can run code when it "
+                "is read; where you trust it, convert it: safetensors.torch.save_file(torch.load(FILE), NEW)"
+            )
+        raise _corrupt(path, "it has no header")
+    try:
+        header = parse_json(file.read(length).decode("utf-8"))
+        header.pop("__metadata__", None)
+        layout = {name: (one["dtype"], tuple(one["shape"])) for name, one in header.items()}
+        ends = [one["data_offsets"][1] for one in header.values()]
+        whole = all(isinstance(end, int) for end in ends) and max(ends, default=0) == size - 8 - length
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise _corrupt(path, f"its header is damaged: {said(error)}") from None
+    if not whole:
+        raise _corrupt(path, f"its header does not promise the {in_words(size - 8 - length)} that it holds")
+    return layout
+
+
+def _corrupt(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{_WHERE}{printable(path)}: not a safetensors file, or a corrupt one ({why}); delete it to train again"
     )
+
+
+def _check_same_network(path: Path, module: nn.Module, found: _Layout) -> None:
+    wanted = {name: (_type(value), tuple(getattr(value, "shape", ()))) for name, value in module.state_dict().items()}
+    name = next((n for n in sorted(wanted.keys() | found.keys()) if wanted.get(n) != found.get(n)), None)
+    if name is None:
+        return
+    here, there = wanted.get(name), found.get(name)
+    part = 0 if here is not None and there is not None and here[1] == there[1] else 1
+    words = ["absent" if one is None else one_line(str(one[part]), 40) for one in (there, here)]
+    raise InputError(
+        f"{_WHERE}{printable(path)}: made for another network ({one_line(name, 60)} is {words[0]} there and {words[1]} in "
+        f"this {type(module).__name__}); choose the architecture and options it was trained with"
+    )
+
+
+def _type(value: Any) -> str:
+    """The type of a tensor in safetensors."""
+    return _TYPES.get(value.dtype, str(value.dtype)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _check_finite(path: Path, module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Weights are finite. A buffer may keep the infinity that the network made itself, as masks of attention do."""
+    own = module.state_dict()
+    for name, value in weights.items():
+        if value.is_floating_point():
+            bad = ~(torch.isfinite(value) | (value == own[name].to(value.device)))
+            if bool(bad.any()):
+                raise InputError(
+                    f"{_WHERE}{printable(path)}: {int(bad.sum())} values of {one_line(name, 60)} are NaN or infinite; "
+                    "train it again with a lower learning rate, or give other weights"
+                )

@@ -18,13 +18,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from art_qplugins.errors import InputError, one_line, shown
+from art_qplugins.errors import InputError, one_line, said, shown
 
 __all__ = [
     "as_path",
     "in_words",
     "locked",
     "open_file",
+    "parse_json",
     "printable",
     "read_bytes",
     "read_json",
@@ -89,7 +90,7 @@ def as_path(path: str | os.PathLike[str], *, hint: str, where: str = "") -> Path
             return Path(text).expanduser()
         except RuntimeError:
             why = "there is no such user"
-    raise InputError(f"{where}{printable(text)}: cannot be read ({why}); {hint}")
+    raise InputError(f"{where}{printable(text) or shown(text)}: cannot be read ({why}); {hint}")
 
 
 def open_file(path: str | os.PathLike[str], *, most: int, hint: str, where: str = "") -> BinaryIO:
@@ -146,23 +147,30 @@ def read_text(path: str | os.PathLike[str], *, most: int, hint: str, where: str 
 def read_json(path: str | os.PathLike[str], *, most: int, hint: str, where: str = "") -> dict[str, Any]:
     """The object in a JSON file of unknown origin. Parameters are those of :func:`open_file`.
 
-    :raises InputError: as there, and where it is no JSON, no object, nested more than 50 deep, or holds a number that
-        is NaN, infinite or a whole number of more than 20 digits.
+    :raises InputError: as there, and where :func:`parse_json` refuses it.
     """
     text = read_text(path, most=most, hint=hint, where=where)
     try:
-        content = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
-        why = None if isinstance(content, dict) else f"a {type(content).__name__} in place of an object"
-        if _too_deep(content):
-            why = f"nested more than {_DEEPEST} deep"
+        return parse_json(text)
     except ValueError as error:
-        why = str(error)
+        raise InputError(f"{where}{printable(path)}: not the JSON that belongs there ({said(error)}); {hint}") from None
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """The object in JSON of unknown origin.
+
+    :raises ValueError: where it is no JSON, no object, nested more than 50 deep, or holds a number that is NaN, infinite
+        or a whole number of more than 20 digits.
+    """
+    try:
+        content: Any = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_whole)
     except RecursionError:
-        why = f"nested more than {_DEEPEST} deep"
-    if why is not None:
-        raise InputError(f"{where}{printable(path)}: not the JSON that belongs there ({one_line(why, 80)}); {hint}")
-    found: dict[str, Any] = content
-    return found
+        raise ValueError(f"nested more than {_DEEPEST} deep") from None
+    if _too_deep(content):
+        raise ValueError(f"nested more than {_DEEPEST} deep")
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__} in place of an object")
+    return content
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -63,7 +63,7 @@ def test_weights_alone_are_enough(path):
 
 
 def test_a_missing_file(tmp_path):
-    with refused(r"gone\.safetensors: cannot be read", "No such file", r"\.safetensors"):
+    with refused(r"gone\.safetensors: cannot be read", "no such file", r"\.safetensors"):
         load_checkpoint(tmp_path / "gone.safetensors", network())
 
 
@@ -79,7 +79,7 @@ def test_a_changed_byte(path, at, described):
     content[at] ^= 0x80
     path.write_bytes(content)
     if described:
-        with refused("corrupt", "SHA-256", r"net\.json"):
+        with refused("corrupt", r"SHA-256.*net\.json" if at == -1 else "header is damaged"):
             load_checkpoint(path, network())
     elif at == 0:  # without the hash only the format itself can tell
         path.with_suffix(".json").unlink()
@@ -102,7 +102,7 @@ def test_a_file_that_was_cut_off(path, size, described):
 )
 def test_a_description_that_is_none(path, content):
     path.with_suffix(".json").write_bytes(content)
-    with refused("corrupt"):
+    with refused(r"description .*net\.json|corrupt"):
         load_checkpoint(path, network())
 
 

@@ -445,7 +445,9 @@ def test_a_checkpoint_is_called_quantized_only_where_it_is(tmp_path, digits):
     plain, quantized = (str(next(tmp_path.glob(f"{name}-*.safetensors"))) for name in "ab")
     taken = built(tmp_path, digits, small("c", checkpoint=quantized, **maps))["c"]
     assert all(row.unique().numel() <= 3 for row in taken.fc2.weight)
-    with pytest.raises(InputError, match=r"^models.c.checkpoint: .* does not say that its weights were quantized"):
+    with pytest.raises(
+        InputError, match=r"^models.c.checkpoint: .* another model \(quantize.weight_bits is not set there and 2 here\)"
+    ):
         built(tmp_path, digits, small("c", checkpoint=plain, **maps))
 
 

@@ -20,22 +20,25 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.defences.training import train
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.files import safe_name
+from art_qplugins.files import printable, safe_name
 from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models import MODELS
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import QUANTIZERS, StochasticQuantizer, activation_quantizers, bake, quantize
-from art_qplugins.quantizers.convert import record_maps
+from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, bake, quantize
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
 from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import ModelSettings, Recipe
+from art_qplugins.recipes.stored import check_stored, remember_maps, weight_maps_of
 
 __all__ = ["build_estimators", "build_models", "describe", "estimator_for", "trained_module", "training_warnings"]
 
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
-_NOT_TRAINING = {"name", "role", "draws", "claim", "checkpoint", "base", "seed", "replicate_of", "factory", "given"}
+_NOT_TRAINING = {
+    *("name", "role", "draws", "claim", "checkpoint", "unverified_checkpoint", "base", "seed", "replicate_of"),
+    *("factory", "given"),
+}
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.
 TRAINING_CODE = ("data/dataset.py", "defences", "guard.py", "models", "quantizers", "recipes/build.py")
@@ -86,14 +89,14 @@ def build_models(
             continue
         module = _blank(settings, data, _seed(recipe, settings))
         if settings.checkpoint is not None:
-            description = load_checkpoint(Path(settings.checkpoint), module)
-            _check_stored(settings, description)
-            _remember_maps(module, description)
+            description = load_checkpoint(settings.checkpoint, module)
+            check_stored(settings, description, data)
+            remember_maps(module, description)
         else:
             path = checkpoints / f"{safe_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
             # The description is written last, so an interrupted training has none and starts again.
             if path.with_suffix(".json").exists():
-                _remember_maps(module, load_checkpoint(path, module))
+                remember_maps(module, load_checkpoint(path, module))
             else:
                 module = _train(recipe, settings, data, models, device, progress)
                 save_checkpoint(path, module, _description(settings, data) | {"weight_maps": stored_maps(module)})
@@ -141,7 +144,9 @@ def trained_module(estimator: QuantizedClassifier) -> nn.Module:
 
 
 def training_warnings(settings: ModelSettings) -> list[str]:
-    """What is wrong with how a model is trained, though it can be, a line each."""
+    """What is wrong with how a model is trained or where its weights are from, though it can be, a line each."""
+    if settings.unverified_checkpoint:
+        return [f"nothing says that {printable(settings.checkpoint or '')} are weights of this model"]
     if not settings.trained or settings.checkpoint is not None or settings.train.epochs == 0:
         return []
     found = (defence.warning(settings.train.weight_decay) for defence in _defences(settings))
@@ -172,7 +177,7 @@ def _train(
     module = _blank(settings, data, _seed(recipe, settings))
     if settings.base is not None:
         _start_from(module, settings, models[settings.base])
-    weight_maps = _weight_maps(settings.model_dump()["quantize"])
+    weight_maps = weight_maps_of(settings.model_dump()["quantize"])
     if weight_maps is not None:
         try:
             module = quantize(module, **weight_maps, trainable=True)
@@ -233,39 +238,6 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     own = {id(value) for part, _ in activation_quantizers(module) for value in part.state_dict(keep_vars=True).values()}
     state = module.state_dict(keep_vars=True)
     return {name: tuple(value.shape) for name, value in state.items() if id(value) not in own}
-
-
-def _check_stored(settings: ModelSettings, description: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint whose description does not say that its weights were mapped as this model's."""
-    wanted = _weight_maps(settings.model_dump(mode="json")["quantize"])
-    if wanted is None or _described_maps(description) == wanted:
-        return
-    raise InputError(
-        f"models.{settings.name}.checkpoint: {settings.checkpoint} does not say that its weights were quantized as this "
-        "model's are; load it as a model of its own, and start this one from it with base = NAME and train.epochs = 0"
-    )
-
-
-def _described_maps(description: Mapping[str, Any]) -> dict[str, Any] | None:
-    stored = description.get("model")
-    return _weight_maps(stored.get("quantize")) if isinstance(stored, dict) else None
-
-
-def _remember_maps(module: nn.Module, description: Mapping[str, Any]) -> None:
-    """Record the maps of the loaded weights. Checkpoints of earlier versions do not name the maps of their base."""
-    if "weight_maps" in description:
-        restore_stored_maps(module, description["weight_maps"])
-    elif (table := _described_maps(description)) is not None:
-        record_maps(module, table)
-
-
-def _weight_maps(table: Any) -> dict[str, Any] | None:
-    """The part of a ``quantize`` table about weights; ``None`` where it has none."""
-    if not isinstance(table, dict) or not any(
-        row.place == "weight" and row.is_on(table) for row in QUANTIZERS.values()
-    ):
-        return None
-    return {key: value for key, value in table.items() if key in weight_keys()}
 
 
 def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:

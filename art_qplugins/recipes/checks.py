@@ -54,6 +54,8 @@ def _check_model(model: ModelSettings, above: Sequence[str]) -> None:
         raise InputError(f"{where}: two models have this name; rename one")
     if not model.trained:
         _check_untrained(model, where)
+    if model.unverified_checkpoint and model.checkpoint is None:
+        raise InputError(f"{where}.unverified_checkpoint: it has no checkpoint; give one, or leave this out")
     with at(f"{where}.architecture"):
         MODELS[model.architecture.name].resolve(model.architecture.options)
     if model.quantize is not None:
@@ -74,6 +76,7 @@ def _check_untrained(model: ModelSettings, where: str) -> None:
     asked = model.model_fields_set & {"architecture", "base", "quantize", "defences", "train", "draws"}
     if kind == "given":
         asked |= model.model_fields_set & {"checkpoint"}
+    asked |= model.model_fields_set & {"unverified_checkpoint"}
     if asked:
         raise InputError(f"{where}.{min(asked)}: the network comes from its {kind}; leave {min(asked)} out")
 

@@ -28,7 +28,7 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
     """
     module = make_module(name)
     if checkpoint is not None:
-        load_checkpoint(Path(checkpoint), module)
+        load_checkpoint(checkpoint, module)
     random = is_stochastic(module) or isinstance(module, StochasticEnsemble)
     family = SQEnsembleClassifier if random else QuantizedClassifier
     device_type = device_type_of(module)

@@ -176,6 +176,7 @@ class ModelSettings(Settings):
     train: Training = Training()
     draws: Annotated[int, Field(ge=1)] = 8  # members of the ensemble, where activations are stochastic
     checkpoint: str | None = None  # weights to load instead of training
+    unverified_checkpoint: bool = False  # take weights without a description of their model
     factory: str | None = None  # "package.module:function" that returns the network
     given: GivenModel | None = None
     claim: ClaimSettings | None = None  # in place of the recipe's

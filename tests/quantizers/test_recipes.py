@@ -66,17 +66,20 @@ def test_a_model_that_starts_from_a_mapped_one_is_not_mapped_again(between, tmp_
 
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_checkpoint_brings_the_record_also_one_of_an_earlier_version(earlier, tmp_path):
-    built(tmp_path, small("plain"), small("mapped", base="plain", quantize=MAP | {"weight_bits": 5}))
+    table = MAP | {"weight_bits": 5}
+    built(tmp_path, small("plain"), small("mapped", base="plain", quantize=table))
     file = next(tmp_path.glob("mapped-*.safetensors"))
     description = json.loads(file.with_suffix(".json").read_text())
     assert description["weight_maps"]["conv1"][0]["quantizer"] == "uniform-weight"
     if earlier:
         del description["weight_maps"]
         file.with_suffix(".json").write_text(json.dumps(description))
-    taken = built(tmp_path, small("taken", checkpoint=str(file)))["taken"]
+    taken = built(tmp_path, small("taken", checkpoint=str(file), quantize=table))["taken"]
     assert {part.bits for part in quantization_report(taken) if part.type == "Conv2d"} == {5}
     with pytest.raises(InputError, match=r"mapped already"):
-        built(tmp_path, small("taken", checkpoint=str(file)), small("again", base="taken", quantize=MAP))
+        built(
+            tmp_path, small("taken", checkpoint=str(file), quantize=table), small("again", base="taken", quantize=MAP)
+        )
 
 
 def said(**more):
