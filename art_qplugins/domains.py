@@ -8,23 +8,28 @@ NaN, infinity and numbers that no float32 can hold are in no domain. ``True`` an
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from art_qplugins.errors import InputError, did_you_mean, shown
 
 __all__ = [
+    "BITS",
     "COUNT",
     "FINITE",
     "FLAG",
     "FRACTION",
     "NOT_NEGATIVE",
+    "PATH",
     "POSITIVE",
     "SEED",
+    "TABLE",
     "TEXT",
     "Domain",
     "Flag",
+    "Is",
     "ListOf",
     "Maybe",
     "Number",
@@ -129,20 +134,54 @@ class Text:
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list of different values of a domain."""
+    """A list of values of a domain.
+
+    :param different: no value is there twice.
+    """
 
     each: Domain
     least: int = 0
     most: int = 1000
+    different: bool = True
 
     def accepts(self, value: Any) -> bool:
         if not isinstance(value, (list, tuple)) or not self.least <= len(value) <= self.most:
             return False
-        return all(self.each.accepts(v) for v in value) and len(set(value)) == len(value)
+        within = all(self.each.accepts(v) for v in value)
+        return within and (not self.different or len(set(value)) == len(value))
 
     def __str__(self) -> str:
         empty = "" if self.least == 0 else f", at least {self.least}"
-        return f"a list of different values{empty}, each {self.each}"
+        return f"a list of {'different ' if self.different else ''}values{empty}, each {self.each}"
+
+
+@dataclass(frozen=True)
+class Is:
+    """Objects of a class, which ``words`` names.
+
+    :param kind: a class, or several; ``collections.abc.Callable`` for whatever can be called.
+    """
+
+    kind: Any
+    words: str
+
+    def accepts(self, value: Any) -> bool:
+        return isinstance(value, self.kind)
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Paths that an operating system can take."""
+
+    def accepts(self, value: Any) -> bool:
+        text = value if isinstance(value, str) else str(value) if isinstance(value, os.PathLike) else ""
+        return text != "" and "\0" not in text
+
+    def __str__(self) -> str:
+        return "a path"
 
 
 @dataclass(frozen=True)
@@ -163,9 +202,12 @@ POSITIVE = Number(0, above=True)
 NOT_NEGATIVE = Number(0)
 FRACTION = Number(0, 1)
 COUNT = Number(1, MOST, whole=True)
+BITS = Number(1, 16, whole=True)
 SEED = Number(0, 2**63 - 1, whole=True)
 FLAG = Flag()
 TEXT = Text()
+PATH = _Path()
+TABLE = Is(Mapping, "a dict")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,14 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from art_qplugins.domains import (
+    BITS,
     COUNT,
     FINITE,
     FLAG,
     FRACTION,
     NOT_NEGATIVE,
+    PATH,
     POSITIVE,
     SEED,
+    TABLE,
     TEXT,
+    Is,
     ListOf,
     Maybe,
     Number,
@@ -158,3 +164,41 @@ def test_a_value_that_cannot_be_shown_is_named_by_its_type():
 
     assert "Odd" in shown(Odd())
     assert shown(10**5000)
+
+
+# --- Objects and paths
+
+
+@pytest.mark.parametrize("value", ["a/b", Path("a"), Path()], ids=str)
+def test_paths(value):
+    assert check("out", value, PATH) == value
+
+
+@pytest.mark.parametrize("value", ["", "a\0b", b"a", 3, None, Path("a\0b")], ids=repr)
+def test_what_is_no_path(value):
+    with pytest.raises(InputError, match=r"^out: it is .*; give a path$"):
+        check("out", value, PATH)
+
+
+def test_objects_of_a_class():
+    callback = Is(Callable, "a function")
+    assert check("progress", print, callback) is print
+    with pytest.raises(InputError, match=r"^progress: it is 5; give a function$"):
+        check("progress", 5, callback)
+    with pytest.raises(InputError, match=r"^options: it is \[\]; give a dict$"):
+        check("options", [], TABLE)
+    nested = {"a": 1}
+    assert check("options", nested, TABLE) is nested
+
+
+def test_a_list_may_hold_a_value_twice_where_it_says_so():
+    assert check("input_shape", (1, 8, 8), ListOf(COUNT, least=3, most=3, different=False)) == [1, 8, 8]
+    with pytest.raises(InputError, match="different values"):
+        check("eps", (1, 8, 8), ListOf(COUNT))
+
+
+def test_bits():
+    assert check("num_bits", np.int64(4), BITS) == 4
+    for value in (0, 17, 2.0, True):
+        with pytest.raises(InputError, match=r"; give a whole number from 1 to 16$"):
+            check("num_bits", value, BITS)
