@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, score
+from art_qplugins.foreign import foreign
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
 
@@ -137,15 +138,10 @@ def _wrong(
     path: str | Path, module: nn.Module, x: Tensor, y: Tensor, seed: int, batch_size: int
 ) -> NDArray[np.float64]:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    try:
+    where = f"{path}: {type(module).__name__} cannot take its images {tuple(x.shape[1:])}, labels up to {int(y.max())}"
+    with foreign(where, hint="give the network that was diagnosed"):
         # Illegal images are reported as such. The output of a network for NaN means nothing.
         asked = score(module, x.nan_to_num().to(device), y.to(device), seed=seed, batch_size=batch_size)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: {type(module).__name__} cannot take its images {tuple(x.shape[1:])}, labels up to "
-            f"{int(y.max())} ({said}); give the network that was diagnosed"
-        ) from None
     return 1.0 - asked["correct"]
 
 

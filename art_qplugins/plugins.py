@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from art_qplugins.foreign import raised
+
 __all__ = ["GROUPS", "Broken", "Plugin", "broken", "entries", "refuse", "unknown_groups", "version"]
 
 logger = logging.getLogger(__name__)
@@ -69,11 +71,10 @@ def entries(group: str, row: type[R]) -> Iterator[tuple[Plugin, R]]:
     for plugin, point in sorted(found, key=lambda pair: (pair[0], pair[1].name)):
         try:
             made = point.load()
-        except (Exception, SystemExit) as error:  # it is somebody else's code: it may do anything
-            said = str(error).strip().splitlines()
-            _set_aside(
-                Broken(plugin, group, point.name, f"{type(error).__name__}: {said[0] if said else 'no message'}")
-            )
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # it is somebody else's code: it may do anything
+            _set_aside(Broken(plugin, group, point.name, raised(error)))
             continue
         rows: list[Any] = list(made) if isinstance(made, (list, tuple)) else [made]
         for one in rows:

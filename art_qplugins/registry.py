@@ -8,6 +8,7 @@ the registry.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import warnings
@@ -18,6 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 from art_qplugins import plugins
 from art_qplugins.domains import Option, check, domain_of
 from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.foreign import foreign
 
 __all__ = ["Entry", "Registry"]
 
@@ -55,14 +57,10 @@ class Entry:
         :raises InputError: where it cannot be imported.
         """
         module, _, attribute = self.target.partition(":")
-        try:
+        where = f"{self.name}: {self.plugin} names {self.target!r}, which cannot be loaded"
+        theirs = contextlib.nullcontext() if self.plugin is None else foreign(where, package=module.split(".")[0])
+        with theirs:
             return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            if self.plugin is None:
-                raise
-            raise InputError(
-                f"{self.name}: {self.plugin} names {self.target!r}, which cannot be loaded ({error}); artq doctor says more"
-            ) from None
 
     def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults updated by ``options``.

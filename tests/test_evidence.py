@@ -177,6 +177,18 @@ def test_what_is_no_evidence_is_said_in_one_line(changes, message, tmp_path):
     assert "\n" not in str(caught.value) and "e.npz" in str(caught.value)
 
 
+@pytest.mark.parametrize("raised", [KeyError("a"), SystemExit(0), AttributeError("b"), NotImplementedError()], ids=repr)
+def test_a_module_that_raises_or_exits_is_one_line(raised, tmp_path):
+    class Raises(torch.nn.Module):
+        def forward(self, x):
+            raise raised
+
+    with pytest.raises(
+        InputError, match=rf"Raises cannot take its images .*{type(raised).__name__}.*test_evidence.py:\d+"
+    ):
+        replay(evidence(tmp_path / "e.npz"), Raises())
+
+
 def npy() -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.zeros(3))

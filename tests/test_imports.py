@@ -35,6 +35,7 @@ LAYERS = [
     ["arrays"],
     ["registry", "threat", "files", "guard", "metrics", "seeds"],
     ["domains", "plugins"],
+    ["foreign"],
     ["errors", "_version"],
 ]
 MODULES = {p.relative_to(ROOT).with_suffix("").as_posix().replace("/", "."): p for p in sorted(PACKAGE.rglob("*.py"))}

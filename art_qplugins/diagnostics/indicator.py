@@ -86,7 +86,7 @@ class Indicator(Entry):
             return found
         try:
             return _checked(self.load()(records, self.threshold), records.n)
-        except Exception as error:  # code of another package may raise anything
+        except (Exception, SystemExit) as error:  # code of another package may raise anything
             logger.debug("%s of %s failed", self.name, self.plugin, exc_info=True)
             lines = str(error).strip().splitlines()
             message = lines[0].rstrip(".") if lines else "no message"

@@ -55,7 +55,7 @@ def attempt(evaluator: Evaluator, shard: Shard) -> Attempt:
     """Craft and score the images of a shard. A failure is returned as an attempt with its traceback."""
     try:
         return _within_memory(evaluator, shard)
-    except Exception:
+    except (Exception, SystemExit):  # a network may exit
         logger.debug("%s failed", shard.id, exc_info=True)
         return failed(shard, traceback.format_exc())
 

@@ -22,6 +22,6 @@ class Attempt:
     def __call__(self, name: str, measurement: Callable[[], T]) -> T | None:
         try:
             return measurement()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.skipped[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             return None

@@ -32,7 +32,7 @@ from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 from art_qplugins.recipes.stored import check_stored, remember_maps, weight_maps_of
 
-__all__ = ["build_estimators", "build_models", "describe", "estimator_for", "trained_module", "training_warnings"]
+__all__ = ["build_estimators", "build_models", "describe", "estimator_for", "trained_module", "training_warnings", "with_factories"]
 
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {
@@ -59,13 +59,25 @@ def build_estimators(
 
     :param data: the train split. If no model is trained, it may be any split.
     """
-    ready = dict(given or {})
-    for settings in recipe.models:
-        if settings.factory is not None:
-            ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data)
+    ready = with_factories(recipe, data, given)
     made = {name: trained_module(estimator) for name, estimator in ready.items()}
     modules = build_models(recipe, data, checkpoints, device=device, made=made, progress=progress)
     return {m.name: ready.get(m.name) or estimator_for(m, modules[m.name], data) for m in recipe.models}
+
+
+def with_factories(
+    recipe: Recipe, data: Dataset, given: Mapping[str, QuantizedClassifier] | None = None
+) -> dict[str, QuantizedClassifier]:
+    """``given``, and the models of factories that are not in it yet.
+
+    :param data: images of any split, which the models are tried with.
+    :raises InputError: where a factory cannot be called, or its network cannot take the images.
+    """
+    ready = dict(given or {})
+    for settings in recipe.models:
+        if settings.factory is not None and settings.name not in ready:
+            ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data)
+    return ready
 
 
 def build_models(

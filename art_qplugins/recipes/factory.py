@@ -1,4 +1,8 @@
-"""A network of the user, made by a function ``package.module:function``."""
+"""A network of the user, made by a function ``package.module:function``.
+
+Their code may raise anything, or exit. That is one line with the place in their code. The network is asked once, with two
+images, before anything is computed.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.estimators import QuantizedClassifier, SQEnsembleClassifier
 from art_qplugins.estimators.devices import device_type_of
+from art_qplugins.foreign import foreign
+from art_qplugins.guard import isolated, restoring
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import is_stochastic
+from art_qplugins.quantizers import draws_from, is_stochastic
 
 __all__ = ["make_estimator", "make_module"]
 
@@ -25,6 +32,7 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
     """The module that the factory ``name`` makes, as an ART estimator for the images of ``data``.
 
     :param checkpoint: its weights, a ``.safetensors`` file. ``None`` keeps the weights of the factory.
+    :raises InputError: where there is no such module, or it gives no logits for two of the images.
     """
     module = make_module(name)
     if checkpoint is not None:
@@ -32,29 +40,55 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
     random = is_stochastic(module) or isinstance(module, StochasticEnsemble)
     family = SQEnsembleClassifier if random else QuantizedClassifier
     device_type = device_type_of(module)
-    return family(module.eval(), nn.CrossEntropyLoss(), data.shape, data.nb_classes, device_type=device_type)
+    estimator = family(module.eval(), nn.CrossEntropyLoss(), data.shape, data.nb_classes, device_type=device_type)
+    _try(name, estimator, data)
+    return estimator
 
 
 def make_module(name: str) -> nn.Module:
-    """Call ``package.module:factory``, looked for where Python looks and then in the current folder."""
+    """Call ``package.module:factory``, looked for where Python looks and then in the current folder.
+
+    :raises InputError: where it cannot be imported or called, or returns something else. What their code raises is
+        shown with its last line.
+    """
+    where = f"model {shown(name).strip(chr(39))}"
     path, colon, factory = name.partition(":")
-    if not colon or not factory:
-        raise InputError(f"--model {name}: write it as MODULE:FACTORY, e.g. mypackage.models:make_net")
-    try:
-        with _current_folder_last():
-            found = importlib.import_module(path)
-    except ImportError as error:
-        raise InputError(
-            f"--model {name}: cannot import {path!r} ({error}); run artq where it can be imported"
-        ) from None
-    if not hasattr(found, factory):
+    if not (colon and factory.isidentifier() and all(part.isidentifier() for part in path.split("."))):
+        raise InputError(f"{where}: write it as MODULE:FACTORY, e.g. mypackage.models:make_net")
+    package = path.split(".")[0]
+    hint = f'run artq where python -c "import {path}" works'
+    with _current_folder_last(), foreign(f"{where}: cannot import {path!r}", package=package, hint=hint):
+        found = importlib.import_module(path)
+        known = hasattr(found, factory)
+    if not known:
         names = [n for n in vars(found) if not n.startswith("_")]
-        raise InputError(f"--model {name}: {path} has no {factory!r}{did_you_mean(factory, names)}")
+        raise InputError(f"{where}: {path} has no {factory!r}{did_you_mean(factory, names)}")
     made = getattr(found, factory)
-    module = made if isinstance(made, nn.Module) else made()
+    if not callable(made):
+        raise InputError(f"{where}: it is {shown(made)}; it must be a function, or a torch.nn.Module")
+    hint = f'python -c "import {path} as m; m.{factory}()" shows more'
+    with _current_folder_last(), foreign(where, package=package, hint=hint):
+        module = made if isinstance(made, nn.Module) else made()
     if not isinstance(module, nn.Module):
-        raise InputError(f"--model {name}: it returns a {type(module).__name__}; it must return a torch.nn.Module")
+        raise InputError(f"{where}: it returns {shown(module)}; it must return a torch.nn.Module")
     return module
+
+
+def _try(name: str, estimator: QuantizedClassifier, data: Dataset) -> None:
+    """Ask for the logits of two images. Nothing that the module is or draws changes."""
+    model, few = estimator.model, data.take(2, seed=0).x()
+    hint = f"it is given {len(few)} images {data.shape}, float32 in [0, 1]"
+    with (
+        foreign(f"model {name}: its forward", package=name.split(":")[0].split(".")[0], hint=hint),
+        isolated(model, 0),
+        draws_from(model, 0),
+        restoring(model),
+        torch.no_grad(),
+    ):
+        logits = estimator._logits(estimator._tensor(few))
+        repr(model)  # cells are named by a hash of it
+    if not logits.is_floating_point():
+        raise InputError(f"model {name}: its forward gives {logits.dtype}; it must give floating-point logits")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Memory, Storage, Store
 from art_qplugins.evaluation.strategy import Attacks
-from art_qplugins.recipes.build import build_estimators, trained_module
+from art_qplugins.recipes.build import build_estimators, trained_module, with_factories
 from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.report import write_report
@@ -100,7 +100,7 @@ class Runner:
         if store.folder is None:
             raise InputError("train: give a folder for the checkpoints")
         with _threads(self.recipe.threads):
-            self._build(self._split("train"), store)
+            self._build(self._split("train"), store, self.given)
         return store.folder / "checkpoints"
 
     def run(self) -> Run:
@@ -114,6 +114,7 @@ class Runner:
         if train is not None:
             check_splits(train, whole)
         used = whole if recipe.data.limit is None else whole.take(recipe.data.limit, seed=recipe.data.seed)
+        ready = with_factories(recipe, used, self.given)  # their code is tried before anything is written
         store = self._storage()
         with store.alone(recipe.name), _threads(recipe.threads):
             draft = _draft(recipe, self.asked, used, whole)
@@ -121,7 +122,7 @@ class Runner:
                 store.write_results(draft)  # earlier results stay until this run has results
             attacks: Attacks | None = None
             try:
-                estimators = self._build(train or used, store)
+                estimators = self._build(train or used, store, ready)
                 evaluator = evaluator_of(recipe, estimators, used)
                 with self._executor(evaluator, store, whole) as executor:
                     scheduler = Scheduler(evaluator, store, self.progress, executor, grid=recipe.grid)
@@ -152,7 +153,9 @@ class Runner:
             )
         return load(self.recipe.data.name, split, root=self.data_root, download=self.download)
 
-    def _build(self, data: Dataset, store: Storage) -> dict[str, QuantizedClassifier]:
+    def _build(
+        self, data: Dataset, store: Storage, ready: Mapping[str, QuantizedClassifier]
+    ) -> dict[str, QuantizedClassifier]:
         with contextlib.ExitStack() as stack:
             if store.folder is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -163,7 +166,7 @@ class Runner:
                 data,
                 folder,
                 device=resolve_device("gpu"),
-                given=self.given,
+                given=ready,
                 progress=self.progress.training,
             )
 

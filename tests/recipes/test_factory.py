@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from art_qplugins.cli import main
+from art_qplugins.data import load
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.records import Results
-from art_qplugins.recipes.factory import make_module
+from art_qplugins.recipes.factory import make_estimator, make_module
 
 NETWORKS = """
     import torch
@@ -139,6 +141,181 @@ def test_what_cannot_be_used_is_one_line_and_status_2(here, capsys, arguments, s
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+# --- What their code may do
+
+ODD = """
+    import sys
+    import torch
+    from torch import nn
+
+    print("their print")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.odd(self.fc(x.flatten(1)), x)
+
+    class Tuple(Net):
+        def odd(self, logits, x):
+            return logits, x
+
+    class Table(Net):
+        def odd(self, logits, x):
+            return {"logits": logits}
+
+    class Classes(Net):
+        def odd(self, logits, x):
+            return logits.argmax(1)
+
+    class Whole(Net):
+        def odd(self, logits, x):
+            return logits.long()
+
+    class Few(Net):
+        def odd(self, logits, x):
+            return logits[:, :3]
+
+    class Raises(Net):
+        def odd(self, logits, x):
+            return {}["no such key"]
+
+    class Inside(Net):
+        def odd(self, logits, x):
+            return nn.functional.linear(x, self.fc.weight)
+
+    class Exits(Net):
+        def odd(self, logits, x):
+            sys.exit(0)
+
+    class Repr(Net):
+        def odd(self, logits, x):
+            return logits
+
+        def extra_repr(self):
+            raise ValueError("no repr")
+
+    class Other(BaseException):
+        def __str__(self):
+            raise ValueError
+
+    def needs(width): ...
+    def nothing(): ...
+    def a_class(): return Net
+    def tensor(): return torch.zeros(100, 100)
+    def exits(): sys.exit(0)
+    def other(): raise Other
+    def long(): raise ValueError("x" * 1000 + chr(27) + chr(10))
+    def interrupted(): raise KeyboardInterrupt
+    number = 3
+"""
+MODULES = {
+    "odd": textwrap.dedent(ODD),
+    "syntax": "def make(:\n",
+    "undecodable": 'x = "\udcff"\n',
+    "exits": "import sys\n\nsys.exit(0)\n",
+    "lacks": "import torch\nimport no_such_package\n",
+    "divides": "a = 1 / 0\n",
+    "asks": "import divides\n",
+    "refuses": "def __getattr__(name):\n    raise ValueError(name)\n",
+}
+
+
+@pytest.fixture
+def odd(tmp_path, monkeypatch):
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_bytes(text.encode(errors="surrogateescape"))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        *((name, "MODULE:FACTORY") for name in (":make", "..odd:make", "odd:", "a:b:c", "odd", "a..b:c", "odd:a b")),
+        ("größe:make", "cannot import 'größe': ModuleNotFoundError"),
+        ("syntax:make", "SyntaxError: .*at syntax.py:1 \\(def make\\(:\\)"),
+        ("undecodable:make", "SyntaxError: .*undecodable.py"),
+        ("exits:make", "SystemExit: 0, at exits.py:3 \\(sys.exit\\(0\\)\\)"),
+        ("lacks:make", "No module named 'no_such_package', at lacks.py:2 \\(import no_such_package\\)"),
+        ("divides:make", "ZeroDivisionError: division by zero, at divides.py:1 "),
+        ("asks:make", "ZeroDivisionError: division by zero, at divides.py:1 "),
+        ("refuses:make", "ValueError: make, at refuses.py:2 "),
+        ("odd:needs", "TypeError: needs\\(\\) missing 1 required positional argument: 'width'"),
+        ("odd:nothing", "it returns None; it must return a torch.nn.Module"),
+        ("odd:a_class", "it returns <class 'odd.Net'>; it must"),
+        ("odd:tensor", "it returns tensor.*; it must"),
+        ("odd:number", "it is 3; it must be a function"),
+        ("odd:exits", "SystemExit: 0, at odd.py:"),
+        ("odd:other", "model odd:other: Other, at odd.py:"),
+        ("odd:long", "ValueError: xxx.* ... "),
+        ("odd:Tuple", "Tuple gives tuple for 2 images"),
+        ("odd:Table", "Table gives dict for 2 images"),
+        ("odd:Classes", "Classes gives \\(2,\\) for 2 images"),
+        ("odd:Few", "Few gives \\(2, 3\\) for 2 images"),
+        ("odd:Whole", "gives torch.int64; it must give floating-point logits"),
+        ("odd:Raises", "KeyError: 'no such key', at odd.py:"),
+        ("odd:Inside", "RuntimeError: .*at odd.py:.*linear\\(x, self.fc.weight\\)"),
+        ("odd:Exits", "SystemExit: 0, at odd.py:"),
+        ("odd:Repr", "ValueError: no repr, at odd.py:"),
+    ],
+)
+def test_what_their_code_does_is_one_line_with_its_place_and_nothing_is_written(odd, capsys, model, says):
+    assert diagnose("--model", model, "--limit", "10", "--out", "r") == 2
+    error = capsys.readouterr().err
+    assert re.search(says, error), error
+    assert error.startswith(f"artq: model {model}: ") and error.count("\n") == 1 and len(error) <= 310
+    assert not (odd / "r").exists()
+
+
+def test_an_interrupt_of_their_code_stays_one(odd):
+    assert diagnose("--model", "odd:interrupted", "--out", "r") == 130
+
+
+def test_a_trial_of_a_module_changes_nothing_of_it(odd):
+    class Counts(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Linear(64, 10)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            torch.rand(())
+            return self.fc(x.flatten(1))
+
+    sys.modules["odd"] = type(sys)("odd")
+    sys.modules["odd"].made = Counts().train()
+    before = torch.get_rng_state()
+    estimator = make_estimator("odd:made", None, load("digits", "test"))
+    assert estimator.model.calls == 0 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_module_that_exits_in_an_attack_fails_its_cell_alone(odd, capsys):
+    (odd / "late.py").write_text(
+        textwrap.dedent("""
+            import sys
+            import torch
+
+            class Late(torch.nn.Sequential):
+                def forward(self, x):
+                    return sys.exit(0) if x.requires_grad else super().forward(x)
+
+            def make():
+                return Late(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        """)
+    )
+    assert diagnose("--model", "late:make", "--limit", "10", "--level", "0", "--out", "r") in (1, 3)
+    sys.modules.pop("late")
+    error = next(cell.error for cell in results(odd / "r").cells if cell.attack == "art:pgd")
+    assert error.strip().endswith("SystemExit: 0")
 
 
 def test_the_current_folder_is_on_the_path_for_the_import_alone(here):
