@@ -37,11 +37,14 @@ __all__ = [
     "Option",
     "Text",
     "check",
+    "check_all",
     "domain_of",
 ]
 
 #: The largest number of a domain without an end of its own. Its square is still far from infinity in float64.
 LARGEST = 1e30
+#: The smallest distance from an end that is not in a domain. The next numbers would be 0 in float32.
+SMALLEST = 1e-30
 #: The largest whole number of a domain without an end of its own: what every library can count.
 MOST = 2**31 - 1
 
@@ -78,7 +81,11 @@ class Number:
         # The comparisons are false for NaN. They do not convert a whole number, which may be too large for a float.
         number: Any = value
         within = bool(self.low <= number <= self.high)
-        return within and not (self.above and value == self.low) and not (self.below and value == self.high)
+        return (
+            within
+            and not (self.above and (value == self.low or value < self.low + SMALLEST))
+            and not (self.below and value == self.high)
+        )
 
     def __str__(self) -> str:
         noun = "a whole number" if self.whole else "a number"
@@ -232,6 +239,15 @@ def check(where: str, value: Any, domain: Domain) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return _plain(value)
+
+
+def check_all(given: Mapping[str, Any], domains: Mapping[str, Domain]) -> None:
+    """Check several arguments of a function at once: ``check_all(locals(), {"seed": SEED, "out": Maybe(PATH)})``.
+
+    :raises InputError: for the first that is not in its domain.
+    """
+    for name, domain in domains.items():
+        check(name, given[name], domain)
 
 
 def _plain(value: Any) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from dataclasses import dataclass
 
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.domains import NOT_NEGATIVE, OneOf, check
+from art_qplugins.errors import InputError, shown
 
 __all__ = ["NORMS", "Threat"]
 
@@ -26,8 +25,7 @@ class Threat:
     eps: float = 8 / 255
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise InputError(f"threat: unknown norm {self.norm!r}{did_you_mean(self.norm, NORMS)}")
-        number = isinstance(self.eps, numbers.Real) and not isinstance(self.eps, bool)
-        if not (number and math.isfinite(self.eps) and self.eps >= 0):
-            raise InputError(f"threat: eps is {self.eps!r}; give a finite number that is not negative, e.g. 8/255")
+        check("threat: norm", self.norm, OneOf(NORMS))
+        check("threat: eps", self.eps, NOT_NEGATIVE)
+        if self.norm == "L0" and self.eps != int(self.eps):
+            raise InputError(f"threat: eps is {shown(self.eps)}; L0 counts pixels, so give a whole number, e.g. 10")

@@ -34,6 +34,7 @@ LAYERS = [
     ["checkpoint", "data", "fingerprint", "geometry"],
     ["arrays"],
     ["registry", "threat", "files", "guard", "metrics", "seeds"],
+    ["registry", "threat", "files", "guard", "metrics", "seeds", "torch_domains"],
     ["domains", "plugins"],
     ["foreign"],
     ["errors", "_version"],

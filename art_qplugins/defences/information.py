@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
+from art_qplugins.domains import NOT_NEGATIVE, check
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.stochastic import StochasticQuantizer, stochastic_layers
 
@@ -54,7 +55,7 @@ class MutualInformation(Defence):
     """Subtracts ``beta`` times the information that the deepest stochastic layer keeps of the batch."""
 
     def __init__(self, beta: float = 0.1) -> None:
-        self.beta = beta
+        self.beta: float = check("beta", beta, NOT_NEGATIVE)
 
     def start(self, model: nn.Module) -> None:
         self._layer = _layers(model, "mutual-information")[-1]
@@ -78,7 +79,7 @@ class BinSpacing(Defence):
     """Adds ``weight`` times the average bin spacing of the stochastic layers."""
 
     def __init__(self, weight: float = 1e-2) -> None:
-        self.weight = weight
+        self.weight: float = check("weight", weight, NOT_NEGATIVE)
 
     def start(self, model: nn.Module) -> None:
         self._stochastic = _layers(model, "bin-spacing")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
+from art_qplugins.domains import NOT_NEGATIVE, POSITIVE, check
 from art_qplugins.quantizers.convert import weight_layers
 
 __all__ = ["Orthogonality", "orthogonality_penalty", "stationary_singular_value"]
@@ -30,6 +31,8 @@ def stationary_singular_value(beta: float, weight_decay: float) -> float:
     The two gradients add up to :math:`2\beta(\sigma^2 - 1)\sigma + wd\,\sigma`. It vanishes at
     :math:`\sigma^2 = 1 - wd / (2\beta)`, and for :math:`wd \ge 2\beta` at :math:`\sigma = 0` alone.
     """
+    check("beta", beta, POSITIVE)
+    check("weight_decay", weight_decay, NOT_NEGATIVE)
     return math.sqrt(max(0.0, 1 - weight_decay / (2 * beta)))
 
 
@@ -44,7 +47,7 @@ class Orthogonality(Defence):
     """
 
     def __init__(self, beta: float = 2e-3) -> None:
-        self.beta = beta
+        self.beta: float = check("beta", beta, NOT_NEGATIVE)
 
     def warning(self, weight_decay: float) -> str | None:
         """Where decay wins, the network is trained as if the penalty were decay too."""

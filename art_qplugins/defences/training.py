@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,40 @@ from torch import Tensor, nn
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.batches import batches, explained
 from art_qplugins.defences.decay import WEIGHT_DECAY, parameter_groups
-from art_qplugins.errors import InputError
+from art_qplugins.domains import (
+    COUNT,
+    FLAG,
+    MOST,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Domain,
+    Is,
+    ListOf,
+    Maybe,
+    Number,
+    check,
+    check_all,
+)
+from art_qplugins.errors import InputError, shown
+from art_qplugins.torch_domains import LABELS, MODULE
 
 __all__ = ["TrainingData", "train"]
 
 logger = logging.getLogger(__name__)
+
+
+_ARGUMENTS: dict[str, Domain] = {
+    "model": MODULE,
+    "defences": ListOf(Is(Defence, "a Defence"), different=False),
+    "epochs": Number(0, MOST, whole=True),
+    "batch_size": COUNT,
+    "learning_rate": POSITIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "decay_norm_and_bias": FLAG,
+    "seed": SEED,
+    "progress": Maybe(Is(Callable, "a function")),
+}
 
 
 class TrainingData(Protocol):
@@ -55,8 +84,11 @@ def train(
     :return: ``model``.
     :raises InputError: where the loss is no longer finite, or a batch has one image and batch norm needs more.
     """
-    x, y = data if isinstance(data, tuple) else (data.x(), data.y())
-    device = next(model.parameters()).device
+    check_all(locals(), _ARGUMENTS)
+    x, y = _images(data)
+    if (first := next(model.parameters(), None)) is None:
+        raise InputError(f"model: {type(model).__name__} has no parameters to train; give a network with some")
+    device = first.device
     x, y = x.to(device), y.to(device)
     order = torch.Generator().manual_seed(seed)
     steps = epochs * len(batches(torch.arange(len(x)), batch_size))
@@ -85,6 +117,23 @@ def train(
             if progress is not None:
                 progress(epoch + 1, epochs, mean)
     return model
+
+
+def _images(data: Any) -> tuple[Tensor, Tensor]:
+    """Images and labels of ``data``.
+
+    :raises InputError: where there is not one whole number for each of some rows of floats.
+    """
+    pair = (data.x(), data.y()) if hasattr(data, "x") and hasattr(data, "y") else data
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
+        raise InputError(f"data: it is {shown(data)}; give a data set, or a pair of tensors: images and labels")
+    x, y = pair
+    check("data: labels", y, LABELS)
+    if not (x.is_floating_point() and x.dim() > 1 and len(x) == len(y)):
+        raise InputError(
+            f"data: images are {x.dtype} {tuple(x.shape)} for {len(y)} labels; give (N, C, H, W) float32 in [0, 1]"
+        )
+    return x, y
 
 
 def _step(

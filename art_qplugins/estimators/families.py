@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality
+from art_qplugins.domains import COUNT, check
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
-from art_qplugins.models.common import check_count
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.convert import quantize
 from art_qplugins.quantizers.protocol import activation_quantizers
@@ -142,7 +142,7 @@ class SQEnsembleClassifier(QuantizedClassifier):
     @draws.setter
     def draws(self, draws: int | None) -> None:
         if draws is not None:
-            self.model.draws = check_count("draws", draws)
+            self.model.draws = check("draws", draws, COUNT)
 
     def _training_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of the mean, or the mean of the members' losses, depending on the ensemble's ``gradient_of``."""

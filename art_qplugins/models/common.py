@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor, nn
 
-from art_qplugins.errors import InputError
+from art_qplugins.domains import Is, ListOf, Number, check
 from art_qplugins.quantizers.convert import weight_layers
 
-__all__ = ["check_count", "check_images", "he_init"]
+__all__ = ["WIDTH", "check_sizes", "he_init"]
+
+#: Channels of a first convolution. A network of the greatest width fits the memory of one machine.
+WIDTH = Number(1, 1024, whole=True)
+_CLASSES = Number(1, 10**6, whole=True)
 
 
-def check_count(name: str, value: int) -> int:
-    """``value``.
+@dataclass(frozen=True)
+class _Shape:
+    """(C, H, W) with H and W of at least ``side``."""
 
-    :raises InputError: where it is not a whole number of at least 1.
+    side: int
+
+    def accepts(self, value: Any) -> bool:
+        least = Number(self.side, 4096, whole=True)
+        return ListOf(Number(1, 4096, whole=True), 3, 3, False).accepts(value) and all(map(least.accepts, value[1:]))
+
+    def __str__(self) -> str:
+        return f"(C, H, W) from {self.side}x{self.side} on"
+
+
+def check_sizes(
+    input_shape: tuple[int, int, int], nb_classes: int, activation: object, *, side: int
+) -> tuple[int, int, int]:
+    """``input_shape``, (C, H, W), after the arguments that all networks share are checked.
+
+    :raises InputError: where H or W is below ``side``, or an argument is something else.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
-    return value
-
-
-def check_images(network: str, input_shape: tuple[int, int, int], side: int) -> tuple[int, int, int]:
-    """``input_shape``, (C, H, W).
-
-    :raises InputError: where H or W is below ``side``.
-    """
-    if len(input_shape) != 3 or min(input_shape[1:]) < side:
-        raise InputError(f"input_shape is {tuple(input_shape)!r}; {network} takes (C, H, W) from {side}x{side} on")
-    return input_shape
+    channels, height, breadth = check("input_shape", input_shape, _Shape(side))
+    check("nb_classes", nb_classes, _CLASSES)
+    check("activation", activation, Is(Callable, "a function that makes a module, such as torch.nn.ReLU"))
+    return channels, height, breadth
 
 
 def he_init(model: nn.Module) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from art_qplugins.domains import check
+from art_qplugins.models.common import WIDTH, check_sizes
+
 __all__ = ["ConvNet"]
 
 
@@ -27,7 +30,8 @@ class ConvNet(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        channels, height, breadth = input_shape
+        channels, height, breadth = check_sizes(input_shape, nb_classes, activation, side=4)
+        width = check("width", width, WIDTH)
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.act1 = activation()

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.models.common import check_count
+from art_qplugins.domains import COUNT, FLAG, Domain, Maybe, OneOf, check_all
+from art_qplugins.errors import InputError
 from art_qplugins.models.folding import drawing, find_part, fold
 from art_qplugins.models.rules import RULES
 from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["StochasticEnsemble"]
 
@@ -26,6 +27,17 @@ __all__ = ["StochasticEnsemble"]
 _BATCH = 256
 #: ... but at least this many draws.
 _AT_LEAST = 4
+
+_ARGUMENTS: dict[str, Domain] = {
+    "network": MODULE,
+    "draws": COUNT,
+    "rule": OneOf(tuple(RULES)),
+    "eot_draws": Maybe(COUNT),
+    "eot_chunk": Maybe(COUNT),
+    "frozen": FLAG,
+    "antithetic": FLAG,
+    "gradient_of": OneOf(("mean", "losses")),
+}
 
 
 class StochasticEnsemble(nn.Module):
@@ -71,21 +83,16 @@ class StochasticEnsemble(nn.Module):
         gradient_of: str = "mean",
     ) -> None:
         super().__init__()
+        check_all(locals(), _ARGUMENTS)
         if not stochastic_layers(network):
             raise InputError(
                 f"{type(network).__name__} has no stochastic layer to average over; "
                 "make one with quantize(model, activation_bits=2, alpha=2.0)"
             )
-        if rule not in RULES:
-            raise InputError(f"unknown rule {rule!r}{did_you_mean(rule, RULES)}")
-        if gradient_of not in ("mean", "losses"):
-            raise InputError(f"unknown gradient_of {gradient_of!r}{did_you_mean(gradient_of, ('mean', 'losses'))}")
         if frozen and eot_draws is not None:
             raise InputError("eot_draws: a frozen ensemble has the gradient of its own draws; leave eot_draws out")
         self.network = network
-        self.draws = check_count("draws", draws)
-        self.eot_draws = None if eot_draws is None else check_count("eot_draws", eot_draws)
-        self.eot_chunk = None if eot_chunk is None else check_count("eot_chunk", eot_chunk)
+        self.draws, self.eot_draws, self.eot_chunk = draws, eot_draws, eot_chunk
         self.rule, self.frozen, self.antithetic, self.gradient_of = rule, frozen, antithetic, gradient_of
         self.next_draw = 0
         self._split: str | None = None  # the submodule whose input is repeated for every draw; None: not known yet

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from art_qplugins.models.common import check_count, check_images, he_init
+from art_qplugins.domains import check
+from art_qplugins.models.common import WIDTH, check_sizes, he_init
 
 __all__ = ["MnistCNN"]
 
@@ -34,8 +35,8 @@ class MnistCNN(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        channels, height, breadth = check_images("the MNIST network", input_shape, 4)
-        check_count("width", width)
+        channels, height, breadth = check_sizes(input_shape, nb_classes, activation, side=4)
+        width = check("width", width, WIDTH)
         self.conv1 = nn.Conv2d(channels, width, 5, padding=2)
         self.act1 = activation()
         self.pool1 = nn.MaxPool2d(2)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from art_qplugins.models.common import check_count, check_images, he_init
+from art_qplugins.domains import check
+from art_qplugins.models.common import WIDTH, check_sizes, he_init
 
 __all__ = ["BasicBlock", "ResNet18"]
 
@@ -51,8 +52,8 @@ class ResNet18(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        channels, *_ = check_images("ResNet-18", input_shape, 8)
-        check_count("width", width)
+        channels, *_ = check_sizes(input_shape, nb_classes, activation, side=8)
+        width = check("width", width, WIDTH)
 
         def group(channels: int, width: int, stride: int) -> nn.Sequential:
             return nn.Sequential(

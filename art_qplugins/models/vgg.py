@@ -8,7 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_qplugins.models.common import check_count, check_images, he_init
+from art_qplugins.domains import check
+from art_qplugins.models.common import WIDTH, check_sizes, he_init
 
 __all__ = ["VGG16"]
 
@@ -34,8 +35,8 @@ class VGG16(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        channels = [check_images("VGG-16", input_shape, 32)[0]]
-        channels += [check_count("width", width) * factor for group in _GROUPS for factor in group]
+        channels = [check_sizes(input_shape, nb_classes, activation, side=32)[0]]
+        channels += [check("width", width, WIDTH) * factor for group in _GROUPS for factor in group]
         for name, (before, after) in zip(_names(), pairwise(channels), strict=True):
             conv = nn.Conv2d(before, after, 3, padding=1, bias=False)
             self.add_module(name, nn.Sequential(conv, nn.BatchNorm2d(after), activation()))

@@ -12,10 +12,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.domains import FLAG, Number, check
 from art_qplugins.errors import InputError
-from art_qplugins.models.common import check_count, check_images, he_init
+from art_qplugins.models.common import check_sizes, he_init
 
 __all__ = ["Aggregation", "Block", "WideResNet"]
+
+
+_DEPTH, _WIDEN = Number(1, 1000, whole=True), Number(1, 64, whole=True)
 
 
 class Aggregation(nn.Module):
@@ -83,11 +87,12 @@ class WideResNet(nn.Module):
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
-        channels, *_ = check_images("a wide residual network", input_shape, 4)
-        blocks, rest = divmod(check_count("depth", depth) - 4, 6)
+        channels, *_ = check_sizes(input_shape, nb_classes, activation, side=4)
+        blocks, rest = divmod(check("depth", depth, _DEPTH) - 4, 6)
         if blocks < 1 or rest:
-            raise InputError(f"depth is {depth}; a wide residual network has 6n + 4 layers: 10, 16, 22, 28, ...")
-        check_count("widen_factor", widen_factor)
+            raise InputError(f"depth: it is {depth}; a wide residual network has 6n + 4 layers: 10, 16, 22, 28, ...")
+        widen_factor = check("widen_factor", widen_factor, _WIDEN)
+        check("aggregation", aggregation, FLAG)
 
         def group(channels: int, width: int, stride: int) -> nn.Sequential:
             block = partial(Block, aggregation=aggregation, activation=activation)

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
-from art_qplugins.errors import InputError
+from art_qplugins.domains import BITS, FINITE, POSITIVE, Number, check
 from art_qplugins.quantizers.functional import quant_hardtanh, quant_relu, straight_through
 from art_qplugins.quantizers.surrogates import Surrogate, as_surrogate
 
-__all__ = ["QuantHardtanh", "QuantReLU", "check_num_bits", "uniform_activation"]
-
-
-def check_num_bits(num_bits: int, *, name: str = "num_bits") -> int:
-    """``num_bits`` itself.
-
-    :raises InputError: where it is not a whole number from 1 to 16.
-    """
-    if not isinstance(num_bits, int) or isinstance(num_bits, bool) or not 1 <= num_bits <= 16:
-        raise InputError(f"{name} is {num_bits!r}; give a whole number from 1 to 16")
-    return num_bits
+__all__ = ["QuantHardtanh", "QuantReLU", "uniform_activation"]
 
 
 class _UniformActivation(nn.Module):
@@ -68,10 +56,8 @@ class QuantReLU(_UniformActivation):
 
     def __init__(self, num_bits: int, clip: float = 6.0, *, surrogate: str | Surrogate | None = None) -> None:
         super().__init__()
-        if not (math.isfinite(clip) and clip > 0):
-            raise InputError(f"clip is {clip!r}; give a finite number above 0")
-        self.num_bits = check_num_bits(num_bits)
-        self.clip = float(clip)
+        self.num_bits = check("num_bits", num_bits, BITS)
+        self.clip = float(check("clip", clip, POSITIVE))
         self.surrogate = as_surrogate(surrogate)
 
     @property
@@ -105,12 +91,9 @@ class QuantHardtanh(_UniformActivation):
         surrogate: str | Surrogate | None = None,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(min_val) and math.isfinite(max_val) and max_val > min_val):
-            raise InputError(
-                f"min_val is {min_val!r} and max_val {max_val!r}; give two finite numbers, the lower first"
-            )
-        self.num_bits = check_num_bits(num_bits)
-        self.min_val, self.max_val = float(min_val), float(max_val)
+        self.num_bits = check("num_bits", num_bits, BITS)
+        self.min_val = float(check("min_val", min_val, FINITE))
+        self.max_val = float(check("max_val", max_val, Number(self.min_val, above=True)))
         self.surrogate = as_surrogate(surrogate)
 
     @property
@@ -126,4 +109,6 @@ class QuantHardtanh(_UniformActivation):
 
 def uniform_activation(num_bits: int, clip: float = 6.0, *, low: float = 0.0) -> QuantReLU | QuantHardtanh:
     """The uniform quantizer on [low, clip]: a :class:`QuantReLU` where low is 0, else a :class:`QuantHardtanh`."""
+    check("low", low, FINITE)
+    check("clip", clip, Number(low, above=True))
     return QuantReLU(num_bits, clip) if low == 0 else QuantHardtanh(num_bits, low, clip)

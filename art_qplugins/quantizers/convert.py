@@ -11,18 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from art_qplugins.domains import BITS, COUNT, FLAG, POSITIVE, TABLE, TEXT, Domain, Maybe, Number, check, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.layers import ACTIVATIONS, WEIGHTED, own_range
 from art_qplugins.quantizers.protocol import as_quantizer
 from art_qplugins.quantizers.registry import Quantizer, switched_on
 from art_qplugins.quantizers.report import Part, parts_of
+from art_qplugins.quantizers.stochastic import NOISE_KEY
 from art_qplugins.quantizers.stored import add_stored_maps, parametrizations, weight_maps
-from art_qplugins.quantizers.weight import MuLawMapping
+from art_qplugins.quantizers.weight import GRANULARITY, MuLawMapping
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["bake", "quantize", "record_maps", "weight_layers"]
 
 #: Number of parts that a warning names. The report has all parts.
 _NAMED = 4
+
+
+_ARGUMENTS: dict[str, Domain] = {
+    "model": MODULE,
+    **dict.fromkeys(("activation_bits", "weight_bits"), Maybe(BITS)),
+    "clip": POSITIVE,
+    "mu": Maybe(POSITIVE),
+    "activation": Maybe(TEXT),
+    "activation_options": Maybe(TABLE),
+    "alpha": Maybe(Number(1)),
+    "activation_layers": Maybe(COUNT),
+    "mu_layers": COUNT,
+    "granularity": GRANULARITY,
+    "seed": NOISE_KEY,
+    **dict.fromkeys(("mu_normalize", "symmetric", "narrow_range", "trainable", "strict"), FLAG),
+}
 
 
 def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -77,6 +96,7 @@ def quantize(
     :raises InputError: where there is nothing to quantize, where a setting is out of range or belongs to no chosen
         quantizer, or where a weight is outside the mu-law's domain [-1, 1] or was mapped before.
     """
+    check_all(locals(), _ARGUMENTS)
     table = {
         "activation": activation,
         "options": activation_options,
@@ -124,6 +144,7 @@ def _complain(model: str, parts: Sequence[Part], strict: bool) -> None:
 
 def bake(model: nn.Module) -> nn.Module:
     """Replace every parametrized weight by its value, in place: the deployed form. Returns ``model``."""
+    check("model", model, MODULE)
     with torch.no_grad():
         for module in model.modules():
             if maps := parametrizations(module):

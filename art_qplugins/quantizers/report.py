@@ -8,10 +8,12 @@ from typing import Literal
 
 from torch import nn
 
+from art_qplugins.domains import check
 from art_qplugins.quantizers.calls import FunctionalCall, functional_calls
 from art_qplugins.quantizers.layers import ACTIVATIONS, WEIGHTED
 from art_qplugins.quantizers.protocol import as_quantizer
 from art_qplugins.quantizers.stored import is_on_levels, weight_bits, weight_maps
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["Part", "quantization_report"]
 
@@ -54,6 +56,7 @@ def quantization_report(model: nn.Module) -> list[Part]:
     Activations that are called as functions are found by static analysis, see :mod:`~art_qplugins.quantizers.calls`. A
     weight counts as quantized as long as it is on the levels of its quantizer.
     """
+    check("model", model, MODULE)
     return list(parts_of(model, checked=True))
 
 

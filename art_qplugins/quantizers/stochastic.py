@@ -27,12 +27,15 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.errors import InputError
-from art_qplugins.quantizers.activation import check_num_bits
+from art_qplugins.domains import BITS, FINITE, MOST, Number, check
 from art_qplugins.quantizers.entmax import entmax
 from art_qplugins.quantizers.functional import straight_through
 
 __all__ = ["StochasticQuantizer", "draws_from", "is_stochastic", "stochastic_layers"]
+
+
+#: Whole numbers that may be the key of noise.
+NOISE_KEY = Number(-(2**63), 2**63 - 1, whole=True)
 
 
 class _StochasticRound(torch.autograd.Function):
@@ -87,16 +90,15 @@ class StochasticQuantizer(nn.Module):
         layer: int = 0,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(alpha) and alpha >= 1):
-            raise InputError(f"alpha is {alpha!r}; give a finite number of at least 1, e.g. 2")
-        if not (math.isfinite(clip) and math.isfinite(low) and clip > low):
-            raise InputError(f"clip is {clip!r}; give a finite number above {low:g}")
-        self.num_bits = check_num_bits(num_bits)
-        self.alpha = float(alpha)
+        self.num_bits = check("num_bits", num_bits, BITS)
+        self.alpha = float(check("alpha", alpha, Number(1)))
+        check("low", low, FINITE)
+        check("clip", clip, Number(low, above=True))
+        self.seed = check("seed", seed, NOISE_KEY)
+        self.layer = check("layer", layer, Number(0, MOST, whole=True))
         self.offset = nn.Parameter(torch.zeros(()))
         self.raw_spacing = nn.Parameter(torch.zeros(()))
         self.spread(low, clip)
-        self.seed, self.layer = seed, layer
         self.draw = 0  # index of the first draw in the batch
         self.fold = 1  # how many draws the batch holds, one after another along dimension 0
         self.call = 0  # how often this layer has drawn since `draw` was set

@@ -31,7 +31,9 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.domains import POSITIVE, TABLE, OneOf, check
 from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["SURROGATES", "HasSurrogate", "Surrogate", "as_surrogate", "has_surrogate", "surrogate", "surrogate_layers"]
 
@@ -81,15 +83,13 @@ class Surrogate:
     options: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, str) or self.kind not in SURROGATES:
-            raise InputError(f"unknown surrogate {self.kind!r}{did_you_mean(str(self.kind), SURROGATES)}")
+        check("surrogate", self.kind, OneOf(tuple(SURROGATES)))
         defaults = _defaults(self.kind)
-        for name, value in self.options.items():
+        for name, value in check(f"surrogate {self.kind!r}: options", self.options, TABLE).items():
             if name not in defaults:
                 hint = did_you_mean(name, defaults) if defaults else "; it takes none"
                 raise InputError(f"surrogate {self.kind!r}: unknown option {name!r}{hint}")
-            if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
-                raise InputError(f"surrogate {self.kind!r}: {name} is {value!r}; give a finite number above 0")
+            check(f"surrogate {self.kind!r}: option {name}", value, POSITIVE)
 
     def __call__(self, x: Tensor, num_bits: int, clip: float) -> Tensor:
         return SURROGATES[self.kind](x, num_bits, clip, **self.options)
@@ -147,6 +147,7 @@ def surrogate(module: nn.Module, kind: str = "straight-through", **options: floa
     :param options: of that kind, e.g. ``slope=0.1`` for leaky and ``k=4`` for tanh and soft-staircase.
     :raises InputError: where the kind or an option is unknown, or ``module`` has no such activation.
     """
+    check("module", module, MODULE)
     chosen = as_surrogate(Surrogate(kind, options))
     before = [(layer, layer.surrogate) for layer in surrogate_layers(module)]
     if not before:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.domains import check
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.functional import straight_through
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["TwinGradient"]
 
@@ -23,8 +25,8 @@ class TwinGradient(nn.Module):
 
     def __init__(self, network: nn.Module, twin: nn.Module) -> None:
         super().__init__()
-        self.network = network
-        self.twin = twin
+        self.network = check("network", network, MODULE)
+        self.twin = check("twin", twin, MODULE)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -6,17 +6,15 @@ the map. The mapped weight must differ from the original one.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
-from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.quantizers.activation import check_num_bits
+from art_qplugins.domains import BITS, FLAG, POSITIVE, OneOf, check
+from art_qplugins.errors import InputError
 from art_qplugins.quantizers.functional import mu_law, mu_law_inverse, quantize_weight
 
 __all__ = ["MuLawMapping", "UniformWeightQuantizer"]
 
-GRANULARITIES = ("per_channel", "per_tensor")
+GRANULARITY = OneOf(("per_channel", "per_tensor"))
 
 
 class UniformWeightQuantizer(nn.Module):
@@ -34,12 +32,10 @@ class UniformWeightQuantizer(nn.Module):
         self, num_bits: int, *, symmetric: bool = True, granularity: str = "per_channel", narrow_range: bool = True
     ) -> None:
         super().__init__()
-        if granularity not in GRANULARITIES:
-            raise InputError(f"unknown granularity {granularity!r}{did_you_mean(granularity, GRANULARITIES)}")
-        self.num_bits = check_num_bits(num_bits)
-        self.symmetric = symmetric
-        self.granularity = granularity
-        self.narrow_range = narrow_range
+        self.num_bits = check("num_bits", num_bits, BITS)
+        self.symmetric = check("symmetric", symmetric, FLAG)
+        self.granularity = check("granularity", granularity, GRANULARITY)
+        self.narrow_range = check("narrow_range", narrow_range, FLAG)
 
     def forward(self, weight: Tensor) -> Tensor:
         return quantize_weight(
@@ -67,10 +63,8 @@ class MuLawMapping(nn.Module):
 
     def __init__(self, mu: float = 255.0, *, normalize: bool = False) -> None:
         super().__init__()
-        if not (math.isfinite(mu) and mu > 0):
-            raise InputError(f"mu is {mu!r}; give a finite number above 0, e.g. 255")
-        self.mu = float(mu)
-        self.normalize = normalize
+        self.mu = float(check("mu", mu, POSITIVE))
+        self.normalize = check("normalize", normalize, FLAG)
 
     def forward(self, weight: Tensor) -> Tensor:
         if not self.normalize:

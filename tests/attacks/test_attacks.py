@@ -205,10 +205,13 @@ def test_a_wrong_name_is_answered_with_its_neighbour(change, parts):
     ("norm", "eps", "parts"),
     [
         ("linf", 0.1, ["'linf'", "did you mean 'Linf'"]),
-        ("Linf", -0.1, ["-0.1", "8/255"]),
+        ("Linf", -0.1, ["threat: eps: it is -0.1; give a number of at least 0"]),
         ("Linf", float("nan"), ["nan"]),
         ("Linf", float("inf"), ["inf"]),
-        ("Linf", "8/255", ["'8/255'", "give a finite number"]),
+        ("Linf", "8/255", ["'8/255'", "give a number"]),
+        ("Linf", 10**400, ["threat: eps: it is 1000"]),
+        ("L0", 0.5, ["threat: eps is 0.5; L0 counts pixels"]),
+        (5, 0.1, ["threat: norm: it is 5; "]),
     ],
 )
 def test_a_threat_is_checked_when_it_is_made(norm, eps, parts):

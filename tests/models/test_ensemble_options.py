@@ -245,8 +245,8 @@ def test_more_memory_than_there_is_names_the_chunk(network):
 
 
 @pytest.mark.parametrize(("option", "value"), [("rule", "mean-probabilty"), ("gradient_of", "loss")])
-def test_an_unknown_choice_names_its_neighbour(network, option, value):
-    with pytest.raises(InputError, match="did you mean"):
+def test_an_unknown_choice_is_told_the_choices(network, option, value):
+    with pytest.raises(InputError, match=rf"^{option}: it is {value!r}; give 'mean"):
         StochasticEnsemble(network, 2, **{option: value})
 
 

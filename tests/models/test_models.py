@@ -161,7 +161,7 @@ def test_copies_and_the_state_dict():
 @pytest.mark.parametrize("name", ["draws", "eot_draws", "eot_chunk"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True])
 def test_bad_numbers_are_refused(name, value):
-    with pytest.raises(InputError, match=rf"^{name} is {value!r}; [^\n]+$"):
+    with pytest.raises(InputError, match=rf"^{name}: it is {value!r}; [^\n]+$"):
         StochasticEnsemble(network(), **{name: value})
 
 

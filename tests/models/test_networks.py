@@ -251,7 +251,7 @@ def test_recipes_take_it(row):
 @pytest.mark.parametrize("value", [0, -1, 1.5, "4", True])
 def test_bad_options_are_one_line_that_names_them(row, value):
     for option in row.small:
-        with pytest.raises(InputError, match=rf"^{option} is {value!r}; [^\n]+$"):
+        with pytest.raises(InputError, match=rf"^{option}: it is {value!r}; [^\n]+$"):
             MODELS[row.name].load()(row.shape, 10, **{**row.small, option: value})
 
 
@@ -259,13 +259,13 @@ def test_bad_options_are_one_line_that_names_them(row, value):
 def test_small_images_are_refused(row):
     side = row.smallest
     for shape in ((3, side - 1, side), (3, side, side - 1), (side, side)):
-        with pytest.raises(InputError, match=rf"^input_shape is \([^\n]* takes \(C, H, W\) from {side}x{side} on$"):
+        with pytest.raises(InputError, match=rf"^input_shape: it is \([^\n]*; give \(C, H, W\) from {side}x{side} on$"):
             make(row, shape=shape)
 
 
 @pytest.mark.parametrize("depth", [4, 9, 11, 15, 18, 30])
 def test_a_depth_that_is_not_6n_plus_4_is_refused(depth):
-    with pytest.raises(InputError, match=rf"^depth is {depth}; [^\n]*6n \+ 4"):
+    with pytest.raises(InputError, match=rf"^depth: it is {depth}; [^\n]*6n \+ 4"):
         WideResNet((3, 32, 32), 10, depth=depth, widen_factor=1)
 
 

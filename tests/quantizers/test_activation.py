@@ -37,13 +37,13 @@ def test_the_default_clip_is_relu6s():
 
 @pytest.mark.parametrize("num_bits", [0, -1, 17, 2.0, 1.5, True, "4", None])
 def test_a_number_of_bits_that_is_none_is_refused(num_bits):
-    with pytest.raises(InputError, match=rf"^num_bits is {num_bits!r}; [^\n]+$"):
+    with pytest.raises(InputError, match=rf"^num_bits: it is {num_bits!r}; [^\n]+$"):
         QuantReLU(num_bits)
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_clip_that_is_none_is_refused(clip):
-    with pytest.raises(InputError, match=rf"^clip is {clip!r}; [^\n]+$"):
+    with pytest.raises(InputError, match=rf"^clip: it is {clip!r}; [^\n]+$"):
         QuantReLU(4, clip)
 
 
@@ -117,7 +117,7 @@ def test_a_surrogate_is_moved_to_the_range(kind, shift, num_bits):
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (-math.inf, 1.0), (0.0, math.nan)])
 def test_a_range_that_is_none_is_refused(low, high):
-    with pytest.raises(InputError, match=rf"^min_val is {low!r} and max_val {high!r}; [^\n]+$"):
+    with pytest.raises(InputError, match=rf"^(min_val: it is {low!r}|max_val: it is {high!r}); [^\n]+$"):
         QuantHardtanh(4, low, high)
 
 

@@ -254,7 +254,7 @@ def test_the_state_dict_holds_what_was_learned():
     ],
 )
 def test_bad_settings_are_refused(options, name):
-    with pytest.raises(InputError, match=rf"^{name} is [^\n]+$"):
+    with pytest.raises(InputError, match=rf"^{name}: it is [^\n]+$"):
         StochasticQuantizer(**{"num_bits": 2, **options})
 
 

@@ -225,16 +225,16 @@ def test_copies_keep_what_they_were_made_with(twin):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("leeky", {}, r"unknown surrogate 'leeky'; did you mean 'leaky'\?"),
+        ("leeky", {}, r"surrogate: it is 'leeky'; did you mean 'leaky'\?"),
         ("straight_through", {}, r"did you mean 'straight-through'\?"),
         ("qqq", {}, "nearest are: tanh, straight-through, soft-staircase"),
-        (3, {}, "unknown surrogate 3;"),
+        (3, {}, "surrogate: it is 3;"),
         ("leaky", {"slop": 0.1}, r"surrogate 'leaky': unknown option 'slop'; did you mean 'slope'\?"),
         ("identity", {"k": 1.0}, "surrogate 'identity': unknown option 'k'; it takes none"),
         ("straight-through", {"k": 1.0}, "surrogate 'straight-through': unknown option 'k'; it takes none"),
-        ("tanh", {"k": 0.0}, "k is 0.0; give a finite number above 0"),
-        ("tanh", {"k": math.nan}, "k is nan"),
-        ("leaky", {"slope": "much"}, "slope is 'much'"),
+        ("tanh", {"k": 0.0}, "surrogate 'tanh': option k: it is 0.0; give a number above 0"),
+        ("tanh", {"k": math.nan}, "option k: it is nan"),
+        ("leaky", {"slope": "much"}, "option slope: it is 'much'"),
     ],
 )
 def test_what_is_unknown_is_refused_in_one_line_and_changes_nothing(kind, options, message):

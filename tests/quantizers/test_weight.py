@@ -88,14 +88,14 @@ def test_the_mapping_is_differentiable():
 
 @pytest.mark.parametrize("mu", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_mu_that_is_none_is_refused(mu):
-    with pytest.raises(InputError, match=rf"^mu is {mu!r}; [^\n]+$"):
+    with pytest.raises(InputError, match=rf"^mu: it is {mu!r}; [^\n]+$"):
         MuLawMapping(mu)
 
 
-def test_bad_settings_of_the_quantizer_are_refused_with_the_nearest_good_one():
-    with pytest.raises(InputError, match="did you mean 'per_channel'"):
+def test_bad_settings_of_the_quantizer_are_refused_with_the_good_ones():
+    with pytest.raises(InputError, match="granularity: it is 'perchannel'; give 'per_channel' or"):
         UniformWeightQuantizer(3, granularity="perchannel")
-    with pytest.raises(InputError, match="num_bits is 0"):
+    with pytest.raises(InputError, match="num_bits: it is 0"):
         UniformWeightQuantizer(0)
 
 

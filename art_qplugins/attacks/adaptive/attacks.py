@@ -27,9 +27,9 @@ from art_qplugins.attacks.adaptive.objectives import (
 from art_qplugins.attacks.adaptive.repaired_gradients import by_fidelity, current_kind, repaired_gradients
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.attacks.adaptive.scalings import SCALINGS
+from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.gradients.margin import logit_margin
-from art_qplugins.quantizers.activation import check_num_bits
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["ADAPTIVE", "needed_draws", "positive"]
@@ -109,7 +109,7 @@ def _bits(run: AttackRun, options: Options) -> None:
     if not widths:
         raise InputError(f"{run.name}: bits is empty; give at least one width, e.g. [2, 3, 4, 8]")
     part = direct(run.module, run.y, loss, deployed=False)
-    contexts = [partial(other_bits, run.module, check_num_bits(b, name=f"{run.name}: bits")) for b in widths]
+    contexts = [partial(other_bits, run.module, check(f"{run.name}: bits", b, BITS)) for b in widths]
     ensemble = mixed([(1 / len(widths), context, part) for context in contexts])
     reached = run.maximize(ensemble, run.starts("bits"), deployed=False)
     run.maximize(direct(run.module, run.y, loss), reached)
