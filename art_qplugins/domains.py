@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +35,7 @@ __all__ = [
     "Number",
     "OneOf",
     "Option",
+    "Rule",
     "Text",
     "check",
     "check_all",
@@ -223,6 +224,28 @@ class Option:
 
     default: Any
     domain: Domain
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A relation between settings, each of which is in its domain.
+
+    Example: ``Rule(("low", "high"), lambda low, high: low < high, "a low below high")``.
+
+    :ivar of: the names of the settings. A rule whose settings are not all known is not checked.
+    :ivar holds: called with their values. It must be false for NaN.
+    :ivar words: what to give. They end the sentence "give ...".
+    """
+
+    of: tuple[str, ...]
+    holds: Callable[..., bool]
+    words: str
+
+    def check(self, where: str, values: Mapping[str, Any]) -> None:
+        """:raises InputError: where the relation does not hold between these values."""
+        if all(values.get(name) is not None for name in self.of) and not self.holds(*(values[n] for n in self.of)):
+            settings = " and ".join(f"{name} is {shown(values[name])}" for name in self.of)
+            raise InputError(f"{where}: {settings}; give {self.words}")
 
 
 def check(where: str, value: Any, domain: Domain) -> Any:

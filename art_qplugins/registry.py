@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 from art_qplugins import plugins
-from art_qplugins.domains import Option, check, domain_of
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.domains import Option, Rule, check, domain_of
+from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.foreign import foreign
 
 __all__ = ["Entry", "Registry"]
@@ -30,6 +30,7 @@ class Entry:
 
     :ivar options: its settings: the default of each, or an :class:`~art_qplugins.domains.Option` with its domain. The
         domain of a bare default is what has its type and is finite.
+    :ivar rules: the relations between its settings.
     :ivar plugin: the package that it comes from; ``None`` for this one. The registry sets it.
     """
 
@@ -37,6 +38,7 @@ class Entry:
     target: str
     help: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
     plugin: plugins.Plugin | None = None
 
     def __post_init__(self) -> None:
@@ -62,20 +64,28 @@ class Entry:
         with theirs:
             return getattr(importlib.import_module(module), attribute)
 
-    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(self, options: Mapping[str, Any], **known: Any) -> dict[str, Any]:
         """The defaults updated by ``options``.
 
-        :raises InputError: where an option is unknown, or its value is not in its domain.
+        :param known: what else its rules may need.
+        :raises InputError: where an option is unknown, its value is not in its domain, or a rule does not hold.
         """
-        given = {}
+        resolved = self.defaults
         for name, value in options.items():
             if name not in self.options:
-                raise InputError(f"{self.name}: unknown option {name!r}{did_you_mean(name, self.options)}")
-            default, domain = self.options[name].default, self.options[name].domain
-            given[name] = (
-                value if value is None and default is None else check(f"{self.name}: option {name}", value, domain)
-            )
-        return {**self.defaults, **given}
+                raise InputError(f"{self.name}: unknown option {shown(name)}{did_you_mean(name, self.options)}")
+            resolved[name] = self._checked(name, value)
+        for rule in self.rules:
+            rule.check(self.name, {**resolved, **known})
+        return resolved
+
+    def _checked(self, name: str, value: Any) -> Any:
+        default, domain = self.options[name].default, self.options[name].domain
+        if value is None and default is None:
+            return None
+        value = check(f"{self.name}: option {name}", value, domain)
+        # Libraries may refuse 1 where they expect 1.0.
+        return float(value) if isinstance(default, float) else value
 
 
 E = TypeVar("E", bound=Entry)

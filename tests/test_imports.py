@@ -33,7 +33,6 @@ LAYERS = [
     ["quantizers"],
     ["checkpoint", "data", "fingerprint", "geometry"],
     ["arrays"],
-    ["registry", "threat", "files", "guard", "metrics", "seeds"],
     ["registry", "threat", "files", "guard", "metrics", "seeds", "torch_domains"],
     ["domains", "plugins"],
     ["foreign"],

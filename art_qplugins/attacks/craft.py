@@ -107,8 +107,10 @@ def craft(
         its library is not installed.
     """
     attack = ATTACKS[attack_id]
-    resolved = attack.resolve(options or {})
-    _check(attack, estimator, threat, start)
+    resolved = attack.check(options or {}, threat, estimator.nb_classes)
+    attack.require()
+    if start is not None and not attack.takes_start:
+        raise InputError(f"{attack.name} takes no start; leave start out, or use artq:apgd-margin")
     model = estimator.model
     with (
         as_current(estimator.device),
@@ -138,15 +140,6 @@ def craft(
         visited=visits.elsewhere,
         undefined=visits.undefined,
     )
-
-
-def _check(attack: Attack, estimator: QuantizedClassifier, threat: Threat, start: Tensor | None) -> None:
-    if threat.norm not in attack.norms:
-        raise InputError(f"{attack.name} has no norm {threat.norm}; it has {', '.join(attack.norms)}")
-    if start is not None and not attack.takes_start:
-        raise InputError(f"{attack.name} takes no start; leave start out, or use artq:apgd-margin")
-    attack.require()
-    attack.require_classes(estimator.nb_classes)
 
 
 def _tracked(

@@ -13,11 +13,9 @@ from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers.registry import switched_on
 from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSettings, Recipe, TransferSettings
+from art_qplugins.threat import Threat
 
 __all__ = ["at", "check_recipe"]
-
-#: Options of attacks that count something. They must be at least 1.
-_COUNTS = ("max_iter", "n_queries", "eot_iter", "nb_restarts")
 
 
 @contextlib.contextmanager
@@ -83,7 +81,7 @@ def _check_untrained(model: ModelSettings, where: str) -> None:
 
 def _check_attack(recipe: Recipe, attack: AttackSettings, names: Sequence[str]) -> None:
     where = f"attacks.{attack.id}"
-    _check_options(recipe, where, attack.id, attack.options)
+    _check_options(recipe, where, attack.id, attack.options, recipe.eps_of(attack))
     for name in [*(attack.models or []), *([attack.source] if attack.source else [])]:
         if name not in names:
             raise InputError(f"{where}: unknown model {name!r}{did_you_mean(name, names)}")
@@ -96,15 +94,12 @@ def _check_attack(recipe: Recipe, attack: AttackSettings, names: Sequence[str]) 
         _check_kind(where, attack.id, model)
 
 
-def _check_options(recipe: Recipe, where: str, attack: str, options: Mapping[str, Any]) -> None:
+def _check_options(
+    recipe: Recipe, where: str, attack: str, options: Mapping[str, Any], several_eps: Sequence[float]
+) -> None:
     with at(where):
-        entry = ATTACKS[attack]
-        resolved = entry.resolve(options)
-    for name in _COUNTS:
-        if resolved.get(name) is not None and resolved[name] < 1:
-            raise InputError(f"{where}.options.{name}: it is {resolved[name]!r}; give 1 or more")
-    if recipe.threat.norm not in entry.norms:
-        raise InputError(f"{where}: it has no norm {recipe.threat.norm}; it has {', '.join(entry.norms)}")
+        for eps in several_eps:
+            ATTACKS[attack].check(options, Threat(recipe.threat.norm, eps))
 
 
 def _check_kind(where: str, attack: str, model: ModelSettings) -> None:
@@ -121,7 +116,7 @@ def _check_kind(where: str, attack: str, model: ModelSettings) -> None:
 
 
 def _check_transfer(recipe: Recipe, transfer: TransferSettings, names: Sequence[str]) -> None:
-    _check_options(recipe, "transfer", transfer.attack, transfer.options)
+    _check_options(recipe, "transfer", transfer.attack, transfer.options, recipe.eps_of(transfer))
     for name in transfer.models or []:
         if name not in names:
             raise InputError(f"transfer.models: unknown model {name!r}{did_you_mean(name, names)}")

@@ -113,8 +113,11 @@ BAD = [
         "models.dq.quantize.activation_bits: true and false only switch",
     ),
     ([("attacks", 1, "options", "max_iter", True)], "attacks.art:pgd: art:pgd: option max_iter: it is True"),
-    ([("attacks", 1, "options", "max_iter", 0)], "attacks.art:pgd.options.max_iter: it is 0; give 1 or more"),
-    ([("attacks", 4, "options", {"eot_iter": 0})], "attacks.autoattack:rand.options.eot_iter: it is 0; give 1 or more"),
+    (
+        [("attacks", 1, "options", "max_iter", 0)],
+        "attacks.art:pgd: art:pgd: option max_iter: it is 0; give a whole number from 1 to 100000",
+    ),
+    ([("attacks", 4, "options", {"eot_iter": 0})], "autoattack:rand: option eot_iter: it is 0; give a whole number"),
     ([("threat", "eps", [float("inf")])], "threat.eps"),
     ([("threat", "eps", [float("nan")])], "threat.eps"),
     ([("threat", "eps", ["8/0"])], """'8/0' is not a number; write e.g. 0.1 or "8/255\""""),
@@ -145,7 +148,7 @@ BAD = [
     ([("attacks", 3, "models", None)], "'sq' is stochastic and this attack is for deterministic models"),
     ([("attacks", 3, "models", None)], "use 'autoattack:rand' for 'sq'"),
     ([("attacks", 4, "models", ["fp32"])], "'fp32' is deterministic and this attack is for stochastic models"),
-    ([("threat", "norm", "L0")], "attacks.art:fgsm: it has no norm L0; it has Linf, L2"),
+    ([("threat", "norm", "L0")], "attacks.art:fgsm: art:fgsm has no norm L0; it has Linf, L2"),
     # how the budget is spent
     ([("strategy", "casacde")], "strategy: input should be 'matrix' or 'cascade' (it is 'casacde')"),
     ([("budget", {"gradient": 5})], "budget.gradient: unknown key; did you mean 'gradients'?"),
@@ -157,7 +160,7 @@ BAD = [
         "transfer.models: unknown model 'dp'; did you mean",
     ),
     ([("transfer", {"attack": "art:pgd", "models": ["dq"]})], "transfer.models: name at least two models"),
-    ([("transfer", {"attack": "art:pgd", "options": {"max_iter": 0}})], "transfer.options.max_iter: it is 0"),
+    ([("transfer", {"attack": "art:pgd", "options": {"max_iter": 0}})], "transfer: art:pgd: option max_iter: it is 0"),
     (
         [("transfer", {"attack": "autoattack:standard"})],
         "transfer: 'sq' is stochastic and this attack is for deterministic",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from art_qplugins.attacks.adapters import art
-from art_qplugins.attacks.adaptive.attacks import ADAPTIVE, positive
+from art_qplugins.attacks.adaptive.attacks import ADAPTIVE
 from art_qplugins.attacks.adaptive.run import AttackRun, answers_at_random
 from art_qplugins.attacks.catalogue import Attack
 from art_qplugins.attacks.views import MarginLoss
@@ -33,7 +33,7 @@ def run(
     """Run an adaptive attack. It returns the legal image with the lowest margin that it found for each image.
 
     :param start: legal images to start from instead of random ones.
-    :raises InputError: where an option or the start cannot be used.
+    :raises InputError: where the start cannot be used, or an option with this model.
     """
     if start is not None and start.shape != x.shape:
         raise InputError(
@@ -47,7 +47,7 @@ def run(
         threat=threat,
         batch_size=batch_size,
         seed=seed,
-        max_iter=positive(attack.name, "max_iter", options["max_iter"]),
+        max_iter=options["max_iter"],
         start=start,
         random=answers_at_random(estimator.model, x, seed),
     )

@@ -32,7 +32,7 @@ from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.seeds import derive_seed
 
-__all__ = ["ADAPTIVE", "needed_draws", "positive"]
+__all__ = ["ADAPTIVE", "needed_draws"]
 
 _SAMPLE = 64  # images on which the number of draws is found
 _DRAWS = (1, 4, 8, 16, 32)  # for a mean gradient, until two of them agree ...
@@ -47,7 +47,7 @@ def _apgd_margin(run: AttackRun, options: Options) -> None:
 
 def _multi_targeted(run: AttackRun, options: Options) -> None:
     """Multi-targeted attack (Gowal et al. 2019): one pass towards each of the nearest classes, on images still robust."""
-    _aim(run, run.module, positive(run.name, "targets", options["targets"]))
+    _aim(run, run.module, options["targets"])
 
 
 def _aim(run: AttackRun, view: nn.Module, targets: int) -> None:
@@ -63,10 +63,8 @@ def _aim(run: AttackRun, view: nn.Module, targets: int) -> None:
 
 def _rescaled(run: AttackRun, options: Options) -> None:
     """Cross-entropy of the logits times a number (PGD++, Gupta & Ajanthan 2022), or times 5 over their gap."""
-    chosen, start = options["scaling"], run.starts("rescaled")
-    if chosen not in SCALINGS:
-        raise InputError(f"{run.name}: unknown scaling {chosen!r}{did_you_mean(chosen, SCALINGS)}")
-    scale = SCALINGS[chosen](run.module, run.x, run.y, start)
+    start = run.starts("rescaled")
+    scale = SCALINGS[options["scaling"]](run.module, run.x, run.y, start)
     run.maximize(rescaled(run.module, run.y, scale), start)
 
 
@@ -88,7 +86,7 @@ def _surrogates(run: AttackRun, options: Options) -> None:
         start = run.image
     if targets:
         with offered[order[0]]() as view:
-            _aim(run, view, positive(run.name, "targets", targets))
+            _aim(run, view, targets)
 
 
 def _full_precision(run: AttackRun, options: Options) -> None:
@@ -106,8 +104,6 @@ def _bits(run: AttackRun, options: Options) -> None:
     The mean counters the quantization value shift between bit widths (Bernhard et al. 2019).
     """
     widths, loss = options["bits"], margin_loss(run.y)
-    if not widths:
-        raise InputError(f"{run.name}: bits is empty; give at least one width, e.g. [2, 3, 4, 8]")
     part = direct(run.module, run.y, loss, deployed=False)
     contexts = [partial(other_bits, run.module, check(f"{run.name}: bits", b, BITS)) for b in widths]
     ensemble = mixed([(1 / len(widths), context, part) for context in contexts])
@@ -118,9 +114,6 @@ def _bits(run: AttackRun, options: Options) -> None:
 def _joint(run: AttackRun, options: Options) -> None:
     """Maximize w L + (1 - w) L_twin for each weight w in turn, on the images still robust."""
     loss, start = margin_loss(run.y), run.starts("joint")
-    for weight in options["weights"]:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
-            raise InputError(f"{run.name}: weights has {weight!r}; give numbers from 0 to 1, e.g. [0.5]")
     for weight in options["weights"]:
         own = direct(run.module, run.y, loss)
         twin = direct(run.module, run.y, loss, deployed=False)
@@ -134,7 +127,7 @@ def _eot(run: AttackRun, options: Options) -> None:
     if not run.random:
         raise InputError(f"{run.name}: {type(run.module).__name__} is deterministic; use artq:apgd-margin")
     draws = options["eot_iter"]
-    draws = needed_draws(run) if draws is None else positive(run.name, "eot_iter", draws)
+    draws = needed_draws(run) if draws is None else draws
     run.maximize(averaged(run.module, run.y, draws=draws, seed=run.seed), run.starts("eot"))
 
 
@@ -157,16 +150,6 @@ def needed_draws(run: AttackRun) -> int:
         if float(nn.functional.cosine_similarity(halves[0], halves[1]).quantile(0.5)) >= _AGREEMENT:
             break
     return draws
-
-
-def positive(attack: str, option: str, value: Any) -> int:
-    """``value``, a whole number above 0.
-
-    :raises InputError: where it is not.
-    """
-    if not isinstance(value, int) or value < 1:
-        raise InputError(f"{attack}: {option} is {value!r}; give a whole number of at least 1")
-    return value
 
 
 #: Keys are the ``upstream`` of the rows in the catalogue.

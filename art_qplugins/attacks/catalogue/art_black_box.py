@@ -5,18 +5,22 @@ from __future__ import annotations
 from functools import partial
 
 from art_qplugins.attacks.catalogue.libraries import ART
+from art_qplugins.attacks.catalogue.options import count
 from art_qplugins.attacks.catalogue.row import Attack, attack_of
+from art_qplugins.domains import Number, Option, Rule
 
 __all__ = ["ROWS"]
 
 _art = partial(attack_of, ART)
+_WALK = Number(1e-6, 1)  # a step relative to the distance from the clean image
+_DECISIONS = count(100_000)
 
 ROWS: list[Attack] = [
     _art(
         "vat",
         "VirtualAdversarialMethod",
         "the direction that changes the prediction most, by finite differences in every value",
-        {"max_iter": 10, "finite_diff": 1e-6},
+        {"max_iter": 10, "finite_diff": Option(1e-6, Number(1e-7, 0.1))},
         norms=("L2",),
         needs="scores",
         probabilities=True,
@@ -34,7 +38,14 @@ ROWS: list[Attack] = [
         "boundary",
         "BoundaryAttack",
         "a random walk along the boundary, from an adversarial image towards the clean one",
-        {"max_iter": 5000, "delta": 0.01, "epsilon": 0.01, "num_trial": 25, "sample_size": 20, "init_size": 100},
+        {
+            "max_iter": 5000,
+            "delta": Option(0.01, _WALK),
+            "epsilon": Option(0.01, _WALK),
+            "num_trial": 25,
+            "sample_size": Option(20, count(10_000)),
+            "init_size": 100,
+        },
         norms=("L2",),
         fixed={"targeted": False},
         needs="decisions",
@@ -45,7 +56,8 @@ ROWS: list[Attack] = [
         "hop-skip-jump",
         "HopSkipJump",
         "HopSkipJump: the direction of the boundary, estimated from decisions at many nearby points",
-        {"max_iter": 50, "max_eval": 10000, "init_eval": 100, "init_size": 100},
+        {"max_iter": 50, "max_eval": Option(10000, _DECISIONS), "init_eval": Option(100, _DECISIONS), "init_size": 100},
+        rules=[Rule(("init_eval", "max_eval"), lambda first, most: first <= most, "an init_eval of at most max_eval")],
         needs="decisions",
         minimum_norm=True,
         cost=(0, 24_597),
@@ -58,10 +70,10 @@ ROWS: list[Attack] = [
             "max_iter": 1000,
             "n_queries": 20000,
             "num_trial": 100,
-            "k": 200,
-            "alpha": 0.2,
-            "beta": 0.001,
-            "epsilon": 0.001,
+            "k": Option(200, count(10_000)),
+            "alpha": Option(0.2, Number(1e-3, 10)),
+            "beta": Option(0.001, Number(1e-8, 1)),
+            "epsilon": Option(0.001, Number(1e-5, 1)),
         },
         norms=("L2",),
         names={"n_queries": "query_limit"},
@@ -80,8 +92,8 @@ ROWS: list[Attack] = [
             "binary_search_steps": 1,
             "learning_rate": 0.01,
             "initial_const": 0.001,
-            "nb_parallel": 64,
-            "variable_h": 1e-4,
+            "nb_parallel": Option(64, count(10_000)),
+            "variable_h": Option(1e-4, Number(1e-6, 0.1)),
         },
         norms=("L2",),
         # Resizing and importance sampling need images of at least 32x32, and ART mixes up the images of a batch.
@@ -94,7 +106,7 @@ ROWS: list[Attack] = [
         "simba",
         "SimBA",
         "random search along the cosine basis",
-        {"max_iter": 3000, "epsilon": 0.1, "freq_dim": 4},
+        {"max_iter": 3000, "epsilon": Option(0.1, Number(1e-3, 1)), "freq_dim": Option(4, count(1000))},
         norms=("L2",),
         fixed={"batch_size": 1},
         labels="one-hot",

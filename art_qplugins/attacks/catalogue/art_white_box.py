@@ -9,7 +9,9 @@ from __future__ import annotations
 from functools import partial
 
 from art_qplugins.attacks.catalogue.libraries import ART
-from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of
+from art_qplugins.attacks.catalogue.options import ITERATIVE, count
+from art_qplugins.attacks.catalogue.row import Attack, attack_of
+from art_qplugins.domains import Number, Option, Rule
 
 __all__ = ["ROWS"]
 
@@ -40,7 +42,7 @@ ROWS: list[Attack] = [
         "pgd",
         "ProjectedGradientDescentPyTorch",
         "PGD on cross-entropy with random starts",
-        {**ITERATIVE, "num_random_init": 1},
+        {**ITERATIVE, "num_random_init": Option(1, count(1000, least=0))},
         norms=("Linf", "L2", "L1"),
         cost=(20, 22),
     ),
@@ -48,7 +50,7 @@ ROWS: list[Attack] = [
         "pgd-numpy",
         "ProjectedGradientDescentNumpy",
         "the same in NumPy, one call of the estimator per step",
-        {**ITERATIVE, "num_random_init": 1},
+        {**ITERATIVE, "num_random_init": Option(1, count(1000, least=0))},
         norms=("Linf", "L2", "L1"),
         cost=(20, 22),
     ),
@@ -143,11 +145,18 @@ ROWS: list[Attack] = [
             "max_iter": 10,
             "learning_rate": 0.01,
             "initial_const": 1e-5,
-            "largest_const": 20.0,
-            "const_factor": 2.0,
-            "decrease_factor": 0.9,
+            "largest_const": Option(20.0, Number(1e-5, 1e6)),
+            "const_factor": Option(2.0, Number(1.1, 1000)),
+            "decrease_factor": Option(0.9, Number(0.1, 0.99)),
             "confidence": 0.0,
         },
+        rules=[
+            Rule(
+                ("initial_const", "largest_const"),
+                lambda first, last: first < last,
+                "a largest_const above initial_const",
+            )
+        ],
         norms=("Linf",),
         minimum_norm=True,
         cost=(607, 1_340),
@@ -165,7 +174,13 @@ ROWS: list[Attack] = [
         "ead",
         "ElasticNet",
         "elastic net: Carlini & Wagner with an L1 term; keeps the image of smallest L1 distance",
-        {"max_iter": 100, "binary_search_steps": 9, "learning_rate": 0.01, "initial_const": 0.001, "beta": 0.001},
+        {
+            "max_iter": 100,
+            "binary_search_steps": 9,
+            "learning_rate": 0.01,
+            "initial_const": 0.001,
+            "beta": Option(0.001, Number(0, 0.1)),
+        },
         norms=("L1",),
         fixed={"decision_rule": "L1"},
         minimum_norm=True,
@@ -175,7 +190,7 @@ ROWS: list[Attack] = [
         "deepfool",
         "DeepFool",
         "repeated steps to the nearest decision boundary of the linearized model",
-        {"max_iter": 100, "overshoot": 1e-6, "nb_grads": 10},
+        {"max_iter": 100, "overshoot": 1e-6, "nb_grads": Option(10, count(10_000, least=2))},
         norms=("L2",),
         names={"overshoot": "epsilon"},
         minimum_norm=True,
@@ -186,7 +201,7 @@ ROWS: list[Attack] = [
         "newtonfool",
         "NewtonFool",
         "Newton steps on the probability of the class",
-        {"max_iter": 100, "eta": 0.01},
+        {"max_iter": 100, "eta": Option(0.01, Number(1e-4, 100))},
         norms=("L2",),
         probabilities=True,
         minimum_norm=True,
@@ -207,7 +222,13 @@ ROWS: list[Attack] = [
         "brendel-bethge",
         "BrendelBethgeAttack",
         "steps along the decision boundary from an adversarial image towards the clean one",
-        {"max_iter": 1000, "binary_search_steps": 10, "lr": 1e-3, "overshoot": 1.1, "init_size": 100},
+        {
+            "max_iter": 1000,
+            "binary_search_steps": 10,
+            "lr": 1e-3,
+            "overshoot": Option(1.1, Number(1, 2)),
+            "init_size": 100,
+        },
         norms=("Linf", "L2", "L1", "L0"),
         names={"max_iter": "steps"},
         requires=("numba",),
@@ -220,7 +241,7 @@ ROWS: list[Attack] = [
         "uap",
         "UniversalPerturbation",
         "one perturbation for all images, accumulated from DeepFool",
-        {"max_iter": 20, "delta": 0.2},
+        {"max_iter": 20, "delta": Option(0.2, Number(0, 0.5))},
         fixed={"attacker": "deepfool", "attacker_params": {"verbose": False}},
         scale_free=True,
         cost=(19_415, 3_943),

@@ -5,11 +5,19 @@ from __future__ import annotations
 from functools import partial
 
 from art_qplugins.attacks.catalogue.libraries import ARTQ
-from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of
+from art_qplugins.attacks.catalogue.options import ITERATIVE, count
+from art_qplugins.attacks.catalogue.row import Attack, attack_of
+from art_qplugins.domains import ListOf, Number, OneOf, Option
 
-__all__ = ["ROWS"]
+__all__ = ["KINDS", "ROWS"]
 
 _own = partial(attack_of, ARTQ)
+#: The backward passes of ``repaired_gradients``.
+KINDS = (
+    *("as-is", "straight-through", "identity", "leaky", "tanh", "soft-staircase"),
+    *("repaired", "repaired-straight-through", "clipped-sign", "smoothed"),
+)
+_OLD_KINDS = ("revived", "straight", "clipped")  # before version 0.2
 _ADAPTER = "art_qplugins.attacks.adapters.artq"
 
 ROWS: list[Attack] = [
@@ -17,7 +25,7 @@ ROWS: list[Attack] = [
         "pgd-margin",
         "ProjectedGradientDescentPyTorch",
         "PGD on the logit margin, which no logit scale can saturate",
-        {**ITERATIVE, "num_random_init": 1},
+        {**ITERATIVE, "num_random_init": Option(1, count(1000, least=0))},
         target=f"{_ADAPTER}:pgd_margin",
         scale_free=True,
         cost=(20, 22),
@@ -35,7 +43,7 @@ ROWS: list[Attack] = [
         "multi-targeted",
         "multi_targeted",
         "targeted Auto-PGD on each of the nearest classes in turn, on the images still robust",
-        {"max_iter": 20, "targets": 9},
+        {"max_iter": 20, "targets": Option(9, count(10_000))},
         scale_free=True,
         targeted=True,
         takes_start=True,
@@ -45,7 +53,7 @@ ROWS: list[Attack] = [
         "rescaled",
         "rescaled",
         "Auto-PGD on cross-entropy of rescaled logits: per-image, jacobian (NJS) or hessian (HNS)",
-        {"max_iter": 20, "scaling": "per-image"},
+        {"max_iter": 20, "scaling": Option("per-image", OneOf(("per-image", "jacobian", "hessian")))},
         scale_free=True,
         takes_start=True,
         cost=(20, 23),
@@ -54,7 +62,11 @@ ROWS: list[Attack] = [
         "surrogates",
         "surrogates",
         "Auto-PGD through each surrogate gradient that applies (or those in kinds), the most faithful first",
-        {"max_iter": 20, "kinds": [], "targets": 0},
+        {
+            "max_iter": 20,
+            "kinds": Option([], ListOf(OneOf(KINDS + _OLD_KINDS))),
+            "targets": Option(0, count(10_000, least=0)),
+        },
         gradient="repaired",
         scale_free=True,
         takes_start=True,
@@ -75,7 +87,7 @@ ROWS: list[Attack] = [
         "bits",
         "bits",
         "Auto-PGD on the model at several activation bit widths, then on the model from there",
-        {"max_iter": 20, "bits": [2, 3, 4, 8]},
+        {"max_iter": 20, "bits": Option([2, 3, 4, 8], ListOf(count(16), least=1))},
         quantized=True,
         gradient="repaired",
         scale_free=True,
@@ -86,7 +98,7 @@ ROWS: list[Attack] = [
         "joint",
         "joint",
         "Auto-PGD on a weighted sum of the losses of the model and its full-precision twin",
-        {"max_iter": 20, "weights": [0.5]},
+        {"max_iter": 20, "weights": Option([0.5], ListOf(Number(0, 1), least=1))},
         quantized=True,
         gradient="repaired",
         scale_free=True,
@@ -108,7 +120,7 @@ ROWS: list[Attack] = [
         "clean",
         "clean",
         "no attack: the clean image; its cell measures the gradients of the model within this radius",
-        {"radius": 0.0, "directions": 20},
+        {"radius": Option(0.0, Number(0, 1e6)), "directions": Option(20, count(1000, least=2))},
         target=f"{_ADAPTER}:clean",
         needs="nothing",
         norms=("Linf", "L2", "L1", "L0"),

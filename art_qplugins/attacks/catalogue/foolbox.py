@@ -5,16 +5,24 @@ Foolbox has one class per norm for many attacks. Such a family is one row here. 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 from art_qplugins.attacks.catalogue.libraries import FOOLBOX
-from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of, refused_attack_of
+from art_qplugins.attacks.catalogue.options import ITERATIVE, count
+from art_qplugins.attacks.catalogue.row import Attack, attack_of, refused_attack_of
+from art_qplugins.domains import Number, Option, Rule
 
 __all__ = ["ROWS"]
 
 _fb = partial(attack_of, FOOLBOX)
 _refused = partial(refused_attack_of, FOOLBOX)
 _ALL = ("Linf", "L2", "L1", "L0")
+_WALK = Number(1e-6, 1)  # a step relative to the distance from the clean image
+_SHARE = Number(0.01, 1)
+#: They judge a point before they step from it, so one step tries the clean image only.
+_TWO = Option(100, count(100_000, least=2))
+_GAMMA = Option(0.05, Number(1e-3, 1, below=True))
 
 
 def _each(family: str) -> str:
@@ -40,7 +48,7 @@ ROWS: list[Attack] = [
         "sparse-l1",
         "SparseL1DescentAttack",
         "steps in the values with the largest gradients",
-        {**ITERATIVE, "quantile": 0.99},
+        {**ITERATIVE, "quantile": Option(0.99, Number(0, 1))},
         norms=("L1",),
         cost=(20, 21),
     ),
@@ -48,7 +56,7 @@ ROWS: list[Attack] = [
         "vat",
         "VirtualAdversarialAttack",
         "the direction that changes the prediction most",
-        {"max_iter": 10, "xi": 1e-6},
+        {"max_iter": 10, "xi": Option(1e-6, Number(1e-7, 1))},
         norms=("L2",),
         cost=(10, 12),
     ),
@@ -56,7 +64,7 @@ ROWS: list[Attack] = [
         "fmn",
         "LInfFMNAttack L2FMNAttack L1FMNAttack L0FMNAttack",
         "fast minimum norm: the allowed distance shrinks after a success and grows after a failure",
-        {"max_iter": 100, "max_stepsize": 1.0, "gamma": 0.05},
+        {"max_iter": _TWO, "max_stepsize": Option(1.0, Number(1e-3, 100)), "gamma": _GAMMA},
         norms=_ALL,
         minimum_norm=True,
         scale_free=True,
@@ -66,7 +74,14 @@ ROWS: list[Attack] = [
         "ddn",
         "DDNAttack",
         "decoupled direction and norm",
-        {"max_iter": 100, "init_epsilon": 1.0, "gamma": 0.05},
+        {"max_iter": _TWO, "init_epsilon": Option(1.0, Number(1e-3, 1000)), "gamma": _GAMMA},
+        rules=[
+            Rule(
+                ("init_epsilon", "gamma", "max_iter", "eps"),
+                lambda first, gamma, steps, eps: eps <= first or math.log(eps / first) <= steps * math.log1p(gamma),
+                "an init_epsilon that can grow to eps",
+            )
+        ],
         norms=("L2",),
         minimum_norm=True,
         cost=(100, 101),
@@ -75,7 +90,7 @@ ROWS: list[Attack] = [
         "brendel-bethge",
         "LinfinityBrendelBethgeAttack L2BrendelBethgeAttack L1BrendelBethgeAttack L0BrendelBethgeAttack",
         "steps along the decision boundary from an adversarial image towards the clean one",
-        {"max_iter": 1000, "binary_search_steps": 10, "lr": 1e-3, "overshoot": 1.1},
+        {"max_iter": 1000, "binary_search_steps": 10, "lr": 1e-3, "overshoot": Option(1.1, Number(1, 2))},
         norms=_ALL,
         requires=("numba",),
         install="numba",
@@ -87,7 +102,13 @@ ROWS: list[Attack] = [
         "cw",
         "L2CarliniWagnerAttack",
         "Carlini & Wagner with its binary search",
-        {"max_iter": 10000, "binary_search_steps": 9, "stepsize": 0.01, "initial_const": 0.001, "confidence": 0.0},
+        {
+            "max_iter": Option(10000, count(100_000, least=2)),
+            "binary_search_steps": 9,
+            "stepsize": 0.01,
+            "initial_const": 0.001,
+            "confidence": 0.0,
+        },
         norms=("L2",),
         minimum_norm=True,
         cost=(18_009, 18_010),
@@ -96,7 +117,12 @@ ROWS: list[Attack] = [
         "ead",
         "EADAttack",
         "elastic net; keeps the image of smallest L1 distance",
-        {"max_iter": 10000, "binary_search_steps": 9, "initial_stepsize": 0.01, "regularization": 0.01},
+        {
+            "max_iter": 10000,
+            "binary_search_steps": 9,
+            "initial_stepsize": Option(0.01, Number(1e-5, 1)),
+            "regularization": Option(0.01, Number(0, 0.1)),
+        },
         norms=("L1",),
         fixed={"decision_rule": "L1"},
         minimum_norm=True,
@@ -106,7 +132,7 @@ ROWS: list[Attack] = [
         "deepfool",
         "LinfDeepFoolAttack L2DeepFoolAttack",
         "repeated steps to the nearest decision boundary of the linearized model",
-        {"max_iter": 50, "candidates": 10, "overshoot": 0.02},
+        {"max_iter": 50, "candidates": Option(10, count(10_000, least=2)), "overshoot": 0.02},
         norms=("Linf", "L2"),
         minimum_norm=True,
         scale_free=True,
@@ -125,7 +151,19 @@ ROWS: list[Attack] = [
         "hop-skip-jump",
         "HopSkipJumpAttack",
         "HopSkipJump: the direction of the boundary, estimated from decisions at many nearby points",
-        {"max_iter": 64, "initial_gradient_eval_steps": 100, "max_gradient_eval_steps": 10000, "gamma": 1.0},
+        {
+            "max_iter": 64,
+            "initial_gradient_eval_steps": Option(100, count(100_000)),
+            "max_gradient_eval_steps": Option(10000, count(100_000)),
+            "gamma": Option(1.0, Number(1e-3, 1000)),
+        },
+        rules=[
+            Rule(
+                ("initial_gradient_eval_steps", "max_gradient_eval_steps"),
+                lambda first, most: first <= most,
+                "initial_gradient_eval_steps of at most max_gradient_eval_steps",
+            )
+        ],
         norms=("Linf", "L2"),
         needs="decisions",
         minimum_norm=True,
@@ -135,7 +173,12 @@ ROWS: list[Attack] = [
         "boundary",
         "BoundaryAttack",
         "a random walk along the boundary, from an adversarial image towards the clean one",
-        {"max_iter": 25000, "spherical_step": 0.01, "source_step": 0.01, "step_adaptation": 1.5},
+        {
+            "max_iter": 25000,
+            "spherical_step": Option(0.01, _WALK),
+            "source_step": Option(0.01, _WALK),
+            "step_adaptation": Option(1.5, Number(1.01, 10)),
+        },
         norms=("L2",),
         needs="decisions",
         minimum_norm=True,
@@ -154,7 +197,12 @@ ROWS: list[Attack] = [
         "gen-attack",
         "GenAttack",
         "a genetic search towards the second most likely class",
-        {"max_iter": 1000, "population": 10, "mutation_probability": 0.1, "mutation_range": 0.15},
+        {
+            "max_iter": 1000,
+            "population": Option(10, count(1000, least=2)),
+            "mutation_probability": Option(0.1, _SHARE),
+            "mutation_range": Option(0.15, _SHARE),
+        },
         norms=("Linf",),
         needs="scores",
         labels="targets",

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from art_qplugins.attacks.catalogue.libraries import LIBRARIES, Library
-from art_qplugins.domains import Option
+from art_qplugins.attacks.catalogue.options import COUNTED, RULES, option_of
+from art_qplugins.domains import COUNT, Option, Rule
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry
+from art_qplugins.threat import Threat
 
-__all__ = ["ITERATIVE", "Attack", "attack_of", "refused_attack_of"]
-
-#: rel_eps_step is the step size as a fraction of eps. None means min(1, 2.5 / max_iter).
-ITERATIVE: Mapping[str, Any] = {"max_iter": 20, "rel_eps_step": None}
+__all__ = ["Attack", "attack_of", "refused_attack_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +74,12 @@ class Attack(Entry):
     requires: tuple[str, ...] = ()
     install: str = ""
     refused: str = ""
+
+    def __post_init__(self) -> None:
+        """A bare default of an option that counts something has the domain of counts."""
+        counts = {n: Option(d, COUNT) for n, d in self.options.items() if n in COUNTED and isinstance(d, int)}
+        object.__setattr__(self, "options", {**self.options, **counts})
+        super().__post_init__()
 
     @property
     def library(self) -> Library | None:
@@ -161,10 +166,26 @@ class Attack(Entry):
                 "use autoattack:apgd-ce, autoattack:fab-t and autoattack:square"
             )
 
-    def resolve(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def resolve(self, options: Mapping[str, Any], **known: Any) -> dict[str, Any]:
         if self.refused:
             raise InputError(f"{self.name} cannot be chosen: {self.refused}")
-        return super().resolve(options)
+        return super().resolve(options, **known)
+
+    def check(self, options: Mapping[str, Any], threat: Threat, nb_classes: int | None = None) -> dict[str, Any]:
+        """The resolved options of an attack within ``threat``.
+
+        :param nb_classes: of the model, where it is known.
+        :raises InputError: where the options do not fit together, the threat or the number of classes.
+        """
+        known = {"norm": threat.norm, "eps": threat.eps, "classes": nb_classes}
+        resolved = self.resolve(options, **known)
+        if threat.norm not in self.norms:
+            raise InputError(f"{self.name} has no norm {threat.norm}; it has {', '.join(self.norms)}")
+        if threat.norm == "L0" and self.needs != "nothing" and not (threat.eps >= 1 and threat.eps % 1 == 0):
+            raise InputError(f"{self.name}: eps is {threat.eps!r} pixels in L0; give a whole number of at least 1")
+        if nb_classes is not None:
+            self.require_classes(nb_classes)
+        return resolved
 
 
 def _counts(option: Option) -> bool:
@@ -179,11 +200,14 @@ def attack_of(
     options: Mapping[str, Any] | None = None,
     *,
     norms: Iterable[str] | None = None,
+    rules: Iterable[Rule] = (),
     **facts: Any,
 ) -> Attack:
     """A row of a library.
 
     :param name: the id without the library.
+    :param options: the default of each option, which has the shared domain of its name, or an ``Option``.
+    :param rules: besides the shared ones.
     :param norms: by default the library's norms.
     :param facts: further fields of :class:`Attack`.
     """
@@ -191,7 +215,8 @@ def attack_of(
         name=f"{library.name}:{name}",
         upstream=upstream,
         help=help,
-        options=dict(options or {}),
+        options={option: option_of(option, given) for option, given in (options or {}).items()},
+        rules=(*(rule for rule in RULES if set(rule.of) <= (options or {}).keys()), *rules),
         norms=library.norms if norms is None else tuple(norms),
         **facts,
     )

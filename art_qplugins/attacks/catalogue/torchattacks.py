@@ -10,17 +10,36 @@ from __future__ import annotations
 from functools import partial
 
 from art_qplugins.attacks.catalogue.libraries import TORCHATTACKS
-from art_qplugins.attacks.catalogue.row import ITERATIVE, Attack, attack_of, refused_attack_of
+from art_qplugins.attacks.catalogue.options import ITERATIVE, count
+from art_qplugins.attacks.catalogue.row import Attack, attack_of, refused_attack_of
+from art_qplugins.domains import Number, Option
 
 __all__ = ["ROWS"]
 
 _ta = partial(attack_of, TORCHATTACKS)
 _refused = partial(refused_attack_of, TORCHATTACKS)
-_ELASTIC = {"binary_search_steps": 9, "lr": 0.01, "initial_const": 0.001, "beta": 0.001, "kappa": 0.0}
-_BLOCKS = {"max_iter": 10, "momentum": 1.0, "amplification": 10.0, "prob": 0.7}
+_PROBABILITY = Number(0, 1)
+_ELASTIC = {
+    "max_iter": Option(100, count(100_000, least=10)),  # it divides by a tenth of them
+    "binary_search_steps": 9,
+    "lr": 0.01,
+    "initial_const": 0.001,
+    "beta": Option(0.001, Number(0, 0.1)),
+    "kappa": 0.0,
+}
+_BLOCKS = {
+    "max_iter": 10,
+    "momentum": 1.0,
+    "amplification": Option(10.0, Number(0.5, 1000)),
+    "prob": Option(0.7, _PROBABILITY),
+}
 _BLOCK_NAMES = {"max_iter": "num_iter_set"}
 _RESTARTS = {"num_random_init": "n_restarts"}
-_DIVERSE = {"decay": 0.0, "resize_rate": 0.9, "diversity_prob": 0.5}
+_DIVERSE = {
+    "decay": 0.0,
+    "resize_rate": Option(0.9, Number(0.5, 1, below=True)),
+    "diversity_prob": Option(0.5, _PROBABILITY),
+}
 
 ROWS: list[Attack] = [
     _ta("fgsm", "FGSM", "one step along the sign of the gradient", one_step=True, cost=(1, 1)),
@@ -46,7 +65,7 @@ ROWS: list[Attack] = [
         "ffgsm",
         "FFGSM",
         "one step of 1.25 eps from a random start (fast FGSM)",
-        {"rel_eps_step": 1.25},
+        {"rel_eps_step": Option(1.25, Number(0.5, 10))},
         one_step=True,
         cost=(1, 1),
     ),
@@ -64,7 +83,7 @@ ROWS: list[Attack] = [
         "sinifgsm",
         "SINIFGSM",
         "the same on m copies of the image at decreasing scales",
-        {**ITERATIVE, "decay": 1.0, "m": 5},
+        {**ITERATIVE, "decay": 1.0, "m": Option(5, count(30))},
         gradient="mean",
         cost=(100, 100),
     ),
@@ -72,7 +91,7 @@ ROWS: list[Attack] = [
         "vmifgsm",
         "VMIFGSM",
         "momentum with variance tuning: corrected by gradients at N neighbours",
-        {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+        {**ITERATIVE, "decay": 1.0, "N": Option(5, count(1000)), "beta": Option(1.5, Number(0, 10))},
         gradient="mean",
         cost=(120, 120),
     ),
@@ -80,7 +99,7 @@ ROWS: list[Attack] = [
         "vnifgsm",
         "VNIFGSM",
         "Nesterov momentum with variance tuning: corrected by gradients at N neighbours",
-        {**ITERATIVE, "decay": 1.0, "N": 5, "beta": 1.5},
+        {**ITERATIVE, "decay": 1.0, "N": Option(5, count(1000)), "beta": Option(1.5, Number(0, 10))},
         gradient="mean",
         cost=(120, 120),
     ),
@@ -95,14 +114,14 @@ ROWS: list[Attack] = [
         "tifgsm",
         "TIFGSM",
         "DIFGSM with gradients smoothed by a kernel",
-        {**ITERATIVE, **_DIVERSE, "len_kernel": 15, "nsig": 3},
+        {**ITERATIVE, **_DIVERSE, "len_kernel": Option(15, count(101)), "nsig": Option(3, count(10))},
         cost=(20, 20),
     ),
     _ta(
         "jitter",
         "Jitter",
         "PGD on rescaled, noisy probabilities",
-        {**ITERATIVE, "scale": 10.0, "std": 0.1},
+        {**ITERATIVE, "scale": Option(10.0, Number(0.1, 1000)), "std": Option(0.1, Number(0, 1))},
         scale_free=True,
         cost=(20, 20),
     ),
@@ -110,7 +129,7 @@ ROWS: list[Attack] = [
         "pgdrs",
         "PGDRS PGDRSL2",
         "PGD on the mean over noisy copies, for models with randomized smoothing",
-        {**ITERATIVE, "noise_sd": 0.5, "noise_batch_size": 5},
+        {**ITERATIVE, "noise_sd": Option(0.5, Number(0, 2)), "noise_batch_size": Option(5, count(1000))},
         norms=("Linf", "L2"),
         gradient="mean",
         cost=(100, 100),
@@ -120,7 +139,7 @@ ROWS: list[Attack] = [
         "pifgsmpp",
         "PIFGSMPP",
         "the same with diverse inputs and a temperature",
-        {**_BLOCKS, "project_factor": 0.8},
+        {**_BLOCKS, "project_factor": Option(0.8, Number(0, 10))},
         names=_BLOCK_NAMES,
         cost=(10, 10),
     ),
@@ -128,7 +147,7 @@ ROWS: list[Attack] = [
         "apgd",
         "APGD",
         "torchattacks' Auto-PGD on cross-entropy with its default of 10 iterations; not autoattack:apgd-ce",
-        {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
+        {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": Option(0.75, Number(0, 1))},
         names=_RESTARTS,
         norms=("Linf", "L2"),
         cost=(11, 12),
@@ -137,7 +156,7 @@ ROWS: list[Attack] = [
         "apgdt",
         "APGDT",
         "torchattacks' targeted Auto-PGD with its default of 10 iterations; not autoattack:apgd-t",
-        {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": 0.75},
+        {"max_iter": 10, "num_random_init": 1, "eot_iter": 1, "rho": Option(0.75, Number(0, 1))},
         names=_RESTARTS,
         norms=("Linf", "L2"),
         needs_classes=4,
@@ -149,7 +168,13 @@ ROWS: list[Attack] = [
         "fab",
         "FAB",
         "torchattacks' FAB with its default of 10 iterations; not autoattack:fab",
-        {"max_iter": 10, "num_random_init": 1, "alpha_max": 0.1, "eta": 1.05, "beta": 0.9},
+        {
+            "max_iter": 10,
+            "num_random_init": 1,
+            "alpha_max": Option(0.1, Number(0, 1)),
+            "eta": Option(1.05, Number(1, 2)),
+            "beta": Option(0.9, Number(0, 1, above=True)),
+        },
         names=_RESTARTS,
         norms=("Linf", "L2"),
         minimum_norm=True,
@@ -170,7 +195,7 @@ ROWS: list[Attack] = [
         "spsa",
         "SPSA",
         "SPSA: gradients estimated by simultaneous perturbation",
-        {"max_iter": 1, "nb_sample": 128, "delta": 0.01, "lr": 0.01},
+        {"max_iter": 1, "nb_sample": Option(128, count(100_000)), "delta": Option(0.01, Number(1e-5, 1)), "lr": 0.01},
         names={"max_iter": "nb_iter"},
         needs="scores",
         cost=(0, 256),
@@ -179,7 +204,12 @@ ROWS: list[Attack] = [
         "cw",
         "CW",
         "Carlini & Wagner with a fixed weight c, without binary search",
-        {"max_iter": 50, "c": 1.0, "kappa": 0.0, "lr": 0.01},
+        {
+            "max_iter": Option(50, count(100_000, least=2)),
+            "c": Option(1.0, Number(1e-4, 1e6)),
+            "kappa": 0.0,
+            "lr": 0.01,
+        },
         norms=("L2",),
         minimum_norm=True,
         cost=(31, 31),
@@ -198,7 +228,7 @@ ROWS: list[Attack] = [
         "eadl1",
         "EADL1",
         "elastic net; keeps the image of smallest L1 distance",
-        {"max_iter": 100, **_ELASTIC},
+        _ELASTIC,
         names={"max_iter": "max_iterations"},
         norms=("L1",),
         minimum_norm=True,
@@ -208,7 +238,7 @@ ROWS: list[Attack] = [
         "eaden",
         "EADEN",
         "elastic net; keeps the image of smallest elastic-net distance",
-        {"max_iter": 100, **_ELASTIC},
+        _ELASTIC,
         names={"max_iter": "max_iterations"},
         norms=("L1",),
         minimum_norm=True,
@@ -218,7 +248,7 @@ ROWS: list[Attack] = [
         "sparsefool",
         "SparseFool",
         "few pixels that reach DeepFool's boundary",
-        {"max_iter": 10, "lam": 3.0, "overshoot": 0.02},
+        {"max_iter": 10, "lam": Option(3.0, Number(1, 100)), "overshoot": 0.02},
         norms=("L0",),
         minimum_norm=True,
         scale_free=True,
@@ -228,7 +258,7 @@ ROWS: list[Attack] = [
         "onepixel",
         "OnePixel",
         "new values for eps pixels, by differential evolution",
-        {"max_iter": 10, "popsize": 10},
+        {"max_iter": 10, "popsize": Option(10, count(10_000))},
         norms=("L0",),
         needs="scores",
         cost=(0, 142),
@@ -237,7 +267,7 @@ ROWS: list[Attack] = [
         "pixle",
         "Pixle",
         "pixels rearranged within the image",
-        {"restarts": 20, "max_iter": 10},
+        {"restarts": Option(20, count(10_000)), "max_iter": 10},
         names={"max_iter": "max_iterations"},
         norms=("L0",),
         needs="scores",
