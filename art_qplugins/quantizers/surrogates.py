@@ -31,8 +31,8 @@ from typing import Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.domains import POSITIVE, TABLE, OneOf, check
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.domains import POSITIVE, TABLE, Domain, Number, OneOf, check
+from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["SURROGATES", "HasSurrogate", "Surrogate", "as_surrogate", "has_surrogate", "surrogate", "surrogate_layers"]
@@ -69,14 +69,17 @@ SURROGATES: dict[str, Callable[..., Tensor]] = {
     "soft-staircase": _soft_staircase,
 }
 
+#: By the name of an option. A slope of 0, or a k so large that tanh is flat, leaves nothing of the gradient.
+_DOMAINS: dict[str, Domain] = {"slope": Number(0, 10, above=True), "k": Number(0.01, 100)}
+
 
 @dataclass(frozen=True)
 class Surrogate:
     """One kind of surrogate with its options: plain data that copies and pickles. Called, it gives the slope at x.
 
     :param kind: a key of :data:`SURROGATES`.
-    :param options: numbers above 0 by the names of the kind's options, e.g. ``{"slope": 0.1}``. An option that is not
-        given has its default.
+    :param options: numbers by the names of the kind's options, e.g. ``{"slope": 0.1}``. An option that is not given has
+        its default. A slope is in (0, 10]. A sharpness k is in [0.01, 100].
     """
 
     kind: str
@@ -88,8 +91,8 @@ class Surrogate:
         for name, value in check(f"surrogate {self.kind!r}: options", self.options, TABLE).items():
             if name not in defaults:
                 hint = did_you_mean(name, defaults) if defaults else "; it takes none"
-                raise InputError(f"surrogate {self.kind!r}: unknown option {name!r}{hint}")
-            check(f"surrogate {self.kind!r}: option {name}", value, POSITIVE)
+                raise InputError(f"surrogate {self.kind!r}: unknown option {shown(name)}{hint}")
+            check(f"surrogate {self.kind!r}: option {name}", value, _DOMAINS.get(name, POSITIVE))
 
     def __call__(self, x: Tensor, num_bits: int, clip: float) -> Tensor:
         return SURROGATES[self.kind](x, num_bits, clip, **self.options)

@@ -109,9 +109,9 @@ def test_what_switches_an_attack_off_is_refused(name, options):
         (
             "art:pgd",
             Threat("Linf", 0.1),
-            {"max_iter": 10, "rel_eps_step": 0.05},
-            {"max_iter": 10, "rel_eps_step": 0.04},
-            "max_iter is 10 and rel_eps_step is 0.04; give steps that are together at least half of eps long",
+            {"max_iter": 10, "rel_eps_step": 0.01},
+            {"max_iter": 10, "rel_eps_step": 0.009},
+            "max_iter is 10 and rel_eps_step is 0.009; give steps that are together at least a tenth of eps long",
         ),
         (
             "art:cw-linf",
@@ -209,7 +209,7 @@ def recipe(attack, norm="Linf", at=0.1, **more):
     ("given", "words"),
     [
         (recipe("art:pgd", options={"rel_eps_step": math.nan}), "option rel_eps_step: it is nan; give a number"),
-        (recipe("art:pgd", options={"rel_eps_step": 0.001}), "give steps that are together at least half of eps"),
+        (recipe("art:pgd", options={"rel_eps_step": 0.001}), "give steps that are together at least a tenth of eps"),
         (recipe("art:pgd", options={"num_random_init": -1}), "option num_random_init: it is -1"),
         (recipe("torchattacks:onepixel", "L0", 0.5), "eps is 0.5 pixels in L0"),
         (recipe("torchattacks:onepixel", "L0", 1, eps=[1, 2.5]), "eps is 2.5 pixels in L0"),

@@ -268,6 +268,16 @@ def test_no_epochs_is_no_training(few):
     assert not model.training
 
 
+@pytest.mark.parametrize("value", [-1, math.nan, math.inf, 10**400, 1e308, True, "0.1", None, [0.1]])
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, option) for name, row in DEFENCES.items() for option in row.options]
+)
+def test_the_weight_of_a_penalty_is_a_number_from_0_to_10(name, option, value):
+    assert DEFENCES[name].resolve({option: 0}) == {option: 0.0}
+    with pytest.raises(InputError, match=rf"^{name}: option {option}: it is [^\n]+; give a number in \[0, 10\]$"):
+        DEFENCES[name].resolve({option: value})
+
+
 @pytest.mark.parametrize("name", DEFENCES)
 def test_every_registered_defence_trains_a_stochastic_network(name, few):
     entry = DEFENCES[name]

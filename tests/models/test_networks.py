@@ -255,6 +255,41 @@ def test_bad_options_are_one_line_that_names_them(row, value):
             MODELS[row.name].load()(row.shape, 10, **{**row.small, option: value})
 
 
+@each
+def test_a_recipe_refuses_what_no_network_can_be(row):
+    entry = MODELS[row.name]
+    for option in row.small:
+        for value in (0, -1, 1.5, "4", True, 10**12, 10**400, float("nan"), None):
+            with pytest.raises(InputError, match=rf"^{row.name}: option {option}: it is [^\n]+$"):
+                entry.resolve({option: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"depth": 27}, "wrn: depth is 27; give a depth of 6n "),
+        ({"depth": 28, "widen_factor": 32}, None),
+        ({"depth": 76, "widen_factor": 32}, "depth is 76 and widen_factor is 32; give less of one"),
+    ],
+)
+def test_the_depth_and_the_width_of_a_wide_resnet_go_together(options, words):
+    if words is None:
+        assert MODELS["wrn"].resolve(options) == MODELS["wrn"].defaults | options
+    else:
+        with pytest.raises(InputError, match=words):
+            MODELS["wrn"].resolve(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "largest"),
+    [*((row.name, {"width": 512}) for row in ROWS if "width" in row.small), ("wrn", {"depth": 70, "widen_factor": 32})],
+)
+def test_the_largest_network_has_about_a_billion_weights(name, largest):
+    with torch.device("meta"):
+        model = MODELS[name].load()((3, 32, 32), 10, **MODELS[name].resolve(largest))
+    assert sum(p.numel() for p in model.parameters()) < 1.2e9
+
+
 @each_paper
 def test_small_images_are_refused(row):
     side = row.smallest

@@ -232,8 +232,10 @@ def test_copies_keep_what_they_were_made_with(twin):
         ("leaky", {"slop": 0.1}, r"surrogate 'leaky': unknown option 'slop'; did you mean 'slope'\?"),
         ("identity", {"k": 1.0}, "surrogate 'identity': unknown option 'k'; it takes none"),
         ("straight-through", {"k": 1.0}, "surrogate 'straight-through': unknown option 'k'; it takes none"),
-        ("tanh", {"k": 0.0}, "surrogate 'tanh': option k: it is 0.0; give a number above 0"),
+        ("tanh", {"k": 0.0}, r"surrogate 'tanh': option k: it is 0.0; give a number in \[0.01, 100\]"),
         ("tanh", {"k": math.nan}, "option k: it is nan"),
+        ("soft-staircase", {"k": 1e308}, "option k: it is 1e\\+308"),
+        ("leaky", {"slope": True}, "option slope: it is True"),
         ("leaky", {"slope": "much"}, "option slope: it is 'much'"),
     ],
 )

@@ -57,8 +57,8 @@ COUNTED = ("eot_iter", "max_iter", "n_queries", "nb_restarts")
 RULES: tuple[Rule, ...] = (
     Rule(
         ("max_iter", "rel_eps_step"),
-        lambda steps, size: steps * size >= 0.5,
-        "steps that are together at least half of eps long, or leave rel_eps_step out",
+        lambda steps, size: steps * size >= 0.1,
+        "steps that are together at least a tenth of eps long, or leave rel_eps_step out",
     ),
     Rule(("theta",), lambda theta: abs(theta) >= 0.01, "a theta of at least 0.01, or at most -0.01 to darken"),
 )

@@ -65,7 +65,7 @@ ROWS: list[Attack] = [
         "ffgsm",
         "FFGSM",
         "one step of 1.25 eps from a random start (fast FGSM)",
-        {"rel_eps_step": Option(1.25, Number(0.5, 10))},
+        {"rel_eps_step": Option(1.25, Number(0.1, 10))},
         one_step=True,
         cost=(1, 1),
     ),
