@@ -72,19 +72,65 @@ def test_a_folder_in_place_of_a_file(tmp_path):
         load_checkpoint(tmp_path, network())
 
 
-@pytest.mark.parametrize("at", [0, 100, -1])
-@pytest.mark.parametrize("described", [True, False])
-def test_a_changed_byte(path, at, described):
+def flip(path, at):
+    """Change one byte of a file."""
     content = bytearray(path.read_bytes())
     content[at] ^= 0x80
     path.write_bytes(content)
-    if described:
-        with refused("corrupt", r"SHA-256.*net\.json" if at == -1 else "header is damaged"):
-            load_checkpoint(path, network())
-    elif at == 0:  # without the hash only the format itself can tell
-        path.with_suffix(".json").unlink()
-        with refused("not a safetensors file"):
-            load_checkpoint(path, network())
+
+
+@pytest.mark.parametrize("at", [0, 100, -1])
+def test_a_changed_byte(path, at):
+    flip(path, at)
+    with refused("corrupt", r"SHA-256.*net\.json" if at == -1 else "header is damaged"):
+        load_checkpoint(path, network())
+
+
+def test_without_the_hash_only_the_format_itself_can_tell(path):
+    path.with_suffix(".json").unlink()
+    whole, changed = network(), network()
+    load_checkpoint(path, whole)
+    flip(path, -1)  # a byte of the last weight
+    load_checkpoint(path, changed)
+    differ = [n for n, value in whole.state_dict().items() if not torch.equal(value, changed.state_dict()[n])]
+    assert len(differ) == 1
+    flip(path, 0)  # the length of the header
+    with refused("not a safetensors file"):
+        load_checkpoint(path, network())
+
+
+def die(call, monkeypatch, *, at):
+    """Run ``call`` with a process that dies at its n-th renaming of a complete file."""
+    replace, count = os.replace, 0
+
+    def counted(part, target):
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        replace(part, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", counted)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+
+
+def test_where_there_is_a_description_the_weights_are_complete_also_after_a_crash(tmp_path, monkeypatch):
+    path, saved = tmp_path / "net.safetensors", network()
+    die(lambda: save_checkpoint(path, saved, {"seed": 3}), monkeypatch, at=1)
+    assert os.listdir(tmp_path) == []
+    die(lambda: save_checkpoint(path, saved, {"seed": 3}), monkeypatch, at=2)
+    assert os.listdir(tmp_path) == ["net.safetensors"]
+    assert load_checkpoint(path, network()) == {}
+
+
+def test_new_weights_beside_an_old_description_are_refused(path, monkeypatch):
+    trained = network()
+    torch.nn.init.ones_(next(trained.parameters()))
+    die(lambda: save_checkpoint(path, trained, {}), monkeypatch, at=2)
+    with refused("corrupt", "SHA-256"):
+        load_checkpoint(path, network())
 
 
 @pytest.mark.parametrize("size", [0, 5, 500])

@@ -13,7 +13,7 @@ from torch import nn
 
 from art_qplugins.cli import main
 from art_qplugins.errors import InputError
-from art_qplugins.evidence import replay
+from art_qplugins.evidence import Replay, replay
 from art_qplugins.threat import Threat
 
 N, EPS = 12, 0.1
@@ -135,6 +135,36 @@ def test_a_coin_flip_does_not_refute_a_random_model_but_a_clear_answer_does(tmp_
     found = replay(evidence(tmp_path / "e.npz", x=x, x_adv=x), Narrow())
     assert found.stochastic and found.legal and not found.holds
     assert found.wrong[N // 2 :].max() == 0 and f"; {N // 2} images withstand most" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "stochastic", "broken", "holds"),
+    [
+        (5 / 20, True, 0, True),
+        (4 / 20, True, 0, False),
+        (10 / 20, True, 0, True),
+        (11 / 20, True, 1, True),
+        (1.0, False, 1, True),
+        (0.0, False, 0, False),
+    ],
+)
+@pytest.mark.parametrize("illegal", [None, "image 0 is too far"])
+def test_an_image_is_refuted_below_five_of_twenty_draws_and_counts_as_broken_above_ten(
+    wrong, stochastic, broken, holds, illegal
+):
+    found = Replay(
+        wrong=np.array([wrong, 1.0]),
+        before=np.zeros(2),
+        ids=["a", "b"],
+        threat=None,
+        distance=None,
+        illegal=illegal,
+        stochastic=stochastic,
+    )
+    assert (found.broken, found.holds) == (broken + 1, holds and illegal is None)
+    assert found.share == pytest.approx((wrong + 1) / 2)
+    few = 1 if wrong < 0.25 else 0
+    assert (f"; {few} images withstand most" in str(found)) is stochastic
 
 
 def test_everything_is_as_it_was(tmp_path):

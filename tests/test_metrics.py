@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
-from art_qplugins.metrics import accuracy, gap_lower_bound, wilson_interval, worst_case
+from art_qplugins.metrics import accuracy, gap_lower_bound, resampled_means, wilson_interval, worst_case
 
 
 @given(
@@ -64,6 +64,18 @@ def test_it_is_chosen_by_the_selection_and_read_from_the_result():
     np.testing.assert_allclose(worst_case(correct, selection), [0.9, 0.2, 0.6])  # equally bad attacks: their mean
 
 
+def test_an_image_that_an_attack_was_not_run_on_counts_for_the_others_alone():
+    none = np.nan
+    np.testing.assert_allclose(
+        worst_case([[0.9, none, 0.3], [none, 0.8, 0.4]], [[0.2, none, 0.5], [none, 0.1, 0.4]]), [0.9, 0.8, 0.4]
+    )
+
+
+def test_attacks_that_are_equal_up_to_rounding_are_averaged_and_others_are_not():
+    np.testing.assert_allclose(worst_case([[0.0], [1.0]], [[0.3], [0.1 + 0.2]]), [0.5])
+    np.testing.assert_allclose(worst_case([[0.0], [1.0]], [[0.3 + 1e-9], [0.3]]), [1.0])
+
+
 def test_the_result_is_unbiased_where_the_minimum_over_the_same_draws_is_not():
     """Images of which each attack leaves half right by luck alone: no attack can do better than 0.5."""
     rng = np.random.default_rng(0)
@@ -114,6 +126,26 @@ def test_the_bound_is_below_the_gap_and_exceeds_the_truth_about_one_time_in_twen
     assert np.mean(above) < 0.12
     above = [gap_lower_bound(np.ones(100), rng.random(100) > 0.1)[1] > 0.1 for _ in range(1000)]
     assert np.mean(above) < 0.08
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+def test_the_bootstraps_bound_is_the_quantile_of_its_confidence(confidence):
+    """Of many images the mean is normal. 4000 resamples move the quantile by 0.06 standard errors at most."""
+    rng = np.random.default_rng(5)
+    weaker, stronger = rng.random((2, 2000))
+    gap, bound = gap_lower_bound(weaker, stronger, confidence=confidence)
+    error = (weaker - stronger).std() / np.sqrt(2000)
+    assert gap == pytest.approx((weaker - stronger).mean())
+    assert (gap - bound) / error == pytest.approx(norm.ppf(confidence), abs=0.2)
+
+
+def test_resampled_means_have_the_mean_and_the_spread_of_a_mean():
+    values = np.random.default_rng(6).random(500) ** 3
+    means = resampled_means(values, resamples=2000)
+    error = values.std() / np.sqrt(500)
+    assert means.shape == (2000,)
+    assert abs(means.mean() - values.mean()) < 5 * error / np.sqrt(2000)
+    assert means.std() == pytest.approx(error, rel=5 / np.sqrt(2 * 2000))
 
 
 def test_the_bound_is_the_same_at_every_call_and_leaves_numpys_generator_alone():

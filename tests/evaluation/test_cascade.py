@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 import art_qplugins
 from art_qplugins import QuantizedClassifier, Threat
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import Cost, exceeds, expected_cost
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
@@ -117,6 +118,16 @@ def test_the_order_is_by_cost_and_from_the_largest_budget_down():
         ("art:pgd", 0.1, {"num_random_init": 5}),
         ("autoattack:standard", 0.1, {}),
     ]
+
+
+def test_cells_share_images_if_they_differ_in_the_scored_model_role_or_rows_alone():
+    base = spec()
+    for change in ({"model": "b"}, {"role": "probe"}, {"rows": (1, 2)}, {"options": {"max_iter": 20}}):
+        assert images_key(dataclasses.replace(base, **change)) == images_key(base), change
+    changes = {"source": "b", "attack": "art:bim", "norm": "L2", "eps": 0.2, "seed": 1, "restart": 1, "gap": 5.0}
+    changes |= {"options": {"max_iter": 21}, "check": "binarization", "start": ("a-cell",)}
+    others = [images_key(dataclasses.replace(base, **{key: value})) for key, value in changes.items()]
+    assert len({*others, images_key(base)}) == len(changes) + 1
 
 
 # --- Costs

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.compare import compare, pairs
@@ -65,6 +65,27 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
     assert 0.88 <= np.mean(inside) <= 1
 
 
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_the_interval_ends_at_the_quantiles_of_its_confidence(confidence):
+    rng = np.random.default_rng(7)
+    first, second = rng.random((2, 2000))
+    low, high = clustered_bootstrap(first, second, confidence=confidence)
+    error = (first - second).std() / 2000**0.5
+    ends = np.array([low, high]) - (first - second).mean()
+    np.testing.assert_allclose(ends / error, norm.ppf([(1 - confidence) / 2, (1 + confidence) / 2]), atol=0.2)
+
+
+def test_a_p_value_of_sign_flips_is_never_0_and_counts_the_flips_that_are_as_extreme():
+    first, second = np.full(60, 0.9), np.full(60, 0.2)
+    assert paired_test(first, second, flips=99) == paired_test(second, first, flips=99) == 1 / 100
+    assert paired_test([0.7], [0.2], flips=99) == 1.0  # either sign of one difference is as extreme
+    # Of the 8 signs of 0.1, 0.2 and 0.3, two give 0.6 or -0.6, although their sums round differently.
+    for first, share in (([0.1, 0.2, 0.3], 2 / 8), ([0.3, 0.2, -0.1], 4 / 8)):
+        assert paired_test(np.array(first) / 2 + 0.4, [0.4] * 3) == pytest.approx(share, abs=0.025)
+    assert paired_test([0.4, 0.5, 0.5], [0.5, 0.4, 0.5], flips=99) == 1.0
+    assert paired_test([0.3, 0.5], [0.3, 0.5]) == 1.0
+
+
 def test_no_difference_is_found_about_one_time_in_twenty():
     rng = np.random.default_rng(3)
     p = [paired_test(*rng.random((2, 60)).round(1), flips=199) for _ in range(300)]
@@ -94,8 +115,11 @@ class Run:
     samples: dict[str, list[Sample]]
 
 
-def run(models, *, ids=None, sha="abc", replicate_of=None):
-    """models: name -> {eps: correct}; eps 0 is the clean cell; a tuple (rows, correct) attacks some images."""
+def run(models, *, ids=None, sha="abc", replicate_of=None, probes=()):
+    """models: name -> {eps: correct}; eps 0 is the clean cell; a tuple (rows, correct) attacks some images.
+
+    :param probes: values of eps that the diagnosis chose.
+    """
     n = len(next(iter(models.values()))[0])
     ids = ids or [f"i{i}" for i in range(n)]
     cells, samples, results = [], {}, []
@@ -105,7 +129,7 @@ def run(models, *, ids=None, sha="abc", replicate_of=None):
             about = {"accuracy": float(np.mean(correct)), "interval": (0, 1), "status": "success", "params": {}}
             about |= {"forward_samples": 0, "backward_samples": 0, "seconds": 0, "n": len(correct), "seed": 0}
             about |= {"rows": rows, "of": None if rows is None else n}
-            role = "attack" if eps else "clean"
+            role = "clean" if not eps else "probe" if eps in probes else "attack"
             cell = Cell(
                 id=f"{name}-{eps}", model=name, source=name, attack="a", role=role, norm="Linf", eps=eps, **about
             )
@@ -172,6 +196,15 @@ def test_all_pairs_of_a_run_with_the_worst_case_and_holm():
     assert robust.difference == pytest.approx(-0.55)
     assert robust.interval[0] < robust.difference < robust.interval[1] < 0
     assert [r.eps for r in pairs(run({"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.2: weak}}))] == [None]
+
+
+def test_only_values_of_eps_that_the_recipe_asked_for_are_compared():
+    """A probe may have an unbounded eps. At a smaller one its images count."""
+    models = {m: {0: CLEAN, 0.05: [0] * 5 + [1] * 15, 0.1: [1] * 12 + [0] * 8, 0.5: [0] * 20} for m in "ab"}
+    rows = pairs(run(models, probes=(0.05, 0.5)))
+    assert [(row.metric, row.eps) for row in rows] == [("clean_accuracy", None), ("robust_accuracy", 0.1)]
+    assert rows[1].first_accuracy == pytest.approx(7 / 20)
+    assert [row.eps for row in pairs(run(models))] == [None, 0.05, 0.1, 0.5]
 
 
 def test_replicates_are_one_model():

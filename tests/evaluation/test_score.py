@@ -354,6 +354,23 @@ def test_an_image_on_the_grid_stays_as_it_is():
         assert torch.equal((on_grid(x, x_adv, Threat(norm, eps), 256) * 255).round(), (x_adv * 255).round())
 
 
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize(("clean", "levels"), [(0.0, 65), (0.0, 101), (1.0, 256)])
+def test_where_one_pixel_leaves_the_ball_those_on_their_level_stay_there(norm, clean, levels):
+    """A level in float32 may be just below or above itself. None of these may be one level nearer to the clean image."""
+    scale, order = levels - 1, {"L2": 2, "L1": 1}[norm]
+    level = torch.arange(levels)
+    inexact = (level / scale).double() * scale - level
+    assert (inexact < 0 if clean == 0 else inexact > 0).any() or levels == 65  # where all levels are exact
+    # The last pixel is 0.1 of a level from the level furthest away, so that its nearest level is further than eps.
+    last = abs(scale - 0.1 - clean * scale)
+    x = torch.full((1, 1, 1, levels + 1), clean)
+    x_adv = (torch.cat([level, torch.tensor([last])]) / scale).view(x.shape)
+    threat = Threat(norm, float(torch.linalg.vector_norm(x_adv.double() - x.double(), ord=order)))
+    rounded = (on_grid(x, x_adv, threat, levels) * scale).flatten()
+    torch.testing.assert_close(rounded, torch.cat([level, torch.tensor([abs(scale - 1 - clean * scale)])]).float())
+
+
 def test_in_l0_no_further_pixel_is_changed_by_rounding():
     x, x_adv = torch.rand(2, 1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     x_adv[..., 1:, :] = x[..., 1:, :]

@@ -165,6 +165,21 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("where", [".", "cells", "checkpoints", "evidence"])
+def test_what_a_killed_process_left_half_written_goes_before_the_next_run(where, tmp_path):
+    store = Store(tmp_path)
+    store.save(*outcome())
+    store.write_evidence("m", x=np.zeros(3))
+    folder = tmp_path / where
+    (folder / ".net.json.abc123.part").write_text("half")
+    (folder / "mine.part").write_text("no file of a run")
+    before = everything(tmp_path)
+    with store.alone("recipe"):
+        pass
+    gone = {name for name in before if name not in everything(tmp_path)}
+    assert gone == {str((folder / ".net.json.abc123.part").relative_to(tmp_path))}
+
+
 def test_files_have_the_modes_that_the_user_asked_for(tmp_path):
     mask = os.umask(0o022)
     try:
