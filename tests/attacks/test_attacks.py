@@ -12,6 +12,7 @@ from core_nets import CASES, CORE, EPS, N, cheap, classifier, example, linear
 from torch import nn
 
 from art_qplugins import ATTACKS, InputError, Threat
+from art_qplugins.attacks.adapters.options import eps_step, within
 from art_qplugins.attacks.craft import craft
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import check_legal
@@ -235,6 +236,32 @@ def test_rel_eps_step_is_a_fraction_of_eps():
     for name in ("art:bim", "art:mifgsm"):
         crafted = craft(estimator, name, x, y, threat=Threat("Linf", 0.08), options=options)
         torch.testing.assert_close((crafted.x_adv - x).abs(), torch.full_like(x, 0.02), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("max_iter", "steps"), [(1, 1.0), (2, 1.0), (3, 2.5 / 3), (5, 0.5), (20, 0.125)])
+def test_by_default_all_steps_reach_two_and_a_half_eps_and_none_is_longer_than_eps(max_iter, steps):
+    assert eps_step(Threat("Linf", 0.08), None, max_iter) == pytest.approx(0.08 * steps)
+    assert eps_step(Threat("L2", 3.0), 0.25, max_iter) == pytest.approx(0.75)
+
+
+def test_what_a_library_returned_counts_if_it_is_legal_and_rounding_is_reset():
+    x = torch.full((7, 1, 2, 2), 0.5)
+    x_adv = x.clone()
+    x_adv[0] += 0.1
+    x_adv[1] += 0.1 + 1e-4
+    x_adv[2, 0, 0, 0] = torch.nan
+    x_adv[3] += 5e-7
+    x_adv[4, 0, 0, 0] = 1 + 1e-5
+    x_adv[5, 0, 0, 0] = -1e-5
+    kept = within(x, x_adv, Threat("Linf", 0.1 + 1e-6))
+    assert [bool((a != b).any()) for a, b in zip(kept, x, strict=True)] == [True] + [False] * 6
+    assert torch.equal(kept[0], x_adv[0])
+    wide = within(x, x_adv, Threat("Linf", 2.0))  # only [0, 1] binds
+    assert [bool((a != b).any()) for a, b in zip(wide, x, strict=True)] == [True, True] + [False] * 5
+    one = x.clone()
+    one[:, 0, 0, 0] = 1.0
+    one[:, 0, 1, 1] += 5e-7
+    assert torch.equal(within(x, one, Threat("L0", 1)) != x, one == 1)
 
 
 def test_a_suite_is_run_with_its_published_settings(monkeypatch):

@@ -89,6 +89,34 @@ def test_the_full_precision_twin_is_the_function_that_the_quantizers_round():
         assert not torch.equal(before, x.clamp(0, 1.5))
 
 
+STEPS = {
+    "round": torch.round,
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "round in place": lambda z: (z * 1).round_(),
+    "floor in place": lambda z: (z * 1).floor_(),
+    "ceil in place": lambda z: (z * 1).ceil_(),
+    "a method": lambda z: z.floor(),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_twin_of_a_rounding_is_the_line_through_the_middle_of_its_steps(name):
+    """Over whole steps the mean of the rounding is that of its line, which rises by 1."""
+    x = ((torch.arange(64, dtype=torch.float64) + 0.5) / 16 - 2).view(1, 1, 8, 8)  # 16 points in each step
+    network = nn.Identity()
+    network.forward = STEPS[name]
+    rounded = network(x)
+    with full_precision(network, x):
+        leaf = x.clone().requires_grad_()
+        line = network(leaf)
+        (slope,) = torch.autograd.grad(line.sum(), leaf)
+    torch.testing.assert_close((line - rounded).mean(), torch.zeros((), dtype=torch.float64), rtol=0, atol=1e-12)
+    assert (line - rounded).abs().max() <= 0.5
+    torch.testing.assert_close(line.diff(), torch.full((1, 1, 8, 7), 1 / 16, dtype=torch.float64))
+    assert torch.equal(slope, torch.ones_like(x))
+
+
 def test_a_sign_passes_back_the_slope_of_the_clip_that_binary_networks_are_trained_with():
     x = torch.linspace(-2, 2, 16).view(1, 1, 4, 4).requires_grad_()
     for step, slope in (

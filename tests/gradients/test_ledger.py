@@ -6,7 +6,7 @@ import pytest
 import torch
 from graphs import BLOCKING, FunctionLayer, Nothing, images, linear
 
-from art_qplugins.gradients.ledger import blocking_operation, ledger
+from art_qplugins.gradients.ledger import Ledger, LedgerRow, blocking_operation, ledger
 from art_qplugins.models.convnet import ConvNet
 
 
@@ -27,6 +27,16 @@ def test_a_healthy_network_has_no_blocking_operation(fp32, digits):
     assert found.reaches_pixels and found.zero == 0 and blocking_operation(found) is None
     assert {row.op for row in found.rows} >= {"ReluBackward0"}
     assert all(row.layer in dict(fp32.named_modules()) or row.layer == "ConvNet" for row in found.rows)
+
+
+def test_an_operation_blocks_if_it_zeroes_more_than_nine_images_in_ten():
+    def found(*zeroed):
+        return blocking_operation(
+            Ledger(rows=[LedgerRow(op=str(z), layer="a", ratio=0, zeroed=z, elements=0) for z in zeroed])
+        )
+
+    assert found() is found(0.0) is found(0.5) is found(0.2, 0.9) is None
+    assert found(0.91).op == "0.91" and found(0.92, 1.0, 0.95).op == "1.0"
 
 
 def test_ratios_are_those_of_the_operation():

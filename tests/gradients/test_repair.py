@@ -54,6 +54,35 @@ def test_relu_and_masks_keep_their_zeros_unless_nothing_is_left():
     assert slope(GradientRepair(dead), x, y).any()
 
 
+@pytest.mark.parametrize(("steep", "repaired"), [(8, True), (7, False), (0, False)])
+def test_an_operation_is_repaired_by_its_share_of_the_gradient_that_is_alive(steep, repaired):
+    """Of 16 elements the head passes back 8. The tanh makes ``steep`` of them zero, and half of the others."""
+    x, y = images()
+    factor = torch.ones(16)
+    factor[:steep] = factor[8:12] = 1e6
+    model = linear(FunctionLayer(lambda x: torch.tanh((x + 1) * factor.view(1, 1, 4, 4))))
+    with torch.no_grad():
+        model.head.weight[:, 8:] = 0
+    plain, found = slope(model, x, y).flatten(1), slope(GradientRepair(model), x, y).flatten(1)
+    assert ((plain != 0).sum(1) == 8 - steep).all()
+    if repaired:
+        assert ((found != 0).sum(1) == 8).all()
+    else:
+        assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize(("steep", "repaired"), [(9, True), (8, False)])
+def test_nine_of_ten_elements_are_enough(steep, repaired):
+    x, y = torch.rand(4, 1, 2, 5), torch.arange(4) % 3
+    factor = torch.ones(10)
+    factor[:steep] = 1e6
+    model = nn.Sequential(
+        FunctionLayer(lambda x: torch.tanh((x + 1) * factor.view(1, 1, 2, 5))), nn.Flatten(), nn.Linear(10, 3)
+    )
+    found = slope(GradientRepair(model), x, y).flatten(1)
+    assert ((found != 0).sum(1) == (10 if repaired else 10 - steep)).all()
+
+
 def test_an_image_whose_gradient_lives_is_left_alone():
     x, y = images(2)
     x[0], x[1] = 0.5, 0.5 + 1e-3

@@ -182,6 +182,24 @@ def test_images_of_an_ensemble_that_is_not_frozen_have_noise_of_their_own(networ
     assert len(StochasticEnsemble(network, 1)(x).unique(dim=0)) == 6
 
 
+def test_in_train_mode_the_first_call_moves_batch_norm_as_a_later_one_does():
+    """The first call also finds out where to repeat the batch. It does that in eval mode."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3))
+    net = quantize(plain, activation_bits=2, alpha=2.0).double()
+    x = torch.rand((6, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ensemble = StochasticEnsemble(net, 2).train()
+    norm = net[0]
+    counts = []
+    for _ in range(2):
+        before = norm.running_mean.clone()
+        ensemble(x)
+        counts.append(int(norm.num_batches_tracked))
+        torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * x.mean().expand(1))
+    assert counts == [1, 2]
+    assert all(m.training for m in ensemble.modules())
+
+
 def test_gradients_may_take_other_draws_than_predictions(network):
     ensemble = StochasticEnsemble(network, 2, eot_draws=7)
     assert len(ensemble.members(x_for(network))) == 2

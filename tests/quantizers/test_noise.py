@@ -70,6 +70,30 @@ def test_keys_that_read_alike_are_different():
     assert not torch.equal(noise(seed=-1), noise(seed=1))
 
 
+@pytest.mark.parametrize("u", [0.0, 2**-24, 0.25, 0.5, 1 - 2**-24])
+def test_the_second_draw_of_a_pair_is_mirrored_and_stays_below_1(u, monkeypatch):
+    """uniform_ gives multiples of 2 ** -24 from 0 on and below 1, and so does its mirror."""
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, generator=None: self.fill_(u))
+    module = StochasticQuantizer(2)
+    module.fold, module.antithetic = 2, True
+    first, second = module._noise(torch.empty(2, 3))
+    assert first.tolist() == [u] * 3
+    assert second.tolist() == [max(1 - 2**-24 - u, 0)] * 3
+    assert second.min() >= 0 and second.max() < 1
+
+
+def test_a_pair_of_draws_shares_its_key():
+    module = StochasticQuantizer(2, seed=3, layer=5)
+    module.draw, module.fold, module.antithetic = 6, 4, True
+    found = module._noise(torch.empty(4, 1000))
+    torch.testing.assert_close(found[0] + found[1], torch.ones(1000))
+    torch.testing.assert_close(found[2] + found[3], torch.ones(1000))
+    single = StochasticQuantizer(2, seed=3, layer=5)
+    for draw in (0, 2):
+        single.draw, single.call = 6 + draw, 0
+        assert torch.equal(single._noise(torch.empty(1, 1000))[0], found[draw])
+
+
 def test_each_call_draws_afresh():
     module, x = StochasticQuantizer(2), torch.rand(100) * 6
     draws = [module(x) for _ in range(3)]

@@ -208,6 +208,22 @@ def test_at_alpha_2_the_mean_is_a_clamp_and_so_is_the_gradient():
     assert float(module.raw_spacing.grad / slope) == pytest.approx(2 * 3)  # the two on top, three spacings up
 
 
+@pytest.mark.parametrize("num_bits", [1, 3])
+def test_exactly_on_the_lowest_and_the_highest_bin_the_gradient_goes_to_the_bins(num_bits):
+    """As outside, where the mean moves with the bins and not with x."""
+    module = quantizer(num_bits, offset=-0.3, spacing=0.6).double()
+    low, top = float(module.offset.detach()), 2**num_bits - 1
+    high = low + top * float(module.spacing.detach())
+    ends = torch.tensor([math.nextafter(low, 9), low, math.nextafter(high, -9), high], dtype=torch.float64)
+    slope = torch.autograd.grad(module.spacing, module.raw_spacing)[0]
+    found = []
+    for x in ends:
+        leaf = x.clone().requires_grad_()
+        gradients = torch.autograd.grad(module(leaf[None]).sum(), [leaf, module.offset, module.raw_spacing])
+        found.append([*map(float, gradients[:2]), float(gradients[2] / slope)])
+    assert found == [[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, pytest.approx(top)]]
+
+
 def test_half_of_the_gradient_can_be_asked_for():
     module, x = StochasticQuantizer(2), torch.rand(50, requires_grad=True)
     for p in module.parameters():
