@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "faults"))
 
-from apart import apart, call, command
+from fuzzing.apart import apart, call, command
 
 #: A run that only asks: one small network, that is not trained.
 RECIPE = """

@@ -95,7 +95,6 @@ ROWS = {
     "evaluate-labels-text": (lambda: evaluate(data=(X, [str(y) for y in Y])), "y"),
     "evaluate-executor": (lambda: evaluate(executor="rya"), "executor"),
     "evaluate-workers": (lambda: evaluate(executor="ray", workers=0), "workers"),
-    "evaluate-unknown": (lambda: evaluate(batchsize=5), "batchsize"),
     # diagnose and run
     "diagnose-threat-list": (lambda: diagnose(threat=[aq.Threat()]), "threat"),
     "diagnose-threat-text": (lambda: diagnose(threat="Linf"), "threat"),

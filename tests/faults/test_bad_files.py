@@ -267,9 +267,7 @@ def test_images_that_are_not_what_they_look_like(row, here, python, refused):
     assert name.endswith((".gif", ".tiff", ".webp")) and result.out == "10\n"
 
 
-@pytest.mark.parametrize(
-    "name", [b"caf\xe9", b"\xff\xfe", b"a\nb", b"[/x]", b"x" * 200, "\u202egnp".encode()], ids=repr
-)
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe", b"a\nb", b"[x]", b"x" * 200, "\u202egnp".encode()], ids=repr)
 @pytest.mark.parametrize("level", ["class", "file"])
 def test_names_of_any_bytes(name, level, here, python):
     """They are read, or refused in a line; the ids go into records, which are UTF-8."""
@@ -288,7 +286,7 @@ def test_names_of_any_bytes(name, level, here, python):
 
     result = python(both)
     assert result.status in (0, 2) and not result.kind, result.trace
-    assert len(result.err) <= 301 and result.err.rstrip("\n").isprintable() or not result.err
+    assert (len(result.err) <= 301 and result.err.rstrip("\n").isprintable()) or not result.err
 
 
 @pytest.mark.parametrize("link", ["loop", "up"])
