@@ -30,6 +30,7 @@ class Box:
         return min(
             self.x,
             5,
+            say("in words"),
         )
 '''
 
@@ -47,6 +48,7 @@ def test_a_mutant_changes_its_place_and_nothing_else(planting):
     assert ("if self.x not in (1, 2):", "if self.x in (1, 2):") in changes
     assert ("if self.x not in (1, 2):", "if self.x not in (1, 3):") in changes
     assert ("5,", "6,") in changes
+    assert ('say("in words"),', "say(None),") not in changes
     assert not [before for before, _ in changes if any(word in before for word in ("raise", "frozen", "->", '"""'))]
     for mutant in mutants:
         assert mutant.is_python(SOURCE)
@@ -57,7 +59,7 @@ def test_a_mutant_knows_its_statement(planting):
     found = {(m.change(SOURCE)[1], m.first, m.last, m.in_function) for m in planting.mutants_of("box.py", SOURCE)}
     assert ("LIMIT: int = 4", 4, 4, False) in found
     assert ("if self.x in (1, 2):", 13, 13, True) in found
-    assert ("6,", 15, 18, True) in found
+    assert ("6,", 15, 19, True) in found
 
 
 @pytest.mark.slow

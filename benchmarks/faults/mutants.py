@@ -52,7 +52,6 @@ MODULES = [
     "evaluation/compare",
     "evaluation/outcome",
     "evaluation/records",
-    "evaluation/scheduler",
     "evaluation/score",
     "evaluation/sharing",
     "evaluation/significance",

@@ -66,6 +66,8 @@ def mutants_of(path: str, source: str) -> Iterator[Mutant]:
         text = data[start:stop].decode()
         for kind, operator in _OPERATORS:
             for mutated in operator(node) if isinstance(node, kind) else ():
+                if _loses_words(node, mutated):
+                    continue
                 changed = text.replace(text.strip(), wrapper.module.code_for_node(mutated).strip())
                 name = operator.__name__.removeprefix("operator_")
                 yield Mutant(path, lines[node].start.line, *statement, in_function, name, start, stop, changed)
@@ -95,6 +97,14 @@ def _is_skipped(node: cst.CSTNode) -> bool:
     if isinstance(node, cst.Assign):
         return any(_name(target.target) == "__all__" for target in node.targets)
     return isinstance(node, _SKIPPED)
+
+
+def _loses_words(node: cst.CSTNode, mutated: cst.CSTNode) -> bool:
+    """Whether a call loses an argument that is a string."""
+    if not (isinstance(node, cst.Call) and isinstance(mutated, cst.Call)):
+        return False
+    kept = {id(argument) for argument in mutated.args}
+    return any(id(a) not in kept and isinstance(a.value, cst.BaseString) for a in node.args)
 
 
 def _name(node: cst.CSTNode) -> str:
