@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numbers
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -46,6 +47,8 @@ __all__ = [
 LARGEST = 1e30
 #: The smallest distance from an end that is not in a domain. The next numbers would be 0 in float32.
 SMALLEST = 1e-30
+#: The categories of characters that are in no text: control characters, surrogates, ends of lines and paragraphs.
+_NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
 #: The largest whole number of a domain without an end of its own: what every library can count.
 MOST = 2**31 - 1
 
@@ -129,15 +132,18 @@ class Flag:
 
 @dataclass(frozen=True)
 class Text:
-    """A string of at least one character."""
+    """A string in one line: without control characters, and without halves of characters that no file can hold."""
 
     most: int = 1000
+    least: int = 1
 
     def accepts(self, value: Any) -> bool:
-        return isinstance(value, str) and 0 < len(value) <= self.most
+        if not isinstance(value, str) or not self.least <= len(value) <= self.most:
+            return False
+        return value.isprintable() or not any(unicodedata.category(c) in _NO_TEXT for c in value)
 
     def __str__(self) -> str:
-        return "a text"
+        return f"a text of {self.least} to {self.most} characters without control characters"
 
 
 @dataclass(frozen=True)
@@ -251,14 +257,14 @@ class Rule:
 def check(where: str, value: Any, domain: Domain) -> Any:
     """``value``, with numbers of NumPy as numbers of Python.
 
-    :param where: the setting, e.g. ``"batch_size"``. The message begins with it.
+    :param where: the setting, e.g. ``"batch_size"``. The message begins with it; ``""`` where the caller adds it.
     :raises InputError: where the value is not in the domain. The message says what is.
     """
     if not domain.accepts(value):
         hint = f"; give {domain}"
         if isinstance(domain, OneOf) and len(domain.choices) > 3:
             hint = did_you_mean(value, domain.choices)
-        raise InputError(f"{where}: it is {shown(value)}{hint}")
+        raise InputError(f"{where and f'{where}: '}it is {shown(value)}{_too_large(value, domain)}{hint}")
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return _plain(value)
@@ -271,6 +277,15 @@ def check_all(given: Mapping[str, Any], domains: Mapping[str, Domain]) -> None:
     """
     for name, domain in domains.items():
         check(name, given[name], domain)
+
+
+def _too_large(value: Any, domain: Domain) -> str:
+    """The greatest number of the domain, where the value is greater and the domain's words leave it out."""
+    domain = domain.domain if isinstance(domain, Maybe) else domain
+    if not isinstance(domain, Number) or not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return ""
+    number: Any = value
+    return f", above {domain.high:.10g}" if number > domain.high >= (MOST if domain.whole else LARGEST) else ""
 
 
 def _plain(value: Any) -> Any:

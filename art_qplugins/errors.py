@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["InputError", "did_you_mean", "one_line", "said", "shown"]
+__all__ = ["InputError", "at", "did_you_mean", "one_line", "said", "shown"]
 
 #: The longest message and the longest value in one, in characters.
 LONGEST = 300
@@ -27,6 +28,15 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+@contextlib.contextmanager
+def at(where: str) -> Iterator[None]:
+    """Prefix an :class:`InputError` with the place of what is wrong."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:

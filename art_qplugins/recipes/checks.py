@@ -1,52 +1,55 @@
-"""Checks that the parts of a recipe fit together: names, options, norms, claims."""
+"""Checks that the parts of a recipe fit together: names, options, norms, claims; and what is legal but surely a mistake."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.data import entry_of
 from art_qplugins.defences import DEFENCES
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers.registry import switched_on
+from art_qplugins.recipes.facts import idle
 from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSettings, Recipe, TransferSettings
 from art_qplugins.threat import Threat
 
-__all__ = ["at", "check_recipe"]
-
-
-@contextlib.contextmanager
-def at(where: str) -> Iterator[None]:
-    """Prefix an :class:`InputError` with the place in the recipe."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+__all__ = ["check_recipe", "doubts"]
 
 
 def check_recipe(recipe: Recipe) -> None:
     """:raises InputError: in one line that names the place."""
     if not recipe.data.given:
         entry_of(recipe.data.name)
-    names = [m.name for m in recipe.models]
-    for i, model in enumerate(recipe.models):
-        _check_model(model, names[:i])
+    models: dict[str, ModelSettings] = {}
+    files: dict[str, str] = {}
+    for model in recipe.models:
+        _check_model(model, models)
+        if (other := files.setdefault(model.name.casefold(), model.name)) != model.name:
+            raise InputError(f"models.{model.name}: only capital letters tell it from {other!r}; rename one")
+        models[model.name] = model
     if not recipe.models_under_test:
         raise InputError("models: all are substitutes, so there is nothing to attack; leave out one's role")
+    _check_eps("threat.eps", recipe.threat.norm, recipe.threat.eps)
     for attack in recipe.attacks:
-        _check_attack(recipe, attack, names)
-    for model in recipe.models_under_test:
-        claim = model.claim or recipe.claim
-        if claim is not None:
-            _check_claim(recipe, model, claim)
+        _check_attack(recipe, attack, models)
+    _check_claims(recipe)
     if recipe.transfer is not None:
-        _check_transfer(recipe, recipe.transfer, names)
+        _check_transfer(recipe, recipe.transfer, models)
 
 
-def _check_model(model: ModelSettings, above: Sequence[str]) -> None:
+def doubts(recipe: Recipe) -> Iterator[str]:
+    """What is legal and surely a mistake, a line each, without its full stop."""
+    for model in recipe.models:
+        for key, reason in idle(model.model_dump(exclude_unset=True)).items():
+            yield f"{model.name}: {key} has no effect, because {reason}"
+    if recipe.diagnose and recipe.claim is None and all(m.claim is None for m in recipe.models_under_test):
+        asked = [key for key, value in recipe.diagnosis if value is not None]
+        yield from (f"diagnosis.{key} has no effect, because the recipe has no claim" for key in asked)
+
+
+def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> None:
     where = f"models.{model.name}"
     if model.name in above:
         raise InputError(f"{where}: two models have this name; rename one")
@@ -59,11 +62,15 @@ def _check_model(model: ModelSettings, above: Sequence[str]) -> None:
     if model.quantize is not None:
         with at(f"{where}.quantize"):
             switched_on(model.quantize.model_dump())
-    for defence in model.defences:
+    for i, defence in enumerate(model.defences):
         with at(f"{where}.defences"):
             DEFENCES[defence.name].resolve(defence.options)
+            if defence.name in [d.name for d in model.defences[:i]]:
+                raise InputError(f"{defence.name!r} is there twice; remove one")
     if model.base is not None and model.base not in above:
         raise InputError(f"{where}.base: no model {model.base!r} above it{did_you_mean(model.base, above)}")
+    if model.base is not None and model.checkpoint is not None:
+        raise InputError(f"{where}: its weights come from its base or from its checkpoint; leave one out")
 
 
 def _check_untrained(model: ModelSettings, where: str) -> None:
@@ -79,19 +86,39 @@ def _check_untrained(model: ModelSettings, where: str) -> None:
         raise InputError(f"{where}.{min(asked)}: the network comes from its {kind}; leave {min(asked)} out")
 
 
-def _check_attack(recipe: Recipe, attack: AttackSettings, names: Sequence[str]) -> None:
+def _check_attack(recipe: Recipe, attack: AttackSettings, models: Mapping[str, ModelSettings]) -> None:
     where = f"attacks.{attack.id}"
     _check_options(recipe, where, attack.id, attack.options, recipe.eps_of(attack))
-    for name in [*(attack.models or []), *([attack.source] if attack.source else [])]:
-        if name not in names:
-            raise InputError(f"{where}: unknown model {name!r}{did_you_mean(name, names)}")
-    by_name = {m.name: m for m in recipe.models}
+    if attack.eps is not None:
+        _check_eps(f"{where}.eps", recipe.threat.norm, attack.eps)
+    _check_names(where, [*(attack.models or []), *([attack.source] if attack.source else [])], models)
     for name in attack.models or []:
-        if by_name[name].role == "substitute":
+        if models[name].role == "substitute":
             raise InputError(f"{where}: {name!r} is a substitute, which is not attacked; give it as source")
-    crafted_on = [by_name[attack.source]] if attack.source else recipe.attacked(attack)
-    for model in crafted_on:
+    attacked = recipe.attacked(attack)
+    if not attacked:
+        raise InputError(f"{where}: its source {attack.source!r} is the only model that it attacks; add another model")
+    for model in [models[attack.source]] if attack.source else attacked:
         _check_kind(where, attack.id, model)
+
+
+def _check_names(where: str, names: Sequence[str], models: Collection[str]) -> None:
+    for name in names:
+        if name not in models:
+            raise InputError(f"{where}: unknown model {name!r}{did_you_mean(name, models)}")
+
+
+def _check_eps(where: str, norm: str, several: Sequence[float]) -> None:
+    """Refuse an eps at which nothing is left to attack, or all is allowed, whatever the images are."""
+    for eps in several:
+        if norm == "Linf" and not eps <= 1:
+            raise InputError(f"{where}: it is {eps:g} and pixels are in [0, 1]; give at most 1, e.g. {_eighth(eps)}")
+        if norm == "L0" and not eps >= 1:
+            raise InputError(f"{where}: it is {eps:g} and in L0 it counts pixels; give at least 1")
+
+
+def _eighth(eps: float) -> str:
+    return f'"{eps:g}/255"' if eps <= 255 else '"8/255"'
 
 
 def _check_options(
@@ -115,26 +142,33 @@ def _check_kind(where: str, attack: str, model: ModelSettings) -> None:
         )
 
 
-def _check_transfer(recipe: Recipe, transfer: TransferSettings, names: Sequence[str]) -> None:
+def _check_transfer(recipe: Recipe, transfer: TransferSettings, models: Collection[str]) -> None:
     _check_options(recipe, "transfer", transfer.attack, transfer.options, recipe.eps_of(transfer))
-    for name in transfer.models or []:
-        if name not in names:
-            raise InputError(f"transfer.models: unknown model {name!r}{did_you_mean(name, names)}")
+    if transfer.eps is not None:
+        _check_eps("transfer.eps", recipe.threat.norm, transfer.eps)
+    _check_names("transfer.models", transfer.models or [], models)
     pairs = recipe.transfers()
     if all(source is target for source, target in pairs):
         raise InputError("transfer.models: name at least two models, and at least one that is no substitute")
-    for source, _ in pairs:
+    for source in {source.name: source for source, _ in pairs}.values():
         _check_kind("transfer", transfer.attack, source)
 
 
-def _check_claim(recipe: Recipe, model: ModelSettings, claim: ClaimSettings) -> None:
-    white_box = [a for a in recipe.attacks if a.source is None and model in recipe.attacked(a)]
+def _check_claims(recipe: Recipe) -> None:
+    found = recipe.claims()
+    for model in recipe.models_under_test:
+        claim = model.claim or recipe.claim
+        if claim is not None and model.name not in found:
+            _refuse_claim(recipe, model, claim)
+
+
+def _refuse_claim(recipe: Recipe, model: ModelSettings, claim: ClaimSettings) -> None:
     where = f"models.{model.name}.claim" if model.claim else "claim"
+    white_box = [a for a in recipe.attacks if a.source is None and (a.models is None or model.name in a.models)]
     ids = [a.id for a in white_box]
     if claim.attack not in ids:
         raise InputError(
             f"{where}: {claim.attack!r} is not among the attacks on {model.name!r}{did_you_mean(claim.attack, ids)}"
         )
     run_at = [e for a in white_box if a.id == claim.attack for e in recipe.eps_of(a)]
-    if claim.eps not in run_at:
-        raise InputError(f"{where}: {claim.attack} is not run at eps {claim.eps:g}; it is at {run_at}")
+    raise InputError(f"{where}: {claim.attack} is not run at eps {claim.eps:g}; it is at {shown(run_at)}")

@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
 from art_qplugins.recipes.checks import check_recipe
 from art_qplugins.recipes.schema import Recipe, Settings
 from art_qplugins.recipes.suites import expand_suites
-from art_qplugins.recipes.sweep import expand_sweep, put
+from art_qplugins.recipes.sweep import axes, expand_sweep, put
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,6 +29,8 @@ else:
 __all__ = ["change", "load_recipe", "parse_recipe", "read_tables", "shipped_recipes", "tables_about"]
 
 _SHIPPED = files("art_qplugins.recipes")
+#: The deepest nesting of tables and lists. No recipe needs half of it.
+_DEEPEST = 20
 
 
 def load_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
@@ -54,7 +56,7 @@ def read_tables(path: Path) -> dict[str, Any]:
     shipped = _SHIPPED / f"{path}.toml"
     by_name = path.name == str(path) and not path.is_file() and shipped.is_file()
     try:
-        return tomllib.loads((shipped if by_name else path).read_text(encoding="utf-8"))
+        return _tables((shipped if by_name else path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
         hint = did_you_mean(str(path), [*near, *shipped_recipes()])
@@ -62,8 +64,19 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such recipe{hint}{more}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not TOML: {error}") from None
+
+
+def _tables(text: str) -> dict[str, Any]:
+    """The tables in TOML.
+
+    :raises ValueError: where the text is no TOML, or has a number of too many digits or too many brackets.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deeply") from None
 
 
 def change(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -71,23 +84,43 @@ def change(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
 
     :param changes: ``"a.b=value"``; a list of named tables is entered by name, as in ``models.fp32.train.epochs=5``.
     """
+    _check_depth(given)
     changed = copy.deepcopy(dict(given))
+    done: set[str] = set()
     for one in changes:
-        _apply(changed, one)
+        path = _apply(changed, one)
+        if path in done:
+            raise InputError(f"--set {path}: it is set twice; leave one out")
+        done.add(path)
+    for path in done & set(axes(changed)):
+        raise InputError(f'--set {path}: the recipe sweeps it; change the values, --set "sweep.{path}=[...]"')
     return changed
 
 
 def parse_recipe(given: dict[str, Any], *, where: str = "recipe") -> Recipe:
     """A checked recipe from tables, with its sweep and its suites written out as models and attacks."""
-    try:
+    with at(where):
+        _check_depth(given)
         given = expand_suites(expand_sweep(given))
-        recipe = Recipe.model_validate(given)
+        try:
+            recipe = Recipe.model_validate(given)
+        except ValidationError as error:
+            raise InputError(_first_line(error, given)) from None
         check_recipe(recipe)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    except ValidationError as error:
-        raise InputError(f"{where}: {_first_line(error, given)}") from None
     return recipe
+
+
+def _check_depth(given: Any) -> None:
+    """Refuse deep nesting before anything follows it."""
+    pending = [(given, 0)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > _DEEPEST:
+            raise InputError(f"its tables and lists are nested more than {_DEEPEST} deep; no setting is that deep")
+        if isinstance(value, Mapping):
+            pending += [(v, depth + 1) for v in value.values() if isinstance(v, (Mapping, list, tuple))]
+        elif isinstance(value, (list, tuple)):
+            pending += [(v, depth + 1) for v in value if isinstance(v, (Mapping, list, tuple))]
 
 
 def _first_line(error: ValidationError, given: Any) -> str:
@@ -98,14 +131,15 @@ def _first_line(error: ValidationError, given: Any) -> str:
     for part in first["loc"][:-1]:
         model, given = _enter(model, part), _step(given, part)
         name = given.get("name", given.get("id", part)) if isinstance(part, int) and isinstance(given, dict) else part
-        path += f"{name}."
-    last = first["loc"][-1]
+        path += f"{one_line(str(name), 80) if isinstance(name, (str, int)) else shown(name)}."
+    last = one_line(str(first["loc"][-1]), 80)
+    if first["type"] == "value_error":  # the words of a domain, which say what the value is
+        return f"{path}{last}: {first['ctx']['error']}"
     if first["type"] == "extra_forbidden":
-        return f"{path}{last}: unknown key{did_you_mean(str(last), model.model_fields)}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    shown = "" if first["type"] == "missing" else f" (it is {first['input']!r})"
-    return f"{path}{last}: {message}{shown}"
+        return f"{path}{last}: unknown key{did_you_mean(last, model.model_fields)}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    value = "" if first["type"] == "missing" else f" (it is {shown(first['input'])})"
+    return f"{path}{last}: {message}{value}"
 
 
 def _step(given: Any, part: Any) -> Any:
@@ -128,15 +162,35 @@ def _enter(model: Any, part: Any) -> Any:
     return Settings
 
 
-def _apply(given: dict[str, Any], change: str) -> None:
+def _apply(given: dict[str, Any], change: str) -> str:
+    """Change one setting in place, and return its path."""
     path, equals, text = change.partition("=")
-    if not equals or not path:
+    parts = [part.strip() for part in path.split(".")]
+    if not equals or not all(parts):
         raise InputError(f"--set {change}: write it as --set a.b=value, e.g. --set data.limit=50")
+    path = ".".join(parts)
+    with at(f"--set {path}"):
+        value = _value(text)
+        if parts[0] == "sweep" and len(parts) > 1:  # a path of its own, whether it is written as one key or as tables
+            given["sweep"] = axes(given) | {".".join(parts[1:]): value}
+        else:
+            put(given, parts, value)
+    return path
+
+
+def _value(text: str) -> Any:
+    """A value in TOML. What is none is text, which needs no quotes then."""
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        found = _tables(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        value = text
-    put(given, path.split("."), value, where=f"--set {path}")
+        if not text.isprintable():
+            raise InputError(f"{shown(text)} is no TOML and has more than one line; give one value") from None
+        return text
+    except ValueError as error:
+        raise InputError(f"{error}; give one value") from None
+    if more := [key for key in found if key != "value"]:
+        raise InputError(f"it sets {shown(more[0])} too; give one value, and another --set for each other setting")
+    return found["value"]
 
 
 def tables_about(

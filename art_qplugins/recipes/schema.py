@@ -7,23 +7,27 @@ This module defines the keys of a recipe. :mod:`~art_qplugins.recipes.checks` ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationInfo,
-    field_validator,
-    model_serializer,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from art_qplugins.attacks.catalogue import current_id
 from art_qplugins.defences.decay import WEIGHT_DECAY
+from art_qplugins.domains import (
+    BITS,
+    COUNT,
+    FLAG,
+    FRACTION,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    TEXT,
+    Domain,
+    Number,
+    Text,
+    check,
+)
+from art_qplugins.errors import shown
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.quantizers.registry import switched_on
 
@@ -36,43 +40,62 @@ __all__ = [
     "Quantization",
     "Recipe",
     "Settings",
+    "eps_number",
 ]
 
 
-def _number(value: Any) -> Any:
-    """eps may be written as a fraction, the way papers do: "8/255"."""
-    if isinstance(value, str):
-        try:
-            return float(Fraction(value))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            raise ValueError(f'{value!r} is not a number; write e.g. 0.1 or "8/255"') from None
-    return value
+def eps_number(value: Any) -> Any:
+    """A number for eps written as text, also as a fraction, the way papers do: "8/255". Anything else is unchanged.
+
+    :raises ValueError: where the text is no number.
+    """
+    if not isinstance(value, str):
+        return value
+    top, slash, bottom = value.partition("/")
+    try:
+        return float(top) / float(bottom) if slash else float(top)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f'{shown(value)} is not a number; write e.g. 0.1 or "8/255"') from None
 
 
-def _accuracy(value: Any) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value <= 1:
-        raise ValueError(f"give an accuracy in [0, 1], e.g. {value / 100:g}")
-    return value
+def _within(domain: Domain) -> BeforeValidator:
+    """Only values of the domain. Text is no number here, and neither are true and false."""
+    return BeforeValidator(lambda value: check("", value, domain))
 
 
-AttackId = Annotated[str, AfterValidator(current_id)]
-Eps = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
-Bits = Annotated[int, Field(ge=1, le=16)]
+T = TypeVar("T")
+
+
+def _different(values: list[T]) -> list[T]:
+    """Refuse an empty list, which would switch off what it is for, and a value that is there twice."""
+    if not values:
+        raise ValueError("it is empty; give at least one, or leave it out")
+    seen: set[T] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{shown(value)} is there twice; remove one")
+        seen.add(value)
+    return values
+
+
+Count = Annotated[int, _within(COUNT)]
+Positive = Annotated[float, _within(POSITIVE)]
+NotNegative = Annotated[float, _within(NOT_NEGATIVE)]
+Accuracy = Annotated[float, _within(FRACTION)]
+Seed = Annotated[int, _within(SEED)]
+Bits = Annotated[int, _within(BITS)]
+Flag = Annotated[bool, _within(FLAG)]
+Word = Annotated[str, _within(TEXT)]
 # Names end up in file names and in ids.
-Name = Annotated[str, Field(min_length=1, max_length=80)]
+Name = Annotated[str, _within(Text(80))]
+AttackId = Annotated[Word, AfterValidator(current_id)]
+Eps = Annotated[float, _within(POSITIVE), BeforeValidator(eps_number)]
+SomeEps = Annotated[list[Eps], Field(max_length=1000), AfterValidator(_different)]
+SomeNames = Annotated[list[Name], AfterValidator(_different)]
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Refuse true and false where a number belongs. Python would take them as 1 and 0."""
-        several = value if isinstance(value, list) else [value]
-        if any(isinstance(v, bool) for v in several) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("true and false only switch something on or off; give a value")
-        return value
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Settings):
@@ -81,15 +104,15 @@ class Data(Settings):
     :param given: the images come from Python and are not loaded by name.
     """
 
-    name: str
-    limit: Annotated[int, Field(ge=1)] | None = None
-    seed: int = 0
-    given: bool = False
+    name: Word
+    limit: Count | None = None
+    seed: Seed = 0
+    given: Flag = False
 
 
 class ThreatSettings(Settings):
     norm: Literal["Linf", "L2", "L1", "L0"] = "Linf"
-    eps: Annotated[list[Eps], Field(min_length=1)]
+    eps: SomeEps
 
 
 class ClaimSettings(Settings):
@@ -100,31 +123,24 @@ class ClaimSettings(Settings):
 
     attack: AttackId
     eps: Eps
-    accuracy: Annotated[float, BeforeValidator(_accuracy)] | None = None
+    accuracy: Accuracy | None = None
 
 
 class Quantization(Settings):
     """The arguments of :func:`art_qplugins.quantize`. ``options`` are those of the quantizer that ``activation`` names."""
 
-    activation: str | None = None
+    activation: Word | None = None
     options: dict[str, Any] = {}
     activation_bits: Bits | None = None
     weight_bits: Bits | None = None
-    clip: Annotated[float, Field(gt=0)] = 6.0
-    mu: Annotated[float, Field(gt=0)] | None = None
-    alpha: Annotated[float, Field(ge=1)] | None = None
-    mu_layers: Annotated[int, Field(ge=1)] = 1
-    mu_normalize: bool = False
-    symmetric: bool = True
+    clip: Positive = 6.0
+    mu: Positive | None = None
+    alpha: Annotated[float, _within(Number(1))] | None = None
+    mu_layers: Count = 1
+    mu_normalize: Flag = False
+    symmetric: Flag = True
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    narrow_range: bool = True
-
-    @model_serializer(mode="wrap")
-    def _without_keys_of_other_packages(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out two keys without values, so that hashes in checkpoint names are the same as before they existed."""
-        table: dict[str, Any] = handler(self)
-        unused = [key for key in ("activation", "options") if not table.get(key)]
-        return {key: value for key, value in table.items() if key not in unused}
+    narrow_range: Flag = True
 
     @property
     def quantizers(self) -> list[Quantizer]:
@@ -139,26 +155,26 @@ class Quantization(Settings):
 class Training(Settings):
     """The arguments of :func:`art_qplugins.train`."""
 
-    epochs: Annotated[int, Field(ge=0)] = 20
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = WEIGHT_DECAY
-    decay_norm_and_bias: bool = True
+    epochs: Annotated[int, _within(Number(0, COUNT.high, whole=True))] = 20
+    batch_size: Count = 64
+    learning_rate: Positive = 0.05
+    weight_decay: NotNegative = WEIGHT_DECAY
+    decay_norm_and_bias: Flag = True
 
 
 class Choice(Settings):
     """A registered name with options."""
 
-    name: str
+    name: Word
     options: dict[str, Any] = {}
 
 
 class GivenModel(Settings):
     """The facts that a recipe needs about an ART estimator from Python."""
 
-    estimator: str  # its class
-    stochastic: bool
-    quantized: bool  # it has activation quantizers
+    estimator: Word  # its class
+    stochastic: Flag
+    quantized: Flag  # it has activation quantizers
 
 
 class ModelSettings(Settings):
@@ -170,18 +186,20 @@ class ModelSettings(Settings):
     name: Name
     role: Literal["subject", "substitute"] = "subject"  # a substitute is only a source of transfer attacks
     architecture: Choice = Choice(name="convnet")
-    base: str | None = None
+    base: Name | None = None
     quantize: Quantization | None = None
     defences: list[Choice] = []
     train: Training = Training()
-    draws: Annotated[int, Field(ge=1)] = 8  # members of the ensemble, where activations are stochastic
-    checkpoint: str | None = None  # weights to load instead of training
+    draws: Annotated[int, _within(Number(1, 10_000, whole=True))] = (
+        8  # members of the ensemble, where activations are stochastic
+    )
+    checkpoint: Word | None = None  # weights to load instead of training
     unverified_checkpoint: bool = False  # take weights without a description of their model
-    factory: str | None = None  # "package.module:function" that returns the network
+    factory: Word | None = None  # "package.module:function" that returns the network
     given: GivenModel | None = None
     claim: ClaimSettings | None = None  # in place of the recipe's
-    seed: int | None = None  # of the training and of a random model's first draws; None takes the recipe's
-    replicate_of: str | None = None  # models with the same name here differ only in their seeds
+    seed: Seed | None = None  # of the training and of a random model's first draws; None takes the recipe's
+    replicate_of: Name | None = None  # models with the same name here differ only in their seeds
 
     @property
     def trained(self) -> bool:
@@ -201,10 +219,10 @@ class AttackSettings(Settings):
 
     id: AttackId
     options: dict[str, Any] = {}
-    source: str | None = None
-    models: list[str] | None = None
-    eps: list[Eps] | None = None
-    suite: str | None = None  # its suite
+    source: Name | None = None
+    models: SomeNames | None = None
+    eps: SomeEps | None = None
+    suite: Name | None = None  # its suite
 
 
 class TransferSettings(Settings):
@@ -212,8 +230,8 @@ class TransferSettings(Settings):
 
     attack: AttackId
     options: dict[str, Any] = {}
-    models: list[str] | None = None
-    eps: list[Eps] | None = None
+    models: SomeNames | None = None
+    eps: SomeEps | None = None
 
 
 class Budget(Settings):
@@ -225,8 +243,8 @@ class Budget(Settings):
     :param queries: forward passes, including those of gradients.
     """
 
-    gradients: Annotated[float, Field(ge=0)] | None = None
-    queries: Annotated[float, Field(ge=0)] | None = None
+    gradients: NotNegative | None = None
+    queries: NotNegative | None = None
 
 
 class Diagnosis(Settings):
@@ -236,8 +254,8 @@ class Diagnosis(Settings):
     :param budget: gradient evaluations per image that it may spend beyond the claimed attack.
     """
 
-    level: Annotated[int, Field(ge=0, le=3)] | None = None
-    budget: Annotated[float, Field(ge=0)] | None = None
+    level: Annotated[int, _within(Number(0, 3, whole=True))] | None = None
+    budget: NotNegative | None = None
 
 
 class Recipe(Settings):
@@ -250,19 +268,21 @@ class Recipe(Settings):
     """
 
     name: Name
-    title: str = ""
-    seed: int = 0
-    batch_size: Annotated[int, Field(ge=1)] = 250  # images in one batch of an attack
-    shard: Annotated[int, Field(ge=1)] | None = None  # images per shard; None for batch_size
-    threads: Annotated[int, Field(ge=1)] | None = None  # threads of torch on the CPU; None for torch's default
+    title: Annotated[str, _within(Text(least=0))] = ""
+    seed: Seed = 0
+    batch_size: Count = 250  # images in one batch of an attack
+    shard: Count | None = None  # images per shard; None for batch_size
+    threads: Annotated[int, _within(Number(1, 1024, whole=True))] | None = (
+        None  # threads of torch on the CPU; None for torch's default
+    )
     data: Data
     threat: ThreatSettings
     claim: ClaimSettings | None = None
-    diagnose: bool = True
+    diagnose: Flag = True
     diagnosis: Diagnosis = Diagnosis()
     strategy: Literal["matrix", "cascade"] = "matrix"
     budget: Budget = Budget()
-    grid: Annotated[int, Field(ge=2, le=65536)] | None = None
+    grid: Annotated[int, _within(Number(2, 65536, whole=True))] | None = None
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     attacks: Annotated[list[AttackSettings], Field(min_length=1)]
@@ -270,11 +290,8 @@ class Recipe(Settings):
 
     def attacked(self, attack: AttackSettings) -> list[ModelSettings]:
         """The models that an attack is scored on. A transfer attack is not scored on its source."""
-        return [
-            m
-            for m in self.models_under_test
-            if (attack.models is None or m.name in attack.models) and m.name != attack.source
-        ]
+        chosen = None if attack.models is None else set(attack.models)
+        return [m for m in self.models_under_test if (chosen is None or m.name in chosen) and m.name != attack.source]
 
     @property
     def models_under_test(self) -> list[ModelSettings]:
@@ -285,28 +302,31 @@ class Recipe(Settings):
         """(source, target) of the transfer matrix, including its diagonal. It is empty without a transfer table."""
         if self.transfer is None:
             return []
-        chosen = [m for m in self.models if self.transfer.models is None or m.name in self.transfer.models]
+        names = None if self.transfer.models is None else set(self.transfer.models)
+        chosen = [m for m in self.models if names is None or m.name in names]
         return [(source, target) for source in chosen for target in chosen if target.role == "subject"]
 
     def eps_of(self, attack: AttackSettings | TransferSettings) -> Sequence[float]:
         """Every eps of an attack."""
         return attack.eps if attack.eps is not None else self.threat.eps
 
-    def claim_of(self, model: ModelSettings) -> tuple[ClaimSettings, AttackSettings] | None:
-        """The claim about a model, and the claimed attack: the first white-box attack with its id."""
-        claim = model.claim or self.claim
-        if claim is None:
-            return None
-        return claim, next(
-            a
-            for a in self.attacks
-            if a.id == claim.attack and a.source is None and model in self.attacked(a) and claim.eps in self.eps_of(a)
-        )
+    def claims(self) -> dict[str, tuple[ClaimSettings, AttackSettings]]:
+        """By model, the claim about it, and the claimed attack: the first white-box attack with its id at its eps."""
+        asked = {m.name: claim for m in self.models_under_test if (claim := m.claim or self.claim) is not None}
+        found: dict[str, tuple[ClaimSettings, AttackSettings]] = {}
+        for attack in self.attacks:
+            if attack.source is not None or not asked:
+                continue
+            for model in self.attacked(attack):
+                claim = asked.get(model.name)
+                if claim is not None and claim.attack == attack.id and claim.eps in self.eps_of(attack):
+                    found.setdefault(model.name, (claim, attack))
+        return {name: found[name] for name in asked if name in found}
 
     def claims_alone(self) -> Recipe:
         """The same recipe with only the claimed attacks."""
-        found = [(m, claim) for m in self.models_under_test if (claim := self.claim_of(m)) is not None]
         attacks = [
-            attack.model_copy(update={"models": [model.name], "eps": [claim.eps]}) for model, (claim, attack) in found
+            attack.model_copy(update={"models": [name], "eps": [claim.eps]})
+            for name, (claim, attack) in self.claims().items()
         ]
         return self.model_copy(update={"attacks": attacks, "suite_notes": [], "transfer": None, "diagnose": True})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 from art_qplugins.attacks.suites import SUITES, expand
-from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.quantizers import QUANTIZERS
-from art_qplugins.recipes.checks import at
+from art_qplugins.domains import POSITIVE
+from art_qplugins.errors import InputError, at, did_you_mean, shown
+from art_qplugins.recipes.facts import kind
+from art_qplugins.recipes.schema import eps_number
 
 __all__ = ["expand_suites"]
 
@@ -36,49 +36,63 @@ def expand_suites(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_suite(attack: Any) -> bool:
-    return isinstance(attack, dict) and "suite" in attack and "id" not in attack
+    return isinstance(attack, dict) and attack.get("suite") is not None
 
 
 def _expanded(given: Mapping[str, Any], attack: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
     """The attacks of one suite, and what is to be said of it."""
-    name, where = str(attack["suite"]), f"attacks.{attack['suite']}"
-    if unknown := attack.keys() - {"suite", "models", "eps"}:
+    name = attack["suite"] if isinstance(attack["suite"], str) else shown(attack["suite"])
+    where = f"attacks.{name}"
+    if attack.get("id") is not None:
+        raise InputError(f"{where}: it has an id too, {shown(attack['id'])}; give the suite or the id")
+    if unknown := attack.keys() - {"suite", "models", "eps", "id"}:
         raise InputError(f"{where}: a suite has its own {min(unknown)}; give models and eps, or its attacks one by one")
     threat = given.get("threat")
     threat = threat if isinstance(threat, dict) else {}
-    tables = _tables(given)
-    names = [model["name"] for model in tables]
-    wanted = attack.get("models") or names
-    if missing := [m for m in wanted if m not in names]:
-        raise InputError(f"{where}: unknown model {missing[0]!r}{did_you_mean(str(missing[0]), names)}")
+    tables = {model["name"]: model for model in _tables(given)}
+    wanted = attack.get("models")
+    wanted = list(tables) if wanted is None else wanted
+    if not isinstance(wanted, list) or not wanted:
+        raise InputError(f"{where}.models: it is {shown(wanted)}; give a list of models, or leave it out")
+    if missing := [m for m in wanted if not isinstance(m, str) or m not in tables]:
+        raise InputError(f"{where}: unknown model {shown(missing[0])}{did_you_mean(missing[0], tables)}")
+    if len(set(wanted)) < len(wanted):
+        raise InputError(f"{where}.models: a model is there twice; remove one")
+    named = set(wanted)
+    wanted = [model for model in tables if model in named]
     several = attack.get("eps", threat.get("eps"))
     several = several if isinstance(several, list) and several else [None]
+    # The models of one kind have the same attacks.
+    kinds: dict[tuple[bool, bool], list[str]] = {}
+    for model in wanted:
+        kinds.setdefault(kind(tables[model]), []).append(model)
     found: dict[str, dict[str, Any]] = {}
-    left_out: dict[tuple[str, str], list[str]] = {}
-    for model, eps in itertools.product([m for m in tables if m["name"] in wanted], several):
-        stochastic, quantized = _kind(model)
-        with at(where):
-            chosen, dropped = expand(
-                name, threat.get("norm", "Linf"), eps=_number(eps), stochastic=stochastic, quantized=quantized
-            )
-        for member, options in chosen:
-            key = repr((member, sorted(options.items())))
-            same = found.setdefault(key, {"id": member, "suite": name, "options": options, "models": [], "eps": []})
-            for listed, one in ((same["models"], model["name"]), (same["eps"], eps)):
-                listed += [] if one in listed else [one]
-        for member, reason in dropped:
-            models = left_out.setdefault((member, reason), [])
-            models += [] if model["name"] in models else [model["name"]]
+    left_out: dict[tuple[str, str], dict[str, None]] = {}
+    for (stochastic, quantized), models in kinds.items():
+        for i, eps in enumerate(several):
+            with at(where):
+                chosen, dropped = expand(
+                    name, threat.get("norm", "Linf"), eps=_number(eps), stochastic=stochastic, quantized=quantized
+                )
+            for member, options in chosen:
+                key = repr((member, sorted(options.items())))
+                same = found.setdefault(key, {"id": member, "suite": name, "options": options, "models": {}, "eps": {}})
+                same["models"] |= dict.fromkeys(models)
+                same["eps"][i] = eps
+            for reason in dropped:
+                left_out.setdefault(reason, {}).update(dict.fromkeys(models))
     for same in found.values():
+        same |= {"models": [m for m in wanted if m in same["models"]], "eps": list(same["eps"].values())}
         if same["eps"] == several:  # as it was given
             del same["eps"]
             same |= {"eps": attack["eps"]} if "eps" in attack else {}
     return list(found.values()), list(_notes(name, left_out, wanted))
 
 
-def _notes(name: str, left_out: Mapping[tuple[str, str], list[str]], wanted: Sequence[str]) -> Iterator[str]:
+def _notes(name: str, left_out: Mapping[tuple[str, str], Mapping[str, None]], wanted: Sequence[str]) -> Iterator[str]:
     for (member, reason), models in left_out.items():
-        where = "" if len(models) == len(wanted) else f" for {', '.join(models)}"
+        named = [model for model in wanted if model in models]
+        where = "" if len(named) == len(wanted) else f" for {', '.join(named)}"
         yield f"suite {name} leaves out {member}{where}: {reason}"
     yield from (f"suite {name}: {line}" for line in SUITES[name].differs)
 
@@ -92,18 +106,7 @@ def _tables(given: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _number(eps: Any) -> float:
     """Where it is no eps, any number does: the recipe's check says what is wrong with it."""
-    try:
-        found = float(Fraction(eps))
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        return 1.0
-    return found if found > 0 else 1.0
-
-
-def _kind(model: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether a model is random, and whether its activations are quantized."""
-    if isinstance(given := model.get("given"), dict):
-        return bool(given.get("stochastic")), bool(given.get("quantized"))
-    quantize = maps if isinstance(maps := model.get("quantize"), dict) else {}
-    name = quantize.get("activation")
-    named = isinstance(name, str) and name in QUANTIZERS and QUANTIZERS[name].random
-    return named or quantize.get("alpha") is not None, quantize.get("activation_bits") is not None
+    with contextlib.suppress(ValueError):
+        eps = eps_number(eps)
+        return float(eps) if POSITIVE.accepts(eps) else 1.0
+    return 1.0

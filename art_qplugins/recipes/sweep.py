@@ -16,9 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.domains import FINITE
+from art_qplugins.errors import InputError, at, did_you_mean, shown
+from art_qplugins.recipes.facts import idle
 
-__all__ = ["MAX_MODELS", "expand_sweep", "put"]
+__all__ = ["MAX_MODELS", "axes", "expand_sweep", "put"]
 
 #: A recipe with more models than this is probably a mistake.
 MAX_MODELS = 200
@@ -34,62 +36,86 @@ class _Variant:
     point: Point
 
 
+def axes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of each swept path; empty where there is no sweep.
+
+    :raises InputError: where it is no table, or a path is there twice.
+    """
+    found: dict[str, Any] = {}
+    for path, values in _flat(given.get("sweep", {})):
+        if path in found:
+            raise InputError(f"sweep.{path}: it is there twice, as one key and as tables; remove one")
+        found[path] = values
+    return found
+
+
 def expand_sweep(given: Tables) -> Tables:
     """``given`` with its ``[sweep]`` expanded; ``given`` itself where it has none.
 
     ``threat.eps`` (or ``eps``) sets the values of eps. ``seed`` trains every model once for each seed. These models are
     replicates of one another. Any other path begins with ``models.NAME`` and makes variants of that model.
 
-    :raises InputError: where a path does not exist, values are not a list, or there are too many models.
+    :raises InputError: where a path does not exist or changes nothing, values are not a list, or there are too many
+        models.
     """
     if "sweep" not in given:
         return given
-    axes = dict(_flat(given["sweep"]))
+    swept = axes(given)
+    if not swept:
+        raise InputError("sweep: it is empty; name a setting and its values, e.g. seed = [0, 1, 2], or leave it out")
     result = copy.deepcopy({k: v for k, v in given.items() if k != "sweep"})
-    for path, values in axes.items():
-        _check_values(path, values)
-    for path in [p for p in axes if p in ("eps", "threat.eps")]:
-        put(result, ["threat", "eps"], axes.pop(path), where=f"sweep.{path}")
+    for path, values in swept.items():
+        with at(f"sweep.{path}"):
+            _check_values(path, values)
+    for path in [p for p in swept if p in ("eps", "threat.eps")]:
+        with at(f"sweep.{path}"):
+            put(result, ["threat", "eps"], swept.pop(path))
     models = result.get("models")
     if not isinstance(models, list) or not all(isinstance(m, dict) and isinstance(m.get("name"), str) for m in models):
         return result  # later checks of the recipe report the error
-    _check_paths(axes, [m["name"] for m in models])
-    variants = _variants(models, axes)
+    _check_paths(swept, [m["name"] for m in models])
+    variants = _variants(models, swept)
+    _check_effect(variants)
     result["models"] = [v.table for each in variants.values() for v in each]
     _resolve(result, variants)
     return result
 
 
-def put(tables: Tables, path: Sequence[str], value: Any, *, where: str) -> None:
+def put(tables: Tables, path: Sequence[str], value: Any) -> None:
     """Set ``tables[a][b]... = value``. The path enters a list of tables by name or position. Missing tables are added.
 
-    :raises InputError: where the path does not exist. The message begins with ``where``.
+    :raises InputError: where the path does not exist.
     """
     *parents, last = path
     table: Any = tables
     for part in parents:
-        if isinstance(table, list):
-            named = {str(i): t for i, t in enumerate(table)}
-            for i, t in enumerate(table):
-                name = str(t.get("name", t.get("id", i))) if isinstance(t, dict) else str(i)
-                named.setdefault(name, t)  # the first of several with one id
-            if part not in named:
-                raise InputError(f"{where}: there is no {part!r}{did_you_mean(part, named)}")
-            table = named[part]
-        else:
-            table = table.setdefault(part, {})
+        table = _named_in(table, part) if isinstance(table, list) else table.setdefault(part, {})
         if not isinstance(table, (dict, list)):
-            raise InputError(f"{where}: {part!r} is a value, not a table")
+            raise InputError(f"{shown(part)} is a value, not a table")
     if isinstance(table, list):
-        raise InputError(f"{where}: name one of the list and a key of it, e.g. {'.'.join(path)}.KEY=value")
+        raise InputError(f"name one of the list and a key of it, e.g. {'.'.join(path)}.KEY=value")
     table[last] = value
+
+
+def _named_in(tables: Sequence[Any], part: str) -> Any:
+    """The table with this name, id or position."""
+    if part.isdecimal() and len(part) < 6 and int(part) < len(tables):
+        return tables[int(part)]
+    names = [str(t.get("name", t.get("id"))) if isinstance(t, dict) else "" for t in tables]
+    found = [table for table, name in zip(tables, names, strict=True) if name == part]
+    if not found:
+        raise InputError(f"there is no {shown(part)}{did_you_mean(part, [*names, *map(str, range(len(tables)))])}")
+    if len(found) > 1:
+        positions = [i for i, name in enumerate(names) if name == part]
+        raise InputError(f"{len(found)} are called {shown(part)}; write its position, one of {shown(positions)}")
+    return found[0]
 
 
 def _flat(sweep: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Flatten nested tables into dotted paths. TOML parses an unquoted dotted key as nested tables."""
     if not isinstance(sweep, Mapping):
         raise InputError(
-            f"sweep{prefix and '.' + prefix}: it is {sweep!r}; give a list of values, e.g. seed = [0, 1, 2]"
+            f"sweep{prefix and '.' + prefix}: it is {shown(sweep)}; give a list of values, e.g. seed = [0, 1, 2]"
         )
     for key, value in sweep.items():
         path = f"{prefix}.{key}" if prefix else str(key)
@@ -101,15 +127,19 @@ def _flat(sweep: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check_values(path: str, values: Any) -> None:
     if not isinstance(values, list) or not values:
-        raise InputError(f"sweep.{path}: it is {values!r}; give a list of values, e.g. [2, 3, 4]")
+        raise InputError(f"it is {shown(values)}; give a list of values, e.g. [2, 3, 4]")
+    seen: set[tuple[bool, Any]] = set()
     for value in values:
         if isinstance(value, (dict, list)):
-            raise InputError(f"sweep.{path}: {value!r} is no single value; sweep one setting at a time")
+            raise InputError(f"{shown(value)} is no single value; sweep one setting at a time")
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not FINITE.accepts(value):
+            raise InputError(f"{shown(value)} is no finite number")
         if path == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
-            raise InputError(f"sweep.seed: {value!r} is no whole number")
-    if len({repr(v) for v in values}) < len(values):
-        twice = next(v for i, v in enumerate(values) if v in values[:i])
-        raise InputError(f"sweep.{path}: {twice!r} is there twice; remove one")
+            raise InputError(f"{shown(value)} is no whole number")
+        same = (isinstance(value, bool), value)  # 2 and 2.0 are the same, 1 and true are not
+        if same in seen:
+            raise InputError(f"{shown(value)} is there twice; remove one")
+        seen.add(same)
 
 
 def _check_paths(axes: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -123,7 +153,11 @@ def _check_paths(axes: Mapping[str, Any], names: Sequence[str]) -> None:
                 f'e.g. "models.{names[0]}.quantize.activation_bits"'
             )
         if parts[1] not in names:
-            raise InputError(f"sweep.{path}: there is no model {parts[1]!r}{did_you_mean(parts[1], names)}")
+            raise InputError(f"sweep.{path}: there is no model {shown(parts[1])}{did_you_mean(parts[1], names)}")
+        if parts[2:] in (["name"], ["replicate_of"]):
+            raise InputError(f"sweep.{path}: a name changes nothing of a model; sweep another setting")
+        if parts[2:] == ["seed"] and "seed" in axes:
+            raise InputError(f"sweep.{path}: seed is swept for all models already; leave one out")
 
 
 def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> dict[str, list[_Variant]]:
@@ -150,6 +184,32 @@ def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> di
     return result
 
 
+def _check_effect(variants: Mapping[str, Sequence[_Variant]]) -> None:
+    """Refuse variants that differ in nothing but their names, and a swept setting that has no effect."""
+    for name, each in variants.items():
+        seen: dict[Any, _Variant] = {}
+        for variant in each:
+            without = {k: v for k, v in variant.table.items() if k not in ("name", "replicate_of")}
+            other = seen.setdefault(_frozen(without), variant)
+            if other is not variant:
+                path = next(p for p, value in variant.point.items() if other.point[p] != value)
+                one, two = shown(other.table["name"]), shown(variant.table["name"])
+                raise InputError(f"sweep.{path}: it changes nothing; {one} and {two} are the same model")
+            reasons = idle(variant.table)
+            for path in variant.point:
+                _, owner, *setting = (*path.split("."), "")
+                for i in range(1, len(setting)):
+                    if owner == name and (reason := reasons.get(".".join(setting[:i]))):
+                        raise InputError(f"sweep.{path}: it changes nothing, because {reason}")
+
+
+def _frozen(value: Any) -> Any:
+    """A value that can be a key. Equal tables give equal keys."""
+    if isinstance(value, dict):
+        return frozenset((key, _frozen(v)) for key, v in value.items())
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
 def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
     """Whether another seed makes another model. It does not if the weights are given, or come from an unswept base."""
     if model.get("checkpoint") is not None:
@@ -167,8 +227,9 @@ def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tab
             table["seed"] = value
             table["replicate_of"] = _named(model["name"], {k: v for k, v in point.items() if k != "seed"})
         elif key[1] == model["name"]:
-            put({"models": [table]}, key, value, where=f"sweep.{path}")
-    if bases is not None:
+            with at(f"sweep.{path}"):
+                put({"models": [table]}, ["models", "0", *key[2:]], value)
+    if bases is not None and table.get("base") == model.get("base"):
         table["base"] = next(b.table["name"] for b in bases if _agree(b.point, point))
     table["name"] = _named(model["name"], point)
     return table
@@ -183,7 +244,8 @@ def _named(name: str, point: Point) -> str:
             for n in range(1, len(words) + 1)
             if sum(p.split(".")[-n:] == words[-n:] for p in point) == 1
         )
-        name += f"-{short}={value:g}" if isinstance(value, float) else f"-{short}={value}"
+        exact = isinstance(value, float) and float(f"{value:g}") == value
+        name += f"-{short}={value:g}" if exact else f"-{short}={value}"
     return name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from art_qplugins import diagnostics
 from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.recipes.build import describe, training_warnings
-from art_qplugins.recipes.schema import AttackSettings, ModelSettings, Recipe
+from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSettings, Recipe
 
 __all__ = ["ModelUnderTest", "distinct", "plan"]
 
@@ -34,7 +34,8 @@ class ModelUnderTest:
 
 def plan(recipe: Recipe) -> tuple[list[ModelUnderTest], list[CellSpec]]:
     """Every cell of a recipe: first the clean ones, then its attacks, then the transfer matrix."""
-    models = [_model_under_test(recipe, model) for model in recipe.models_under_test]
+    claims = recipe.claims()
+    models = [_model_under_test(recipe, model, claims.get(model.name)) for model in recipe.models_under_test]
     cells = [model.clean for model in models]
     for attack in recipe.attacks:
         for model in recipe.attacked(attack):
@@ -47,12 +48,13 @@ def plan(recipe: Recipe) -> tuple[list[ModelUnderTest], list[CellSpec]]:
     return models, distinct(cells)
 
 
-def _model_under_test(recipe: Recipe, model: ModelSettings) -> ModelUnderTest:
-    found = recipe.claim_of(model)
+def _model_under_test(
+    recipe: Recipe, model: ModelSettings, claimed: tuple[ClaimSettings, AttackSettings] | None
+) -> ModelUnderTest:
     claim, accuracy = None, None
-    if found is not None:
-        claimed, attack = found
-        claim, accuracy = _cell(recipe, attack, model, claimed.eps), claimed.accuracy
+    if claimed is not None:
+        asked, attack = claimed
+        claim, accuracy = _cell(recipe, attack, model, asked.eps), asked.accuracy
     clean = diagnostics.clean_cell(
         model.name, norm=recipe.threat.norm, seed=recipe.seed, eps=claim.eps if claim else None
     )

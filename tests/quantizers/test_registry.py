@@ -191,15 +191,6 @@ def test_a_module_that_no_attack_could_undo_is_refused(foreign):
         quantize(ConvNet((1, 8, 8), 10), 2, activation="rounded")
 
 
-def test_what_nobody_chose_is_not_in_the_table():
-    assert {"activation", "options"}.isdisjoint(table(activation_bits=2))
-    assert table(activation="uniform", options={"a": 1}) | {} == {
-        **table(),
-        "activation": "uniform",
-        "options": {"a": 1},
-    }
-
-
 def test_the_default_is_never_another_packages(foreign):
     module = quantize(ConvNet((1, 8, 8), 10), 2)
     assert sum(isinstance(m, QuantReLU) for m in module.modules()) == 3

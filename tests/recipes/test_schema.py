@@ -103,14 +103,14 @@ BAD = [
     # numbers
     ([("threat", "eps", [0.1, -0.1])], "threat.eps"),
     ([("threat", "eps", [])], "threat.eps"),
-    ([("threat", "eps", [0.1, 0])], "threat.eps.1: input should be greater than 0 (it is 0)"),
-    ([("threat", "eps", [True])], "threat.eps: true and false only switch something on or off"),
-    ([("seed", True)], "seed: true and false only switch"),
-    ([("data", "limit", True)], "data.limit: true and false only switch"),
-    ([("models", 0, "train", "epochs", True)], "models.fp32.train.epochs: true and false only switch"),
+    ([("threat", "eps", [0.1, 0])], "threat.eps.1: it is 0; give a number above 0"),
+    ([("threat", "eps", [True])], "threat.eps.0: it is True; give a number above 0"),
+    ([("seed", True)], "seed: it is True; give a whole number of at least 0"),
+    ([("data", "limit", True)], "data.limit: it is True; give a whole number of at least 1"),
+    ([("models", 0, "train", "epochs", True)], "models.fp32.train.epochs: it is True; give a whole number"),
     (
         [("models", 1, "quantize", "activation_bits", True)],
-        "models.dq.quantize.activation_bits: true and false only switch",
+        "models.dq.quantize.activation_bits: it is True; give a whole number from 1 to 16",
     ),
     ([("attacks", 1, "options", "max_iter", True)], "attacks.art:pgd: art:pgd: option max_iter: it is True"),
     (
@@ -122,13 +122,13 @@ BAD = [
     ([("threat", "eps", [float("nan")])], "threat.eps"),
     ([("threat", "eps", ["8/0"])], """'8/0' is not a number; write e.g. 0.1 or "8/255\""""),
     ([("threat", "eps", ["a lot"])], "'a lot' is not a number"),
-    ([("threat", "eps", ["1e400"])], "'1e400' is not a number"),
+    ([("threat", "eps", ["1e400"])], "threat.eps.0: it is inf, above 1e+30; give a number above 0"),
     ([("threat", "eps", 0.1)], "threat.eps"),
     ([("data", "limit", 0)], "data.limit"),
     ([("batch_size", 0)], "batch_size"),
     ([("models", 1, "quantize", "activation_bits", 0)], "models.dq.quantize.activation_bits"),
     ([("models", 0, "train", "epochs", -1)], "models.fp32.train.epochs"),
-    ([("models", 0, "train", "epochs", "many")], "(it is 'many')"),
+    ([("models", 0, "train", "epochs", "many")], "models.fp32.train.epochs: it is 'many'; give a whole number"),
     ([("models", 3, "quantize", "alpha", 0.5)], "models.sq.quantize.alpha"),
     # what does not go together
     ([("models", 1, "name", "fp32")], "models.fp32: two models have this name; rename one"),
@@ -148,12 +148,12 @@ BAD = [
     ([("attacks", 3, "models", None)], "'sq' is stochastic and this attack is for deterministic models"),
     ([("attacks", 3, "models", None)], "use 'autoattack:rand' for 'sq'"),
     ([("attacks", 4, "models", ["fp32"])], "'fp32' is deterministic and this attack is for stochastic models"),
-    ([("threat", "norm", "L0")], "attacks.art:fgsm: art:fgsm has no norm L0; it has Linf, L2"),
+    ([("threat", {"norm": "L0", "eps": [1]})], "attacks.art:fgsm: art:fgsm has no norm L0; it has Linf, L2"),
     # how the budget is spent
     ([("strategy", "casacde")], "strategy: input should be 'matrix' or 'cascade' (it is 'casacde')"),
     ([("budget", {"gradient": 5})], "budget.gradient: unknown key; did you mean 'gradients'?"),
-    ([("budget", {"queries": -1})], "budget.queries: input should be greater than or equal to 0 (it is -1)"),
-    ([("grid", 1)], "grid: input should be greater than or equal to 2 (it is 1)"),
+    ([("budget", {"queries": -1})], "budget.queries: it is -1; give a number of at least 0"),
+    ([("grid", 1)], "grid: it is 1; give a whole number from 2 to 65536"),
     ([("transfer", {"attack": "art:pdg"})], "transfer: unknown attack 'art:pdg'; did you mean 'art:pgd'?"),
     (
         [("transfer", {"attack": "art:pgd", "models": ["dp", "mu"]})],
@@ -295,7 +295,7 @@ def test_a_suite_beside_a_wrong_table_is_one_line_too():
         ({"suite": "quik"}, "attacks.quik: unknown suite 'quik'; did you mean 'quick'?"),
         ({"suite": "quick", "options": {}}, "attacks.quick: a suite has its own options"),
         ({"suite": "quick", "models": ["dp"]}, "attacks.quick: unknown model 'dp'; did you mean 'dq'?"),
-        ({"suite": "standard", "eps": [0]}, "eps.0: input should be greater than 0 (it is 0)"),
+        ({"suite": "standard", "eps": [0]}, "eps.0: it is 0; give a number above 0"),
     ],
 )
 def test_a_wrong_suite_is_one_line(attack, expected):

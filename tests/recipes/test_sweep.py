@@ -161,9 +161,9 @@ def test_the_tables_given_stay_as_they_are():
         ({BITS: [[2]]}, f"sweep.{BITS}: [2] is no single value"),
         (
             {BITS: [2, 99]},
-            "models.dq-activation_bits=99.quantize.activation_bits: input should be less than or equal to 16",
+            "models.dq-activation_bits=99.quantize.activation_bits: it is 99; give a whole number from 1 to 16",
         ),
-        ({BITS: [True]}, "models.dq-activation_bits=True.quantize.activation_bits: true and false only switch"),
+        ({BITS: [True]}, "models.dq-activation_bits=True.quantize.activation_bits: it is True; give a whole number"),
         ({"seed": [0.5]}, "sweep.seed: 0.5 is no whole number"),
         ({"seed": list(range(MAX_MODELS))}, f"it makes more than {MAX_MODELS} models"),
         ({"sede": [1]}, "sweep.sede: sweep seed, threat.eps or a setting of a model"),
@@ -174,7 +174,7 @@ def test_the_tables_given_stay_as_they_are():
             {"models.dq.defences.orthogonal.options.beta": [1.0]},
             "there is no 'orthogonal'; did you mean 'orthogonality'?",
         ),
-        ({"eps": [0]}, "threat.eps.0: input should be greater than 0"),
+        ({"eps": [0]}, "threat.eps.0: it is 0; give a number above 0"),
     ],
 )
 def test_a_mistake_is_one_line(sweep, expected):

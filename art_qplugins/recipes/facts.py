@@ -1,0 +1,55 @@
+"""What the table of a model says, before the recipe is checked: its kind, and settings that have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from art_qplugins.quantizers import QUANTIZERS
+
+__all__ = ["idle", "kind"]
+
+
+def kind(model: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether a model is random, and whether its activations are quantized."""
+    if isinstance(given := model.get("given"), Mapping):
+        return bool(given.get("stochastic")), bool(given.get("quantized"))
+    quantize = _quantize(model)
+    name = quantize.get("activation")
+    named = isinstance(name, str) and name in QUANTIZERS and QUANTIZERS[name].random
+    return named or quantize.get("alpha") is not None, quantize.get("activation_bits") is not None
+
+
+def idle(model: Mapping[str, Any]) -> dict[str, str]:
+    """The settings in the table of a model that have no effect, each with the reason.
+
+    The key is the setting or the table that it is in, e.g. ``"quantize.mu_layers"`` or ``"train"``.
+    """
+    found = {f"quantize.{key}": reason for key, reason in _idle_maps(_quantize(model)).items()}
+    built = model.get("factory") is None and model.get("given") is None
+    if "draws" in model and built and not kind(model)[0]:
+        found["draws"] = "the model is not random"
+    train = model.get("train")
+    if model.get("checkpoint") is not None:
+        found |= {key: "the weights come from the checkpoint" for key in ("train", "defences") if model.get(key)}
+    elif isinstance(train, Mapping) and train.get("epochs") == 0:
+        settings = [f"train.{key}" for key in train if key != "epochs"]
+        settings += ["defences"] if model.get("defences") else []
+        found |= dict.fromkeys(settings, "train.epochs is 0")
+    return found
+
+
+def _idle_maps(quantize: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for key, value in quantize.items():
+        rows = [row for row in QUANTIZERS.values() if key in row.keys]
+        if value is None or not rows or any(row.is_on(quantize) for row in rows):
+            continue
+        missing = min(([k for k in row.switch if quantize.get(k) is None] for row in rows), key=len)
+        found[key] = f"{' and '.join(missing)} is not given"
+    return found
+
+
+def _quantize(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    table = model.get("quantize")
+    return table if isinstance(table, Mapping) else {}
