@@ -10,13 +10,30 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from art_qplugins._version import __version__
 from art_qplugins.errors import InputError
+from art_qplugins.files import short_name
+from art_qplugins.terminal.arguments import (
+    ADDRESS,
+    DOWNLOAD,
+    EXECUTOR,
+    OUT,
+    RECIPE,
+    ROOT,
+    SET,
+    WORKERS,
+    AnyPath,
+    given_options,
+)
 from art_qplugins.terminal.kinds import KINDS
+
+if TYPE_CHECKING:
+    from art_qplugins.recipes.schema import Recipe
+    from art_qplugins.runner.runner import Runner
 
 __all__ = ["main"]
 
@@ -31,47 +48,24 @@ def artq(log_level: str) -> None:
     logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
 
 
-_RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-_SET = click.option("--set", "changes", multiple=True, metavar="A.B=VALUE", help="Change one setting of the recipe.")
-_OUT = click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: results/NAME]")
-_ROOT = click.option("--data-root", help="The data folder.  [default: $ARTQ_DATA, else the platform's cache]")
-_DOWNLOAD = click.option("--download", is_flag=True, help="Fetch a missing data set.")
-_EXECUTOR = click.option(
-    "--executor",
-    type=click.Choice(["serial", "ray"]),
-    default="serial",
-    show_default=True,
-    help="Compute cells in this process, or on a Ray cluster.",
-)
-_WORKERS = click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Processes of --executor ray.  [default: one for every GPU, else for every core]",
-)
-_ADDRESS = click.option(
-    "--address", help="Address of a running Ray cluster, or auto.  [default: start one on this machine]", metavar="ADDR"
-)
-
-
 @artq.command()
-@_RECIPE
-@_OUT
-@_ROOT
-@_DOWNLOAD
-@_SET
+@RECIPE
+@OUT
+@ROOT
+@DOWNLOAD
+@SET
 @click.option(
     "--limit", type=click.IntRange(min=1), metavar="N", help="Attack N images; the same as --set data.limit=N."
 )
-@click.option("--dry-run", is_flag=True, help="Check the recipe, list its cells, and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Do what comes before training, list the cells, and write nothing.")
 @click.option("--log", metavar="tensorboard:DIR|mlflow:URI", help="Also send losses and accuracies to a tracker.")
-@_EXECUTOR
-@_WORKERS
-@_ADDRESS
+@EXECUTOR
+@WORKERS
+@ADDRESS
 def run(
     recipe: Path,
     out: Path | None,
-    data_root: str | None,
+    data_root: Path | None,
     download: bool,
     changes: tuple[str, ...],
     limit: int | None,
@@ -88,34 +82,28 @@ def run(
 
     settings, given = load_recipe(recipe, [*changes, *([f"data.limit={limit}"] if limit else [])])
     from art_qplugins.runner.plan import plan
-    from art_qplugins.runner.runner import Execution, Runner
     from art_qplugins.terminal.progress import LiveProgress
     from art_qplugins.terminal.results import show_plan, show_results
-    from art_qplugins.terminal.trackers import LoggedProgress
+    from art_qplugins.terminal.trackers import LoggedProgress, check_tracker
 
+    runner = _runner(settings, given, _folder(out, settings.name), data_root, download, **executor)
     if dry_run:
-        show_plan(settings, *plan(settings))
+        if log:
+            check_tracker(log)
+        show_plan(settings, *plan(settings), runner.prepare().warnings)
         return
-    folder = out or Path("results") / settings.name
     with LoggedProgress(log) if log else LiveProgress() as progress:
-        found = Runner(
-            settings,
-            asked=given,
-            out=folder,
-            data_root=data_root,
-            download=download,
-            execution=Execution(**executor),
-            progress=progress,
-        ).run()
+        runner.progress = progress
+        found = runner.run()
     show_results(found, progress)
     if found.results.status != "success":
         sys.exit(1)
 
 
 @artq.command()
-@click.argument("recipe", type=click.Path(path_type=Path), required=False)
+@click.argument("recipe", type=AnyPath(), required=False)
 @click.option("--model", metavar="MODULE:FACTORY", help="A function that returns a torch module, instead of a recipe.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights for --model, a .safetensors file.")
+@click.option("--checkpoint", type=AnyPath(), help="Weights for --model, a .safetensors file.")
 @click.option(
     "--data", default="digits", show_default=True, help="Data set for --model; 'artq ls datasets' lists them."
 )
@@ -127,10 +115,10 @@ def run(
 @click.option(
     "--claimed", type=float, help="Claimed accuracy for --model, in [0, 1].  [default: the accuracy under the attack]"
 )
-@_OUT
-@_ROOT
-@_DOWNLOAD
-@_SET
+@OUT
+@ROOT
+@DOWNLOAD
+@SET
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images.  [default: the recipe's, or 200]")
 @click.option(
     "--level",
@@ -144,14 +132,14 @@ def run(
     metavar="B",
     help="Gradient evaluations per image to spend.  [default: no limit]",
 )
-@_EXECUTOR
-@_WORKERS
-@_ADDRESS
+@EXECUTOR
+@WORKERS
+@ADDRESS
 def diagnose(
     recipe: Path | None,
     model: str | None,
     out: Path | None,
-    data_root: str | None,
+    data_root: Path | None,
     download: bool,
     changes: tuple[str, ...],
     limit: int | None,
@@ -169,6 +157,8 @@ def diagnose(
     """
     if (recipe is None) == (model is None):
         raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
+    if recipe is not None and (typed := given_options(list(about_model))):
+        raise InputError(f"{typed[0]} is for --model; change the recipe with --set A.B=VALUE")
     from art_qplugins.recipes.load import change, parse_recipe, read_tables, tables_about
 
     tables = read_tables(recipe) if recipe is not None else tables_about(str(model), **about_model)
@@ -178,21 +168,14 @@ def diagnose(
     if not settings.attacks:
         raise InputError(f"recipe {settings.name!r} claims nothing; add [claim] with an attack and an eps")
     from art_qplugins.report import read_run
-    from art_qplugins.runner.runner import Execution, Runner
     from art_qplugins.terminal.progress import LiveProgress
     from art_qplugins.terminal.results import show_diagnosis, show_results
 
-    folder = out or Path("results") / (str(model).replace(":", ".") if model else f"{settings.name}-diagnosis")
+    folder = _folder(out, str(model).replace(":", ".") if model else f"{settings.name}-diagnosis")
+    runner = _runner(settings, given, folder, data_root, download, executor=executor, workers=workers, address=address)
     with LiveProgress() as progress:
-        found = Runner(
-            settings,
-            asked=given,
-            out=folder,
-            data_root=data_root,
-            download=download,
-            execution=Execution(executor=executor, workers=workers, address=address),
-            progress=progress,
-        ).run()
+        runner.progress = progress
+        found = runner.run()
     written = read_run(folder)
     for result in found.models:
         show_diagnosis(result, written)
@@ -204,9 +187,9 @@ def diagnose(
 
 
 @artq.command()
-@click.argument("evidence", type=click.Path(path_type=Path))
+@click.argument("evidence", type=AnyPath())
 @click.option("--model", required=True, metavar="MODULE:FACTORY", help="A function that returns the torch module.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Its weights, a .safetensors file.")
+@click.option("--checkpoint", type=AnyPath(), help="Its weights, a .safetensors file.")
 def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
     """Evaluate a model again on the adversarial images in EVIDENCE of a diagnosis.
 
@@ -232,27 +215,44 @@ def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
 
 
 @artq.command()
-@_RECIPE
-@_OUT
-@_ROOT
-@_DOWNLOAD
-@_SET
-def train(recipe: Path, out: Path | None, data_root: str | None, download: bool, changes: tuple[str, ...]) -> None:
+@RECIPE
+@OUT
+@ROOT
+@DOWNLOAD
+@SET
+def train(recipe: Path, out: Path | None, data_root: Path | None, download: bool, changes: tuple[str, ...]) -> None:
     """Train only the models without a checkpoint."""
     from art_qplugins.recipes.load import load_recipe
 
     settings, given = load_recipe(recipe, changes)
-    from art_qplugins.runner.runner import Runner
     from art_qplugins.terminal.progress import LiveProgress
 
-    folder = out or Path("results") / settings.name
-    with LiveProgress() as progress:
-        runner = Runner(settings, asked=given, out=folder, data_root=data_root, download=download, progress=progress)
+    runner = _runner(settings, given, _folder(out, settings.name), data_root, download)
+    with LiveProgress() as runner.progress:
         click.echo(f"checkpoints: {runner.train()}")
 
 
+def _folder(out: Path | None, name: str) -> Path:
+    return out or Path("results") / short_name(name)
+
+
+def _runner(
+    settings: Recipe, given: dict[str, Any], folder: Path, data_root: Path | None, download: bool, **execution: Any
+) -> Runner:
+    from art_qplugins.runner.runner import Execution, Runner
+
+    return Runner(
+        settings,
+        asked=given,
+        out=folder,
+        data_root=None if data_root is None else str(data_root),
+        download=download,
+        execution=Execution(**execution),
+    )
+
+
 @artq.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=AnyPath())
 def report(folder: Path) -> None:
     """Write the report of a run's FOLDER again from its records."""
     from art_qplugins.report import write_report
@@ -262,8 +262,8 @@ def report(folder: Path) -> None:
 
 
 @artq.command()
-@click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("a", type=AnyPath())
+@click.argument("b", type=AnyPath())
 @click.option(
     "--fail-on",
     "limits",

@@ -32,11 +32,12 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def at(where: str) -> Iterator[None]:
-    """Prefix an :class:`InputError` with the place of what is wrong."""
+    """Prefix an :class:`InputError` with the place of what is wrong, where it does not begin with it."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        message = str(error)
+        raise InputError(message if message.startswith(where) else f"{where}: {message}") from None
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:

@@ -64,7 +64,15 @@ def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
     changed = {
         name: value for name, value in (("models", models), ("cells", cells)) if isinstance(results.get(name), list)
     }
-    return {**results, **changed}
+    return {**results, **changed, **_warnings(results)}
+
+
+def _warnings(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The warnings, of which records had a list in each model before."""
+    models = [m for m in _listed(results.get("models")) if isinstance(m, dict) and isinstance(m.get("warnings"), list)]
+    if not models or "warnings" in results:
+        return {}
+    return {"warnings": [f"{model.get('name')}: {line}" for model in models for line in model["warnings"]]}
 
 
 def _listed(value: Any) -> list[Any]:
@@ -72,7 +80,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _model(model: dict[str, Any]) -> dict[str, Any]:
-    renamed = dict(model)
+    renamed = {key: value for key, value in model.items() if key != "warnings"}
     if isinstance(model.get("findings"), list):
         renamed["findings"] = [_id(f, INDICATORS) for f in model["findings"]]
     if isinstance(model.get("steps"), list):

@@ -177,7 +177,6 @@ class ModelResult(Record):
     steps: list[Step] = []
     layer: Layer | None = None
     spent: Spent | None = None  # on all cells, including the diagnosis
-    warnings: list[str] = []  # what is wrong with how it was trained
     evidence: str | None = None  # file in the run's folder with the adversarial images that prove it
 
 
@@ -198,5 +197,6 @@ class Results(Record):
     spec: dict[str, Any]  # {"given": the recipe as written, "resolved": with every default filled in}
     data: dict[str, Any]  # {"name", "split", "n", "sha256", "classes", "shape"}
     environment: Environment
+    warnings: list[str] = []  # what is legal and surely a mistake, without full stops
     models: list[ModelResult]
     cells: list[Cell]

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Cell, Results
 from art_qplugins.files import locked, short_name, sweep, write_atomically
 
-__all__ = ["Memory", "Storage", "Store"]
+__all__ = ["Memory", "Storage", "Store", "check_folder"]
 
 
 class Storage(Protocol):
@@ -115,29 +116,10 @@ class Store:
                 raise InputError(
                     f"{self.folder}: another run is writing there; wait until it ends or choose another folder with --out"
                 )
-            self._check_same_recipe(recipe)
+            _check_same_recipe(self.folder, recipe)
             for folder in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
                 sweep(folder)
             yield
-
-    def _check_same_recipe(self, recipe: str) -> None:
-        """Refuse a folder of another recipe. Cells of the same recipe with other values may share the folder."""
-        path = self.folder / "results.json"
-        try:
-            found = json.loads(path.read_bytes())
-            version, name = found["schema_version"], found["spec"]["resolved"].get("name")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # missing or damaged: it will be written again
-        if version != SCHEMA_VERSION:
-            raise InputError(
-                f"{path}: its schema is {version!r} and this version writes {SCHEMA_VERSION}; "
-                "choose another folder with --out, or delete this one"
-            )
-        if name != recipe:
-            whose = "no recipe" if name is None else f"recipe {name!r}"
-            raise InputError(
-                f"{self.folder}: holds results of {whose}, and this is {recipe!r}; choose another folder with --out"
-            )
 
     def load(self, cell_id: str) -> Outcome | None:
         """The finished cell; ``None`` where it must be computed, also because a file is damaged or missing."""
@@ -200,6 +182,41 @@ class Store:
         """Write the rows cell by cell, so that only one cell's rows are in memory."""
         rows = (f"{row.model_dump_json()}\n".encode() for outcome in outcomes for row in outcome.samples())
         write_atomically(self.folder / "samples.jsonl", rows)
+
+
+def check_folder(folder: Path, recipe: str) -> None:
+    """Refuse a folder that cannot be a run's of the recipe with this name. Nothing is written.
+
+    :raises InputError: where something else is there, or no folder can be made there.
+    """
+    try:
+        found = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        fits = found.is_dir() and os.access(found, os.W_OK)
+    except (OSError, ValueError):  # a name that is too long, or that no file can have
+        fits = False
+    if not fits:
+        raise InputError(f"{folder}: cannot write there; choose another folder with --out")
+    _check_same_recipe(folder, recipe)
+
+
+def _check_same_recipe(folder: Path, recipe: str) -> None:
+    """Refuse a folder of another recipe. Cells of the same recipe with other values may share the folder."""
+    path = folder / "results.json"
+    try:
+        found = json.loads(path.read_bytes())
+        version, name = found["schema_version"], found["spec"]["resolved"].get("name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return  # missing or damaged: it will be written again
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{path}: its schema is {version!r} and this version writes {SCHEMA_VERSION}; "
+            "choose another folder with --out, or delete this one"
+        )
+    if name != recipe:
+        whose = "no recipe" if name is None else f"recipe {name!r}"
+        raise InputError(
+            f"{folder}: holds results of {whose}, and this is {recipe!r}; choose another folder with --out"
+        )
 
 
 def _packed(**arrays: NDArray[Any]) -> bytes:

@@ -18,9 +18,9 @@ from art_qplugins.data import Dataset
 from art_qplugins.defences import DEFENCES
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.training import train
-from art_qplugins.errors import InputError
+from art_qplugins.errors import InputError, at
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.files import printable, safe_name
+from art_qplugins.files import printable, short_name
 from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models import MODELS
 from art_qplugins.models.ensemble import StochasticEnsemble
@@ -32,7 +32,19 @@ from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 from art_qplugins.recipes.stored import check_stored, remember_maps, weight_maps_of
 
-__all__ = ["build_estimators", "build_models", "describe", "estimator_for", "trained_module", "training_warnings", "with_factories"]
+__all__ = [
+    "build_estimators",
+    "build_models",
+    "describe",
+    "estimator_for",
+    "loaded",
+    "seed_of",
+    "trained_module",
+    "training_defences",
+    "training_warnings",
+    "untrained",
+    "with_factories",
+]
 
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {
@@ -99,13 +111,11 @@ def build_models(
     for settings in recipe.models:
         if settings.name in models:
             continue
-        module = _blank(settings, data, _seed(recipe, settings))
         if settings.checkpoint is not None:
-            description = load_checkpoint(settings.checkpoint, module)
-            check_stored(settings, description, data)
-            remember_maps(module, description)
+            module = loaded(settings, data, seed_of(recipe, settings))
         else:
-            path = checkpoints / f"{safe_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
+            module = _blank(settings, data, seed_of(recipe, settings))
+            path = checkpoints / f"{short_name(settings.name)}-{_key(recipe, settings, data, models)}.safetensors"
             # The description is written last, so an interrupted training has none and starts again.
             if path.with_suffix(".json").exists():
                 remember_maps(module, load_checkpoint(path, module))
@@ -161,8 +171,29 @@ def training_warnings(settings: ModelSettings) -> list[str]:
         return [f"nothing says that {printable(settings.checkpoint or '')} are weights of this model"]
     if not settings.trained or settings.checkpoint is not None or settings.train.epochs == 0:
         return []
-    found = (defence.warning(settings.train.weight_decay) for defence in _defences(settings))
+    found = (defence.warning(settings.train.weight_decay) for defence in training_defences(settings))
     return [warning for warning in found if warning is not None]
+
+
+def loaded(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
+    """The network with the weights of its checkpoint."""
+    module = _blank(settings, data, seed)
+    description = load_checkpoint(str(settings.checkpoint), module)
+    check_stored(settings, description, data)
+    remember_maps(module, description)
+    return module
+
+
+def untrained(settings: ModelSettings, data: Dataset, seed: int, models: Mapping[str, nn.Module]) -> nn.Module:
+    """The network as its training begins: with the weights of its base, and with the maps on them as parametrizations."""
+    module = _blank(settings, data, seed)
+    if settings.base is not None:
+        _start_from(module, settings, models[settings.base])
+    weight_maps = weight_maps_of(settings.model_dump()["quantize"])
+    if weight_maps is not None:
+        with at(f"models.{settings.name}.quantize"):
+            module = quantize(module, **weight_maps, trainable=True)
+    return module
 
 
 def _blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
@@ -186,32 +217,26 @@ def _train(
     device: torch.device,
     progress: TrainingProgress | None,
 ) -> nn.Module:
-    module = _blank(settings, data, _seed(recipe, settings))
-    if settings.base is not None:
-        _start_from(module, settings, models[settings.base])
-    weight_maps = weight_maps_of(settings.model_dump()["quantize"])
-    if weight_maps is not None:
-        try:
-            module = quantize(module, **weight_maps, trainable=True)
-        except InputError as error:
-            raise InputError(f"models.{settings.name}.quantize: {error}") from None
+    module = untrained(settings, data, seed_of(recipe, settings), models)
     if settings.train.epochs > 0:
         train(
             module.to(device),
             data,
-            _defences(settings),
+            training_defences(settings),
             **settings.train.model_dump(),
-            seed=_seed(recipe, settings),
+            seed=seed_of(recipe, settings),
             progress=None if progress is None else lambda *done: progress(settings.name, *done),
         )
     return bake(module)
 
 
-def _defences(settings: ModelSettings) -> list[Defence]:
+def training_defences(settings: ModelSettings) -> list[Defence]:
+    """The defences that shape the training of a model."""
     return [DEFENCES[d.name].load()(**DEFENCES[d.name].resolve(d.options)) for d in settings.defences]
 
 
-def _seed(recipe: Recipe, settings: ModelSettings) -> int:
+def seed_of(recipe: Recipe, settings: ModelSettings) -> int:
+    """The seed of a model's training."""
     return recipe.seed if settings.seed is None else settings.seed
 
 
@@ -255,7 +280,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping[str, nn.Module]) -> str:
     shaping = settings.model_dump(mode="json", exclude=_NOT_TRAINING)
     base = None if settings.base is None else fingerprint(models[settings.base])
-    content = [shaping, base, data.sha256, _seed(recipe, settings), __version__, torch.__version__, _training_code()]
+    content = [shaping, base, data.sha256, seed_of(recipe, settings), __version__, torch.__version__, _training_code()]
     content += [str(plugin) for plugin in packages_of_model(recipe, settings)]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 

@@ -131,7 +131,7 @@ def _check_options(
 
 def _check_kind(where: str, attack: str, model: ModelSettings) -> None:
     entry = ATTACKS[attack]
-    if model.given is not None or model.stochastic is None:  # the kind of a given network is not known
+    if entry.models == "any" or model.given is not None or model.stochastic is None:  # a factory's network may be any
         return
     if entry.models == ("deterministic" if model.stochastic else "stochastic"):
         kind = "stochastic" if model.stochastic else "deterministic"

@@ -280,7 +280,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def troubles(results: Results) -> list[str]:
-    """What a reader must know before any number: what is unfinished, what failed, what defeats a defence."""
+    """What a reader must know before any number: what is unfinished, what failed, what is surely a mistake."""
     failed = [cell for cell in results.cells if cell.status == "error"]
     notes = []
     # A finished run with a failed cell also has the status "error". It has models.
@@ -290,7 +290,7 @@ def troubles(results: Results) -> list[str]:
         which = "; ".join(f"{_where(cell)}: {cell.error_line}" for cell in failed[:_NAMED])
         more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         notes.append(f"{len(failed)} of {len(results.cells)} cells failed and count in no number: {which}{more}.")
-    return notes + [f"{model.name}: {warning}." for model in results.models for warning in model.warnings]
+    return notes + [f"{warning}." for warning in results.warnings]
 
 
 def suites(results: Results) -> list[str]:

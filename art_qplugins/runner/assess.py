@@ -57,7 +57,6 @@ def assess_model(
     at = {(norm, eps) for name, norm, eps in covered if name == model.name}
     update = {
         "spent": Spent(gradients=spent.gradients, queries=spent.queries),
-        "warnings": list(model.warnings),
         "robust": _with_covered(result.robust, outcomes, at),
     }
     if claimed is not None and claimed.ok:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from art_qplugins import diagnostics
 from art_qplugins.evaluation.cell import CellSpec, images_key
-from art_qplugins.recipes.build import describe, training_warnings
+from art_qplugins.recipes.build import describe
 from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSettings, Recipe
 
 __all__ = ["ModelUnderTest", "distinct", "plan"]
@@ -18,7 +18,6 @@ __all__ = ["ModelUnderTest", "distinct", "plan"]
 class ModelUnderTest:
     """A model of a run, and the claim about it.
 
-    :param warnings: what is wrong with how it is trained.
     :param clean: its cell without an attack.
     :param claim: the cell of the claimed attack.
     :param claimed_accuracy: the claimed number, if it differs from the accuracy of the claimed cell.
@@ -29,7 +28,6 @@ class ModelUnderTest:
     clean: CellSpec
     claim: CellSpec | None
     claimed_accuracy: float | None = None
-    warnings: Sequence[str] = ()
 
 
 def plan(recipe: Recipe) -> tuple[list[ModelUnderTest], list[CellSpec]]:
@@ -58,7 +56,7 @@ def _model_under_test(
     clean = diagnostics.clean_cell(
         model.name, norm=recipe.threat.norm, seed=recipe.seed, eps=claim.eps if claim else None
     )
-    return ModelUnderTest(model.name, describe(model), clean, claim, accuracy, training_warnings(model))
+    return ModelUnderTest(model.name, describe(model), clean, claim, accuracy)
 
 
 def _cell(recipe: Recipe, attack: AttackSettings, model: ModelSettings, eps: float) -> CellSpec:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 from art_qplugins.evaluation.outcome import Outcome
 
 __all__ = ["Progress"]
 
+logger = logging.getLogger(__name__)
+
 
 class Progress:
-    """Receives the progress of a run and ignores it. Subclasses show it, such as the bars of the command line."""
+    """Receives the progress of a run and logs its warnings. Subclasses show it, such as the bars of the command line."""
+
+    def warn(self, lines: Sequence[str]) -> None:
+        """Called once, before training, with what is legal in the recipe and surely a mistake."""
+        for line in lines:
+            logger.warning("%s", line)
 
     def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
         """Called after each epoch, counted from 1, with its mean loss."""

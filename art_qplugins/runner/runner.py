@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from art_qplugins.data import Dataset, check_splits, load
+from art_qplugins.data import Dataset
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.devices import resolve_device
@@ -20,15 +20,17 @@ from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.executor import Executor, Serial
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.evaluation.scheduler import Scheduler
-from art_qplugins.evaluation.store import Memory, Storage, Store
+from art_qplugins.evaluation.store import Memory, Storage, Store, check_folder
 from art_qplugins.evaluation.strategy import Attacks
 from art_qplugins.recipes.build import build_estimators, trained_module, with_factories
 from art_qplugins.recipes.packages import packages_of
+from art_qplugins.recipes.rehearse import rehearse
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.report import write_report
 from art_qplugins.runner.assess import assess_model
 from art_qplugins.runner.environment import environment
 from art_qplugins.runner.plan import plan
+from art_qplugins.runner.prepare import Images, Prepared, prepare
 from art_qplugins.runner.progress import Progress
 from art_qplugins.runner.run import Run
 
@@ -79,8 +81,8 @@ class Runner:
         progress: Progress | None = None,
     ) -> None:
         self.recipe, self.asked, self.out = recipe, dict(asked or {}), out
-        self.given, self.data = dict(estimators or {}), data
-        self.data_root, self.download = data_root, download
+        self.given = dict(estimators or {})
+        self.images = Images(given=data, root=data_root, download=download)
         self.execution, self.progress = execution, progress or Progress()
         for model in recipe.models:
             if (model.given is not None) != (model.name in self.given):
@@ -91,6 +93,15 @@ class Runner:
                 )
                 raise InputError(f"models.{model.name}: {found}; see art_qplugins.evaluate")
 
+    def prepare(self) -> Prepared:
+        """Get ready for a run without training or writing: what a dry run does. Its warnings are those of a run.
+
+        :raises InputError: where the run would raise it before it trains.
+        """
+        if self.out is not None:
+            check_folder(self.out, self.recipe.name)
+        return prepare(self.recipe, self.images, self.given)
+
     def train(self) -> Path:
         """Train the models and return the folder of their checkpoints.
 
@@ -99,8 +110,11 @@ class Runner:
         store = self._storage()
         if store.folder is None:
             raise InputError("train: give a folder for the checkpoints")
+        data = self.images.split(self.recipe, "train")
+        ready = with_factories(self.recipe, data, self.given)
+        self.progress.warn(rehearse(self.recipe, data, ready))
         with _threads(self.recipe.threads):
-            self._build(self._split("train"), store, self.given)
+            self._build(data, store, ready)
         return store.folder / "checkpoints"
 
     def run(self) -> Run:
@@ -109,22 +123,18 @@ class Runner:
             there.
         """
         recipe = self.recipe
-        train = self._split("train") if any(m.trained for m in recipe.models) else None
-        whole = self.data or self._split("test")
-        if train is not None:
-            check_splits(train, whole)
-        used = whole if recipe.data.limit is None else whole.take(recipe.data.limit, seed=recipe.data.seed)
-        ready = with_factories(recipe, used, self.given)  # their code is tried before anything is written
+        prepared = self.prepare()
+        self.progress.warn(prepared.warnings)
         store = self._storage()
         with store.alone(recipe.name), _threads(recipe.threads):
-            draft = _draft(recipe, self.asked, used, whole)
+            draft = _draft(recipe, self.asked, prepared)
             if not store.has_results:
                 store.write_results(draft)  # earlier results stay until this run has results
             attacks: Attacks | None = None
             try:
-                estimators = self._build(train or used, store, ready)
-                evaluator = evaluator_of(recipe, estimators, used)
-                with self._executor(evaluator, store, whole) as executor:
+                estimators = self._build(prepared.train, store, prepared.ready)
+                evaluator = evaluator_of(recipe, estimators, prepared.used)
+                with self._executor(evaluator, store, prepared.whole) as executor:
                     scheduler = Scheduler(evaluator, store, self.progress, executor, grid=recipe.grid)
                     models, cells = plan(recipe)
                     claims = [model.claim for model in models if model.claim is not None]
@@ -145,13 +155,6 @@ class Runner:
 
     def _storage(self) -> Storage:
         return Memory() if self.out is None else Store(self.out)
-
-    def _split(self, split: Literal["train", "test"]) -> Dataset:
-        if self.recipe.data.given:
-            raise InputError(
-                "data: only test images were given, and a model of the recipe is to be trained; name a data set"
-            )
-        return load(self.recipe.data.name, split, root=self.data_root, download=self.download)
 
     def _build(
         self, data: Dataset, store: Storage, ready: Mapping[str, QuantizedClassifier]
@@ -178,11 +181,11 @@ class Runner:
         from art_qplugins.evaluation.ray import GivenJob, Job, RayExecutor, RecipeJob
 
         job: Job
-        if self.given or self.data is not None or store.folder is None:
+        if self.given or self.images.given is not None or store.folder is None:
             job = GivenJob(evaluator)
         else:
             modules = {name: trained_module(estimator) for name, estimator in evaluator.estimators.items()}
-            job = RecipeJob.of(self.recipe, modules, store.folder / "checkpoints", data.sha256, self.data_root)
+            job = RecipeJob.of(self.recipe, modules, store.folder / "checkpoints", data.sha256, self.images.root)
         workers, address = self.execution.workers, self.execution.address
         with RayExecutor(job, workers=workers, address=address, threads=self.recipe.threads) as ray:
             yield ray
@@ -197,8 +200,9 @@ class Runner:
         return Run(results, outcomes, store, report)
 
 
-def _draft(recipe: Recipe, asked: Mapping[str, Any], used: Dataset, whole: Dataset) -> Results:
+def _draft(recipe: Recipe, asked: Mapping[str, Any], prepared: Prepared) -> Results:
     """The records before any cell is computed."""
+    used, whole = prepared.used, prepared.whole
     return Results(
         status="started",
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -213,6 +217,7 @@ def _draft(recipe: Recipe, asked: Mapping[str, Any], used: Dataset, whole: Datas
             "shape": list(used.shape),
         },
         environment=environment(resolve_device("gpu"), recipe.threads, packages_of(recipe)),
+        warnings=prepared.warnings,
         models=[],
         cells=[],
     )

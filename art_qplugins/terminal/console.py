@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from typing import TextIO, cast
 
 from rich.console import Console
 
-__all__ = ["STYLES", "console", "number", "spaced"]
+__all__ = ["STYLES", "console", "number", "show_warnings", "spaced"]
 
 STYLES = {"MASKED": "bold red", "INVALID": "bold red", "SUSPECT": "yellow", "NOT_REFUTED": "green"}
 
@@ -53,3 +54,9 @@ def number(value: object) -> str:
 def spaced(text: str) -> str:
     """``text`` with plain spaces, at which every terminal can break lines."""
     return text.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def show_warnings(screen: Console, lines: Iterable[str]) -> None:
+    """What is legal in a recipe and surely a mistake."""
+    for line in lines:
+        screen.print(f"warning: {line}", markup=False, soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell
 from art_qplugins.report import words
 from art_qplugins.runner.progress import Progress
-from art_qplugins.terminal.console import console
+from art_qplugins.terminal.console import console, show_warnings
 
 __all__ = ["LiveProgress"]
 
@@ -51,6 +52,9 @@ class LiveProgress(Progress):
 
     def __exit__(self, *exception: Any) -> None:
         self._bars.stop()
+
+    def warn(self, lines: Sequence[str]) -> None:
+        show_warnings(self.console, lines)
 
     def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
         task = self._tasks.get(model)

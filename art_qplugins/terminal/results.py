@@ -15,7 +15,7 @@ from art_qplugins.evaluation.compare import Comparison
 from art_qplugins.evaluation.records import Finding, Interval, ModelResult
 from art_qplugins.report import Run as Written
 from art_qplugins.report import steps, words
-from art_qplugins.terminal.console import STYLES, console, number, spaced
+from art_qplugins.terminal.console import STYLES, console, number, show_warnings, spaced
 from art_qplugins.terminal.progress import LiveProgress
 
 if TYPE_CHECKING:
@@ -25,30 +25,41 @@ if TYPE_CHECKING:
 __all__ = ["show_comparison", "show_diagnosis", "show_plan", "show_replay", "show_results"]
 
 
-def show_plan(recipe: Any, models: Sequence[Any], cells: Sequence[Any]) -> None:
-    """Show the models and cells of a recipe."""
+#: Number of rows of a table of a plan. Nobody reads more, and a table of thousands takes a minute.
+_ROWS = 200
+
+
+def show_plan(recipe: Any, models: Sequence[Any], cells: Sequence[Any], warnings: Iterable[str] = ()) -> None:
+    """Show the models and cells of a recipe, and what is surely a mistake in it."""
     screen = console()
-    table = Table("model", "what it is", box=None, pad_edge=False)
-    for model in models:
-        table.add_row(model.name, model.description)
-    screen.print(table)
-    _show_warnings(screen, models)
+    _show_rows(screen, ("model", "what it is"), [(model.name, model.description) for model in models])
+    show_warnings(screen, warnings)
     screen.print()
-    table = Table("model", "attack", "crafted on", "eps", "why", box=None, pad_edge=False)
     grouped: dict[tuple[Any, ...], list[float]] = {}
     for cell in cells:
         options = {} if cell.role == "clean" else cell.options
         attack = "\n  ".join([cell.attack, *(f"{name} = {number(value)}" for name, value in options.items())])
         grouped.setdefault((cell.model, attack, cell.source, cell.role), []).append(cell.eps)
-    for (model, attack, source, role), budgets in grouped.items():
-        table.add_row(*map(escape, (model, attack, source, " ".join(map(words.eps, budgets)), role)))
-    screen.print(table)
+    rows = [
+        (model, attack, source, " ".join(map(words.eps, budgets)), role)
+        for (model, attack, source, role), budgets in grouped.items()
+    ]
+    _show_rows(screen, ("model", "attack", "crafted on", "eps", "why"), rows)
     if recipe.suite_notes:
         screen.print()
     for note in recipe.suite_notes:
         screen.print(f"{note}.", markup=False)
     images = "all" if recipe.data.limit is None else str(recipe.data.limit)
-    screen.print(f"\n{len(cells)} cells on {images} images of {recipe.data.name}; nothing was run.")
+    screen.print(f"\n{len(cells)} cells on {images} images of {recipe.data.name}; nothing was run.", markup=False)
+
+
+def _show_rows(screen: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(*heads, box=None, pad_edge=False)
+    for row in rows[:_ROWS]:
+        table.add_row(*map(escape, row))
+    screen.print(table)
+    if len(rows) > _ROWS:
+        screen.print(f"and {len(rows) - _ROWS} rows more")
 
 
 def show_results(run: Run, progress: LiveProgress) -> None:
@@ -68,17 +79,9 @@ def show_results(run: Run, progress: LiveProgress) -> None:
     budget = next((m.claim for m in results.models if m.claim.eps is not None), None)
     if budget is not None:
         screen.print(f"{budget.norm} eps = {budget.eps:.4g}, n = {results.models[0].n}, [95 % intervals]", markup=False)
-    _show_warnings(screen, results.models)
     failed = sum(c.status == "error" for c in results.cells)
     screen.print(f"\n{progress.computed} cells computed, {progress.reused} reused, {failed} failed.")
     screen.print(f"report: {run.report}", soft_wrap=True)
-
-
-def _show_warnings(screen: Console, models: Iterable[Any]) -> None:
-    """What is wrong with how models are trained. Models of a plan and of records have the same two attributes."""
-    for model in models:
-        for warning in model.warnings:
-            screen.print(f"warning: {model.name}: {warning}", markup=False, soft_wrap=True)
 
 
 def show_diagnosis(model: ModelResult, run: Written) -> None:

@@ -10,7 +10,7 @@ from art_qplugins.errors import InputError
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.terminal.progress import LiveProgress
 
-__all__ = ["LoggedProgress"]
+__all__ = ["LoggedProgress", "check_tracker"]
 
 
 class LoggedProgress(LiveProgress):
@@ -22,9 +22,8 @@ class LoggedProgress(LiveProgress):
 
     def __init__(self, log: str) -> None:
         super().__init__()
+        check_tracker(log)
         tracker, _, target = log.partition(":")
-        if tracker not in _TRACKERS or not target:
-            raise InputError(f"--log {log}: write tensorboard:FOLDER or mlflow:URI")
         try:
             self._scalar, self._close = _TRACKERS[tracker](target)
         except ImportError:
@@ -46,6 +45,13 @@ class LoggedProgress(LiveProgress):
         if cell.accuracy is not None and cell.role != "probe":  # a diagnosis attacks only images that are still robust
             threat = "" if cell.eps == 0 else f"/{cell.norm} {cell.eps:.3g}"
             self._scalar(f"{cell.model}/{cell.label}{threat}", cell.accuracy, self.reused + self.computed)
+
+
+def check_tracker(log: str) -> None:
+    """:raises InputError: where ``log`` names no tracker."""
+    tracker, _, target = log.partition(":")
+    if tracker not in _TRACKERS or not target or "\0" in target:
+        raise InputError(f"--log {log}: write tensorboard:FOLDER or mlflow:URI")
 
 
 _Tracker = tuple[Callable[[str, float, int], None], Callable[[], None]]

@@ -14,10 +14,9 @@ from art_qplugins import quantize, train
 from art_qplugins.defences.decay import WEIGHT_DECAY, parameter_groups
 from art_qplugins.defences.lipschitz import Orthogonality, stationary_singular_value
 from art_qplugins.models.wide_resnet import WideResNet
-from art_qplugins.recipes.build import build_models
+from art_qplugins.recipes.build import build_models, training_warnings
 from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.recipes.schema import Training
-from art_qplugins.runner.plan import plan
 
 IMAGES = torch.rand(20, 1, 8, 8), torch.arange(20) % 10
 
@@ -57,7 +56,7 @@ def test_python_and_recipes_share_a_default_that_leaves_the_penalty_its_force():
     assert defaults["weight_decay"] == settings.weight_decay == WEIGHT_DECAY == 5e-4
     assert defaults["decay_norm_and_bias"] is settings.decay_norm_and_bias is True
     assert stationary_singular_value(Orthogonality().beta, WEIGHT_DECAY) > 0.9
-    assert not any(subject.warnings for subject in plan(parse_recipe(recipe()))[0])
+    assert not any(training_warnings(model) for model in parse_recipe(recipe()).models)
 
 
 @pytest.mark.parametrize(("beta", "weight_decay"), [(0.05, 0.0), (0.05, 0.02), (0.05, 0.05), (0.02, 0.03), (0.05, 0.2)])
@@ -137,14 +136,15 @@ def test_the_plan_warns_of_it(artq, tmp_path):
     )
     status, out, _ = artq("run", path, "--dry-run")
     assert status == 0
-    assert out.count("warning: ") == 1 and f"warning: dq: {WARNING}" in out
+    assert out.count(WARNING) == 1 and f"warning: dq: {WARNING}" in out
+    assert "warning: later: defences has no effect, because train.epochs is 0" in out
 
 
 def test_the_records_and_the_report_warn_of_it(tmp_path):
     with pytest.warns(UserWarning, match=WARNING):
         found = art_qplugins.run(recipe(5e-3), out=tmp_path)
-    assert [len(model.warnings) for model in found.models] == [1]
+    assert len(found.results.warnings) == 1
     again = art_qplugins.run(recipe(5e-3), out=tmp_path)  # trained before
-    assert again.models[0].warnings == found.models[0].warnings
+    assert again.results.warnings == found.results.warnings
     for name in ("report.html", "results.md"):
         assert f"dq: {WARNING}" in (tmp_path / name).read_text(), name

@@ -1,0 +1,121 @@
+"""Tries the networks and attacks of a recipe on its images, without training: what a run could not do is refused before it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from art_qplugins.attacks import ATTACKS
+from art_qplugins.data import Dataset
+from art_qplugins.errors import InputError, at
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.foreign import foreign
+from art_qplugins.models import MODELS
+from art_qplugins.quantizers import bake
+from art_qplugins.recipes.build import loaded, seed_of, trained_module, training_defences, training_warnings, untrained
+from art_qplugins.recipes.checks import doubts
+from art_qplugins.recipes.schema import ModelSettings, Recipe
+
+__all__ = ["rehearse"]
+
+
+def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassifier]) -> list[str]:
+    """Build each network once, load its checkpoint, start its defences, and ask it for the logits of one image.
+
+    :param data: images of any split.
+    :param ready: the models that are not built here, by name.
+    :return: warnings: what is legal and surely a mistake, a line each, without its full stop.
+    :raises InputError: where a network or an attack cannot be had, in one line that names it.
+    """
+    for name in dict.fromkeys([a.id for a in recipe.attacks] + ([recipe.transfer.attack] if recipe.transfer else [])):
+        with at("attacks"):
+            ATTACKS[name].require()
+            ATTACKS[name].require_classes(data.nb_classes)
+    found = [*doubts(recipe), *_too_wide(recipe, data.shape)]
+    bases = {settings.base for settings in recipe.models}
+    networks = {name: trained_module(estimator) for name, estimator in ready.items() if name in bases}
+    tried: set[str] = set()
+    for settings in recipe.models:
+        if settings.name in ready:
+            continue
+        found += [f"{settings.name}: {line}" for line in training_warnings(settings)]
+        key = _structure(recipe, settings, networks)
+        if key in tried and settings.name not in bases:
+            continue
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            network = _try(recipe, settings, data, networks)
+        found += [f"{settings.name}: {w.message}" for w in caught if w.category is UserWarning and key not in tried]
+        tried.add(key)
+        if settings.name in bases:
+            networks[settings.name] = network
+    return list(dict.fromkeys(found))
+
+
+def _try(recipe: Recipe, settings: ModelSettings, data: Dataset, networks: Mapping[str, nn.Module]) -> nn.Module:
+    """The network as it is before any training, with the weights of its checkpoint, or with weights of 0."""
+    where = f"models.{settings.name}"
+    with _placed(where, settings), torch.random.fork_rng(devices=[]):
+        seed = seed_of(recipe, settings)
+        if settings.checkpoint is not None:
+            network = loaded(settings, data, seed)
+        else:
+            network = untrained(settings, data, seed, networks)
+            if settings.train.epochs > 0:
+                for defence in training_defences(settings):
+                    defence.start(network)
+                    defence.finish(network)
+        network.eval()
+        with torch.no_grad():
+            logits = network(torch.zeros(1, *data.shape))
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (1, data.nb_classes):
+        raise InputError(
+            f"{where}: its network gives {shape} for one image; it must give logits {(1, data.nb_classes)}"
+        )
+    bake(network)
+    if settings.checkpoint is None:  # what starts from it will have trained weights, which nobody knows yet
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
+    return network
+
+
+@contextlib.contextmanager
+def _placed(where: str, settings: ModelSettings) -> Iterator[None]:
+    """Within, whatever a network or a defence raises is an :class:`InputError` that names the model."""
+    plugin = MODELS[settings.architecture.name].plugin
+    with at(where):
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception:
+            with foreign(where, package="" if plugin is None else plugin.package):
+                raise
+
+
+def _structure(recipe: Recipe, settings: ModelSettings, networks: Mapping[str, nn.Module]) -> str:
+    """What decides whether a network can be built. Two models that share it are tried once."""
+    shaping: dict[str, Any] = settings.model_dump(include={"architecture", "quantize", "defences", "checkpoint"})
+    base = None if settings.base is None else id(networks[settings.base])
+    mapped = settings.quantize is not None and settings.quantize.mu is not None
+    seed = seed_of(recipe, settings) if mapped and base is None else None  # the mapping limits the first weights
+    return repr((shaping, base, settings.train.epochs > 0, seed))
+
+
+def _too_wide(recipe: Recipe, shape: tuple[int, int, int]) -> Iterator[str]:
+    """An eps within which every image lies. In Linf it is refused, whatever the images are."""
+    norm, values = recipe.threat.norm, math.prod(shape)
+    diameter = {"L0": values // shape[0], "L1": values, "L2": math.sqrt(values), "Linf": 1}[norm]
+    several = [*recipe.threat.eps, *(e for a in recipe.attacks for e in a.eps or [])]
+    several += (recipe.transfer.eps or []) if recipe.transfer else []
+    for eps in dict.fromkeys(several):
+        if not eps <= diameter:
+            yield f"eps {eps:g} in {norm} allows every image, because no two images {shape} are further apart than {diameter:g}"

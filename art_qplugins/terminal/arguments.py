@@ -1,0 +1,53 @@
+"""Arguments and options that several commands share. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from art_qplugins.files import as_path
+
+__all__ = ["ADDRESS", "DOWNLOAD", "EXECUTOR", "OUT", "RECIPE", "ROOT", "SET", "WORKERS", "AnyPath", "given_options"]
+
+
+class AnyPath(click.Path):
+    """A path that a file or folder can have. Whether something is there is not looked at."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """:raises InputError: for an empty path and for one that no file can have."""
+        where = "" if param is None else f"{param.opts[-1]} "
+        return as_path(value, where=where, hint="give another path")
+
+
+RECIPE = click.argument("recipe", type=AnyPath())
+SET = click.option("--set", "changes", multiple=True, metavar="A.B=VALUE", help="Change one setting of the recipe.")
+OUT = click.option("--out", type=AnyPath(), help="Folder for the results.  [default: results/NAME]")
+ROOT = click.option(
+    "--data-root", type=AnyPath(), help="The data folder.  [default: $ARTQ_DATA, else the platform's cache]"
+)
+DOWNLOAD = click.option("--download", is_flag=True, help="Fetch a missing data set.")
+EXECUTOR = click.option(
+    "--executor",
+    type=click.Choice(["serial", "ray"]),
+    default="serial",
+    show_default=True,
+    help="Compute cells in this process, or on a Ray cluster.",
+)
+WORKERS = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes of --executor ray.  [default: one for every GPU, else for every core]",
+)
+ADDRESS = click.option(
+    "--address", help="Address of a running Ray cluster, or auto.  [default: start one on this machine]", metavar="ADDR"
+)
+
+
+def given_options(names: list[str]) -> list[str]:
+    """Those of the current command's options that were typed, e.g. ``["--eps"]``."""
+    context = click.get_current_context()
+    typed = click.core.ParameterSource.COMMANDLINE
+    return [f"--{name}" for name in names if context.get_parameter_source(name) is typed]
