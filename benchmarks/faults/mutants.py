@@ -105,8 +105,13 @@ class Sources:
                 places.setdefault((path, mutant.start, mutant.stop), []).append(mutant)
         draw = random.Random(seed)
         drawn = (draw.choice(places[place]) for place in draw.sample(sorted(places), len(places)))
-        python = (mutant for mutant in drawn if mutant.is_python(self.texts[mutant.path]))
-        return [mutant for mutant, _ in zip(python, range(n), strict=False)]
+        chosen: dict[tuple[str, ...], Mutant] = {}
+        for mutant in drawn:
+            if len(chosen) == n:
+                break
+            if mutant.is_python(self.texts[mutant.path]):
+                chosen.setdefault((mutant.path, *self.change(mutant)), mutant)
+        return list(chosen.values())
 
     def again(self, records: Sequence[Record]) -> list[Mutant]:
         """The mutants of the records' survivors, where the line is still there."""
@@ -173,7 +178,8 @@ def _record(
 ) -> Record:
     code, told, seconds = end
     before, after = sources.change(mutant)
-    status = {"0": "survived", "timeout": "timeout"}.get(code, "killed")
+    # 5: the mutant took away the parameters of its tests, which nobody would notice
+    status = {"0": "survived", "5": "survived", "timeout": "timeout"}.get(code, "killed")
     by = next(iter(told.get("failed", [])), "the time limit" if code == "timeout" else "the import")
     record = {"file": mutant.path, "line": mutant.line, "operator": mutant.operator, "before": before, "after": after}
     record |= {"status": status} | ({} if status == "survived" else {"by": by})
