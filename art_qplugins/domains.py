@@ -93,17 +93,20 @@ class Number:
 
     def __str__(self) -> str:
         noun = "a whole number" if self.whole else "a number"
+        return f"{noun} {self.span}" if self.span else "a finite number"
+
+    @property
+    def span(self) -> str:
+        """The ends in words; "" where it has none."""
         first, last = f"{self.low:.10g}", f"{self.high:.10g}"
         bounded = self.high < (MOST if self.whole else LARGEST)
-        if self.low <= -LARGEST and not bounded:
-            return "a finite number"
-        if not bounded:
-            return f"{noun} above {first}" if self.above else f"{noun} of at least {first}"
         if self.low <= -LARGEST:
-            return f"{noun} below {last}" if self.below else f"{noun} of at most {last}"
+            return "" if not bounded else f"below {last}" if self.below else f"of at most {last}"
+        if not bounded:
+            return f"above {first}" if self.above else f"of at least {first}"
         if self.whole:
-            return f"{noun} from {first} to {last}"
-        return f"{noun} in {'(' if self.above else '['}{first}, {last}{')' if self.below else ']'}"
+            return f"from {first} to {last}"
+        return f"in {'(' if self.above else '['}{first}, {last}{')' if self.below else ']'}"
 
 
 @dataclass(frozen=True)

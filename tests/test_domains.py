@@ -30,6 +30,7 @@ from art_qplugins.domains import (
     Maybe,
     Number,
     OneOf,
+    Rule,
     check,
     domain_of,
 )
@@ -119,6 +120,15 @@ def test_a_domain_holds_what_its_words_say(domain, inside, outside):
 )
 def test_the_words_of_a_domain(domain, words):
     assert str(domain) == words
+
+
+def test_a_rule_is_checked_where_its_settings_are_known():
+    rule = Rule(("low", "high"), lambda low, high: low < high, "a low below high")
+    for values in ({"low": 1, "high": 2}, {"low": 1}, {"low": 1, "high": None}, {}):
+        rule.check("where", values)
+    for high in (1, math.nan):
+        with pytest.raises(InputError, match=f"^where: low is 1 and high is {high}; give a low below high$"):
+            rule.check("where", {"low": 1, "high": high})
 
 
 def test_numbers_of_numpy_become_numbers_of_python():

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from art_qplugins.domains import Flag, Maybe, Number, Option
 from art_qplugins.registry import Entry, Registry
 from art_qplugins.terminal.console import console, number
 from art_qplugins.terminal.kinds import KINDS
@@ -69,7 +70,15 @@ def _package(entry: Entry) -> Iterable[str]:
 
 def _options(entry: Entry) -> Iterable[str]:
     if entry.options:
-        yield "options: " + ", ".join(f"{k} = {'auto' if v is None else v}" for k, v in entry.defaults.items())
+        yield "options: " + ", ".join(f"{name} = {_option(option)}" for name, option in entry.options.items())
+
+
+def _option(option: Option) -> str:
+    """The default, and the domain without the words that the default implies."""
+    domain = option.domain.domain if isinstance(option.domain, Maybe) else option.domain
+    words = domain.span if isinstance(domain, Number) else "" if isinstance(domain, Flag) else str(domain)
+    default = "auto" if option.default is None else str(option.default)
+    return f"{default} ({words})" if words else default
 
 
 def _list_attacks(attacks: Iterable[Attack], screen: Console) -> None:

@@ -187,9 +187,9 @@ def test_a_librarys_warning_becomes_a_note_of_the_cell(caplog):
         ({"attack_id": "pgd"}, ["unknown attack 'pgd'", "art:pgd"]),
         ({"attack_id": "torchattacks:autoattack"}, ["unknown attack 'torchattacks:autoattack'"]),
         ({"options": {"max_iters": 3}}, ["art:pgd", "'max_iters'", "did you mean 'max_iter'"]),
-        ({"options": {"max_iter": "3"}}, ["art:pgd", "max_iter is '3'", "20"]),
-        ({"options": {"max_iter": 2.5}}, ["max_iter is 2.5"]),
-        ({"options": {"max_iter": True}}, ["max_iter is True"]),
+        ({"options": {"max_iter": "3"}}, ["art:pgd", "max_iter: it is '3'", "from 1"]),
+        ({"options": {"max_iter": 2.5}}, ["max_iter: it is 2.5"]),
+        ({"options": {"max_iter": True}}, ["max_iter: it is True"]),
         ({"threat": Threat("L0", 3)}, ["art:pgd has no norm L0", "Linf, L2"]),
     ],
 )

@@ -13,8 +13,10 @@ from art_qplugins.attacks.catalogue import Attack
 from art_qplugins.attacks.catalogue.artq import KINDS
 from art_qplugins.domains import Number, Option, domain_of
 from art_qplugins.errors import shown
+from art_qplugins.evaluation.cell import cell_id
 from art_qplugins.quantizers.surrogates import SURROGATES
 from art_qplugins.recipes.load import parse_recipe
+from art_qplugins.runner.plan import plan
 
 #: In no domain of any option, whatever its default.
 ODD = [
@@ -224,6 +226,23 @@ def test_a_recipe_is_refused_before_it_runs(given, words):
     with pytest.raises(InputError) as caught:
         parse_recipe(given)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("artq:surrogates", "kinds", (["leaky"], ["leaky", "tanh"])),
+        ("artq:bits", "bits", ([2], [2, 4])),
+        ("artq:joint", "weights", ([0.5], [0.25, 0.5])),
+    ],
+)
+def test_options_that_are_lists_are_planned_and_name_cells(name, option, values):
+    given = recipe(name)
+    given["attacks"] = [{"id": name, "options": {option: value}} for value in (*values, values[0])]
+    _, cells = plan(parse_recipe(given))
+    assert [cell.options.get(option) for cell in cells] == [None, *values]
+    ids = {cell_id(cell, target="t", source="s", data="d", batch_size=8) for cell in cells}
+    assert len(ids) == len(cells)
 
 
 def test_a_row_of_another_package_with_bare_defaults_keeps_working():

@@ -201,7 +201,7 @@ ROWS: list[Attack] = [
         "newtonfool",
         "NewtonFool",
         "Newton steps on the probability of the class",
-        {"max_iter": 100, "eta": Option(0.01, Number(1e-4, 100))},
+        {"max_iter": 100, "eta": Option(0.01, Number(1e-3, 1))},
         norms=("L2",),
         probabilities=True,
         minimum_norm=True,

@@ -42,8 +42,8 @@ DOMAINS: Mapping[str, Domain] = {
     "nb_restarts": count(1000),
     "num_random_init": count(1000),
     "num_trial": count(100_000),
-    "overshoot": Number(1e-6, 1),
-    "p_init": Number(0, 1, above=True, below=True),
+    "overshoot": Number(1e-6, 0.5),
+    "p_init": Number(0, 0.85, above=True),  # a square that is smaller than an 8x8 image
     "rel_eps_step": Number(1e-6, 10),
     "repeats": count(100_000),
     "stepsize": _STEP,
