@@ -22,6 +22,7 @@ __all__ = [
     "FINITE",
     "FLAG",
     "FRACTION",
+    "MOST",
     "NOT_NEGATIVE",
     "PATH",
     "POSITIVE",

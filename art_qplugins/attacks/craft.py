@@ -107,7 +107,7 @@ def craft(
         its library is not installed.
     """
     attack = ATTACKS[attack_id]
-    resolved = attack.check(options or {}, threat, estimator.nb_classes)
+    resolved = attack.check(options or {}, threat, estimator.nb_classes, x.shape[1:])
     attack.require()
     if start is not None and not attack.takes_start:
         raise InputError(f"{attack.name} takes no start; leave start out, or use artq:apgd-margin")

@@ -180,6 +180,28 @@ def test_an_eps_in_l0_is_a_whole_number_of_pixels(eps):
     ATTACKS["artq:clean"].check({}, Threat("L0", 0))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "threat", "words"),
+    [
+        (
+            "art:simba",
+            {"freq_dim": 9},
+            Threat("L2", 1.0),
+            "freq_dim is 9 and side is 8; give a freq_dim of at most the side",
+        ),
+        ("art:zoo", {"nb_parallel": 65}, Threat("L2", 1.0), "nb_parallel is 65 and values is 64"),
+        ("torchattacks:onepixel", {}, Threat("L0", 65), "eps is 65 pixels in L0; give a whole number from 1 to 64"),
+    ],
+)
+def test_settings_fit_the_images_where_these_are_known(name, options, threat, words):
+    row = ATTACKS[name]
+    row.check(options, threat)
+    row.check(options, threat, shape=(1, 9, 9))
+    with pytest.raises(InputError) as caught:
+        row.check(options, threat, shape=(1, 8, 8))
+    assert words in str(caught.value)
+
+
 def test_the_norm_and_the_number_of_classes_are_checked_with_the_options():
     with pytest.raises(InputError, match="art:bim has no norm L2; it has Linf"):
         ATTACKS["art:bim"].check({}, Threat("L2", 1.0))

@@ -95,6 +95,13 @@ ROWS: list[Attack] = [
             "nb_parallel": Option(64, count(10_000)),
             "variable_h": Option(1e-4, Number(1e-6, 0.1)),
         },
+        rules=[
+            Rule(
+                ("nb_parallel", "values"),
+                lambda tried, values: tried <= values,
+                "an nb_parallel of at most the values of an image",
+            )
+        ],
         norms=("L2",),
         # Resizing and importance sampling need images of at least 32x32, and ART mixes up the images of a batch.
         fixed={"use_resize": False, "use_importance": False, "batch_size": 1},
@@ -106,7 +113,14 @@ ROWS: list[Attack] = [
         "simba",
         "SimBA",
         "random search along the cosine basis",
-        {"max_iter": 3000, "epsilon": Option(0.1, Number(1e-3, 1)), "freq_dim": Option(4, count(1000))},
+        {"max_iter": 3000, "epsilon": Option(0.1, Number(0.01, 0.5)), "freq_dim": Option(4, count(1000))},
+        rules=[
+            Rule(
+                ("freq_dim", "side"),
+                lambda frequencies, side: frequencies <= side,
+                "a freq_dim of at most the side of the images",
+            )
+        ],
         norms=("L2",),
         fixed={"batch_size": 1},
         labels="one-hot",

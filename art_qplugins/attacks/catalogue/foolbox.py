@@ -11,7 +11,7 @@ from functools import partial
 from art_qplugins.attacks.catalogue.libraries import FOOLBOX
 from art_qplugins.attacks.catalogue.options import ITERATIVE, count
 from art_qplugins.attacks.catalogue.row import Attack, attack_of, refused_attack_of
-from art_qplugins.domains import Number, Option, Rule
+from art_qplugins.domains import Maybe, Number, Option, Rule
 
 __all__ = ["ROWS"]
 
@@ -48,7 +48,7 @@ ROWS: list[Attack] = [
         "sparse-l1",
         "SparseL1DescentAttack",
         "steps in the values with the largest gradients",
-        {**ITERATIVE, "quantile": Option(0.99, Number(0, 1))},
+        {"max_iter": 20, "rel_eps_step": Option(None, Maybe(Number(1e-6, 1))), "quantile": Option(0.99, Number(0, 1))},
         norms=("L1",),
         cost=(20, 21),
     ),
@@ -64,7 +64,7 @@ ROWS: list[Attack] = [
         "fmn",
         "LInfFMNAttack L2FMNAttack L1FMNAttack L0FMNAttack",
         "fast minimum norm: the allowed distance shrinks after a success and grows after a failure",
-        {"max_iter": _TWO, "max_stepsize": Option(1.0, Number(1e-3, 100)), "gamma": _GAMMA},
+        {"max_iter": _TWO, "max_stepsize": Option(1.0, Number(0.01, 100)), "gamma": _GAMMA},
         norms=_ALL,
         minimum_norm=True,
         scale_free=True,

@@ -67,8 +67,8 @@ RULES: tuple[Rule, ...] = (
 ITERATIVE: Mapping[str, Any] = {"max_iter": 20, "rel_eps_step": None}
 
 
-def option_of(name: str, given: Any) -> Option:
-    """``given``, or the option with this default and the shared domain of its name."""
-    if isinstance(given, Option):
+def option_of(name: str, given: Any) -> Any:
+    """``given``. A bare default becomes an option with the shared domain of its name, where there is one."""
+    if isinstance(given, Option) or name not in DOMAINS:
         return given
     return Option(given, Maybe(DOMAINS[name]) if given is None else DOMAINS[name])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from art_qplugins.attacks.catalogue.libraries import LIBRARIES, Library
 from art_qplugins.attacks.catalogue.options import COUNTED, RULES, option_of
-from art_qplugins.domains import COUNT, Option, Rule
+from art_qplugins.domains import COUNT, MOST, Number, Option, Rule
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry
 from art_qplugins.threat import Threat
@@ -171,18 +172,29 @@ class Attack(Entry):
             raise InputError(f"{self.name} cannot be chosen: {self.refused}")
         return super().resolve(options, **known)
 
-    def check(self, options: Mapping[str, Any], threat: Threat, nb_classes: int | None = None) -> dict[str, Any]:
+    def check(
+        self,
+        options: Mapping[str, Any],
+        threat: Threat,
+        nb_classes: int | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
         """The resolved options of an attack within ``threat``.
 
         :param nb_classes: of the model, where it is known.
+        :param shape: (C, H, W) of the images, where it is known.
         :raises InputError: where the options do not fit together, the threat or the number of classes.
         """
         known = {"norm": threat.norm, "eps": threat.eps, "classes": nb_classes}
+        if shape is not None:
+            known |= {"side": min(shape[1:]), "values": math.prod(shape)}
         resolved = self.resolve(options, **known)
         if threat.norm not in self.norms:
             raise InputError(f"{self.name} has no norm {threat.norm}; it has {', '.join(self.norms)}")
-        if threat.norm == "L0" and self.needs != "nothing" and not (threat.eps >= 1 and threat.eps % 1 == 0):
-            raise InputError(f"{self.name}: eps is {threat.eps!r} pixels in L0; give a whole number of at least 1")
+        if threat.norm == "L0" and self.needs != "nothing":
+            most = MOST if shape is None else math.prod(shape[1:])
+            if not (threat.eps % 1 == 0 and 1 <= threat.eps <= most):
+                raise InputError(f"{self.name}: eps is {threat.eps!r} pixels in L0; give {Number(1, most, whole=True)}")
         if nb_classes is not None:
             self.require_classes(nb_classes)
         return resolved
