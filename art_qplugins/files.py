@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -37,6 +38,10 @@ __all__ = [
     "write_atomically",
 ]
 
+#: The names of devices on Windows, with any suffix.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+#: The end of a shortened name. A name that ends so is shortened too, so that it is not that of another.
+_HASHED = re.compile(r"-[0-9a-f]{10}$")
 #: Suffix of incomplete files. Their names begin with a dot.
 _PART = ".part"
 
@@ -308,9 +313,15 @@ def safe_name(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """``name`` if it is a valid file name, else its beginning and a hash. Different names stay different."""
+    """``name`` if it is a file name everywhere, else its beginning and a hash. Different names stay different.
+
+    What it gives has at most 80 bytes, leads out of no folder, is not hidden, and is no name that Windows reserves. Only
+    names that differ in capital letters alone may be one file, where the file system ignores them.
+    """
     safe = safe_name(name)
-    if safe == name and len(safe.encode()) <= 80:
+    plain = safe == name and name.isascii() and 0 < len(name) <= 80 and name[0] not in ".-" and name[-1] != "."
+    if plain and not _RESERVED.match(name) and not _HASHED.search(name):
         return name
-    begin = safe.encode()[:60].decode(errors="ignore")
-    return f"{begin}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    begin = safe.encode()[:60].decode(errors="ignore").lstrip(".-")
+    begin = f"_{begin}" if _RESERVED.match(begin) else begin or "name"
+    return f"{begin}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:10]}"

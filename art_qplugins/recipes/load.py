@@ -6,6 +6,7 @@ Every error is one :class:`InputError` line that names the place in the recipe a
 from __future__ import annotations
 
 import copy
+import os
 import sys
 import typing
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
+from art_qplugins.files import as_path, printable, read_text
 from art_qplugins.recipes.checks import check_recipe
 from art_qplugins.recipes.schema import Recipe, Settings
 from art_qplugins.recipes.suites import expand_suites
@@ -29,6 +31,8 @@ else:
 __all__ = ["change", "load_recipe", "parse_recipe", "read_tables", "shipped_recipes", "tables_about"]
 
 _SHIPPED = files("art_qplugins.recipes")
+#: The size of the largest recipe in bytes. One of 5,000 models has less than 1 MiB.
+_LARGEST = 2**26
 #: The deepest nesting of tables and lists. No recipe needs half of it.
 _DEEPEST = 20
 
@@ -53,19 +57,22 @@ def read_tables(path: Path) -> dict[str, Any]:
 
     :param path: path of a file, or the name of a recipe that comes with this package.
     """
-    shipped = _SHIPPED / f"{path}.toml"
-    by_name = path.name == str(path) and not path.is_file() and shipped.is_file()
+    path = as_path(path, hint="give the path of a TOML file")
+    by_name = str(path) in shipped_recipes() and not os.path.isfile(path)
+    text = (_SHIPPED / f"{path}.toml").read_text(encoding="utf-8") if by_name else _text(path)
     try:
-        return _tables((shipped if by_name else path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if path.parent.is_dir() else []
+        return _tables(text)
+    except ValueError as error:
+        raise InputError(f"{printable(path)}: not TOML: {error}") from None
+
+
+def _text(path: Path) -> str:
+    if not os.path.lexists(path):  # which is also false where the name is too long
+        near = [str(p) for p in sorted(path.parent.glob("*.toml"))] if os.path.isdir(path.parent) else []
         hint = did_you_mean(str(path), [*near, *shipped_recipes()])
         more = "" if hint.endswith("?") else ", or give the path of a TOML file"
-        raise InputError(f"{path}: no such recipe{hint}{more}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not TOML: {error}") from None
+        raise InputError(f"{printable(path)}: no such recipe{hint}{more}")
+    return read_text(path, most=_LARGEST, hint="give the path of a TOML file")
 
 
 def _tables(text: str) -> dict[str, Any]:

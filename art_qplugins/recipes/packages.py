@@ -17,18 +17,26 @@ __all__ = ["packages_of", "packages_of_model"]
 
 def packages_of(recipe: Recipe) -> list[Plugin]:
     """All other packages of a recipe, sorted."""
-    found = {plugin for model in recipe.models for plugin in packages_of_model(recipe, model)}
+    found = {plugin for model in recipe.models for plugin in _of(_rows_of_model(model))}
     return sorted(found | set(_of(_rows(recipe))))
 
 
 def packages_of_model(recipe: Recipe, model: ModelSettings) -> list[Plugin]:
-    """The other packages of a model: of its architecture, quantizers and defences, and of its base."""
+    """The other packages of a model: of its architecture, quantizers and defences, and of its bases."""
+    found = set(_of(_rows_of_model(model)))
+    if model.base is not None:
+        by_name = {m.name: m for m in recipe.models}
+        while model.base is not None:  # it is above in the recipe
+            model = by_name[model.base]
+            found |= set(_of(_rows_of_model(model)))
+    return sorted(found)
+
+
+def _rows_of_model(model: ModelSettings) -> list[Entry]:
     if not model.trained:
         return []
     rows: list[Entry] = [MODELS[model.architecture.name], *(DEFENCES[defence.name] for defence in model.defences)]
-    rows += [] if model.quantize is None else model.quantize.quantizers
-    base = [m for m in recipe.models if m.name == model.base]
-    return sorted({*_of(rows), *(plugin for m in base for plugin in packages_of_model(recipe, m))})
+    return rows + ([] if model.quantize is None else list(model.quantize.quantizers))
 
 
 def _rows(recipe: Recipe) -> Iterator[Entry]:

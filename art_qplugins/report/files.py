@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import zipfile
 import zlib
 from collections import defaultdict
@@ -106,16 +104,6 @@ def _first(error: ValidationError) -> str:
 
 def _line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-def slug(name: str) -> str:
-    """A file name for ``name``. It is safe on every system, and different for different names.
-
-    >>> slug("dq-2bit")
-    'dq-2bit'
-    """
-    safe = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:48]
-    return safe if safe == name else f"{safe or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def write_text(path: Path, text: str) -> Path:

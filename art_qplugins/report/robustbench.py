@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator
 
 from art_qplugins.evaluation.records import Cell, ModelResult
+from art_qplugins.files import short_name
 from art_qplugins.report import select, words
-from art_qplugins.report.files import Run, slug
+from art_qplugins.report.files import Run
 
 #: Leaderboards by data set: the number of images, and eps for each norm.
 _BOARDS = {
@@ -25,7 +26,9 @@ _ATTACK = "autoattack:standard"
 def entries(run: Run) -> dict[str, str]:
     """JSON by file name: ``robustbench.json`` for one accepted model, else a ``robustbench-NAME.json`` for each."""
     fit = [(model, cell) for model in run.results.models if (cell := _cell(model, run)) and not obstacles(model, run)]
-    names = ["robustbench.json"] if len(fit) == 1 else [f"robustbench-{slug(model.name)}.json" for model, _ in fit]
+    names = (
+        ["robustbench.json"] if len(fit) == 1 else [f"robustbench-{short_name(model.name)}.json" for model, _ in fit]
+    )
     return {name: _entry(model, cell, run) for name, (model, cell) in zip(names, fit, strict=True)}
 
 

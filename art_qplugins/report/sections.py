@@ -14,8 +14,9 @@ from typing import cast
 
 from markupsafe import Markup
 
+from art_qplugins.files import short_name
 from art_qplugins.registry import Entry, Registry
-from art_qplugins.report.files import Run, slug
+from art_qplugins.report.files import Run
 from art_qplugins.report.fragment import checked
 
 __all__ = ["SECTIONS", "Section", "ShownSection", "sections"]
@@ -60,7 +61,7 @@ def sections(run: Run) -> list[ShownSection]:
 
 
 def _show(section: Section, run: Run) -> ShownSection | None:
-    anchor = f"section-{slug(section.name)}"
+    anchor = f"section-{short_name(section.name)}"
     package = "" if section.plugin is None else str(section.plugin)
     html, failure = None, ""
     try:

@@ -394,7 +394,7 @@ def test_a_recipe_that_is_not_there_names_its_neighbour(path):
     [
         (b"name = ", "not TOML"),
         (b"name = 'a'\nname = 'b'", "not TOML"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "no UTF-8 text"),
         (b"", "name: field required"),
     ],
 )

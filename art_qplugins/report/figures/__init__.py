@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.records import ModelResult, Results
+from art_qplugins.files import short_name
 from art_qplugins.report import select
 from art_qplugins.report.figures import bars, bits, curves, histograms, transfer
 from art_qplugins.report.figures.svg import to_svg
-from art_qplugins.report.files import Run, slug
+from art_qplugins.report.files import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ def _bars(model: ModelResult, results: Results) -> Drawing | None:
     cells = select.attacks(model, results)
     if not cells:
         return None
-    return _drawing(f"attacks-{slug(model.name)}", bars.bars_alt(model, cells), bars.attack_bars(model, cells))
+    return _drawing(f"attacks-{short_name(model.name)}", bars.bars_alt(model, cells), bars.attack_bars(model, cells))
 
 
 def _margins(model: ModelResult, run: Run) -> Drawing | None:
@@ -82,7 +83,7 @@ def _margins(model: ModelResult, run: Run) -> Drawing | None:
     if not values:
         return None
     alt, figure = histograms.margins_alt(model, values), histograms.margin_histogram(values)
-    return _drawing(f"margins-{slug(model.name)}", alt, figure)
+    return _drawing(f"margins-{short_name(model.name)}", alt, figure)
 
 
 def _gradients(model: ModelResult, run: Run) -> Drawing | None:
@@ -90,7 +91,7 @@ def _gradients(model: ModelResult, run: Run) -> Drawing | None:
     if not values:
         return None
     alt, figure = histograms.gradients_alt(model, values), histograms.gradient_histogram(values)
-    return _drawing(f"gradients-{slug(model.name)}", alt, figure)
+    return _drawing(f"gradients-{short_name(model.name)}", alt, figure)
 
 
 def _drawing(name: str, alt: str, figure: Figure) -> Drawing:
