@@ -23,6 +23,7 @@ import json
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=_CACHE / "records.jsonl", metavar="FILE.jsonl")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="the table goes there too")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no child stays
 
     sources = Sources(_HERE.parents[1], arguments.module)
     version, same = fingerprint(sources.root), equivalent()
