@@ -123,7 +123,7 @@ REFUSED = {
     "mu-nan": (["models.fp32.quantize={mu=nan}"], "mu"),
     "learning-rate-nan": (["models.fp32.train.learning_rate=nan"], "learning_rate"),
     "weight-decay-nan": (["models.fp32.train.weight_decay=nan"], "weight_decay"),
-    "vgg-on-8x8": (["models=[{name='v', architecture={name='vgg16'}}]"], "vgg16"),
+    "vgg-on-8x8": (["models=[{name='v', architecture={name='vgg16'}}]"], "models.v"),
     "missing-npz": (["data={name='npz:nowhere.npz'}"], "nowhere.npz"),
     "missing-folder": (["data={name='folder:nowhere'}"], "nowhere"),
     "part-of-a-pixel": (["threat={norm='L0', eps=[0.5]}", attack("art:jsma")], "eps"),
@@ -306,7 +306,7 @@ def test_diagnose_knows_every_listed_attack(attack):
         ("..x:f", "..x:f"),
         ("my_net:", "my_net:"),
         ("my_net:a.b", "my_net:a.b"),
-        ("\x00:f", "--model"),
+        ("\x00:f", "model"),
         ("my net:f", "my net"),
         ("my_slip:f", "my_slip.py"),
         ("my_syntax:f", "my_syntax"),
@@ -316,7 +316,7 @@ def test_diagnose_knows_every_listed_attack(attack):
         ("my_net:raises", "my_net.py"),
         ("my_net:leaves", "my_net"),
         ("my_net:sys", "my_net:sys"),
-        ("x" * 5000 + ":f", "--model"),
+        ("x" * 5000 + ":f", "model"),
     ],
 )
 @pytest.mark.parametrize("command", ["diagnose", "replay"])
