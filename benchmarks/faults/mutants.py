@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ MODULES = [
 ]
 _HERE = Path(__file__).parent
 _CACHE = _HERE / ".mutants"
+_FIRST = 5.0  # seconds of the tests that run first: most mutants end there, and few files are imported
 _SLOWER, _EXTRA = 4.0, 30.0  # the time limit of a mutant: so many times that of its tests, and so many seconds
 Record = dict[str, Any]
 
@@ -138,53 +139,65 @@ def equivalent() -> set[tuple[str, str, str]]:
 
 def results(todo: list[Mutant], sources: Sources, arguments: argparse.Namespace) -> Iterator[Record]:
     """A record for each mutant as it is finished, until the time is over. The map of the tests is not in that time."""
-    waiting, at_work = list(reversed(todo)), dict[int, tuple[Mutant, list[str], int]]()
+    waiting = list(reversed(todo))
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies = [Copy(sources.root, Path(folder) / str(n)) for n in range(arguments.workers)]
         warm_up(copies[0])
         reach = Reach.measured(copies[0], _CACHE / f"reach-{fingerprint(sources.root)}.json")
         print(
-            f"{len(reach.seconds)} tests; without a mutant these fail and are left out: {reach.failed or 'none'}",
+            f"{len(reach.seconds)} tests; these fail without a mutant, and are left out: {reach.failed or 'none'}",
             flush=True,
         )
         deadline = time.monotonic() + 60 * arguments.minutes
+        trials: dict[Copy, Generator[None, None, Record]] = {}
         try:
-            while at_work or (waiting and time.monotonic() < deadline):
-                for n, copy in enumerate(copies):
-                    if copy.busy and (end := copy.finished()):
-                        mutant, tests, reaching = at_work.pop(n)
-                        copy.write(mutant.path, sources.texts[mutant.path])
-                        yield _record(mutant, sources, end, len(tests), reaching)
-                    while not copy.busy and waiting and time.monotonic() < deadline:
-                        mutant = waiting.pop()
-                        lines = range(mutant.first, mutant.last + 1) if mutant.in_function else None
-                        tests, reaching = reach.tests(sources.root, mutant.path, lines, seconds=arguments.seconds)
-                        if not tests:
-                            yield _record(mutant, sources, ("0", {}, 0.0), 0, 0)
-                            continue
-                        copy.write(mutant.path, mutant.plant(sources.texts[mutant.path]))
-                        at_work[n] = mutant, tests, reaching
-                        limit = _EXTRA + _SLOWER * sum(reach.seconds[test] for test in tests)
-                        files = list(dict.fromkeys(test.split("::")[0] for test in tests))
-                        copy.start(Run, tests, arguments=["-x", *files], limit=limit)
+            while waiting or trials:
+                if time.monotonic() > deadline:
+                    waiting.clear()
+                for copy in copies:
+                    if copy not in trials and waiting:
+                        trials[copy] = _trial(copy, waiting.pop(), sources, reach, arguments.seconds)
+                    try:
+                        if copy in trials:
+                            next(trials[copy])
+                    except StopIteration as end:
+                        del trials[copy]
+                        yield end.value
                 time.sleep(0.02)
         finally:
             for copy in copies:
-                if copy.busy:
-                    copy.stop()
+                copy.stop()
 
 
-def _record(
-    mutant: Mutant, sources: Sources, end: tuple[str, dict[str, Any], float], tests: int, reaching: int
-) -> Record:
-    code, told, seconds = end
+def _trial(copy: Copy, mutant: Mutant, sources: Sources, reach: Reach, seconds: float) -> Generator[None, None, Record]:
+    """Plant a mutant and run its tests, the quick ones first. It yields while they run."""
+    lines = range(mutant.first, mutant.last + 1) if mutant.in_function else None
+    tests, reaching = reach.tests(sources.root, mutant.path, lines, seconds=seconds)
+    status, by, started = "survived", "", time.monotonic()
+    copy.write(mutant.path, mutant.plant(sources.texts[mutant.path]))
+    try:
+        for part in reach.parts(tests, seconds=_FIRST):
+            copy.start(Run, part, arguments=["-x", *_files(part)], limit=_EXTRA + _SLOWER * reach.time(part))
+            while (end := copy.finished()) is None:
+                yield
+            code, told = end
+            if code == "timeout":
+                status, by = "timeout", ""
+            elif code not in ("0", "5"):  # 5: the parameters of its tests are gone, which nobody would notice
+                status, by = "killed", next(iter(told.get("failed", [])), f"status {code}")
+            if status != "survived":
+                break
+    finally:
+        copy.stop()
+        copy.write(mutant.path, sources.texts[mutant.path])
     before, after = sources.change(mutant)
-    # 5: the mutant took away the parameters of its tests, which nobody would notice
-    status = {"0": "survived", "5": "survived", "timeout": "timeout"}.get(code, "killed")
-    by = next(iter(told.get("failed", [])), "the time limit" if code == "timeout" else "the import")
     record = {"file": mutant.path, "line": mutant.line, "operator": mutant.operator, "before": before, "after": after}
-    record |= {"status": status} | ({} if status == "survived" else {"by": by})
-    return record | {"tests": tests, "reaching": reaching, "seconds": round(seconds, 1)}
+    record |= {"status": status, "by": by, "tests": len(tests), "reaching": reaching}
+    return record | {"seconds": round(time.monotonic() - started, 1)}
+
+
+def _files(tests: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(test.split("::")[0] for test in tests))
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
@@ -229,7 +242,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="how many at a time")
     parser.add_argument("--module", default="", metavar="PATTERN", help="only files with this in their path")
     parser.add_argument(
-        "--seconds", type=float, default=90.0, help="of a mutant's tests, those that fit into this time"
+        "--seconds", type=float, default=60.0, help="of a mutant's tests, those that fit into this time"
     )
     parser.add_argument("--retry", action="store_true", help="the recorded survivors in place of a sample")
     parser.add_argument("--list-survivors", action="store_true", help="print what is recorded, and plant nothing")

@@ -8,10 +8,12 @@ pytest on the tests that reach the change.
 from __future__ import annotations
 
 import ast
+import bisect
 import contextlib
 import hashlib
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -157,7 +159,7 @@ class Copy:
         self.folder, self.root = folder / "repository", root
         self._told, self._out = folder / "told.json", folder / "output.txt"
         self._temporary = folder / "temporary"
-        self._pid, self._started, self._limit = 0, 0.0, 0.0
+        self._pid, self._end = 0, 0.0
         for path in tracked(root):
             (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / path, self.folder / path)
@@ -172,7 +174,7 @@ class Copy:
     ) -> None:
         """Fork a child that runs pytest with this plugin for ``limit`` seconds at most."""
         self._told.unlink(missing_ok=True)
-        self._started, self._limit = time.monotonic(), limit
+        self._end = time.monotonic() + limit
         sys.stdout.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # threads of libraries; the child does not need them
@@ -202,22 +204,19 @@ class Copy:
         finally:
             os._exit(code)
 
-    @property
-    def busy(self) -> bool:
-        return self._pid > 0
-
-    def finished(self) -> tuple[str, dict[str, Any], float] | None:
-        """None while the child works; else (pytest's exit code or "timeout", what it told, seconds)."""
+    def finished(self) -> tuple[str, dict[str, Any]] | None:
+        """None while the child works; else (pytest's exit code or "timeout", what it told)."""
         pid, status = os.waitpid(self._pid, os.WNOHANG)
-        seconds = time.monotonic() - self._started
-        if not pid and seconds < self._limit:
+        if not pid and time.monotonic() < self._end:
             return None
         self.stop()
         told = json.loads(self._told.read_text()) if self._told.exists() else {}
-        return (str(os.waitstatus_to_exitcode(status)) if pid else "timeout"), told, seconds
+        return (str(os.waitstatus_to_exitcode(status)) if pid else "timeout"), told
 
     def stop(self) -> None:
-        """End the child, and what it started."""
+        """End the child, if there is one, and what it started."""
+        if not self._pid:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
@@ -227,7 +226,7 @@ class Copy:
     def wait(self) -> tuple[str, dict[str, Any]]:
         while (result := self.finished()) is None:
             time.sleep(0.1)
-        return result[:2]
+        return result
 
     def output(self) -> str:
         """The last lines that the child printed."""
@@ -293,16 +292,19 @@ class Reach:
                 of_file.setdefault(test.split("::")[0], []).append(test)
 
         def cost(file: str) -> tuple[bool, float]:
-            return Path(file).stem != f"test_{Path(path).stem}", sum(self.seconds[test] for test in of_file[file])
+            return Path(file).stem != f"test_{Path(path).stem}", self.time(of_file[file])
 
-        chosen: list[str] = []
-        left = seconds
-        for test in (test for file in sorted(of_file, key=cost) for test in of_file[file]):
-            left -= self.seconds[test]
-            if chosen and left < 0:
-                break
-            chosen.append(test)
-        return chosen, sum(map(len, of_file.values()))
+        tests = [test for file in sorted(of_file, key=cost) for test in of_file[file]]
+        return next(iter(self.parts(tests, seconds=seconds)), []), len(tests)
+
+    def parts(self, tests: Sequence[str], *, seconds: float) -> list[list[str]]:
+        """The tests that fit into ``seconds``, at least one, and the others."""
+        spent = list(itertools.accumulate(self.seconds[test] for test in tests))
+        cut = max(1, bisect.bisect(spent, seconds))
+        return [list(part) for part in (tests[:cut], tests[cut:]) if part]
+
+    def time(self, tests: Sequence[str]) -> float:
+        return sum(self.seconds[test] for test in tests)
 
 
 def _importers(root: Path, path: str) -> list[str]:
