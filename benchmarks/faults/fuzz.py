@@ -98,6 +98,8 @@ def run_batch(group: str, batch: int, base: int, skip: int, stage: Path, lines: 
         print(json.dumps({"case": case}), file=lines, flush=True)
         began = time.monotonic()
         found = attempt(group, case, stage)
+        if found.problem == "hung":  # or the machine was busy
+            found = attempt(group, case, stage)
         about = {"index": index, "status": found.status, "problem": found.problem, "detail": found.detail}
         print(json.dumps({**about, "seconds": round(time.monotonic() - began, 3)}), file=lines, flush=True)
 
@@ -315,7 +317,8 @@ def warmed(stage: Path) -> None:
 
     made = apart(make, 300)
     if made.status != 0:
-        sys.exit(f"the stage cannot be made: {made.kind}")
+        sys.exit(f"the stage cannot be made: {made.kind}\n{made.trace}")
+    command("report", stage / "real")  # the figures' fonts
 
 
 def main() -> None:

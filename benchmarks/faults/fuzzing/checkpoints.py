@@ -47,7 +47,11 @@ def checkpoints(draw: st.DrawFn) -> Case:
         st.just(["other"]),
     )
     how = draw(st.sampled_from(["train", "train", "train", "train", "train", "train", "diagnose"]))
-    return {"how": how, "hash": draw(st.booleans()), "edits": draw(st.lists(edit, min_size=1, max_size=2))}
+    return {
+        "how": how,
+        "hash": draw(st.booleans()),
+        "edits": draw(st.lists(edit, min_size=1, max_size=2, unique_by=repr)),
+    }
 
 
 def run_checkpoint(case: Case, stage: Path) -> Found:

@@ -81,7 +81,10 @@ def data(draw: st.DrawFn) -> Case:
         image.map(list), link.map(list), name.map(list), file.flatmap(lambda f: byte_edits((f,))), st.just(["frames"])
     )
     kind = draw(st.sampled_from(["npz", "npz", "folder"]))
-    return {"how": kind, "edits": draw(st.lists(npz if kind == "npz" else folder, min_size=1, max_size=2))}
+    return {
+        "how": kind,
+        "edits": draw(st.lists(npz if kind == "npz" else folder, min_size=1, max_size=2, unique_by=repr)),
+    }
 
 
 def run_data(case: Case, stage: Path) -> Found:

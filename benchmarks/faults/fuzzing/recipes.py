@@ -14,7 +14,7 @@ from art_qplugins.recipes.schema import Recipe
 from fuzzing.apart import command
 from fuzzing.judge import Found, judged, timed
 from fuzzing.strategies import BASES, CHOSEN, Case, Edit, Tables, as_recipe, edited, eps_for
-from fuzzing.values import NUMBERS, odd
+from fuzzing.values import NUMBERS, near, odd
 
 __all__ = ["prepare", "real", "run_real", "run_recipe", "run_set"]
 
@@ -152,21 +152,12 @@ def real(draw: st.DrawFn) -> Case:
     norm, options = draw(st.sampled_from(row.norms)), {}
     for option in draw(st.lists(st.sampled_from([*row.options] or ["max_iter"]), min_size=1, max_size=2, unique=True)):
         known = row.options.get(option)
-        options[option] = draw(st.one_of(st.sampled_from(_near(known and known.default)), st.sampled_from(NUMBERS)))
+        options[option] = draw(st.one_of(st.sampled_from(near(known and known.default)), st.sampled_from(NUMBERS)))
     several: list[Edit] = [["attack", name, norm, eps_for(norm), options]]
     if draw(st.integers(0, 4)) == 0:
         keys = ["batch_size", "shard", "seed", "grid", "threads", "strategy", "budget", "diagnosis", "title"]
         several.append(["set", [draw(st.sampled_from(keys))], draw(odd())])
     return {"edits": several}
-
-
-def _near(default: Any) -> list[str]:
-    if isinstance(default, str):
-        return [repr(default)]
-    if isinstance(default, int):
-        return ["0", "1", "2", "5", "30"]
-    scale = default if isinstance(default, float) and default else 1.0
-    return [repr(scale * factor) for factor in (0.0, 1e-12, 1e-6, 0.01, 0.5, 2.0, 100.0, 1e6, 1e12, 1e25, -1.0)]
 
 
 def _for_real(case: Case) -> Tables:

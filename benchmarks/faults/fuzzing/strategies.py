@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.recipes import schema
 from art_qplugins.recipes.load import read_tables
-from fuzzing.values import NUMBERS, TEXTS, odd, toml, value_of
+from fuzzing.values import NUMBERS, TEXTS, near, odd, toml, value_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -138,6 +138,9 @@ def eps_for(norm: str) -> str:
     return {"Linf": "0.1", "L2": "0.5", "L1": "5.0", "L0": "5"}[norm]
 
 
+_PATHS = {name: [*paths(tables)] for name, tables in BASES.items()}
+
+
 @st.composite
 def attacks(draw: st.DrawFn, names: tuple[str, ...] = tuple(CHOSEN)) -> Edit:
     """One attack in place of all, with one or two odd options."""
@@ -145,7 +148,11 @@ def attacks(draw: st.DrawFn, names: tuple[str, ...] = tuple(CHOSEN)) -> Edit:
     row = CHOSEN[name]
     options = {}
     for option in draw(st.lists(st.sampled_from([*row.options] or ["max_iter"]), min_size=1, max_size=2, unique=True)):
-        options[option] = draw(st.one_of(st.sampled_from(NUMBERS), odd()))
+        options[option] = draw(
+            st.one_of(st.sampled_from(near(row.options[option].default)), st.sampled_from(NUMBERS), odd())
+            if option in row.options
+            else odd()
+        )
     norm = draw(st.sampled_from(row.norms))
     return ["attack", name, norm, eps_for(norm), options]
 
@@ -154,7 +161,7 @@ def attacks(draw: st.DrawFn, names: tuple[str, ...] = tuple(CHOSEN)) -> Edit:
 def edits(draw: st.DrawFn, base: str) -> Edit:
     """One edit of a recipe."""
     tables = BASES[base]
-    every = [*paths(tables)]
+    every = _PATHS[base]
     path = draw(st.sampled_from(every))
     kind = draw(
         st.sampled_from(
@@ -174,7 +181,9 @@ def edits(draw: st.DrawFn, base: str) -> Edit:
         return [kind, [*path], draw(st.one_of(st.sampled_from(TEXTS), odd()))]
     if kind == "swap":
         return [kind, [*path], [*draw(st.sampled_from(every))]]
-    return [kind, [*path]] if kind in ("drop", "twice") else ["set", [*path], draw(odd())]
+    if kind in ("drop", "twice"):
+        return [kind, [*path]]
+    return ["set", [*path], draw(st.one_of(st.sampled_from(near(_at(tables, path))), odd()))]
 
 
 def _names(tables: Any, path: tuple[Any, ...]) -> Iterator[str]:
@@ -187,9 +196,10 @@ def _names(tables: Any, path: tuple[Any, ...]) -> Iterator[str]:
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Case:
-    """A valid recipe with one to three edits."""
+    """A valid recipe with one to three edits, mostly one: the first that is refused hides the others."""
     base = draw(st.sampled_from([*BASES]))
-    return {"base": base, "edits": draw(st.lists(edits(base), min_size=1, max_size=3))}
+    most = draw(st.sampled_from((1, 1, 1, 2, 3)))
+    return {"base": base, "edits": draw(st.lists(edits(base), min_size=1, max_size=most, unique_by=repr))}
 
 
 @st.composite
@@ -198,7 +208,7 @@ def changes(draw: st.DrawFn) -> Case:
     base = draw(st.sampled_from([*BASES]))
     several = []
     for _ in range(draw(st.integers(1, 3))):
-        path = [*_names(BASES[base], draw(st.sampled_from([*paths(BASES[base])])))]
+        path = [*_names(BASES[base], draw(st.sampled_from(_PATHS[base])))]
         more = draw(
             st.sampled_from(
                 ["", "", *_TABLES["models"].model_fields, *_TABLES[""].model_fields, "nope", "0", "x" * 3000]

@@ -5,6 +5,7 @@ An expression such as ``10**400`` keeps a case short, and can be read.
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -56,6 +57,7 @@ def value_of(expression: str) -> Any:
     return eval(expression, dict(_NAMES))
 
 
+@functools.cache
 def odd() -> st.SearchStrategy[str]:
     """Expressions of values that a setting seldom has."""
     return st.one_of(
@@ -67,6 +69,20 @@ def odd() -> st.SearchStrategy[str]:
         st.text(st.characters(exclude_categories=["Cs"]), max_size=12).map(repr),
         st.lists(st.sampled_from(NUMBERS + TEXTS), max_size=3).map(lambda several: f"[{', '.join(several)}]"),
     )
+
+
+def near(default: Any) -> list[str]:
+    """Expressions of values of the same kind, some of them far away."""
+    if isinstance(default, (bool, str)):
+        return ["True", "False"] if isinstance(default, bool) else [repr(default)]
+    if isinstance(default, int):
+        return ["0", "1", "2", "3", "5", "30"]
+    if isinstance(default, list):
+        return [repr(default[:1]), repr(default[::-1]), repr(default[1:])]
+    if isinstance(default, dict):
+        return ["{}"]
+    scale = default if isinstance(default, float) and default else 1.0
+    return [repr(scale * factor) for factor in (0.0, 1e-12, 1e-6, 0.01, 0.5, 2.0, 100.0, 1e6, 1e12, 1e25, -1.0)]
 
 
 def toml(value: Any) -> str:
