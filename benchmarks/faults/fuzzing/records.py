@@ -98,7 +98,7 @@ def _is_worse(edits: list[Any]) -> bool:
     if last is None or last == ["worse"]:
         return last is not None
     value = value_of(last[2])
-    return not value == 1 if last[1] == "correct" else not 0 <= value <= 1
+    return value != 1 if last[1] == "correct" else not 0 <= value <= 1
 
 
 def _compared(result: Result, worse: bool) -> str:
