@@ -39,13 +39,21 @@ def fingerprint(module: nn.Module) -> str:
         if cls.__module__.split(".")[0] not in _VERSIONED:
             digest.update(_code(cls))
     for name, value in sorted(module.state_dict().items()):
+        if not isinstance(value, Tensor):  # a module's extra state is what it likes
+            digest.update(f"{name}{_plain(value)}".encode())
+            continue
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _plain(value: Any) -> str | None:
-    """A setting as text; ``None`` where it is no plain data."""
+def _plain(value: Any, around: tuple[int, ...] = ()) -> str | None:
+    """A setting as text; ``None`` where it is no plain data.
+
+    :param around: the ids of the lists and dicts that hold it. One that holds itself is no plain data.
+    """
+    if id(value) in around:
+        return None
     if isinstance(value, (bool, int, float, str)):
         return repr(value)
     if isinstance(value, Tensor):  # a plain attribute, which the state dict does not hold
@@ -54,9 +62,9 @@ def _plain(value: Any) -> str | None:
         content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
         return f"{value.dtype}{value.shape}{content}"
     if isinstance(value, (tuple, list)):
-        return str([_plain(v) for v in value])
+        return str([_plain(v, (*around, id(value))) for v in value])
     if isinstance(value, dict):
-        return str([(str(k), _plain(v)) for k, v in value.items()])
+        return str([(str(k), _plain(v, (*around, id(value)))) for k, v in value.items()])
     return None
 
 
