@@ -152,7 +152,11 @@ def test_a_file_of_torch_save_is_told_how_to_convert(tmp_path, weights):
 
 @pytest.mark.parametrize(
     ("path", "why"),
-    [("", "'': cannot be read .the path is empty"), (".", "it is a folder"), ("~nobody-has-this-name/w", "no such user")],
+    [
+        ("", "'': cannot be read .the path is empty"),
+        (".", "it is a folder"),
+        ("~nobody-has-this-name/w", "no such user"),
+    ],
 )
 def test_paths_that_are_refused(path, why):
     with refused(why, "give the path of a .safetensors file$"):

@@ -164,7 +164,7 @@ def test_sizes_in_words(size, words):
         (b'{"a": ' + b"[" * 50 + b"]" * 50 + b"}", "nested more than 50 deep"),
         (b'{"a": NaN}', "the number NaN"),
         (b'{"a": -Infinity}', "the number -Infinity"),
-        (b'{"a": 1e999}', "the number 1e999"),
+        (b'{"a": 1e999}', "an infinite number"),
         (b'{"a": ' + b"9" * 5000 + b"}", "a whole number of 5000 digits"),
         (b'{"a": ' + b"9" * 30 + b"}", "a whole number of 30 digits"),
         (b'\xef\xbb\xbf{"a": 1}', "BOM"),

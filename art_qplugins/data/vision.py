@@ -14,8 +14,13 @@ from art_qplugins.data.checks import as_array
 from art_qplugins.data.dataset import Dataset, Split, make_dataset, row_ids
 from art_qplugins.data.paths import stamp
 from art_qplugins.errors import InputError, said
+from art_qplugins.files import open_file
 
 __all__ = ["from_torchvision"]
+
+
+#: In bytes. The largest file of these data sets has 183 MB.
+_LARGEST_FILE = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,10 @@ def from_torchvision(name: str, split: Split, *, root: Path, download: bool) -> 
         raise InputError(f"{name}: no {missing}; fetch it with --download, or say where it is with --data-root DIR")
     # The download comes first, since the cache's key needs the files.
     arrays = _read(name, split, root, download) if missing else None
+    for file in files:  # torchvision reads whatever is there, whole
+        open_file(
+            file, most=_LARGEST_FILE, where=f"{name}: ", hint="delete it and fetch it again with --download"
+        ).close()
     source = [name, split, [stamp(file, where=f"{name}: ") for file in files]]
     images, labels = cached(f"{name}-{split}", source, lambda: arrays or _read(name, split, root, download))
     ids = row_ids(f"{name}/{split}", np.arange(len(images)), len(images))

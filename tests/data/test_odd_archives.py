@@ -20,6 +20,11 @@ def refused(*parts):
     return pytest.raises(InputError, match=pattern)
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARTQ_CACHE", str(tmp_path / "cache"))
+
+
 def pixels(n=4, size=8):
     return np.zeros((n, 1, size, size), np.uint8)
 
@@ -74,7 +79,7 @@ def test_what_is_no_file(tmp_path, kind):
         load(f"npz:{path}", "test")
 
 
-def test_splits_of_different_images_end_a_run_before_it_begins(tmp_path):
+def test_splits_of_different_images_end_a_run_before_it_begins(tmp_path, monkeypatch):
     """Also where nothing but the pixels says so: a source of another package gives what it likes."""
     train = make_dataset(pixels(), Y, name="made", split="train", ids=list("abcd"), classes=("a", "b"))
     recipe = {
@@ -86,8 +91,8 @@ def test_splits_of_different_images_end_a_run_before_it_begins(tmp_path):
     }
     for test, what in ((pixels(4, 9), "images"), (pixels(), "classes")):
         data = from_arrays(test, Y, classes=("a", "b") if what == "images" else ("a", "b", "c"))
+        monkeypatch.setattr("art_qplugins.runner.prepare.load", lambda *_, **__: train)
         runner = Runner(parse_recipe(recipe), out=tmp_path / "out", data=data)
-        runner._split = lambda split: train
         with refused(f"^data: {what} of the train split of made", "splits that agree$"):
             runner.run()
         assert not (tmp_path / "out").exists()
@@ -127,3 +132,36 @@ def test_ids_belong_to_images():
 def test_subsets_that_are_refused(n, seed, part):
     with refused(f"arrays: {part}: it is"):
         from_arrays(pixels(), Y).take(n, seed=seed)
+
+
+def _idx(*shape, kind=8):
+    return bytes([0, 0, kind, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "it holds 2 GiB, more than 1 GiB"),
+        (b"", "broken files in"),
+        (b"hello", "broken files in"),
+        (_idx(10, 28, 28), "broken files in"),
+        (_idx(2**31, 2**31, 2**31), "broken files in"),
+        (_idx(10, 28, 28, kind=77) + bytes(7840), "broken files in"),
+        (_idx(7840) + bytes(7840), "mnist: "),
+    ],
+    ids=["large", "empty", "text", "cut", "huge", "unknown type", "no images"],
+)
+def test_idx_files_that_are_refused(tmp_path, content, why):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(_idx(10, 28, 28) + bytes(7840))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(_idx(10) + bytes(range(10)))
+    assert len(load("mnist", "test", root=tmp_path)) == 10
+    path = raw / "t10k-images-idx3-ubyte"
+    if content is None:
+        os.truncate(path, 2**31)
+    else:
+        path.write_bytes(content)
+    with refused("^mnist: ", why):
+        load("mnist", "test", root=tmp_path)
