@@ -82,7 +82,7 @@ def found(name, scale):
     """The images of an attack on logits times ``scale``, and which of them are broken."""
     network, x, y = linear(name)
     shown = network if scale == 1 else LogitScale(network, 1 / scale).eval()
-    norm, default = ATTACKS[name].norms[0], ATTACKS[name].options.get("max_iter")
+    norm, default = ATTACKS[name].norms[0], ATTACKS[name].defaults.get("max_iter")
     options = {"max_iter": min(default, 30 if default < 1000 else 100)} if default else {}
     x_adv = attacked(name, shown, x, y, norm, EPS[norm], **options).x_adv
     with torch.no_grad():
