@@ -31,7 +31,7 @@ def idle(model: Mapping[str, Any]) -> dict[str, str]:
         found["draws"] = "the model is not random"
     train = model.get("train")
     if model.get("checkpoint") is not None:
-        found |= {key: "the weights come from the checkpoint" for key in ("train", "defences") if model.get(key)}
+        found |= {"train": "the weights come from the checkpoint"} if train else {}
     elif isinstance(train, Mapping) and train.get("epochs") == 0:
         settings = [f"train.{key}" for key in train if key != "epochs"]
         settings += ["defences"] if model.get("defences") else []

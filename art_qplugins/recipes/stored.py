@@ -65,8 +65,8 @@ def check_stored(settings: ModelSettings, description: Mapping[str, Any], data: 
         one, other = (shown(side[key]) if key in side else "not set" for side in (there, here))
         if one != other:
             raise InputError(
-                f"{where} belongs to another model ({key} is {one} there and {other} here); give this model the settings "
-                "of that one, or load it as a model of its own and start from it with base = NAME and train.epochs = 0"
+                f"{where} belongs to another model ({key} is {one} there and {other} here); give this model its "
+                "settings, or load it as another model and use that one as base"
             )
 
 
@@ -87,7 +87,7 @@ def _identity(settings: ModelSettings) -> dict[str, Any]:
     if settings.quantize is not None:
         table = settings.quantize.model_dump()
         found |= {f"quantize.{key}": table[key] for row in settings.quantize.quantizers for key in row.keys}
-        found |= {f"quantize.{key}": table[key] for key in ("activation", "options") if key in table}
+        found |= {f"quantize.{key}": table[key] for key in ("activation", "options") if table.get(key)}
     found |= {f"defences.{one.name}": DEFENCES[one.name].resolve(one.options) for one in settings.defences}
     return found
 

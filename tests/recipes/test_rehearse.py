@@ -63,7 +63,10 @@ MU = {"weight_bits": 3, "mu": 255.0}
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ([("models", 0, "architecture", {"name": "vgg16"})], "models.a: input_shape is (1, 8, 8); VGG-16 takes"),
+        (
+            [("models", 0, "architecture", {"name": "vgg16"})],
+            "models.a: input_shape: it is (1, 8, 8); give (C, H, W) from 32x32",
+        ),
         ([("models", 2, "quantize", {**MU, "mu_layers": 99})], "models.c.quantize: mu_layers is 99"),
         ([("models", 0, "defences", [{"name": "convex-aggregation"}])], "models.a: defence 'convex-aggregation' needs"),
         ([("models", 0, "defences", [{"name": "bin-spacing"}])], "models.a: defence 'bin-spacing' needs stochastic"),
@@ -73,8 +76,8 @@ MU = {"weight_bits": 3, "mu": 255.0}
         ([("models", 0, "checkpoint", "folder")], "folder: cannot be read"),
         ([("models", 0, {"name": "a", "factory": "nowhere:make"})], "cannot import 'nowhere'"),
         ([("data", "name", "npz:no.npz")], "npz:no.npz: nothing at"),
-        ([("data", "name", "npz:test.npz")], "npz:test.npz: no array 'x_train'"),
-        ([("data", "name", "npz:two.npz")], "shape"),
+        ([("data", "name", "npz:test.npz")], "test.npz: no array 'x_train'"),
+        ([("data", "name", "npz:two.npz")], "give both one size"),
         ([("data", "name", "folder:nowhere")], "folder:nowhere: nothing at"),
         ([("data", "name", "mnist")], "mnist: no "),
         (

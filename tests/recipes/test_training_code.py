@@ -20,7 +20,9 @@ from art_qplugins.recipes.load import parse_recipe
 
 PACKAGE = Path(art_qplugins.__file__).parent
 #: They name and refuse, and nothing of a network depends on them. The first is the whole package's.
-INFRASTRUCTURE = {"__init__.py", "errors.py", "plugins.py", "registry.py"}
+INFRASTRUCTURE = {
+    *("__init__.py", "domains.py", "errors.py", "foreign.py", "plugins.py", "registry.py", "torch_domains.py"),
+}
 RECIPE = {
     "name": "code",
     "data": {"name": "digits"},
@@ -49,7 +51,7 @@ def edit(path, old, new):
     [
         ("defences/training.py", "momentum=0.9", "momentum=0.8"),
         ("defences/lipschitz.py", "self.beta / 2 *", "self.beta *"),
-        ("defences/__init__.py", '"beta": 2e-3', '"beta": 1e-3'),
+        ("defences/__init__.py", "Option(2e-3", "Option(1e-3"),
         ("models/convnet.py", "def forward(", "def forward_("),
         ("quantizers/functional.py", "import torch\n", "import torch\n\nEXTRA = 1\n"),
         ("recipes/build.py", "manual_seed(seed)", "manual_seed(seed + 1)"),
@@ -67,7 +69,7 @@ def test_words_layout_and_attacks_do_not(copied):
     training = copied / "defences" / "training.py"
     edit(training, '"""The training loop', '"""A loop')
     edit(training, "    :param data: images", "    :param data: pictures")
-    edit(training, "    device = next(", "\n    # Where the network is.\n    device  =  next(")
+    edit(training, "    device = first", "\n    # Where the network is.\n    device  =  first")
     (copied / "attacks" / "craft.py").write_text("")
     assert code_fingerprint(TRAINING_CODE, copied) == before
     shutil.move(copied / "models" / "vgg.py", copied / "models" / "other.py")
