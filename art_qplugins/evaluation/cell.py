@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -63,9 +64,18 @@ class Shard:
 
 def images_key(spec: CellSpec) -> tuple[Any, ...]:
     """Everything that the adversarial images of a cell depend on, except its rows. The scored model is not part of it."""
-    options = repr(sorted(ATTACKS[spec.attack].resolve(spec.options).items()))
+    options = _options(spec.attack, spec.options) if spec.options else _defaults(spec.attack)
     kept = (spec.source, spec.attack, spec.norm, spec.eps, spec.seed, spec.restart)
     return (*kept, options, spec.gap, spec.start, spec.check)
+
+
+def _options(attack: str, options: Mapping[str, Any]) -> str:
+    return repr(sorted(ATTACKS[attack].resolve(options).items()))
+
+
+@functools.cache  # a recipe of many models asks for them again and again
+def _defaults(attack: str) -> str:
+    return _options(attack, {})
 
 
 def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: int) -> str:

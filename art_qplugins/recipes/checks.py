@@ -11,7 +11,7 @@ from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers.registry import switched_on
-from art_qplugins.recipes.facts import idle
+from art_qplugins.recipes.facts import idle, kind
 from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSettings, Recipe, TransferSettings
 from art_qplugins.threat import Threat
 
@@ -131,13 +131,18 @@ def _check_options(
 
 def _check_kind(where: str, attack: str, model: ModelSettings) -> None:
     entry = ATTACKS[attack]
+    own = model.trained and MODELS[model.architecture.name].plugin is None  # another package's may round by itself
+    if entry.quantized and own and not kind(model.model_dump(include={"quantize"}))[1]:
+        raise InputError(
+            f"{where}: {model.name!r} has no quantized activations that this attack could remove; set models = [...]"
+        )
     if entry.models == "any" or model.given is not None or model.stochastic is None:  # a factory's network may be any
         return
     if entry.models == ("deterministic" if model.stochastic else "stochastic"):
-        kind = "stochastic" if model.stochastic else "deterministic"
+        found = "stochastic" if model.stochastic else "deterministic"
         other = "autoattack:rand" if model.stochastic else "autoattack:standard"
         raise InputError(
-            f"{where}: {model.name!r} is {kind} and this attack is for {entry.models} models; "
+            f"{where}: {model.name!r} is {found} and this attack is for {entry.models} models; "
             f"set models = [...] and use {other!r} for {model.name!r}"
         )
 

@@ -54,12 +54,15 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
         found += [f"{settings.name}: {w.message}" for w in caught if w.category is UserWarning and key not in tried]
         tried.add(key)
         if settings.name in bases:
-            networks[settings.name] = network
+            networks[settings.name] = bake(network)
+            if settings.checkpoint is None:  # what starts from it will have trained weights, which nobody knows yet
+                for parameter in network.parameters():
+                    parameter.data.zero_()
     return list(dict.fromkeys(found))
 
 
 def _try(recipe: Recipe, settings: ModelSettings, data: Dataset, networks: Mapping[str, nn.Module]) -> nn.Module:
-    """The network as it is before any training, with the weights of its checkpoint, or with weights of 0."""
+    """The network as it is before any training, or with the weights of its checkpoint."""
     where = f"models.{settings.name}"
     with _placed(where, settings), torch.random.fork_rng(devices=[]):
         seed = seed_of(recipe, settings)
@@ -79,11 +82,6 @@ def _try(recipe: Recipe, settings: ModelSettings, data: Dataset, networks: Mappi
         raise InputError(
             f"{where}: its network gives {shape} for one image; it must give logits {(1, data.nb_classes)}"
         )
-    bake(network)
-    if settings.checkpoint is None:  # what starts from it will have trained weights, which nobody knows yet
-        with torch.no_grad():
-            for parameter in network.parameters():
-                parameter.zero_()
     return network
 
 

@@ -121,6 +121,11 @@ def test_the_words_for_a_number(path, value, expected):
     assert expected in refusal(with_((*path, value)))
 
 
+def test_an_attack_on_quantizers_is_for_the_models_that_have_them():
+    given = with_(("attacks", 0, {"id": "artq:bits", "models": ["b"]}))
+    assert [m.name for m in parse_recipe(given).models][:2] == ["a", "b"]
+
+
 def test_the_largest_numbers_are_accepted():
     given = with_(("models", 1, "quantize", "clip", LARGEST), ("seed", 2**63 - 1), ("threads", 1024))
     assert parse_recipe(given).seed == 2**63 - 1
@@ -151,6 +156,7 @@ def test_the_largest_numbers_are_accepted():
             [("models", 1, "quantize", {"alpha": 2.0})],
             "models.b.quantize: alpha makes activations stochastic, and need",
         ),
+        ([("attacks", 0, {"id": "artq:bits"})], "attacks.artq:bits: 'a' has no quantized activations that this attack"),
         ([("models", 1, "name", "A")], "models.A: only capital letters tell it from 'a'; rename one"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
