@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,12 +13,18 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
 from art_qplugins.data import Dataset, from_arrays
-from art_qplugins.errors import InputError
+from art_qplugins.domains import (
+    TEXT,
+    check,
+    check_all,
+)
+from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.estimators import QuantizedClassifier, check_inside
 from art_qplugins.evaluation.outcome import legal_at, worst_images
 from art_qplugins.evaluation.records import Claim, Finding, Verdict
 from art_qplugins.quantizers import activation_quantizers, is_stochastic
 from art_qplugins.recipes.load import load_recipe, parse_recipe
+from art_qplugins.runner.arguments import DIAGNOSE, EVALUATE, RUN
 from art_qplugins.runner.progress import Progress
 from art_qplugins.runner.run import Run
 from art_qplugins.runner.runner import Execution, Runner
@@ -81,6 +87,7 @@ def run(
     :param executor: ``"ray"`` uses ``workers`` processes of the Ray cluster at ``address``, or of one started here.
     :raises InputError: where the recipe or an argument cannot be used.
     """
+    check_all(locals(), RUN)
     if isinstance(recipe, Mapping):
         where, tables = "run", dict(recipe)
     else:
@@ -122,10 +129,9 @@ def evaluate(
     :param execution: ``executor``, ``workers`` and ``address``, as in :func:`run`.
     :raises InputError: where an argument cannot be used; the message names it.
     """
+    check_all(locals(), EVALUATE)
     threats = sorted([threat] if isinstance(threat, Threat) else threat, key=lambda t: t.eps)
     wanted = [(a, {}) if isinstance(a, str) else (a[0], dict(a[1])) for a in attacks]
-    if not threats or not wanted:
-        raise InputError("evaluate: give at least one threat and one attack")
     if len(norms := sorted({t.norm for t in threats})) > 1:
         raise InputError(f"evaluate: the threats have the norms {' and '.join(norms)}; call it once for each norm")
     tables: dict[str, Any] = {
@@ -139,7 +145,7 @@ def evaluate(
     if claim is not None:
         tables["claim"] = {"attack": claim, "eps": threats[-1].eps, "accuracy": claimed_accuracy}
     tables |= recipe or {}
-    return _run("evaluate", tables, estimators, data, out, Execution(**execution), progress)
+    return _run("evaluate", tables, estimators, data, out, _execution(execution), progress)
 
 
 def diagnose(
@@ -170,6 +176,7 @@ def diagnose(
     :param out: a folder for records, report and adversarial images. The same call again reuses finished cells there.
     :param recipe: as in :func:`evaluate`, and so is ``execution``.
     """
+    check_all(locals(), DIAGNOSE)
     attack: str | tuple[str, Mapping[str, Any]] = "art:pgd"
     accuracy: float | None = None
     if isinstance(claimed, (str, tuple)):
@@ -226,6 +233,14 @@ def _run(
     ).run()
 
 
+def _execution(given: Mapping[str, Any]) -> Execution:
+    known = [field.name for field in fields(Execution)]
+    for name in given:
+        if name not in known:
+            raise InputError(f"evaluate: unknown argument {name!r}{did_you_mean(name, known)}")
+    return Execution(**given)
+
+
 def _with_given(tables: Tables, named: Mapping[str, QuantizedClassifier], images: Dataset | None) -> dict[str, Any]:
     """The tables with the given estimators as models, before those of the recipe, and with the given images."""
     result = {"name": "run", **tables}
@@ -250,14 +265,23 @@ def _with_given(tables: Tables, named: Mapping[str, QuantizedClassifier], images
 
 
 def _images(data: Images | None, named: Mapping[str, QuantizedClassifier]) -> Dataset | None:
-    if data is None or isinstance(data, Dataset):
-        return data
-    classes = [str(i) for i in range(next(iter(named.values())).nb_classes)] if named else None
-    return from_arrays(*data, classes=classes)
+    if data is None:
+        return None
+    if not isinstance(data, Dataset):
+        if not isinstance(data, (tuple, list)) or len(data) != 2:
+            raise InputError(f"data: it is {shown(data)}; give a data set or (x, y): images and labels")
+        classes = [str(i) for i in range(next(iter(named.values())).nb_classes)] if named else None
+        data = from_arrays(*data, name="data", classes=classes)
+    for name, estimator in named.items():
+        if tuple(estimator.input_shape) != data.shape:
+            raise InputError(
+                f"data: images are {data.shape}, and {name} takes {tuple(estimator.input_shape)}; give images of that shape"
+            )
+    return data
 
 
 def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
-    if not isinstance(estimators, (Mapping, Sequence)):
+    if not isinstance(estimators, (Mapping, list, tuple)):
         estimators = [estimators]
     if not isinstance(estimators, Mapping):
         names = [type(e).__name__ for e in estimators]
@@ -265,8 +289,8 @@ def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
             n if names.count(n) == 1 else f"{n}-{i}": e for i, (n, e) in enumerate(zip(names, estimators, strict=True))
         }
     if not estimators:
-        raise InputError("evaluate: give at least one estimator")
-    return {name: _ours(name, e) for name, e in estimators.items()}
+        raise InputError("estimators: there is none; give at least one")
+    return {check("estimators: a name", name, TEXT): _ours(name, e) for name, e in estimators.items()}
 
 
 def _ours(name: str, estimator: Any) -> QuantizedClassifier:
@@ -274,7 +298,9 @@ def _ours(name: str, estimator: Any) -> QuantizedClassifier:
     if isinstance(estimator, QuantizedClassifier):
         return estimator
     if not isinstance(estimator, PyTorchClassifier):
-        raise InputError(f"{name}: {type(estimator).__name__} is not an ART PyTorchClassifier; wrap the module in one")
+        raise InputError(
+            f"estimators: {name} is {shown(estimator)}, not an ART PyTorchClassifier; wrap the module in one"
+        )
     check_inside(name, estimator)
     return QuantizedClassifier(
         estimator.model,

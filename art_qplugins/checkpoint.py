@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.domains import PATH, TABLE, check, check_all
 from art_qplugins.errors import InputError, one_line, said
 from art_qplugins.files import as_path, in_words, open_file, parse_json, printable, read_json, reason, write_atomically
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["load_checkpoint", "read_description", "save_checkpoint"]
 
@@ -49,8 +51,10 @@ def save_checkpoint(path: Path, module: nn.Module, description: Mapping[str, Any
 
     :param description: anything that JSON or ``str`` can express, e.g. architecture, options and seed.
     """
+    check_all(locals(), {"path": PATH, "module": MODULE, "description": TABLE})
     from safetensors.torch import save
 
+    path = Path(path)
     weights = save({name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()})
     write_atomically(path, weights)
     content = {"sha256": hashlib.sha256(weights).hexdigest(), **description}
@@ -67,6 +71,7 @@ def load_checkpoint(path: str | Path, module: nn.Module) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    check("module", module, MODULE)
     place = as_path(path, where=_WHERE, hint=_HINT)
     with open_file(place, most=_LARGEST, where=_WHERE, hint=_HINT) as file:
         try:

@@ -30,6 +30,7 @@ __all__ = [
     "TABLE",
     "TEXT",
     "Domain",
+    "Either",
     "Flag",
     "Is",
     "ListOf",
@@ -171,6 +172,19 @@ class ListOf:
     def __str__(self) -> str:
         empty = "" if self.least == 0 else f", at least {self.least}"
         return f"a list of {'different ' if self.different else ''}values{empty}, each {self.each}"
+
+
+class Either:
+    """Values of any of some domains."""
+
+    def __init__(self, *domains: Domain) -> None:
+        self.domains = domains
+
+    def accepts(self, value: Any) -> bool:
+        return any(domain.accepts(value) for domain in self.domains)
+
+    def __str__(self) -> str:
+        return " or ".join(str(domain) for domain in self.domains)
 
 
 @dataclass(frozen=True)

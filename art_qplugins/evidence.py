@@ -17,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.domains import COUNT, PATH, SEED, check, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, score
 from art_qplugins.foreign import foreign
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["Evidence", "Replay", "read_evidence", "replay"]
 
@@ -112,6 +114,7 @@ def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: in
     :param seed: seed of the 20 draws on which a random module is scored, as in a diagnosis.
     :raises InputError: where the file cannot be read, or the module cannot take its images.
     """
+    check_all(locals(), {"module": MODULE, "seed": SEED, "batch_size": COUNT})
     evidence = read_evidence(path)
     illegal, distance = None, None
     try:
@@ -150,7 +153,7 @@ def read_evidence(path: str | Path) -> Evidence:
 
     :raises InputError: where it is missing or damaged, or lacks a required array.
     """
-    arrays = _arrays(Path(path))
+    arrays = _arrays(Path(check("path", path, PATH)))
     missing = [name for name in ("x", "x_adv", "y") if name not in arrays]
     if missing:
         raise InputError(f"{path}: has no {', '.join(missing)}; give the evidence/MODEL.npz of a diagnosis")

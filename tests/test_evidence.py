@@ -191,7 +191,7 @@ def test_everything_is_as_it_was(tmp_path):
         ({"y": np.full(N, 7)}, "Linear cannot take"),
         ({"x": np.zeros(N, np.float32)}, r"images are \(N, C, H, W\)"),
         ({"ids": np.array(["one"])}, "1 ids for 12 images"),
-        ({"norm": np.array("Loo")}, "unknown norm 'Loo'"),
+        ({"norm": np.array("Loo")}, "threat: norm: it is 'Loo'"),
         ({"eps": np.array([0.1, 0.2])}, "e.npz: "),
         ({"ids": np.array([{}] * N, dtype=object)}, "no evidence file"),  # would have to be unpickled
         (

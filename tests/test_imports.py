@@ -101,7 +101,7 @@ def test_the_report_knows_records_and_nothing_that_computes():
         f"art_qplugins.evaluation.{name}" for name in ("records", "old_names", "compare")
     }
     assert {part_of(i) for i in known} <= {
-        *("evaluation", "arrays", "errors", "files", "metrics", "registry", "threat", "_version"),
+        *("evaluation", "arrays", "domains", "errors", "files", "metrics", "registry", "threat", "_version"),
     }
 
 

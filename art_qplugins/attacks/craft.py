@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from art_qplugins.attacks.catalogue import ATTACKS, Attack
 from art_qplugins.attacks.views import LogitScale, median_gap
+from art_qplugins.domains import COUNT, POSITIVE, SEED, TABLE, TEXT, Domain, Is, Maybe, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.devices import as_current
@@ -23,8 +24,24 @@ from art_qplugins.gradients.visits import watching
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.threat import Threat
+from art_qplugins.torch_domains import IMAGES, LABELS
 
 __all__ = ["Adapter", "Crafted", "craft"]
+
+
+_ARGUMENTS: dict[str, Domain] = {
+    "estimator": Is(QuantizedClassifier, "a QuantizedClassifier"),
+    "attack_id": TEXT,
+    "x": IMAGES,
+    "y": LABELS,
+    "threat": Is(Threat, "a Threat, e.g. Threat('Linf', 8 / 255)"),
+    "options": Maybe(TABLE),
+    "temperature": Maybe(POSITIVE),
+    "gap": Maybe(POSITIVE),
+    "start": Maybe(IMAGES),
+    "batch_size": COUNT,
+    "seed": SEED,
+}
 
 
 class Adapter(Protocol):
@@ -106,6 +123,9 @@ def craft(
     :raises InputError: where the attack, its options, the norm, the start or the number of classes do not fit, or where
         its library is not installed.
     """
+    check_all(locals(), _ARGUMENTS)
+    if len(y) != len(x):
+        raise InputError(f"y: {len(y)} labels for {len(x)} images; give one per image")
     attack = ATTACKS[attack_id]
     resolved = attack.check(options or {}, threat, estimator.nb_classes, x.shape[1:])
     attack.require()

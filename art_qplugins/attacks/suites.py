@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.domains import OneOf, check
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry, Registry
-from art_qplugins.threat import Threat
+from art_qplugins.threat import NORMS
 
 __all__ = ["SUITES", "Suite", "expand", "options_at"]
 
@@ -137,7 +138,7 @@ def expand(
     :param quantized: the model has quantizers that an attack could remove.
     :raises InputError: for an unknown name or norm, and where nothing is left.
     """
-    suite, norm = SUITES[name], Threat(norm).norm
+    suite, norm = SUITES[name], check("norm", norm, OneOf(NORMS))
     chosen, dropped = [], []
     for attack, options in suite.attacks:
         if reason := _obstacle(attack, norm, stochastic, quantized):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.domains import COUNT, check
 from art_qplugins.estimators.gradients import Gradients
 from art_qplugins.estimators.inputs import Pixels
 from art_qplugins.guard import evaluating
@@ -33,6 +34,7 @@ class Activations(Gradients):
         :param layer: an index into :attr:`layer_names`, one of these names, or a dotted name of any inner module.
         :param framework: return a differentiable tensor instead of an array.
         """
+        check("batch_size", batch_size, COUNT)
         inner = self._layer(layer)
         with evaluating(self.model), torch.set_grad_enabled(framework):
             inputs = self._inputs(x)

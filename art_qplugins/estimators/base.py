@@ -15,8 +15,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
+from art_qplugins.domains import check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.activations import Activations
+from art_qplugins.estimators.arguments import CALL, CONSTRUCTOR
 from art_qplugins.estimators.devices import as_current, resolve_device
 from art_qplugins.estimators.fitting import FittingMixin
 from art_qplugins.estimators.pickling import Pickling
@@ -66,6 +68,7 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         *,
         training_defences: Sequence[Defence] = (),
     ) -> None:
+        check_all(locals(), CONSTRUCTOR)
         device = resolve_device(device_type)
         with as_current(device):
             super().__init__(
@@ -101,6 +104,8 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
 
         :param x: (N, C, H, W) in [0, 1].
         """
+        check_all(locals(), CALL)
+        self._check_pixels(x)
         if self.preprocessing_operations:
             x, _ = self._apply_preprocessing(x, y=None, fit=False)
         with evaluating(self.model, training=training_mode), torch.no_grad():

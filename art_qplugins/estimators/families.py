@@ -10,18 +10,36 @@ from torch import Tensor, nn
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality
-from art_qplugins.domains import COUNT, check
+from art_qplugins.domains import BITS, COUNT, FLAG, POSITIVE, TABLE, Domain, Maybe, Number, check, check_all
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.convert import quantize
 from art_qplugins.quantizers.protocol import activation_quantizers
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.stochastic import NOISE_KEY, stochastic_layers
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]
 
 #: Options of an ensemble other than its number of draws.
 ENSEMBLE_OPTIONS = ("rule", "eot_draws", "eot_chunk", "frozen", "antithetic", "gradient_of")
+
+
+_MU_LAW: dict[str, Domain] = {
+    "model": MODULE,
+    "weight_bits": Maybe(BITS),
+    "mu": Maybe(POSITIVE),
+    "mu_layers": COUNT,
+    "mu_normalize": FLAG,
+}
+_STOCHASTIC: dict[str, Domain] = {
+    "model": MODULE,
+    "draws": Maybe(COUNT),
+    "activation_bits": Maybe(BITS),
+    "alpha": Number(1),
+    "seed": NOISE_KEY,
+    "options": Maybe(TABLE),
+}
 
 
 class DQClassifier(QuantizedClassifier):
@@ -50,6 +68,7 @@ class DQClassifier(QuantizedClassifier):
         training_defences: Sequence[Defence] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_all(locals(), {"model": MODULE, "activation_bits": Maybe(BITS), "clip": POSITIVE})
         if activation_bits is not None:
             model = quantize(model, activation_bits=activation_bits, clip=clip)
         elif not activation_quantizers(model):
@@ -86,6 +105,7 @@ class MuLawClassifier(QuantizedClassifier):
         mu_normalize: bool = False,
         **kwargs: Any,
     ) -> None:
+        check_all(locals(), _MU_LAW)
         if weight_bits is not None or mu is not None:
             model = quantize(model, weight_bits=weight_bits, mu=mu, mu_layers=mu_layers, mu_normalize=mu_normalize)
         self.weight_bits, self.mu, self.mu_layers, self.mu_normalize = weight_bits, mu, mu_layers, mu_normalize
@@ -125,6 +145,7 @@ class SQEnsembleClassifier(QuantizedClassifier):
         training_defences: Sequence[Defence] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_all(locals(), _STOCHASTIC)
         if activation_bits is not None:
             if stochastic_layers(model):
                 raise InputError("activation_bits: the model has stochastic activations already; leave it out")

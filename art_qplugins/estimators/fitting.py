@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.batches import batches, explained
+from art_qplugins.domains import check_all
 from art_qplugins.errors import InputError
+from art_qplugins.estimators.arguments import FIT
 from art_qplugins.guard import evaluating
 
 __all__ = ["FittingMixin"]
@@ -30,6 +32,8 @@ class Trainable(Protocol):
     def _network(self) -> nn.Module: ...
 
     def _apply_preprocessing(self, x: Any, y: Any, fit: bool) -> tuple[Any, Any]: ...
+
+    def _check_pixels(self, x: Any) -> None: ...
 
     def _tensor(self, x: Any) -> Tensor: ...
 
@@ -68,6 +72,8 @@ class FittingMixin:
         :raises InputError: without an optimizer, or with one that holds no parameter of the network, or where a batch has
             one image and batch norm needs more.
         """
+        check_all(locals(), FIT)
+        self._check_pixels(x)
         network, optimizer = self._network, self._optimizer
         if optimizer is None:
             raise InputError(

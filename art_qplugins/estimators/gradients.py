@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from art_qplugins.domains import OneOf, check
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.inputs import Inputs, Pixels
 from art_qplugins.guard import evaluating
@@ -67,6 +68,7 @@ class Gradients(Inputs):
         :param y: labels (N,) or one-hot (N, nb_classes).
         :param reduction: ``"none"``, ``"mean"`` or ``"sum"``.
         """
+        check("reduction", reduction, OneOf(("none", "mean", "sum")))
         inputs = self._inputs(x)
         loss: Any = self._loss  # its reduction is a string, which no type of a module allows
         before = loss.reduction

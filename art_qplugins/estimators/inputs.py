@@ -14,7 +14,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_qplugins.errors import InputError
+from art_qplugins.errors import InputError, shown
 
 __all__ = ["Inputs", "Pixels"]
 
@@ -50,9 +50,17 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
             x, _ = self._apply_preprocessing(x, y=None, fit=False, no_grad=False)
         return self._tensor(x)
 
+    def _check_pixels(self, x: Any) -> None:
+        """:raises InputError: where ``x`` is no batch of pixels."""
+        if not isinstance(x, (np.ndarray, Tensor, list, tuple)) or not len(x):
+            raise InputError(f"x: it is {shown(x)}; give images (N, C, H, W) as an array or a tensor")
+
     def _tensor(self, x: Pixels) -> Tensor:
         """``x`` as float32 on the device."""
-        tensor = torch.as_tensor(x)
+        try:
+            tensor = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"x: it is {shown(x)}; give images (N, C, H, W) as an array or a tensor") from None
         if not tensor.is_floating_point():
             raise InputError(f"x: pixels are {tensor.dtype}; give floating-point pixels in the range of clip_values")
         return tensor.to(self.device, torch.float32)

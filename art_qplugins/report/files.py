@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from art_qplugins.domains import PATH, check
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.old_names import upgrade
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Results, Sample
@@ -53,7 +54,7 @@ def read_run(folder: Path) -> Run:
 
     :raises InputError: where a file is missing, damaged or of another schema.
     """
-    folder = Path(folder)
+    folder = Path(check("folder", folder, PATH))
     return Run(
         folder=folder, results=_read_results(folder / "results.json"), samples=_read_samples(folder / "samples.jsonl")
     )

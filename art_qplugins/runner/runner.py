@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from art_qplugins.data import Dataset
+from art_qplugins.domains import Domain, Maybe, Number, OneOf, Text, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.devices import resolve_device
@@ -37,6 +38,14 @@ from art_qplugins.runner.run import Run
 __all__ = ["Execution", "Runner"]
 
 
+#: More workers than any cluster has are a mistake, and Ray would start them all.
+_EXECUTION: dict[str, Domain] = {
+    "executor": OneOf(("serial", "ray")),
+    "workers": Maybe(Number(1, 4096, whole=True)),
+    "address": Maybe(Text()),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """The executor of a run. It does not change the records.
@@ -50,6 +59,7 @@ class Execution:
     address: str | None = None
 
     def __post_init__(self) -> None:
+        check_all(vars(self), _EXECUTION)
         if self.executor == "serial" and (self.workers is not None or self.address is not None):
             raise InputError("workers and an address are for the executor 'ray'; add --executor ray")
 

@@ -96,7 +96,7 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     ("settings", "parts"),
     [
         (("qick", "Linf"), ["unknown suite 'qick'", "quick"]),
-        (("quick", "linf"), ["unknown norm 'linf'", "Linf"]),
+        (("quick", "linf"), ["norm: it is 'linf'", "Linf"]),
         (("adaptive", "L1"), ["suite 'adaptive'", "no attack in L1", "quick, standard, black-box"]),
     ],
 )

@@ -184,7 +184,7 @@ def test_evaluate_tells_models_apart_and_reuses_what_is_finished(tmp_path):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"claimed": 56}, ["it is 56", "0.56"]),
+        ({"claimed": 56}, ["claimed: it is 56", "[0, 1]"]),
         ({"claimed": "art:pdg"}, ["unknown attack 'art:pdg'", "art:pgd"]),
         ({"x": torch.rand(5, 1, 8, 8) * 255}, ["[0, 1]"]),
         ({"x": torch.rand(4, 1, 8, 8)}, ["4", "5"]),

@@ -306,7 +306,7 @@ def test_sqs_draws_can_be_set(stochastic, batch):
     estimator.predict(batch[0])
     assert sum(rows) == 6 * 7
     for bad in (0, -2, 1.5, True):
-        with pytest.raises(InputError, match=f"^draws is {bad!r}; "):
+        with pytest.raises(InputError, match=f"^draws: it is {bad!r}; "):
             estimator.draws = bad
     assert estimator.draws == 6
 
@@ -314,7 +314,7 @@ def test_sqs_draws_can_be_set(stochastic, batch):
 @pytest.mark.parametrize("draws", [0, -1, 2.0])
 def test_bad_draws_are_refused(network, stochastic, draws):
     for model, options in ((network, {"activation_bits": 2}), (stochastic, {})):
-        with pytest.raises(InputError, match=f"^draws is {draws!r}; "):
+        with pytest.raises(InputError, match=f"^draws: it is {draws!r}; "):
             on_cpu(SQEnsembleClassifier, model, draws=draws, **options)
 
 
