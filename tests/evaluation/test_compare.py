@@ -62,7 +62,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         truth = float((np.clip(image + 0.1, 0, 1) - image).mean())
         low, high = clustered_bootstrap(first, second, resamples=400)
         inside.append(low <= truth <= high)
-    assert 0.88 <= np.mean(inside) <= 1
+    assert 0.88 <= np.mean(inside) < 0.99
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95])

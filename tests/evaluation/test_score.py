@@ -355,13 +355,13 @@ def test_an_image_on_the_grid_stays_as_it_is():
 
 
 @pytest.mark.parametrize("norm", ["L2", "L1"])
-@pytest.mark.parametrize(("clean", "levels"), [(0.0, 65), (0.0, 101), (1.0, 256)])
+@pytest.mark.parametrize(("clean", "levels"), [(0.0, 101), (1.0, 256)])
 def test_where_one_pixel_leaves_the_ball_those_on_their_level_stay_there(norm, clean, levels):
     """A level in float32 may be just below or above itself. None of these may be one level nearer to the clean image."""
     scale, order = levels - 1, {"L2": 2, "L1": 1}[norm]
     level = torch.arange(levels)
     inexact = (level / scale).double() * scale - level
-    assert (inexact < 0 if clean == 0 else inexact > 0).any() or levels == 65  # where all levels are exact
+    assert (inexact < 0 if clean == 0 else inexact > 0).any()
     # The last pixel is 0.1 of a level from the level furthest away, so that its nearest level is further than eps.
     last = abs(scale - 0.1 - clean * scale)
     x = torch.full((1, 1, 1, levels + 1), clean)
