@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["accuracy", "finite", "gap_lower_bound", "resampled_means", "wilson_interval", "worst_case"]
+__all__ = ["accuracy", "finite", "gap_lower_bound", "resampled_means", "shares", "wilson_interval", "worst_case"]
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -14,12 +14,14 @@ def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tu
     :param successes: at most ``n``. It may be a fraction, such as a sum of per-image probabilities. Their variance is
         at most the binomial variance, so the interval is then conservative.
     :param n: number of images, at least 1.
-    :raises ValueError: where ``n`` is below 1.
+    :raises ValueError: where ``n`` is below 1, or ``successes`` is NaN or not in [0, n].
     """
     from scipy.stats import norm
 
-    if n < 1:
+    if not n >= 1:
         raise ValueError(f"n is {n}; an interval needs at least one image")
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}; give a number in [0, n]")
     z = norm.ppf(0.5 + confidence / 2)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -28,9 +30,24 @@ def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tu
 
 
 def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
-    """Mean of per-image correctness in [0, 1], and its 95 % Wilson interval."""
-    values = np.asarray(correct, dtype=float)
+    """Mean of per-image correctness in [0, 1], and its 95 % Wilson interval.
+
+    :raises ValueError: where there is no image, or a value is NaN or not in [0, 1].
+    """
+    values = shares(correct)
     return float(values.mean()), wilson_interval(float(values.sum()), len(values))
+
+
+def shares(values: ArrayLike) -> NDArray[np.float64]:
+    """``values`` as an array.
+
+    :raises ValueError: where there is none, or one is NaN or not in [0, 1]. A test of NaN would find nothing, and pass.
+    """
+    found = np.asarray(values, dtype=float)
+    fits = (found >= 0) & (found <= 1)
+    if not (fits.size and fits.all()):
+        raise ValueError(f"{int((~fits).sum())} of {fits.size} values are not in [0, 1]; give correctness by image")
+    return found
 
 
 def finite(value: float) -> float | None:
@@ -48,9 +65,12 @@ def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
     :param correct: (attacks, images) in [0, 1]; NaN where an attack was not run on an image.
     :param selection: the same for other draws.
     :return: (images,) in [0, 1].
+    :raises ValueError: where no attack was run on an image.
     """
     result, chosen_by = np.asarray(correct, dtype=float), np.asarray(selection, dtype=float)
-    worst = chosen_by <= np.nanmin(chosen_by, 0) + 1e-12
+    worst = chosen_by <= np.fmin.reduce(chosen_by, 0) + 1e-12
+    if not worst.any(0).all():
+        raise ValueError(f"no attack was run on {int((~worst.any(0)).sum())} images")
     return np.asarray(np.where(worst, result, 0.0).sum(0) / worst.sum(0))
 
 
@@ -63,8 +83,9 @@ def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float
     :param weaker: (images,) correctness in [0, 1].
     :param stronger: the same on the same images.
     :return: (gap, lower bound), fractions.
+    :raises ValueError: where a value is NaN or not in [0, 1].
     """
-    difference = np.asarray(weaker, dtype=float) - np.asarray(stronger, dtype=float)
+    difference = shares(weaker) - shares(stronger)
     n, gap = len(difference), float(difference.mean())
     if np.isin(difference, (0.0, 1.0)).all():
         from scipy.stats import beta

@@ -66,7 +66,7 @@ def _run_step(
     n = state.records.n
     attacked = sum(n if spec.rows is None else len(spec.rows) for spec in planned)
     expected = step.cost * attacked / n
-    if budget is not None and expected > budget:
+    if budget is not None and not expected <= budget:
         too_much = f"it may take {expected:.0f} gradient evaluations per image, and {max(budget, 0):.0f} are left of the budget"
         return _skipped(step, too_much, robust=attacked), []
     found = [run(spec) for spec in planned]

@@ -7,6 +7,7 @@ The facts are measured in ``gradients/measure.py``. This module only reads them.
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 from scipy.stats import binom
@@ -36,6 +37,8 @@ def _fact(name: str, words: str, no: str) -> Measure:
             why = records.facts.get("skipped", {}).get(name, f"the clean cell does not say {name}")
             return Measurement(None, None, f"Not measured: {why}.")
         size = float(len(value)) if isinstance(value, (list, tuple, str)) else float(value)
+        if math.isnan(size):
+            return Measurement(None, None, "Not measured: it is NaN.")
         shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{size:.3g}"
         return Measurement(size > threshold, size, words.format(shown) if size > threshold else no)
 

@@ -65,7 +65,7 @@ def decide(measurements: Mapping[str, Measurement], *, explained: bool, interval
         return "SUSPECT"
     fired = _fired(measurements)
     skipped = any(i.required and measurements[i.name].fired is None for i in INDICATORS.values())
-    if "failed-cells" in fired or skipped or (interval[1] - interval[0]) / 2 > _TOO_WIDE:
+    if "failed-cells" in fired or skipped or not (interval[1] - interval[0]) / 2 <= _TOO_WIDE:
         return "INCONCLUSIVE"
     return "NOT_REFUTED"
 

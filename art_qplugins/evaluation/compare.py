@@ -18,7 +18,7 @@ from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
 from art_qplugins.evaluation.records import Interval, Results, Sample
 from art_qplugins.evaluation.significance import clustered_bootstrap, holm, paired_test
 
-__all__ = ["Comparison", "Difference", "Records", "compare", "pairs"]
+__all__ = ["Comparison", "Difference", "Missing", "Records", "compare", "pairs"]
 
 Metric = Literal["clean_accuracy", "robust_accuracy"]
 
@@ -64,11 +64,29 @@ class Comparison:
     """Two runs, paired model by model at every norm and eps.
 
     :ivar only_first: names of the models that only the first run has. ``only_second`` is the same for the second run.
+    :ivar missing: what only the first run measured of the models of both.
+    :ivar failed: what the second run attacked in vain, where the first has a result: its worst case knows less.
     """
 
     rows: Sequence[Difference]
     only_first: Sequence[str]
     only_second: Sequence[str]
+    missing: Sequence[Missing] = ()
+    failed: Sequence[Missing] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Missing:
+    """A number, or an attack that is part of it, that the second of two runs does not have.
+
+    :ivar attack: ``None`` for the number itself.
+    """
+
+    model: str
+    metric: Metric
+    norm: str | None
+    eps: float | None
+    attack: str | None = None
 
 
 class _Measured(NamedTuple):
@@ -111,8 +129,31 @@ def compare(a: Records, b: Records) -> Comparison:
         for what in first[name]
         if what in second[name]
     ]
-    here = [name for name in first if name not in second], [name for name in second if name not in first]
-    return Comparison(_adjusted(rows), *here)
+    return Comparison(
+        rows=_adjusted(rows),
+        only_first=[name for name in first if name not in second],
+        only_second=[name for name in second if name not in first],
+        missing=[
+            Missing(model=name, **what._asdict()) for name in common for what in first[name] if what not in second[name]
+        ],
+        failed=[found for found in _failed(b) if found.model in common and found not in _failed(a)],
+    )
+
+
+def _failed(run: Records) -> list[Missing]:
+    """The attacks of the recipe without a result."""
+    replicate_of = _replicates(run.results)
+    return [
+        Missing(
+            model=replicate_of.get(cell.model, cell.model),
+            metric="robust_accuracy",
+            norm=cell.norm,
+            eps=cell.eps,
+            attack=cell.label,
+        )
+        for cell in run.results.cells
+        if cell.role == "attack" and cell.status == "error"
+    ]
 
 
 def _check_same_images(a: Records, b: Records) -> None:
@@ -139,7 +180,7 @@ def _pooled(run: Records) -> _Table:
 
 def _replicates(results: Results) -> dict[str, str]:
     models = results.spec.get("resolved", {}).get("models", [])
-    return {m["name"]: m["replicate_of"] for m in models if isinstance(m, dict) and m.get("replicate_of")}
+    return {m["name"]: same for m in models if isinstance(m, dict) and (same := m.get("replicate_of"))}
 
 
 def _stack(parts: Sequence[Mapping[_Measured, NDArray[np.float64]]]) -> dict[_Measured, NDArray[np.float64]]:

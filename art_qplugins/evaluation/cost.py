@@ -77,7 +77,7 @@ def exceeds(
     budget = {"gradient evaluations": gradients, "queries": queries}
     for (name, limit), each, before in zip(budget.items(), expected, spent, strict=True):
         cost = each * passes * images / of
-        if limit is not None and before + cost > limit:
+        if limit is not None and not before + cost <= limit:
             return (
                 f"it may take {cost:.0f} {name} per image, and {max(0.0, limit - before):.0f} "
                 f"of {limit:g} are left of the budget"

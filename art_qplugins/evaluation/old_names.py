@@ -85,8 +85,8 @@ def _model(model: dict[str, Any]) -> dict[str, Any]:
         renamed["findings"] = [_id(f, INDICATORS) for f in model["findings"]]
     if isinstance(model.get("steps"), list):
         renamed["steps"] = [_step(s) for s in model["steps"]]
-    if isinstance(claim := model.get("claim"), dict) and claim.get("attack") in OLD_IDS:
-        renamed["claim"] = {**claim, "attack": OLD_IDS[claim["attack"]]}
+    if isinstance(claim := model.get("claim"), dict) and isinstance(attack := claim.get("attack"), str):
+        renamed["claim"] = {**claim, "attack": OLD_IDS.get(attack, attack)}
     return renamed
 
 

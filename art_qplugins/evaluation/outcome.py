@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins import metrics
+from art_qplugins.errors import shown
 from art_qplugins.evaluation.records import Cell, Robust, Sample
 
-__all__ = ["Columns", "Outcome", "legal_at", "robust_at", "worst_case", "worst_images"]
+__all__ = ["Columns", "Outcome", "check", "legal_at", "robust_at", "worst_case", "worst_images"]
 
 #: Arrays with one number per attacked image, by name: the numeric fields of a :class:`Sample`, and its measures.
 #: ``None`` of a sample is NaN.
@@ -22,6 +24,11 @@ _WHOLE = ("label", "prediction")
 _REAL = ("correct", "selection", "distance")
 _MAY_MISS = ("margin", "loss")
 _FIELDS = (*_WHOLE, *_REAL, *_MAY_MISS)
+#: The ranges of the columns of a finished cell. Other columns may be NaN.
+_RANGES = {"correct": (0.0, 1.0), "selection": (0.0, 1.0), "distance": (0.0, np.inf)}
+_RANGES |= {"label": (0.0, 2.0**31), "prediction": (0.0, 2.0**31)}
+#: Numbers that a mean of the same values may differ by.
+_ROUNDING = 1e-9
 
 
 class Images(Protocol):
@@ -43,10 +50,13 @@ class Outcome:
     columns: Columns = field(default_factory=dict)
 
     @classmethod
-    def from_samples(cls, cell: Cell, samples: Sequence[Sample]) -> Outcome:
-        names = {*_FIELDS, *(name for row in samples for name in row.measures)} if samples else set()
-        values = {name: [_value(row, name) for row in samples] for name in sorted(names)}
-        return cls(cell, [row.sample for row in samples], {k: np.array(v, dtype=float) for k, v in values.items()})
+    def from_samples(cls, cell: Cell, samples: Sequence[Sample], *, measures: Iterable[str] | None = None) -> Outcome:
+        """:param measures: those that become columns; by default all."""
+        if measures is None:
+            measures = {name for row in samples for name in row.measures}
+        names = {*_FIELDS, *measures} if samples else set()
+        values = {name: np.array(_values(samples, name), dtype=float) for name in sorted(names)}
+        return cls(cell, [row.sample for row in samples], values)
 
     @property
     def ok(self) -> bool:
@@ -80,9 +90,55 @@ class Outcome:
         return replace(self, cell=self.cell.model_copy(update=changes))
 
 
-def _value(row: Sample, name: str) -> float:
-    value = getattr(row, name) if name in _FIELDS else row.measures.get(name)
-    return np.nan if value is None else float(value)
+def check(outcome: Outcome) -> None:
+    """Check that a cell agrees with its images. NaN passes no comparison.
+
+    :raises ValueError: where a column has a value out of its range or is missing, an image is missing or is there twice,
+        or an accuracy is not the mean of its images.
+    """
+    cell, columns = outcome.cell, outcome.columns
+    if not outcome.ok:
+        if outcome.ids or cell.accuracy is not None:
+            raise ValueError(f"its status is {cell.status}, and it has results")
+        return
+    _check_rows(cell, outcome.ids)
+    for name, values in columns.items():
+        if np.shape(values) != (cell.n,):
+            raise ValueError(f"{np.size(values)} values of {shown(name)} for {cell.n} images")
+    for name, (low, high) in _RANGES.items():
+        values = columns.get(name, np.full(1, np.nan))
+        fits = np.isfinite(values) & (values >= low) & (values <= high)
+        if name in _WHOLE:
+            fits &= values == np.floor(values)
+        if not fits.all():
+            first = int(np.argmin(fits))
+            raise ValueError(f"{name} of image {shown(outcome.ids[first])} is {values[first]:.6g}")
+    _check_mean("accuracy", cell.accuracy, columns["correct"])
+    if cell.grid is not None and "grid_correct" in columns:
+        _check_mean("grid_accuracy", cell.grid_accuracy, columns["grid_correct"])
+
+
+def _check_rows(cell: Cell, ids: Sequence[str]) -> None:
+    if not cell.n or len(ids) != cell.n:
+        raise ValueError(f"it is on {cell.n} images, and {len(ids)} are there")
+    if len(set(ids)) != len(ids):
+        raise ValueError("an image is there twice")
+    if (cell.rows is None) != (cell.of is None):
+        raise ValueError("rows and of belong together, and one is missing")
+    rows, of = range(cell.n) if cell.rows is None else cell.rows, cell.n if cell.of is None else cell.of
+    if not len(rows) == len(set(rows)) == cell.n or not max(rows) < of:
+        raise ValueError(f"its rows are not {cell.n} of {of} images")
+
+
+def _check_mean(name: str, mean: float | None, values: NDArray[np.float64]) -> None:
+    found = float(np.mean(values))
+    if mean is None or not abs(found - mean) <= _ROUNDING:
+        raise ValueError(f"its {name} is {mean}, and the mean of its images is {found:.6g}")
+
+
+def _values(samples: Sequence[Sample], name: str) -> list[float | None]:
+    """``None`` becomes NaN in an array of floats."""
+    return list(map(attrgetter(name), samples)) if name in _FIELDS else [row.measures.get(name) for row in samples]
 
 
 def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome]:

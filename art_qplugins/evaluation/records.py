@@ -1,25 +1,40 @@
 """The records of a run: the content of ``results.json`` and ``samples.jsonl``. Schema 1.
 
 Accuracies are fractions in [0, 1], never percent and never rounded. This module imports neither torch nor ART, so that
-a report can be made where neither is installed. Records are validated when they are read.
+a report can be made where neither is installed. Records are validated when they are made and when they are read: every
+number is finite and in its range. The ranges of samples, and whether they agree with their cell, are in ``outcome.py``.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from typing_extensions import Required, TypedDict
 
 SCHEMA_VERSION: Literal[1] = 1
 
-Interval = tuple[float, float]
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if not interval[0] <= interval[1]:
+        raise ValueError(f"its lower end {interval[0]:g} is above its upper end {interval[1]:g}")
+    return interval
+
+
+Share = Annotated[float, Field(ge=0, le=1)]  # of images or of draws; an accuracy
+Difference = Annotated[float, Field(ge=-1, le=1)]  # of two shares
+Size = Annotated[float, Field(ge=0, le=1e30)]  # eps, a distance, seconds, a cost
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Interval = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
+DifferenceInterval = Annotated[tuple[Difference, Difference], AfterValidator(_ordered)]
+Norm = Literal["Linf", "L2", "L1", "L0"]
 Verdict = Literal["INVALID", "MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE"]
 FindingClass = Literal["P", "M", "S", "V"]
 Role = Literal["clean", "attack", "probe"]
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
 class Sample(Record):
@@ -54,26 +69,26 @@ class Cell(Record):
     knowledge: Literal["white-box", "black-box"] = "white-box"
     role: Role  # "probe": added by the diagnosis, not planned by the recipe
     params: dict[str, Any]
-    norm: str
-    eps: float
-    seed: int
-    n: int
-    accuracy: float | None  # None where the cell failed
+    norm: Norm
+    eps: Size
+    seed: Count
+    n: Count
+    accuracy: Share | None  # None where the cell failed
     interval: Interval | None
-    forward_samples: int
-    backward_samples: int
-    seconds: float
+    forward_samples: Count
+    backward_samples: Count
+    seconds: Size
     status: Literal["success", "error", "skipped"]  # skipped: not run, for the reason in notes; it has no samples
     error: str | None = None
     notes: list[str] = []  # warnings that the attack's library gave, or why the cell was skipped
     visited: bool | None = None  # whether the attack asked its source for any point that is no clean image
     undefined: int = 0  # points with NaN or infinity that it asked for, and gradients with them that it got
     crafted_in: str | None = None  # id of the cell of this run that the images were crafted for, at its cost
-    grid: int | None = None  # pixel levels for the next two fields; per image: measures["grid_correct"]
-    grid_accuracy: float | None = None
+    grid: Count | None = None  # pixel levels for the next two fields; per image: measures["grid_correct"]
+    grid_accuracy: Share | None = None
     grid_interval: Interval | None = None
-    rows: list[int] | None = None  # positions of the images that were attacked, where not all; n counts these
-    of: int | None = None  # images in all, where rows is given
+    rows: list[Count] | None = None  # positions of the images that were attacked, where not all; n counts these
+    of: Count | None = None  # images in all, where rows is given
     facts: dict[str, Any] = {}  # facts of the model as a whole; clean cells only
 
     @property
@@ -100,7 +115,7 @@ class Finding(Record):
     threshold: float
     evidence: str  # a sentence with the numbers in it
     mitigation: str
-    p_value: float | None = (
+    p_value: Share | None = (
         None  # symptoms: before Holm's correction, for the hypothesis "no more than the material share"
     )
     group: str | None = None  # symptoms of one group count once
@@ -114,21 +129,21 @@ class Claim(Record):
     status: Literal["HOLDS", "OVERSTATED", "NONE"]
     attack: str | None = None  # attack id of the claim
     cell: str | None = None  # id of its cell
-    overstated_by: float | None = None  # claimed minus corrected, paired where both were measured
-    overstated_interval: Interval | None = None
-    norm: str | None = None
-    eps: float | None = None
-    accuracy: float | None = None  # as claimed
-    corrected: float | None = None  # worst case over all attacks that were run at this norm and eps
+    overstated_by: Difference | None = None  # claimed minus corrected, paired where both were measured
+    overstated_interval: DifferenceInterval | None = None
+    norm: Norm | None = None
+    eps: Size | None = None
+    accuracy: Share | None = None  # as claimed
+    corrected: Share | None = None  # worst case over all attacks that were run at this norm and eps
     interval: Interval | None = None  # of the corrected accuracy
 
 
 class Robust(Record):
     """Mean over images of the worst case over attacks, at one norm and eps: an upper bound under the attacks run."""
 
-    norm: str
-    eps: float
-    accuracy: float
+    norm: Norm
+    eps: Size
+    accuracy: Share
     interval: Interval
     attacks: list[str]  # ids of the cells that count here (all with the same norm and at most this eps)
 
@@ -137,14 +152,14 @@ class Step(Record):
     """One step of the diagnosis: the attack, its cost, or the reason why it was skipped."""
 
     id: str
-    level: int  # 0 to 3: the level of the diagnosis
+    level: Annotated[int, Field(ge=0, le=3)]  # 0 to 3: the level of the diagnosis
     title: str
     status: Literal["run", "skipped", "failed"]
     reason: str = ""  # why it was skipped
     cells: list[str] = []
-    robust: int | None = None  # images that its baseline had not broken
-    forward: float = 0.0  # passes per image of the whole set
-    backward: float = 0.0  # gradient evaluations per image of the whole set
+    robust: Count | None = None  # images that its baseline had not broken
+    forward: Size = 0.0  # passes per image of the whole set
+    backward: Size = 0.0  # gradient evaluations per image of the whole set
 
 
 class Layer(Record):
@@ -152,23 +167,23 @@ class Layer(Record):
 
     layer: str
     op: str
-    share: float  # of the images whose gradient ends there
+    share: Share  # of the images whose gradient ends there
 
 
 class Spent(Record):
     """The cost of all cells of a model, in passes through the network per image of the whole set."""
 
-    gradients: float  # backward passes
-    queries: float  # forward passes, including those of gradients
+    gradients: Size  # backward passes
+    queries: Size  # forward passes, including those of gradients
 
 
 class ModelResult(Record):
     name: str
     description: str
     stochastic: bool
-    clean_accuracy: float
+    clean_accuracy: Share
     clean_interval: Interval
-    n: int
+    n: Count
     robust: list[Robust]
     verdict: Verdict
     summary: str  # the verdict in a few sentences
@@ -180,12 +195,53 @@ class ModelResult(Record):
     evidence: str | None = None  # file in the run's folder with the adversarial images that prove it
 
 
+class Git(TypedDict):
+    commit: str
+    dirty: bool
+
+
 class Environment(Record):
     packages: dict[str, str]
     python: str
     platform: str
     device: str
-    git: dict[str, Any] | None  # {"commit": ..., "dirty": ...}; None outside a repository
+    git: Git | None  # None outside a repository
+
+
+class GivenModel(TypedDict, total=False):
+    """What is read of a model's settings. There are more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    name: Required[str]
+    replicate_of: str | None
+    quantize: dict[str, Any] | None
+
+
+class Resolved(TypedDict, total=False):
+    """What is read of a recipe with every default filled in. There is more."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    models: list[GivenModel | str]  # a name alone says nothing about a model
+    suite_notes: list[str]
+
+
+class Spec(TypedDict, total=False):
+    """The settings of a run."""
+
+    given: Any  # the recipe as written
+    resolved: Resolved
+
+
+class Data(TypedDict, total=False):
+    """The images of a run."""
+
+    name: str
+    split: str
+    n: Count  # images in this run
+    of: Count  # images in the split
+    sha256: str
+    classes: list[str] | Count  # names, or how many
+    shape: list[Count]  # (C, H, W)
 
 
 class Results(Record):
@@ -194,8 +250,8 @@ class Results(Record):
     schema_version: Literal[1] = SCHEMA_VERSION
     status: Literal["started", "success", "cancelled", "error"]
     created: str  # ISO 8601, UTC
-    spec: dict[str, Any]  # {"given": the recipe as written, "resolved": with every default filled in}
-    data: dict[str, Any]  # {"name", "split", "n", "sha256", "classes", "shape"}
+    spec: Spec
+    data: Data
     environment: Environment
     warnings: list[str] = []  # what is legal and surely a mistake, without full stops
     models: list[ModelResult]

@@ -28,20 +28,22 @@ class IllegalImage(ValueError):
 
 
 def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
-    """Distances (N,).
+    """Distances (N,). NaN passes no comparison, in the clean images neither.
 
     :raises IllegalImage: where an image is not legal. The message says which image breaks which rule, and by how much.
     """
-    if x_adv.shape != x.shape:
+    if x_adv.shape != x.shape or not x.numel():
         raise IllegalImage(f"the attack returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}")
-    if not torch.isfinite(x_adv).all():
-        raise IllegalImage(f"{int((~torch.isfinite(x_adv)).flatten(1).any(1).sum())} images are not finite")
-    low, high = float(x_adv.min()), float(x_adv.max())
-    if low < 0 or high > 1:
-        raise IllegalImage(f"pixels are in [{low:.6g}, {high:.6g}], outside [0, 1]")
+    for kind, images in (("", x_adv), ("clean ", x)):
+        finite = torch.isfinite(images)
+        if not finite.all():
+            raise IllegalImage(f"{int((~finite).flatten(1).any(1).sum())} {kind}images are not finite")
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):
+            raise IllegalImage(f"{kind}pixels are in [{low:.6g}, {high:.6g}], outside [0, 1]")
     distance = distances(x, x_adv, threat.norm)
-    worst = int(distance.argmax())
-    if distance[worst] > threat.eps + TOLERANCE * max(1.0, threat.eps):
+    worst = int(distance.argmax())  # of NaN and numbers, NaN
+    if not distance[worst] <= threat.eps + TOLERANCE * max(1.0, threat.eps):
         raise IllegalImage(
             f"image {worst} is {float(distance[worst]):.6g} away in {threat.norm}, more than eps = {threat.eps:g}"
         )
@@ -68,9 +70,10 @@ def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
     inward = torch.where(between, inward, clean)
     limit = threat.eps + TOLERANCE * max(1.0, threat.eps) / 2
     if threat.norm == "Linf":
-        outside = (nearest - clean).abs() > limit
+        outside = ~((nearest - clean).abs() <= limit)
     else:
-        outside = (distances(x, torch.where(moved == clean, clean, nearest), threat.norm) > limit)[:, None, None, None]
+        inside = distances(x, torch.where(moved == clean, clean, nearest), threat.norm) <= limit
+        outside = ~inside[:, None, None, None]
     rounded = torch.where(outside, inward, nearest)
     return torch.where(moved == clean, clean, rounded).to(x)
 
@@ -85,11 +88,12 @@ def score(
     attack saw. A module is random if it has stochastic layers, or if its outputs depend on the seed of the global
     generators. Global random states are restored.
 
-    :raises InputError: where the module gives one logit for two classes.
+    :raises InputError: where the module gives one logit for two classes, or a label is none of its classes.
     :raises ValueError: where a logit is NaN.
     """
     random = is_stochastic(module)
     first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if random else 1, batch_size)
+    _check_labels(module, y, first.shape[-1])
     if not random:
         again = _ask(module, x[:batch_size], derive_seed(seed, "select"), 1, batch_size)
         random = not same_answers(first[:, :batch_size], again)
@@ -110,6 +114,16 @@ def score(
         "loss": nn.functional.cross_entropy(logits, y, reduction="none"),
     }
     return {name: values.double().cpu().numpy() for name, values in found.items()}
+
+
+def _check_labels(module: nn.Module, y: Tensor, classes: int) -> None:
+    """A label without an output counts as misclassified by every image, and stops a GPU."""
+    low, high = int(y.min()), int(y.max())
+    if not (low >= 0 and high < classes):
+        wrong = low if low < 0 else high
+        raise InputError(
+            f"label {wrong} is none of the {classes} classes of {type(module).__name__}; give labels from 0 on"
+        )
 
 
 def finite_columns(columns: Columns) -> dict[str, NDArray[np.float64]]:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from art_qplugins.errors import shown
 from art_qplugins.evaluation.records import Interval
-from art_qplugins.metrics import resampled_means
+from art_qplugins.metrics import resampled_means, shares
 
 __all__ = ["McNemar", "clustered_bootstrap", "holm", "mcnemar", "paired_test"]
 
@@ -31,7 +32,7 @@ def mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
 
     :param first: (images,) 0 or 1. ``second`` has the same images in the same order.
     :return: the two-sided binomial p value. It is 1 where the models never differ.
-    :raises ValueError: where an entry is neither 0 nor 1, or the shapes differ.
+    :raises ValueError: where an entry is neither 0 nor 1, or there is none, or the shapes differ.
     """
     from scipy.stats import binomtest
 
@@ -53,6 +54,7 @@ def clustered_bootstrap(
 
     :param first: (replicates, images) or (images,) correctness in [0, 1]. ``second`` has the same images and may have
         another number of replicates.
+    :raises ValueError: where an entry is NaN or not in [0, 1].
     """
     means = resampled_means(_by_image(first) - _by_image(second), resamples=resamples)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -67,6 +69,7 @@ def paired_test(first: ArrayLike, second: ArrayLike, *, flips: int = 9999) -> fl
     image stay together.
 
     :param first: (replicates, images) or (images,), like ``second``.
+    :raises ValueError: where an entry is NaN or not in [0, 1].
     """
     one, other = _by_image(first), _by_image(second)
     if np.isin(one, (0, 1)).all() and np.isin(other, (0, 1)).all():
@@ -88,8 +91,11 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """Holm's step-down adjustment (Holm 1979). It controls the family-wise error rate.
 
     :return: the adjusted p values in the same order, at most 1.
+    :raises ValueError: where a p value is NaN or not in [0, 1].
     """
     p = np.asarray(p_values, dtype=float)
+    if not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"p values are in [0, 1], and these are {shown(p.tolist())}")
     order = np.argsort(p, kind="stable")
     factors = len(p) - np.arange(len(p))
     adjusted = np.empty_like(p)
@@ -98,13 +104,13 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    one, other = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if one.shape != other.shape or one.ndim != 1 or not len(one):
+    one, other = shares(first), shares(second)
+    if one.shape != other.shape or one.ndim != 1:
         raise ValueError(f"paired tests need the same images: shapes are {one.shape} and {other.shape}")
     return one, other
 
 
 def _by_image(values: ArrayLike) -> NDArray[np.float64]:
     """The mean over replicates, (images,)."""
-    result: NDArray[np.float64] = np.asarray(values, dtype=float)
+    result = shares(values)
     return result if result.ndim == 1 else np.asarray(result.mean(0))

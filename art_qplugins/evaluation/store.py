@@ -17,13 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from art_qplugins import metrics
-from art_qplugins.errors import InputError
-from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.arrays import MOST_BYTES, read_arrays
+from art_qplugins.errors import InputError, shown
+from art_qplugins.evaluation.outcome import Outcome, check
+from art_qplugins.evaluation.reading import LARGEST, strictly
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Cell, Results
-from art_qplugins.files import locked, short_name, sweep, write_atomically
+from art_qplugins.files import locked, read_bytes, read_json, short_name, sweep, write_atomically
 
 __all__ = ["Memory", "Storage", "Store", "check_folder"]
 
@@ -125,16 +126,18 @@ class Store:
         """The finished cell; ``None`` where it must be computed, also because a file is damaged or missing."""
         path, images = self._path(cell_id, "json"), self._path(cell_id, "npz")
         try:
-            content = json.loads(path.read_bytes())
+            content = read_json(path, most=LARGEST, hint="")
             if content["sha256"] != _digest(content):
                 return None
-            if cell_id not in self._intact and hashlib.sha256(images.read_bytes()).hexdigest() != content["images"]:
-                return None
-            if not images.exists():
+            if cell_id not in self._intact:
+                if hashlib.sha256(read_bytes(images, most=MOST_BYTES, hint="")).hexdigest() != content["images"]:
+                    return None
+            elif not images.exists():
                 return None
             columns = {name: np.array(values, dtype=float) for name, values in content["columns"].items()}
-            outcome = Outcome(Cell(**content["cell"]), content["ids"], columns)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError):
+            outcome = Outcome(strictly(Cell, content["cell"]), content["ids"], columns)
+            check(outcome)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         self._intact.add(cell_id)
         return outcome
@@ -152,8 +155,7 @@ class Store:
         self._intact.add(name)
 
     def images(self, cell_id: str) -> NDArray[np.float32]:
-        with np.load(self._path(cell_id, "npz"), allow_pickle=False) as archive:
-            return np.asarray(archive["x_adv"])
+        return read_arrays(self._path(cell_id, "npz"), names=["x_adv"], hint="run the same command again")["x_adv"]
 
     def drop(self, cell_id: str) -> None:
         """Delete the records and then the images, so that a cell with records has images."""
@@ -203,17 +205,17 @@ def _check_same_recipe(folder: Path, recipe: str) -> None:
     """Refuse a folder of another recipe. Cells of the same recipe with other values may share the folder."""
     path = folder / "results.json"
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path, most=LARGEST, hint="")
         version, name = found["schema_version"], found["spec"]["resolved"].get("name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return  # missing or damaged: it will be written again
     if version != SCHEMA_VERSION:
         raise InputError(
-            f"{path}: its schema is {version!r} and this version writes {SCHEMA_VERSION}; "
+            f"{path}: its schema is {shown(version)} and this version writes {SCHEMA_VERSION}; "
             "choose another folder with --out, or delete this one"
         )
     if name != recipe:
-        whose = "no recipe" if name is None else f"recipe {name!r}"
+        whose = "no recipe" if name is None else f"recipe {shown(name)}"
         raise InputError(
             f"{folder}: holds results of {whose}, and this is {recipe!r}; choose another folder with --out"
         )

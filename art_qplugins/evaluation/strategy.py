@@ -151,7 +151,7 @@ def _robust(spec: CellSpec, outcomes: Sequence[Outcome]) -> NDArray[np.bool_]:
     """Images that are not broken in every draw at this eps and that did not withstand this attack at a larger eps."""
     legal = legal_at(outcomes, spec.norm, spec.eps)
     worst = np.nanmin([o.column("selection") for o in legal], axis=0)
-    robust = worst > 0
+    robust = ~(worst <= 0)  # NaN is broken by nobody
     for o in outcomes:
         if o.ok and o.cell.eps > spec.eps and o.cell.norm == spec.norm and _same_attack(spec, o):
             withstood = o.column("selection")

@@ -15,7 +15,7 @@ from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.report import words
 
 if TYPE_CHECKING:
-    from art_qplugins.evaluation.compare import Comparison
+    from art_qplugins.evaluation.compare import Comparison, Difference, Missing
 
 __all__ = ["Limit", "parse_limit"]
 
@@ -30,7 +30,7 @@ class Limit:
     points: float
 
     def broken_by(self, found: Comparison) -> Iterator[str]:
-        """One line for each difference beyond the limit, and for each model that the second run lacks.
+        """One line for each difference beyond the limit, and for each model, number or attack that the second run lacks.
 
         :raises InputError: where no model has the metric in both runs, because the limit could not fail then.
         """
@@ -39,14 +39,19 @@ class Limit:
             raise InputError(f"--fail-on {self.metric}: no model has this in both runs; run both with the same attacks")
         for name in found.only_first:
             yield f"{name} is only in A"
+        for one in (*found.missing, *found.failed):
+            if one.metric == self.metric:
+                lacks = "is only in A" if one.attack is None else f"{one.attack} failed in B only"
+                yield f"{self._what(one.model, one)}: {lacks}"
         for row in rows:
             beyond = row.difference - self.points if self.points > 0 else self.points - row.difference
-            if beyond > 1e-9:
-                at = "" if row.eps is None else f" at {words.threat(row.norm, row.eps)}"
-                yield (
-                    f"{row.first}: {words.METRICS[row.metric]}{at} {words.signed(row.difference)} points, "
-                    f"beyond {words.signed(self.points)}"
-                )
+            if not beyond <= 1e-9:  # also where a difference is NaN
+                yield f"{self._what(row.first, row)} {words.signed(row.difference)} points, beyond {words.signed(self.points)}"
+
+    def _what(self, model: str, at: Difference | Missing) -> str:
+        return (
+            f"{model}: {words.METRICS[self.metric]}{'' if at.eps is None else f' at {words.threat(at.norm, at.eps)}'}"
+        )
 
 
 def parse_limit(text: str) -> Limit:

@@ -260,7 +260,11 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
         "Traceback (most recent call last):\n  File \"attack.py\", line 1\nRuntimeError: out of <memory> on 'cuda:0'"
     )
     cells.append(make_cell("dq-2bit", "autoattack:standard", CLAIM_EPS, None, error=trace, params={}))
-    recipe = {"models": list(MODELS), "threat": {"norm": "Linf", "eps": list(EPS)}, "attacks": ["art:pgd"]}
+    recipe = {
+        "models": [{"name": name} for name in MODELS],
+        "threat": {"norm": "Linf", "eps": list(EPS)},
+        "attacks": ["art:pgd"],
+    }
     results = Results(
         status="success",
         created="2025-11-20T12:00:00Z",
@@ -282,6 +286,11 @@ def build_run(folder: Path, *, rename: dict[str, str] | None = None, channels: i
 
 
 def write_results(folder: Path, results: Results) -> None:
+    """Write the results, and leave out the samples of cells that have none."""
+    scored = {cell.id for cell in results.cells if cell.status == "success"}
+    if (path := folder / "samples.jsonl").exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["cell"] in scored), encoding="utf-8")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(results.model_dump_json(by_alias=True), encoding="utf-8")
 
@@ -354,21 +363,25 @@ def with_bits(results: Results) -> Results:
 
 def on_grid(results: Results, folder: Path, name: str, *, stochastic: bool = False) -> Results:
     """Rounding mends every image whose row is odd, in the attacks of one model at the claim's eps."""
-    cells = [
-        cell.model_copy(update={"grid": 256, "grid_accuracy": 0.5, "grid_interval": (0.4, 0.6)})
-        if cell.model == name and cell.eps == CLAIM_EPS and cell.status == "success"
-        else cell
-        for cell in results.cells
-    ]
-    gridded = {cell.id for cell in cells if cell.grid}
+    gridded: dict[str, list[float]] = {
+        cell.id: [] for cell in results.cells if (cell.model, cell.eps, cell.status) == (name, CLAIM_EPS, "success")
+    }
     lines = []
     for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["cell"] in gridded:
             odd = int(row["sample"][-4:]) % 2
             row["measures"] = {"grid_correct": 1.0 if odd else row["correct"]}
+            gridded[row["cell"]].append(row["measures"]["grid_correct"])
         lines.append(json.dumps(row))
     (folder / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    on_grid = {"grid": 256, "grid_interval": (0.4, 0.6)}
+    cells = [
+        cell.model_copy(update={**on_grid, "grid_accuracy": float(np.mean(gridded[cell.id]))})
+        if cell.id in gridded
+        else cell
+        for cell in results.cells
+    ]
     models = [
         model.model_copy(update={"stochastic": stochastic}) if model.name == name else model for model in results.models
     ]

@@ -78,13 +78,11 @@ def test_a_run_without_models(tmp_path: Path, status: str) -> None:
 
 
 def test_sparse_records_are_reported_as_far_as_they_go(tmp_path: Path) -> None:
-    """No claim, no interval, no images, one eps, no findings, a line cut short."""
+    """No claim, no interval, no images, one eps, no findings."""
     build_run(tmp_path)
     results = read_run(tmp_path).results
     for file in (tmp_path / "cells").iterdir():
         file.unlink()
-    with (tmp_path / "samples.jsonl").open("a", encoding="utf-8") as out:
-        out.write('{"cell": "fp')
     bare = {"claim": Claim(status="NONE"), "findings": [], "description": "", "summary": ""}
     models = [model.model_copy(update=bare | {"robust": model.robust[:1]}) for model in results.models]
     models[1] = models[1].model_copy(update={"robust": []})
@@ -116,7 +114,8 @@ def test_an_invalid_model_gets_no_headline_number(tmp_path: Path) -> None:
     text = plain(Page(page).text)
     assert "17.5 % claimed. No number of this model counts." in text and "○ HOLDS" not in text
     claim = results.models[0].claim
-    models = [model.model_copy(update={"verdict": "INVALID", "claim": claim}) for model in results.models[:2]]
+    invalid = {"verdict": "INVALID", "claim": claim, "robust": []}
+    models = [model.model_copy(update=invalid) for model in results.models[:2]]
     write_results(tmp_path, results.model_copy(update={"models": models}))
     page = write_report(tmp_path)[-1].read_text(encoding="utf-8")
     assert re.findall(r'<p class="figure-number">(.*?)</p>', page) == ["– <small>no number counts</small>"] * 2
@@ -136,8 +135,14 @@ def test_all_cells_failed(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (None, "no such file"),
-        ("{", "not JSON"),
-        ("[]", "schema_version is None"),
+        ("{", "not the JSON that belongs there"),
+        ("[]", "a list in place of an object"),
+        ("{}", "schema_version is None"),
+        ('{"schema_version": true}', "schema_version is True"),
+        ('{"schema_version": "1"}', "schema_version is '1'"),
+        ("[" * 100_000, "nested more than 50 deep"),
+        ('{"schema_version": NaN}', "the number NaN"),
+        ('{"schema_version": ' + "1" * 5000 + "}", "a whole number of 5000 digits"),
         ('{"schema_version": 2}', "schema_version is 2"),
         ('{"schema_version": 1, "status": "done"}', "status"),
     ],

@@ -17,12 +17,16 @@ def leaderboard_run(folder: Path, **changes: object) -> Results:
     n = int(str(changes.get("n", 10_000)))
     common = {"forward_samples": n, "backward_samples": n, "seconds": 1.0, "status": "success", "params": {}}
     common |= {"model": "net", "source": "net", "norm": "Linf", "seed": 0, "n": n, "interval": (0.4, 0.6)}
-    attack = {"id": "aa", "attack": "autoattack:standard", "role": "attack", "eps": 8 / 255, "accuracy": 0.50126}
+    attack = {"id": "aa", "attack": "autoattack:standard", "role": "attack", "eps": 8 / 255, "accuracy": 0.5013}
     attack |= {key: value for key, value in changes.items() if key in Cell.model_fields and key != "n"}
     cells = [
         Cell(**common | {"id": "clean", "attack": "artq:clean", "role": "clean", "eps": 0.0, "accuracy": 0.9}),
         Cell(**common | attack),
     ]
+    if cells[1].rows is not None:
+        cells[1] = cells[1].model_copy(update={"n": len(cells[1].rows), "accuracy": 1.0})
+    elif cells[1].accuracy is not None:
+        cells[1] = cells[1].model_copy(update={"accuracy": round(0.5013 * n) / n})
     model = ModelResult(
         **{"name": "net", "description": "WRN-28-10", "stochastic": bool(changes.get("stochastic")), "n": n},
         **{"clean_accuracy": 0.9, "clean_interval": (0.89, 0.91), "robust": [], "summary": "", "findings": []},
@@ -39,10 +43,13 @@ def leaderboard_run(folder: Path, **changes: object) -> Results:
     )
     write_results(folder, results)
     start = 1 if changes.get("shuffled") else 0
-    row = {"label": 0, "prediction": 0, "correct": 1, "selection": 1, "distance": 0, "margin": 1, "loss": 0}
+    row = {"label": 0, "prediction": 0, "distance": 0, "margin": 1, "loss": 0}
     with (folder / "samples.jsonl").open("w", encoding="utf-8") as out:
-        for i in range(n):
-            out.write(json.dumps({"cell": "clean", "sample": f"cifar10/test/{(i + start) % n:04d}"} | row) + "\n")
+        for cell in cells:
+            for i in (cell.rows or range(n)) if cell.status == "success" else ():
+                right = {key: float(i < round((cell.accuracy or 0) * n)) for key in ("correct", "selection")}
+                name = {"cell": cell.id, "sample": f"cifar10/test/{(i + start) % n:04d}"}
+                out.write(json.dumps(name | row | right) + "\n")
     return results
 
 

@@ -53,7 +53,7 @@ def bit_sweeps(results: Results) -> list[BitSweep]:
 def _settings(results: Results) -> Iterable[dict[str, Any]]:
     """The settings of each model, as the recipe resolved them."""
     models = results.spec.get("resolved", {}).get("models", [])
-    return [given for given in models if isinstance(given, dict)] if isinstance(models, list) else []
+    return [dict(given) for given in models if isinstance(given, dict)]
 
 
 def _sweep(group: Sequence[_Variant]) -> BitSweep | None:
