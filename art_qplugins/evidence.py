@@ -6,8 +6,7 @@ network can check the proof without trusting its author.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from art_qplugins.domains import COUNT, PATH, SEED, check, check_all
+from art_qplugins.arrays import read_arrays
+from art_qplugins.domains import COUNT, MOST, PATH, SEED, check, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, score
+from art_qplugins.files import printable
 from art_qplugins.foreign import foreign
 from art_qplugins.quantizers.stochastic import is_stochastic
-from art_qplugins.threat import Threat
+from art_qplugins.threat import Threat, diameter
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["Evidence", "Replay", "read_evidence", "replay"]
 
+
+#: The arrays that are read of a file. It may lack the ids.
+_NAMES = ("x", "x_adv", "y", "ids", "norm", "eps")
+_HINT = "give the evidence/MODEL.npz of a diagnosis"
+_AGAIN = "run artq diagnose again to rewrite it"
 
 #: An image of a random module counts as broken from this share of wrong draws on: 5 of 20.
 _NOT_REFUTED = 0.25
@@ -40,7 +46,7 @@ class Evidence:
     x_adv: Tensor  # like x
     y: Tensor  # (N,) int64
     ids: list[str]
-    threat: Threat | None  # None where the file states no eps
+    threat: Threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +54,14 @@ class Replay:
     """The predictions of the module on the images of an evidence file.
 
     ``wrong`` is the share of deployments that misclassify each image. It is 0 or 1 unless ``stochastic``. ``before`` is
-    the same for the clean image. ``distance`` is the recomputed distance from the clean image; ``None`` where the file
-    states no eps.
+    the same for the clean image. ``distance`` is the recomputed distance from the clean image; ``None`` where an image is
+    not legal.
     """
 
     wrong: NDArray[np.float64]
     before: NDArray[np.float64]
     ids: list[str]
-    threat: Threat | None
+    threat: Threat
     distance: NDArray[np.float64] | None
     illegal: str | None  # which rule an image breaks
     stochastic: bool
@@ -71,7 +77,7 @@ class Replay:
 
     @property
     def legal(self) -> bool:
-        """Whether pixels are in [0, 1] and, if eps is stated, every image is within eps."""
+        """Whether all pixels, also of the clean images, are in [0, 1], and every image is within eps."""
         return self.illegal is None
 
     @property
@@ -96,10 +102,8 @@ class Replay:
             lines.append(
                 f"over {DEPLOYMENTS} draws {100 * self.share:.1f} % of the predictions are wrong; {few} images withstand most"
             )
-        if self.illegal is not None:
+        if self.illegal is not None or self.distance is None:
             lines.append(f"NOT LEGAL: {self.illegal}")
-        elif self.threat is None or self.distance is None:
-            lines.append("pixels are in [0, 1]; the file states no eps, so distances were not checked")
         else:
             most = float(self.distance.max())
             lines.append(f"legal: at most {most:.6g} away in {self.threat.norm}, eps = {self.threat.eps:.6g}")
@@ -109,7 +113,7 @@ class Replay:
 def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: int = 250) -> Replay:
     """Evaluate ``module`` on the images of an evidence file, after their distances are measured again.
 
-    :param path: an ``.npz`` file of a diagnosis with ``x``, ``x_adv``, ``y`` and, if known, ``ids``, ``norm``, ``eps``.
+    :param path: an ``.npz`` file of a diagnosis with ``x``, ``x_adv``, ``y``, ``norm``, ``eps`` and, if known, ``ids``.
     :param module: takes (N, C, H, W) float32 in [0, 1] and gives logits. It runs in eval mode. Its modes are restored.
     :param seed: seed of the 20 draws on which a random module is scored, as in a diagnosis.
     :raises InputError: where the file cannot be read, or the module cannot take its images.
@@ -118,9 +122,7 @@ def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: in
     evidence = read_evidence(path)
     illegal, distance = None, None
     try:
-        # Without eps every distance is allowed. Shape, finiteness and pixel range are still checked.
-        measured = check_legal(evidence.x, evidence.x_adv, evidence.threat or Threat("L0", evidence.x[0].numel()))
-        distance = None if evidence.threat is None else measured.numpy()
+        distance = check_legal(evidence.x, evidence.x_adv, evidence.threat).numpy()
     except IllegalImage as error:
         illegal = str(error)
     wrong, before = (
@@ -149,63 +151,53 @@ def _wrong(
 
 
 def read_evidence(path: str | Path) -> Evidence:
-    """Read and check an evidence file. Nothing in it is unpickled.
+    """Read and check an evidence file. Nothing in it is unpickled, and nothing is allocated before its headers are checked.
 
-    :raises InputError: where it is missing or damaged, or lacks a required array.
+    Whether its images are legal is asked later: :func:`replay` says by how much they are not.
+
+    :raises InputError: where it is missing, damaged or too large, lacks an array, or its arrays do not belong together.
     """
-    arrays = _arrays(Path(check("path", path, PATH)))
-    missing = [name for name in ("x", "x_adv", "y") if name not in arrays]
-    if missing:
-        raise InputError(f"{path}: has no {', '.join(missing)}; give the evidence/MODEL.npz of a diagnosis")
+    arrays = read_arrays(check("path", path, PATH), names=_NAMES, hint=_HINT)
+    try:
+        return _checked(arrays)
+    except ValueError as error:
+        raise InputError(f"{printable(path)}: {error}") from None
+
+
+def _checked(arrays: Mapping[str, NDArray[Any]]) -> Evidence:
+    if missing := [name for name in _NAMES if name not in arrays and name != "ids"]:
+        raise ValueError(f"has no {', '.join(missing)}; {_HINT}")
     x, x_adv, y = arrays["x"], arrays["x_adv"], arrays["y"]
-    if x.ndim != 4 or not all(np.issubdtype(images.dtype, np.floating) for images in (x, x_adv)):
-        raise InputError(f"{path}: x is {x.shape} {x.dtype}; images are (N, C, H, W) floats in [0, 1]")
-    if x_adv.shape != x.shape or y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer):
-        raise InputError(
-            f"{path}: x {x.shape}, x_adv {x_adv.shape} and y {y.shape} {y.dtype} do not belong together; "
-            "run artq diagnose again to rewrite it"
+    if x.ndim != 4 or not all(images.dtype.kind == "f" for images in (x, x_adv)):
+        raise ValueError(f"x is {x.shape} {x.dtype}; images are (N, C, H, W) floats in [0, 1]")
+    if x_adv.shape != x.shape or y.shape != x.shape[:1] or y.dtype.kind not in "iu":
+        raise ValueError(f"x {x.shape}, x_adv {x_adv.shape} and y {y.shape} {y.dtype} do not belong together; {_AGAIN}")
+    if not x.size:
+        raise ValueError(
+            "holds no images to replay, because no attack broke the model; run artq diagnose with more attacks"
         )
-    if not len(x) or not x[0].size:
-        raise InputError(
-            f"{path}: holds no images to replay, because no attack broke the model; run artq diagnose with more attacks"
+    if not (y.min() >= 0 and y.max() <= MOST):
+        raise ValueError(f"labels go from {y.min()} to {y.max()}, and classes count from 0; {_AGAIN}")
+    ids = arrays.get("ids", np.arange(len(x)).astype(str))
+    if ids.shape != y.shape or ids.dtype.kind != "U" or len(np.unique(ids)) != len(ids):
+        raise ValueError(f"{ids.size} ids {ids.dtype} for {len(x)} images; each needs a text of its own; {_AGAIN}")
+    threat = _threat(arrays)
+    if not threat.eps <= (widest := diameter(threat.norm, x.shape[1:])):
+        raise ValueError(
+            f"eps = {threat.eps:g} in {threat.norm} excludes no image, as the widest distance is {widest:.3g}"
         )
-    if y.min() < 0:
-        raise InputError(f"{path}: label {int(y.min())} is negative; run artq diagnose again to rewrite it")
-    ids = arrays.get("ids", np.arange(len(x)))
-    if ids.shape != y.shape:
-        raise InputError(f"{path}: {ids.size} ids for {len(x)} images; run artq diagnose again to rewrite it")
     return Evidence(
-        x=torch.from_numpy(x.astype(np.float32)),
-        x_adv=torch.from_numpy(x_adv.astype(np.float32)),
-        y=torch.from_numpy(y.astype(np.int64)),
-        ids=[str(name) for name in ids],
-        threat=_threat(path, arrays),
+        x=_images(x), x_adv=_images(x_adv), y=torch.from_numpy(y.astype(np.int64)), ids=ids.tolist(), threat=threat
     )
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        # Open the file here, because np.load leaves it open if it is not a zip file.
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: a single array; give the evidence/MODEL.npz of a diagnosis")
-            with loaded:
-                return {name: loaded[name] for name in loaded.files}
-    except OSError as error:
-        why = error.strerror or "damaged"
-        raise InputError(f"{path}: cannot be read ({why}); give the evidence/MODEL.npz of a diagnosis") from None
-    except InputError:
-        raise
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{path}: no evidence file ({said}); give the evidence/MODEL.npz of a diagnosis") from None
+def _images(images: NDArray[Any]) -> Tensor:
+    with np.errstate(over="ignore"):  # what no float32 holds becomes infinite, and is not legal
+        return torch.from_numpy(images.astype(np.float32))
 
 
-def _threat(path: str | Path, arrays: dict[str, NDArray[Any]]) -> Threat | None:
-    if "norm" not in arrays or "eps" not in arrays:
-        return None
-    try:
-        return Threat(str(arrays["norm"].item()), float(arrays["eps"].item()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: {error}; run artq diagnose again to rewrite it") from None
+def _threat(arrays: Mapping[str, NDArray[Any]]) -> Threat:
+    norm, eps = arrays["norm"], arrays["eps"]
+    if norm.shape or norm.dtype.kind != "U" or eps.shape or eps.dtype.kind not in "iuf":
+        raise ValueError(f"norm {norm.shape} {norm.dtype} and eps {eps.shape} {eps.dtype}: give a text and a number")
+    return Threat(norm.item(), float(eps))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from art_qplugins.domains import NOT_NEGATIVE, OneOf, check
 from art_qplugins.errors import InputError, shown
 
-__all__ = ["NORMS", "Threat"]
+__all__ = ["NORMS", "Threat", "diameter"]
 
 NORMS = ("Linf", "L2", "L1", "L0")
 
@@ -29,3 +31,9 @@ class Threat:
         check("threat: eps", self.eps, NOT_NEGATIVE)
         if self.norm == "L0" and self.eps != int(self.eps):
             raise InputError(f"threat: eps is {shown(self.eps)}; L0 counts pixels, so give a whole number, e.g. 10")
+
+
+def diameter(norm: str, shape: Sequence[int]) -> float:
+    """The largest distance of two images of a ``shape`` (C, H, W). At a larger eps no image is excluded."""
+    values = math.prod(shape)
+    return {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values), "L0": float(values // shape[0])}[norm]

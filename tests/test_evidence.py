@@ -103,19 +103,28 @@ def test_distances_are_measured_again(norm, eps, legal, tmp_path):
     assert ("NOT LEGAL: image" in str(found)) is not legal
 
 
-@pytest.mark.parametrize("value", [-0.01, 1.5, np.nan])
-def test_pixels_out_of_bounds_are_not_legal_without_eps_either(value, tmp_path):
-    x_adv = np.full((N, 1, 2, 2), 0.45, dtype=np.float32)
-    x_adv[2, 0, 1, 1] = value
-    path = evidence(tmp_path / "e.npz", x_adv=x_adv, norm=None, eps=None)
-    found = replay(path, Linear())
-    assert not found.legal and not found.holds
+@pytest.mark.parametrize("value", [-0.01, 1.5, np.nan, np.inf])
+@pytest.mark.parametrize("which", ["x", "x_adv"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_pixels_out_of_bounds_are_not_legal(dtype, which, value, tmp_path):
+    """Also those of the clean images: a distance from NaN is no distance, and exceeds no eps."""
+    images = np.full((N, 1, 2, 2), {"x": 0.55, "x_adv": 0.45}[which], dtype=dtype)
+    images[2, 0, 1, 1] = value
+    found = replay(evidence(tmp_path / "e.npz", **{which: images}), Linear())
+    assert not found.legal and not found.holds and found.distance is None
+    assert ("clean" in str(found).splitlines()[-1]) == (which == "x")
 
 
-def test_without_eps_it_says_what_was_not_checked(tmp_path):
-    found = replay(evidence(tmp_path / "e.npz", norm=None, eps=None), Linear())
-    assert found.holds and found.threat is None and found.distance is None
-    assert "states no eps" in str(found)
+def test_a_number_that_no_float32_holds_is_not_legal(tmp_path):
+    found = replay(evidence(tmp_path / "e.npz", x=np.full((N, 1, 2, 2), 1e300)), Linear())
+    assert not found.legal and "12 clean images are not finite" in str(found)
+
+
+def test_clean_images_of_nan_prove_nothing(artq, tmp_path):
+    x = np.full((N, 1, 2, 2), np.nan, np.float32)
+    path = evidence(tmp_path / "e.npz", x=x, x_adv=np.zeros((N, 1, 2, 2), np.float32))
+    status, out, _ = artq("replay", path, "--model", "test_evidence:make")
+    assert status == 1 and "NOT LEGAL: 12 clean images are not finite" in out
 
 
 def test_a_random_model_is_asked_twenty_times(tmp_path):
@@ -185,15 +194,32 @@ def test_everything_is_as_it_was(tmp_path):
     [
         ({"x_adv": None}, "has no x_adv"),
         ({"x": None, "y": None}, "has no x, y"),
+        ({"eps": None}, "has no eps"),
+        ({"norm": None, "eps": None}, "has no norm, eps"),
+        ({"eps": np.array(np.nan)}, "threat: eps"),
+        ({"eps": np.array(np.inf)}, "threat: eps"),
+        ({"eps": np.array(-0.1)}, "threat: eps"),
+        ({"eps": np.array("0.1")}, "give a text and a number"),
+        ({"eps": np.array(8.0)}, "eps = 8 in Linf excludes no image"),
+        ({"norm": np.array("L1"), "eps": np.array(4.5)}, "eps = 4.5 in L1 excludes no image"),
+        ({"norm": np.array(5)}, "give a text and a number"),
+        ({"norm": np.array(["Linf"])}, "give a text and a number"),
+        ({"ids": np.array(["a"] * N)}, "each needs a text of its own"),
+        ({"ids": np.arange(N)}, "each needs a text of its own"),
+        ({"y": np.full(N, 2)}, "label 2 is none of the 2 classes of Linear"),
+        ({"y": np.full(N, 2**63, np.uint64)}, "classes count from 0"),
+        ({"y": np.zeros(N, bool)}, "do not belong together"),
+        ({"y": np.zeros(N, np.float32)}, "do not belong together"),
+        ({"x": np.zeros((N, 1, 2, 2), np.uint8)}, r"images are \(N, C, H, W\)"),
         ({"x_adv": np.zeros((N, 1, 2, 3), np.float32)}, "do not belong together"),
         ({"y": np.zeros(N - 1, np.int64)}, "do not belong together"),
-        ({"y": np.full(N, -1)}, "label -1 is negative"),
-        ({"y": np.full(N, 7)}, "Linear cannot take"),
+        ({"y": np.full(N, -1)}, "labels go from -1"),
+        ({"y": np.full(N, 7)}, "label 7 is none of the 2 classes of Linear"),
         ({"x": np.zeros(N, np.float32)}, r"images are \(N, C, H, W\)"),
-        ({"ids": np.array(["one"])}, "1 ids for 12 images"),
-        ({"norm": np.array("Loo")}, "threat: norm: it is 'Loo'"),
-        ({"eps": np.array([0.1, 0.2])}, "e.npz: "),
-        ({"ids": np.array([{}] * N, dtype=object)}, "no evidence file"),  # would have to be unpickled
+        ({"ids": np.array(["one"])}, "1 ids <U3 for 12 images"),
+        ({"norm": np.array("Loo")}, "norm: it is 'Loo'"),
+        ({"eps": np.array([0.1, 0.2])}, "give a text and a number"),
+        ({"ids": np.array([{}] * N, dtype=object)}, "Python objects"),  # would have to be unpickled
         (
             {"x": np.zeros((0, 1, 2, 2), np.float32), "x_adv": np.zeros((0, 1, 2, 2), np.float32)}
             | {"y": np.zeros(0, int)},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from art_qplugins.quantizers import bake
 from art_qplugins.recipes.build import loaded, seed_of, trained_module, training_defences, training_warnings, untrained
 from art_qplugins.recipes.checks import doubts
 from art_qplugins.recipes.schema import ModelSettings, Recipe
+from art_qplugins.threat import diameter
 
 __all__ = ["rehearse"]
 
@@ -110,10 +110,9 @@ def _structure(recipe: Recipe, settings: ModelSettings, networks: Mapping[str, n
 
 def _too_wide(recipe: Recipe, shape: tuple[int, int, int]) -> Iterator[str]:
     """An eps within which every image lies. In Linf it is refused, whatever the images are."""
-    norm, values = recipe.threat.norm, math.prod(shape)
-    diameter = {"L0": values // shape[0], "L1": values, "L2": math.sqrt(values), "Linf": 1}[norm]
+    norm, widest = recipe.threat.norm, diameter(recipe.threat.norm, shape)
     several = [*recipe.threat.eps, *(e for a in recipe.attacks for e in a.eps or [])]
     several += (recipe.transfer.eps or []) if recipe.transfer else []
     for eps in dict.fromkeys(several):
-        if not eps <= diameter:
-            yield f"eps {eps:g} in {norm} allows every image, because no two images {shape} are further apart than {diameter:g}"
+        if not eps <= widest:
+            yield f"eps {eps:g} in {norm} allows every image, because no two images {shape} are further apart than {widest:g}"
