@@ -75,7 +75,7 @@ def test_a_shattered_gradient_is_smoothed_away():
         for kind in ("as-is", "smoothed")
     }
     broken = {kind: (margin(model, c.x_adv, y) < 0).float().mean() for kind, c in attacked.items()}
-    assert broken["smoothed"] >= broken["as-is"]
+    assert broken["smoothed"] > broken["as-is"] + 0.3
 
 
 def test_the_full_precision_twin_is_the_function_that_the_quantizers_round():

@@ -60,6 +60,10 @@ def binarization(success):
     return [clean(), claim(), cell("art:pgd", 1.0, rows=range(32), params={"check": "b"}, facts=facts)]
 
 
+def l2(outcome):
+    return outcome.with_cell(norm="L2")
+
+
 #: An indicator, its records by a number, the nearest numbers at which it is silent and at which it fires.
 EDGES = [
     ("zero-gradient", lambda k: [clean(gradient=some(k, 0.0, 0.1)), claim()], 19, 20),
@@ -67,6 +71,8 @@ EDGES = [
     ("loss-underflow", lambda k: [clean(loss=some(k, 0.0, 1e-45)), claim()], 49, 50),
     ("large-logits", lambda gap: [clean(margin=gap), claim()], 24 * np.log(2), above(24 * np.log(2))),
     ("gradient-underflow", lambda k: [clean(gradient_ratio=some(k, below(1e-6), 1e-6)), claim()], 99, 100),
+    ("gradient-underflow", lambda k: [clean(gradient_ratio=some(k, below(1e-6), 1e-6)), l2(claim())], 99, 100),
+    ("gradient-underflow", lambda k: [clean(gradient_l2=some(k, 0.0, 1e-45)), l2(claim())], 99, 100),
     ("blocking-operation", blocking, 0.9, above(0.9)),
     ("unfaithful-gradient", lambda v: [clean(fidelity=v, fidelity_eps=0.0), claim()], 0.7, below(0.7)),
     ("unfaithful-gradient", lambda v: [clean(fidelity=0.0, fidelity_eps=v), claim()], 0.7, below(0.7)),
@@ -106,7 +112,7 @@ def test_only_large_steps_count_for_a_claim_of_one_step():
 def test_a_squared_norm_that_underflows_counts_in_l2_alone():
     tiny = clean(gradient_l2=0.0)
     assert measured("gradient-underflow", [tiny, claim()]).fired is False
-    assert measured("gradient-underflow", [tiny, claim().with_cell(norm="L2")]).fired is True
+    assert measured("gradient-underflow", [tiny, l2(claim())]).fired is True
 
 
 @pytest.mark.parametrize("classes", [2, 10])

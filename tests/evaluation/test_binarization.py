@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from art_qplugins import InputError, QuantizedClassifier
-from art_qplugins.evaluation.binarization import binarization_test
+from art_qplugins.evaluation.binarization import _around, _features, binarization_test
+from art_qplugins.geometry import distances
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
+from art_qplugins.quantizers.stochastic import draws_from, stochastic_layers
 from art_qplugins.threat import Threat
 
 LINF = Threat("Linf", 0.15)
@@ -81,13 +83,45 @@ def test_the_same_attack_fails_on_a_network_that_masks(how, wide, digits):
     assert found.used >= 6 and found.success <= 0.2
 
 
-def test_a_random_network_is_fitted_on_its_mean_features(wide, digits):
-    x, y = digits[1].x()[:4], digits[1].y()[:4]
-    network = quantize(wide, activation_bits=4, alpha=2.0, clip=6.0)
-    for chunk in (None, 2):
-        model = StochasticEnsemble(network, draws=4, eot_chunk=chunk).eval()
-        found = binarization_test(classifier(model), descent, x, y, threat=LINF)
-        assert found.used + found.dropped == 4
+def random_features(seed=0):
+    """A network whose many random features separate any few points, with nothing trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 400), nn.ReLU(), nn.Linear(400, 10)).eval()
+
+
+def grey(n, spread=0.2):
+    """Images so far from 0 and 1 that only eps limits what is around them."""
+    generator = torch.Generator().manual_seed(3)
+    return 0.5 + spread * (torch.rand((n, 1, 8, 8), generator=generator) - 0.5), torch.arange(n) % 10
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_the_features_of_a_random_network_are_the_mean_over_its_draws(chunk):
+    network = quantize(random_features(), activation_bits=2, alpha=2.0, clip=1.0).double()
+    model, x = StochasticEnsemble(network, draws=4, eot_chunk=chunk).eval(), grey(3)[0].double()
+    with torch.no_grad():
+        with draws_from(model, 7):
+            expected = model(x)
+        with draws_from(model, 7):
+            found, logits = _features(model, "network.3", x)
+        (layer,) = stochastic_layers(network)
+        draws = []
+        for draw in range(4):
+            with draws_from(model, 7):
+                layer.draw = draw
+                draws.append(network[:3](x))
+    assert not torch.equal(draws[0], draws[1])
+    torch.testing.assert_close(found, torch.stack(draws).mean(0))
+    torch.testing.assert_close(logits, expected)
+
+
+def test_a_random_network_is_tested_like_any_other():
+    x, y = grey(4)
+    network = quantize(random_features(), activation_bits=4, alpha=2.0, clip=2.0)
+    model = StochasticEnsemble(network, draws=4).eval()
+    found = binarization_test(classifier(model), nothing, x, y, threat=LINF)
+    assert (found.used, found.dropped, found.success) == (4, 0, 0)
 
 
 def test_an_image_that_no_readout_separates_is_dropped(digits):
@@ -100,11 +134,55 @@ def test_an_image_that_no_readout_separates_is_dropped(digits):
     assert (found.used, found.dropped) == (0, 4) and np.isnan(found.success) and np.isnan(found.each).all()
 
 
-@pytest.mark.parametrize("threat", [Threat("L2", 0.5), Threat("L1", 2.0)])
-def test_other_norms(threat, wide, digits):
-    x, y = digits[1].x()[:4], digits[1].y()[:4]
-    found = binarization_test(classifier(wide), nothing, x, y, threat=threat)
-    assert found.used + found.dropped == 4 and (found.used == 0 or found.success == 0)
+THREATS = [Threat("Linf", 0.15), Threat("L2", 0.9), Threat("L1", 3.0)]
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_points_are_planted_at_eps_and_the_others_well_inside(threat):
+    x = grey(1)[0]
+    points = _around(x, threat, 200, 30, 5)
+    length = distances(x.expand_as(points), points, threat.norm)
+    assert len(points) == 230 and len(points.unique(dim=0)) == 230
+    torch.testing.assert_close(length[200:], torch.full((30,), threat.eps, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert 0.9 * threat.eps < length[:200].max() <= 0.95 * threat.eps * (1 + 1e-5)
+    assert not torch.equal(points, _around(x, threat, 200, 30, 6))
+    corner = _around(torch.zeros_like(x), threat, 5, 5, 5)
+    assert corner.min() == 0 and corner.max() <= threat.eps + 1e-6
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+@pytest.mark.parametrize("boundary", [1, 3])
+def test_in_every_norm_the_planted_images_and_no_others_are_adversarial(threat, boundary):
+    """Attacks that know the points: they return one of them."""
+    x, y = grey(4)
+
+    def planted(which):
+        def attack(estimator, image, label):
+            """The point is among those of some image; the readout is above 0 on the outer ones alone."""
+            answers = estimator.model(points).argmax(1)
+            seen.append(answers.tolist())
+            return points[which][None]
+
+        return attack
+
+    seen = []
+    network = random_features()
+    for which, success in ((0, 0), (1, 0), (-1, 1)):
+        with pytest.MonkeyPatch.context() as patch:
+
+            def around(*args):
+                nonlocal points
+                made = _around(*args)
+                points = torch.cat([args[0], made])
+                return made
+
+            points = None
+            patch.setattr("art_qplugins.evaluation.binarization._around", around)
+            found = binarization_test(
+                classifier(network), planted(which), x, y, threat=threat, inner=20, boundary=boundary
+            )
+        assert (found.used, found.success) == (4, success)
+    assert seen == [[0] * 21 + [1] * boundary] * 12
 
 
 def test_what_it_cannot_do_is_said(wide, digits):

@@ -82,6 +82,8 @@ def test_a_p_value_of_sign_flips_is_never_0_and_counts_the_flips_that_are_as_ext
     # Of the 8 signs of 0.1, 0.2 and 0.3, two give 0.6 or -0.6, although their sums round differently.
     for first, share in (([0.1, 0.2, 0.3], 2 / 8), ([0.3, 0.2, -0.1], 4 / 8)):
         assert paired_test(np.array(first) / 2 + 0.4, [0.4] * 3) == pytest.approx(share, abs=0.025)
+    # 12 of the 16 signs of 0.1, 0.2, 0.3 and 0.3 give at least 0.3, some of them a rounding error less.
+    assert paired_test([0.1, 0.2, 0.3, 0], [0, 0, 0, 0.3]) == pytest.approx(12 / 16, abs=0.025)
     assert paired_test([0.4, 0.5, 0.5], [0.5, 0.4, 0.5], flips=99) == 1.0
     assert paired_test([0.3, 0.5], [0.3, 0.5]) == 1.0
 
@@ -217,13 +219,14 @@ def test_replicates_are_one_model():
 
 
 def test_two_runs_are_paired_by_the_names_of_images():
-    """The second run has them in another order."""
+    """The second run has them in another order. Paired otherwise, the same images would have another interval."""
     ids = [f"i{i}" for i in range(20)]
-    first = [1] * 10 + [0] * 10
-    a = run({"m": {0: CLEAN, 0.1: first}, "gone": {0: CLEAN}}, ids=ids)
-    b = run({"m": {0: CLEAN, 0.1: first[::-1]}, "new": {0: CLEAN}}, ids=ids[::-1])
+    clean, first = [1] * 15 + [0] * 5, [1] * 10 + [0] * 10
+    a = run({"m": {0: clean, 0.1: first}, "gone": {0: CLEAN}}, ids=ids)
+    b = run({"m": {0: clean[::-1], 0.1: first[::-1]}, "new": {0: CLEAN}}, ids=ids[::-1])
     found = compare(a, b)
-    assert all(row.difference == 0 and row.p_value == 1 for row in found.rows)
+    assert [row.metric for row in found.rows] == ["clean_accuracy", "robust_accuracy"]
+    assert all((row.difference, row.p_value, row.interval) == (0, 1, (0, 0)) for row in found.rows)
     assert (found.only_first, found.only_second) == (["gone"], ["new"])
     worse = compare(a, run({"m": {0: CLEAN, 0.1: [0] * 20}}, ids=ids)).rows[1]
     assert (worse.difference, worse.p_value) == (-0.5, pytest.approx(binomtest(0, 10).pvalue))
