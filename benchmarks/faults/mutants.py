@@ -8,7 +8,8 @@ gone. Places are drawn at random, and one mutant at each. The tests that reach t
 A mutant that runs four times as long as its tests do, and half a minute, is killed by time.
 
 Each result is written to ``.mutants/records.jsonl`` as it comes, and the same command goes on where it stopped, as long as the
-package and its tests are the same. The first run of a version maps the tests to lines, which takes minutes.
+package and its tests are the same. The first run of a version maps the tests to lines, which takes minutes; after new tests
+only their files are mapped.
 
 ``--retry`` plants again what survived in earlier versions. Mutants that change nothing that can be seen are named with their
 reason in ``equivalent_mutants.toml``, and do not count.
@@ -38,8 +39,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from children import PACKAGE, Copy, Run, fingerprint, tracked, warm_up
 from planting import Mutant, mutants_of
-from reach import PACKAGE, Copy, Reach, Run, fingerprint, tracked, warm_up
+from reach import Reach
 
 # What a module decides: the model's answers, its gradients, the images, or what is said of them.
 MODULES = [
@@ -143,9 +145,9 @@ def results(todo: list[Mutant], sources: Sources, arguments: argparse.Namespace)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies = [Copy(sources.root, Path(folder) / str(n)) for n in range(arguments.workers)]
         warm_up(copies[0])
-        reach = Reach.measured(copies[0], _CACHE / f"reach-{fingerprint(sources.root)}.json")
+        reach = Reach.measured(copies[0], _CACHE)
         print(
-            f"{len(reach.seconds)} tests; these fail without a mutant, and are left out: {reach.failed or 'none'}",
+            f"{len(reach.seconds)} tests; these fail without a mutant, and are left out: {sorted(reach.failed) or 'none'}",
             flush=True,
         )
         deadline = time.monotonic() + 60 * arguments.minutes

@@ -134,6 +134,7 @@ def test_a_level_is_the_highest_that_runs(level):
     assert {s.id for s in steps if s.status == "run"} == {step.id for step in STEPS if step.level <= level}
     skipped = [s for s in steps if s.status == "skipped"]
     assert all(s.reason == f"the diagnosis ends at level {level}" and not s.cells for s in skipped)
+    assert all((s.forward, s.backward) == (0, 0) for s in skipped)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from graphs import BLOCKING, FunctionLayer, Nothing, images, linear
@@ -44,6 +46,14 @@ def test_ratios_are_those_of_the_operation():
     rows = {row.op: row for row in ledger(linear(FunctionLayer(lambda x: x * 3)), x, y).rows}
     assert rows["MulBackward0"].ratio == pytest.approx(3) and rows["MulBackward0"].layer == "before"
     assert rows["MulBackward0"].elements == 0
+
+
+def test_elements_are_compared_where_the_shape_stays():
+    """One input element, one output element; of a sum there is no such pair."""
+    x, y = images()
+    reduce = FunctionLayer(lambda x: x * x.flatten(1).sum(1)[:, None, None, None])
+    rows = {row.op: row for row in ledger(linear(reduce), x, y).rows}
+    assert math.isnan(rows["SumBackward1"].elements) and isinstance(rows["SumBackward1"].elements, float)
 
 
 def test_a_zero_gradient_in_one_of_two_branches_blocks_nothing():

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from art_qplugins import QuantizedClassifier
 from art_qplugins.geometry import random_point
+from art_qplugins.gradients.facts import output_facts
 from art_qplugins.gradients.measure import measure
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import QuantReLU
@@ -161,6 +162,23 @@ def test_probabilities_and_their_logarithms_are_recognized(after, expected):
     x, y = images()
     cell = measured(model, x, y).cell
     assert (cell["probabilities"], cell["softmax_like"], cell["log_softmax"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("outputs", "expected"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], (True, True, False)),  # probabilities may be exactly 0
+        ([[0.0, 0.0], [0.0, 0.0]], (False, False, False)),
+        ([[2.0, 1.0], [1.0, 2.0 + 1e-3]], (False, False, False)),  # sums that differ
+        ([[-1e-3, 1.001], [0.5, 0.5]], (False, False, False)),
+        ([[0.0, -30.0], [-40.0, 0.0]], (False, False, True)),
+        ([[5e-5, -30.0], [-40.0, 0.0]], (False, False, False)),  # a logarithm of a probability is never above 0
+        ([[-1e-3, -30.0], [-40.0, 0.0]], (False, False, False)),
+    ],
+)
+def test_what_outputs_are_is_told_by_their_range_and_their_sums(outputs, expected):
+    facts = output_facts(torch.tensor(outputs))
+    assert (facts["probabilities"], facts["softmax_like"], facts["log_softmax"]) == expected
 
 
 def test_a_backward_pass_within_forward_is_noticed_under_any_name():
