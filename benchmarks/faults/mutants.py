@@ -24,6 +24,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -145,6 +146,8 @@ def results(todo: list[Mutant], sources: Sources, arguments: argparse.Namespace)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copies = [Copy(sources.root, Path(folder) / str(n)) for n in range(arguments.workers)]
         warm_up(copies[0])
+        for other in copies[1:]:
+            shutil.copytree(copies[0].folder, other.folder, dirs_exist_ok=True)  # with the bytecode
         reach = Reach.measured(copies[0], _CACHE)
         print(
             f"{len(reach.seconds)} tests; these fail without a mutant, and are left out: {sorted(reach.failed) or 'none'}",
