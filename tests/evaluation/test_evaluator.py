@@ -138,6 +138,8 @@ def test_an_attack_that_returns_illegal_images_fails_its_cell_and_nobody_clips(g
         0,
         [],
     )
+    cost = outcome.cell.forward_samples, outcome.cell.backward_samples, outcome.cell.seconds
+    assert cost == (0, 0, 0)  # what a failed cell took is not known, and counts in no budget
     assert "IllegalImage" in outcome.cell.error and reason in outcome.cell.error
     assert list((tmp_path / "cells").iterdir()) == []  # the next run tries again
     monkeypatch.undo()

@@ -131,6 +131,11 @@ def test_norms_are_listed_and_not_complained_of(norm):
     assert reasons(twin) == {"1.weight": "norms stay in float"}
 
 
+def test_a_layer_that_is_the_whole_network_has_no_path():
+    assert [part.name for part in quantization_report(nn.Linear(4, 4))] == ["weight"]
+    assert [part.name for part in quantization_report(nn.LayerNorm(4))] == ["weight"]
+
+
 def test_only_the_first_few_are_named():
     model = nn.Sequential(nn.ReLU(), *(nn.GELU() for _ in range(6)))
     with pytest.warns(UserWarning, match=r": 1 \(GELU\), 2 \(GELU\), 3 \(GELU\), 4 \(GELU\) and 2 more; "):
