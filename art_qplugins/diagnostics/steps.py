@@ -102,9 +102,8 @@ def _scale(state: DiagnosisState) -> Plan:
         return "the loss of the claimed attack does not depend on the scale of the logits"
     if gap <= LARGE_GAP:
         return f"the gap of the two largest logits, {gap:.3g}, is not large"
-    gaps = [wanted for wanted in _GAPS if gap > 3 * wanted or wanted == _GAPS[0]]
     rows = state.robust_images([state.records.claimed])
-    return _on(state, claim.attack, rows, *({"options": claim.options, "gap": wanted} for wanted in gaps))
+    return _on(state, claim.attack, rows, *({"options": claim.options, "gap": wanted} for wanted in _GAPS))
 
 
 def _margin_again(**change: object) -> _Planner:
