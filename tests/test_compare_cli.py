@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from math import comb
 from pathlib import Path
 
 import pytest
 
 from art_qplugins.errors import InputError
+from art_qplugins.evaluation.compare import Comparison, Difference
 from art_qplugins.evaluation.records import Cell, Claim, Environment, ModelResult, Results, Sample
 from art_qplugins.report.limits import parse_limit
 
@@ -112,6 +115,62 @@ def test_limits_hold_to_the_point(limit, status, artq, runs, tmp_path):
     assert artq("compare", a, b, "--fail-on", limit)[0] == status
     assert artq("compare", b, a, "--fail-on", "robust_accuracy:+1%")[0] == 1, "a rise that was forbidden"
     assert artq("compare", b, a, "--fail-on", "robust_accuracy:0%")[0] == 0, "a rise where a fall was"
+
+
+def change(run, model, *, drop=False, **fields):
+    """Change the attack on a model, or leave it out, and drop its samples."""
+    path = run / "results.json"
+    results = json.loads(path.read_text())
+    attack = next(cell for cell in results["cells"] if (cell["model"], cell["role"]) == (model, "attack"))
+    attack.update(fields)
+    if drop:
+        results["cells"].remove(attack)
+    path.write_text(json.dumps(results))
+    lines = (run / "samples.jsonl").read_text().splitlines(keepends=True)
+    (run / "samples.jsonl").write_text("".join(line for line in lines if json.loads(line)["cell"] != attack["id"]))
+
+
+def test_a_model_without_the_number_fails_its_limit(artq, tmp_path):
+    everything = set(range(N))
+    a, b = (
+        write_run(tmp_path / name, {"net": (everything, everything), "x": (everything, everything)}) for name in "ab"
+    )
+    assert artq("compare", a, b, "--fail-on", "robust_accuracy:-1%")[0] == 0
+    change(b, "net", drop=True)
+    status, out, _ = artq("compare", a, b, "--fail-on", "robust_accuracy:-1%")
+    assert status == 1 and "FAILED: net: worst case at Linf, eps 0.1: is only in A" in out.replace(
+        "\N{NO-BREAK SPACE}", " "
+    )
+    assert artq("compare", a, b, "--fail-on", "clean_accuracy:-1%")[0] == 0
+
+
+def test_an_attack_that_failed_in_b_fails_the_limit(artq, tmp_path):
+    everything = set(range(N))
+    a, b = (
+        write_run(tmp_path / name, {"net": (everything, everything), "x": (everything, everything)}) for name in "ab"
+    )
+    change(b, "net", status="error", accuracy=None, interval=None, error="RuntimeError: out of memory")
+    status, out, _ = artq("compare", a, b, "--fail-on", "robust_accuracy:-1%")
+    assert status == 1 and "FAILED: net: worst case at Linf" in out
+    assert artq("compare", b, a, "--fail-on", "robust_accuracy:-1%")[0] == 0, "what failed in A is no loss"
+
+
+@pytest.mark.parametrize("correct", ["NaN", "null", "5.5", "-1"])
+def test_correctness_that_is_no_share_passes_no_limit(correct, artq, runs):
+    path = runs[1] / "samples.jsonl"
+    path.write_text(re.sub(r'"correct":[0-9.]+', f'"correct":{correct}', path.read_text()))
+    status, out, err = artq("compare", *runs, "--fail-on", "robust_accuracy:-99%")
+    assert (status, out) == (2, "") and "correct" in err and err.count("\n") == 1
+
+
+def test_a_difference_of_nan_is_beyond_every_limit():
+    row = Difference(
+        **{"first": "net", "second": "net", "metric": "robust_accuracy", "norm": "Linf", "eps": 0.1, "n": 1},
+        **{"replicates": (1, 1), "first_accuracy": 1.0, "second_accuracy": math.nan, "difference": math.nan},
+        **{"interval": (0.0, 0.0), "p_value": 1.0},
+    )
+    for limit in ("robust_accuracy:-99%", "robust_accuracy:+99%", "robust_accuracy:0%"):
+        assert list(parse_limit(limit).broken_by(Comparison([row], [], [])))
 
 
 def test_a_limit_that_could_not_fail_is_refused(artq, runs, tmp_path):

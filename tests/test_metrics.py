@@ -162,3 +162,32 @@ def test_the_bootstrap_takes_no_more_memory_than_it_needs():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10e6
+
+
+# --- NaN
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -0.1, 1.1])
+def test_what_is_no_share_has_no_mean_no_interval_and_no_gap(odd):
+    """An interval of NaN would be [0, 1], and a gap of NaN is above no threshold."""
+    for call in (
+        lambda: accuracy([1.0, odd]),
+        lambda: gap_lower_bound([1.0, odd], [0.0, 0.0]),
+        lambda: gap_lower_bound([1.0, 1.0], [0.0, odd]),
+    ):
+        with pytest.raises(ValueError, match="1 of 2 values are not in"):
+            call()
+    with pytest.raises(ValueError, match="successes"):
+        wilson_interval(odd, 1)
+
+
+@pytest.mark.parametrize("n", [0, np.nan])
+def test_an_interval_needs_images(n):
+    with pytest.raises(ValueError, match="at least one image"):
+        wilson_interval(0, n)
+
+
+def test_an_image_that_no_attack_was_run_on_has_no_worst_case():
+    nan = float("nan")
+    with pytest.raises(ValueError, match="no attack was run on 1 images"):
+        worst_case([[1.0, nan], [0.0, nan]], [[1.0, nan], [0.0, nan]])

@@ -65,7 +65,7 @@ class Comparison:
 
     :ivar only_first: names of the models that only the first run has. ``only_second`` is the same for the second run.
     :ivar missing: what only the first run measured of the models of both.
-    :ivar failed: what the second run attacked in vain, where the first has a result: its worst case knows less.
+    :ivar failed: attacks that only the second run has no result of: its worst case knows less.
     """
 
     rows: Sequence[Difference]
@@ -141,7 +141,7 @@ def compare(a: Records, b: Records) -> Comparison:
 
 
 def _failed(run: Records) -> list[Missing]:
-    """The attacks of the recipe without a result."""
+    """The attacks of the recipe that failed or were skipped."""
     replicate_of = _replicates(run.results)
     return [
         Missing(
@@ -152,7 +152,7 @@ def _failed(run: Records) -> list[Missing]:
             attack=cell.label,
         )
         for cell in run.results.cells
-        if cell.role == "attack" and cell.status == "error"
+        if cell.role == "attack" and cell.status != "success"
     ]
 
 

@@ -41,7 +41,7 @@ class Limit:
             yield f"{name} is only in A"
         for one in (*found.missing, *found.failed):
             if one.metric == self.metric:
-                lacks = "is only in A" if one.attack is None else f"{one.attack} failed in B only"
+                lacks = "is only in A" if one.attack is None else f"{one.attack} has no result in B"
                 yield f"{self._what(one.model, one)}: {lacks}"
         for row in rows:
             beyond = row.difference - self.points if self.points > 0 else self.points - row.difference

@@ -34,6 +34,25 @@ def test_what_is_not_paired_is_refused():
         mcnemar([0.5, 1], [0, 1])
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -0.1, 1.1])
+def test_what_is_no_share_is_refused(odd):
+    """NaN is more than nothing and less than nothing: a test of it would find no difference, or the largest."""
+    good, bad = [1.0, 0.5, 0.0], [1.0, odd, 0.0]
+    for test in (mcnemar, paired_test, clustered_bootstrap):
+        for pair in ((good, bad), (bad, good)):
+            with pytest.raises(ValueError, match="1 of 3 values are not in"):
+                test(*pair)
+    for p_values in ([0.5, odd], [odd]):
+        with pytest.raises(ValueError, match="p values are in"):
+            holm(p_values)
+
+
+def test_no_images_are_no_test():
+    for test in (mcnemar, paired_test, clustered_bootstrap):
+        with pytest.raises(ValueError, match="values are not in"):
+            test([], [])
+
+
 def test_flipping_signs_agrees_with_mcnemar_where_both_apply():
     rng = np.random.default_rng(0)
     first, second = (rng.random((2, 200)) < [[0.8], [0.7]]).astype(float)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from art_qplugins import Threat
+from art_qplugins.errors import InputError
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, on_grid, score
 from art_qplugins.gradients.measure import measure
 from art_qplugins.models.convnet import ConvNet
@@ -46,6 +47,29 @@ def test_an_image_on_the_edge_is_legal_and_its_distance_is_returned(norm, eps):
 def test_an_image_just_outside_is_refused_with_its_place_and_distance(norm, eps, excess):
     with pytest.raises(IllegalImage, match=rf"^image 1 is .* away in {norm}, more than eps = {eps:g}$"):
         check_legal(X, moved(norm, eps + excess), Threat(norm, eps))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.01, 1.01])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0"])
+@pytest.mark.parametrize("all_of_it", [True, False])
+def test_no_distance_from_odd_clean_images_is_small_enough(norm, value, all_of_it):
+    x = torch.full_like(X, value) if all_of_it else X.clone()
+    x[1, 0, 0, 0] = value
+    for clean, adversarial in ((x, X), (X, x), (x, x)):
+        with pytest.raises(IllegalImage, match=r"not finite|outside"):
+            check_legal(clean, adversarial, Threat(norm, 30.0))
+
+
+def test_no_images_are_not_legal():
+    with pytest.raises(IllegalImage):
+        check_legal(X[:0], X[:0], Threat("Linf", 0.1))
+
+
+@pytest.mark.parametrize("label", [-1, 2, 100])
+def test_a_label_without_an_output_is_refused_and_not_counted_as_broken(label):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(32, 2))
+    with pytest.raises(InputError, match=f"label {label} is none of the 2 classes of Sequential"):
+        score(module, X, torch.tensor([0, label, 1]), seed=0)
 
 
 def test_rounding_of_float32_is_no_violation():
