@@ -22,6 +22,14 @@ once = settings(
 )
 
 
+@pytest.fixture
+def empty(here, monkeypatch):
+    """An empty folder, in which a dry run leaves nothing."""
+    (here / "empty").mkdir()
+    monkeypatch.chdir(here / "empty")
+    return here
+
+
 @pytest.mark.parametrize("base", BASES)
 def test_what_is_edited_is_valid_before(base):
     parse_recipe(edited(BASES[base], []))
@@ -29,16 +37,16 @@ def test_what_is_edited_is_valid_before(base):
 
 @once
 @given(case=strategies.recipes())
-def test_an_odd_recipe_is_planned_or_refused_in_one_line(case, here):
-    found = recipes.run_recipe(case, here)
-    assert not found.problem, found.detail
+def test_an_odd_recipe_is_planned_or_refused_in_one_line(case, empty):
+    found = recipes.run_recipe(case, empty)
+    assert not found.problem, (found.problem, found.detail)
 
 
 @once
 @given(case=strategies.changes())
-def test_an_odd_change_is_planned_or_refused_in_one_line(case, here):
-    found = recipes.run_set(case, here)
-    assert not found.problem, found.detail
+def test_an_odd_change_is_planned_or_refused_in_one_line(case, empty):
+    found = recipes.run_set(case, empty)
+    assert not found.problem, (found.problem, found.detail)
 
 
 @once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -57,11 +58,12 @@ def data(draw: st.DrawFn) -> Case:
         st.sampled_from(_SHAPES).map(list),
         st.sampled_from(_VALUES),
     )
+    value = st.tuples(st.just("value"), members, st.sampled_from(_VALUES))
     head = st.tuples(st.just("header"), members, st.sampled_from(range(len(_HEADERS))))
     flag = st.sampled_from(
         [["flags", 6, 8, 1], ["flags", 8, 10, 99], ["drop", "y_test"], ["drop", "x_train"], ["drop", "y_train"]]
     )
-    npz = st.one_of(array.map(list), array.map(list), head.map(list), flag, byte_edits(("d.npz",)))
+    npz = st.one_of(array.map(list), value.map(list), value.map(list), head.map(list), flag, byte_edits(("d.npz",)))
     file = st.sampled_from(["d/train/a/1.png", "d/test/b/0.png", "d/train/b/2.png"])
     modes = st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "F", "I;16", "HSV", "LAB"])
     image = st.tuples(
@@ -113,40 +115,46 @@ def _both(name: str) -> str:
 
 
 def _make_npz(several: list[Any]) -> None:
-    x, y = np.linspace(0, 1, 640, dtype=np.float32).reshape(10, 1, 8, 8), np.arange(10) % 3
-    members = {key: _packed(x if key[0] == "x" else y) for key in ("x_train", "y_train", "x_test", "y_test")}
-    for kind, *rest in several:
-        if kind == "array":
-            name, dtype, shape, value = rest
-            array = np.zeros(shape, dtype=dtype)
-            try:
-                array[...] = (
-                    x.reshape(-1)[: array.size].reshape(shape)
-                    if name[0] == "x"
-                    else np.arange(array.size).reshape(shape) % 3
-                )
-                array.reshape(-1)[:1] = value_of(value)
-            except (ValueError, OverflowError, TypeError):
-                pass
-            members[name] = _packed(array)
+    images, labels = np.linspace(0, 1, 640, dtype=np.float32).reshape(10, 1, 8, 8), np.arange(10) % 3
+    members = {key: _packed(images if key[0] == "x" else labels) for key in ("x_train", "y_train", "x_test", "y_test")}
+    for kind, name, *rest in several:
+        usual = images if str(name)[0] == "x" else labels
+        if kind == "value":
+            members[name] = _packed(_with_first(usual.copy(), rest[0]))
+        elif kind == "array":
+            dtype, shape, value = rest
+            array = np.resize(usual, shape).astype(dtype)
+            members[name] = _packed(_with_first(array, value))
         elif kind == "header":
-            words = _HEADERS[rest[1]].encode() + b"\n"
-            members[rest[0]] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words
+            words = _HEADERS[rest[0]].encode() + b"\n"
+            members[name] = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(words)) + words
         elif kind == "drop":
-            members.pop(rest[0], None)
+            members.pop(name, None)
     with zipfile.ZipFile("d.npz", "w") as zipped:
         for name, content in members.items():
             zipped.writestr(f"{name}.npy", content)
     for kind, *rest in several:
-        if kind == "flags":
-            content = bytearray(Path("d.npz").read_bytes())
-            for sign, at in ((b"PK\x03\x04", rest[0]), (b"PK\x01\x02", rest[1])):
-                start = -1
-                while (start := content.find(sign, start + 1)) >= 0:
-                    content[start + at] = rest[2]
-            Path("d.npz").write_bytes(bytes(content))
+        if kind == "flags" and Path("d.npz").is_file():
+            _set_flags(Path("d.npz"), *rest)
         elif kind == "bytes":
             edit_bytes(Path("d.npz"), *rest[1:])
+
+
+def _with_first(array: Any, expression: str) -> Any:
+    """The array with another first value, where its type can hold it."""
+    with contextlib.suppress(ValueError, OverflowError, TypeError):
+        array.reshape(-1)[:1] = value_of(expression)
+    return array
+
+
+def _set_flags(path: Path, local: int, central: int, value: int) -> None:
+    """Set a byte in the headers of every member, which say how it is packed."""
+    content = bytearray(path.read_bytes())
+    for sign, at in ((b"PK\x03\x04", local), (b"PK\x01\x02", central)):
+        start = -1
+        while (start := content.find(sign, start + 1)) >= 0:
+            content[start + at] = value
+    path.write_bytes(bytes(content))
 
 
 def _packed(array: Any) -> bytes:

@@ -75,7 +75,7 @@ _BYTES = (
 
 @st.composite
 def byte_edits(draw: st.DrawFn, files: tuple[str, ...]) -> list[Any]:
-    return ["bytes", draw(st.sampled_from(files)), draw(st.sampled_from(_BYTES)), round(draw(st.floats(0, 1)), 3)]
+    return ["bytes", draw(st.sampled_from(files)), draw(st.sampled_from(_BYTES)), draw(st.integers(0, 999)) / 1000]
 
 
 def edit_json(path: Path, share: float, kind: str, expression: str) -> None:
@@ -99,4 +99,4 @@ def edit_json(path: Path, share: float, kind: str, expression: str) -> None:
 @st.composite
 def json_edits(draw: st.DrawFn, file: str) -> list[Any]:
     kind = draw(st.sampled_from(("set", "set", "set", "drop", "rename")))
-    return ["json", file, round(draw(st.floats(0, 1)), 4), kind, draw(odd())]
+    return ["json", file, draw(st.integers(0, 9999)) / 10000, kind, draw(odd())]

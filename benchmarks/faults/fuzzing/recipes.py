@@ -152,7 +152,8 @@ def real(draw: st.DrawFn) -> Case:
     norm, options = draw(st.sampled_from(row.norms)), {}
     for option in draw(st.lists(st.sampled_from([*row.options] or ["max_iter"]), min_size=1, max_size=2, unique=True)):
         known = row.options.get(option)
-        options[option] = draw(st.one_of(st.sampled_from(near(known and known.default)), st.sampled_from(NUMBERS)))
+        likely = st.sampled_from(near(known and known.default))
+        options[option] = draw(st.one_of(likely, likely, likely, st.sampled_from(NUMBERS)))
     several: list[Edit] = [["attack", name, norm, eps_for(norm), options]]
     if draw(st.integers(0, 4)) == 0:
         keys = ["batch_size", "shard", "seed", "grid", "threads", "strategy", "budget", "diagnosis", "title"]

@@ -64,9 +64,16 @@ def records(draw: st.DrawFn) -> Case:
         edit = st.one_of(one, one, byte_edits(("e.npz",)))
     else:
         row = st.tuples(
-            st.just("row"), st.floats(0, 1), st.sampled_from(_ROWS), st.one_of(st.sampled_from(NUMBERS), odd())
+            st.just("row"),
+            st.integers(0, 999).map(lambda n: n / 1000),
+            st.sampled_from(_ROWS),
+            st.one_of(st.sampled_from(NUMBERS), odd()),
         )
-        line = st.tuples(st.just("line"), st.floats(0, 1), st.sampled_from(("drop", "twice", "half", "move")))
+        line = st.tuples(
+            st.just("line"),
+            st.integers(0, 999).map(lambda n: n / 1000),
+            st.sampled_from(("drop", "twice", "half", "move")),
+        )
         whole = st.tuples(st.just("all"), st.sampled_from(("correct", "selection")), st.sampled_from(NUMBERS))
         files = byte_edits(("b/results.json", "b/samples.jsonl"))
         edit = st.one_of(

@@ -141,6 +141,10 @@ def eps_for(norm: str) -> str:
 _PATHS = {name: [*paths(tables)] for name, tables in BASES.items()}
 
 
+_OTHER_KEYS = [*schema.ModelSettings.model_fields, *schema.Recipe.model_fields]
+_NO_TOML = ["[" * 9000, "{" * 999, "9" * 5000, "1\nseed=3"]
+
+
 @st.composite
 def attacks(draw: st.DrawFn, names: tuple[str, ...] = tuple(CHOSEN)) -> Edit:
     """One attack in place of all, with one or two odd options."""
@@ -181,9 +185,10 @@ def edits(draw: st.DrawFn, base: str) -> Edit:
         return [kind, [*path], draw(st.one_of(st.sampled_from(TEXTS), odd()))]
     if kind == "swap":
         return [kind, [*path], [*draw(st.sampled_from(every))]]
+    likely = st.sampled_from(near(_at(tables, path)))
     if kind in ("drop", "twice"):
         return [kind, [*path]]
-    return ["set", [*path], draw(st.one_of(st.sampled_from(near(_at(tables, path))), odd()))]
+    return ["set", [*path], draw(st.one_of(likely, likely, odd()))]
 
 
 def _names(tables: Any, path: tuple[Any, ...]) -> Iterator[str]:
@@ -204,25 +209,20 @@ def recipes(draw: st.DrawFn) -> Case:
 
 @st.composite
 def changes(draw: st.DrawFn) -> Case:
-    """``--set`` with odd paths and odd values, which need not be TOML."""
+    """``--set``, mostly once: of a key with a likely value, or of any path with any text, which need not be TOML."""
     base = draw(st.sampled_from([*BASES]))
     several = []
-    for _ in range(draw(st.integers(1, 3))):
-        path = [*_names(BASES[base], draw(st.sampled_from(_PATHS[base])))]
-        more = draw(
-            st.sampled_from(
-                ["", "", *_TABLES["models"].model_fields, *_TABLES[""].model_fields, "nope", "0", "x" * 3000]
-            )
-        )
-        text = draw(
-            st.one_of(
-                odd().map(as_text),
-                st.text(max_size=20),
-                st.sampled_from(["[" * 9000, "{" * 999, "9" * 5000, "1\nseed=3"]),
-            )
-        )
+    for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
+        path = draw(st.sampled_from(_PATHS[base]))
+        target = ".".join(_names(BASES[base], path))
+        likely = st.sampled_from(near(_at(BASES[base], path))).map(as_text)
+        if draw(st.booleans()):
+            several.append(["--set", f"{target}={draw(st.one_of(likely, odd().map(as_text)))}"])
+            continue
+        more = draw(st.sampled_from(["", *_OTHER_KEYS, "nope", "0", "x" * 3000]))
+        text = draw(st.one_of(odd().map(as_text), st.text(max_size=20), st.sampled_from(_NO_TOML)))
         separator = draw(st.sampled_from(["=", "=", "=", "=", "", "==", " = "]))
-        several.append(["--set", ".".join([*path, *([more] if more else [])]) + separator + text])
+        several.append(["--set", target + (more and f".{more}") + separator + text])
     return {"base": base, "edits": several}
 
 

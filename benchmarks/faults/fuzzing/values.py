@@ -76,13 +76,15 @@ def near(default: Any) -> list[str]:
     if isinstance(default, (bool, str)):
         return ["True", "False"] if isinstance(default, bool) else [repr(default)]
     if isinstance(default, int):
-        return ["0", "1", "2", "3", "5", "30"]
+        return ["0", "1", "2", "3", "5", "10", "30"]
     if isinstance(default, list):
         return [repr(default[:1]), repr(default[::-1]), repr(default[1:])]
     if isinstance(default, dict):
         return ["{}"]
     scale = default if isinstance(default, float) and default else 1.0
-    return [repr(scale * factor) for factor in (0.0, 1e-12, 1e-6, 0.01, 0.5, 2.0, 100.0, 1e6, 1e12, 1e25, -1.0)]
+    return [
+        repr(scale * factor) for factor in (0.0, 1e-12, 1e-6, 1e-3, 0.01, 0.1, 0.5, 0.9, 2.0, 10.0, 1e4, 1e25, -1.0)
+    ]
 
 
 def toml(value: Any) -> str:
