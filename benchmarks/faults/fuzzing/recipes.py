@@ -72,17 +72,17 @@ def _mistake(recipe: Recipe) -> str:
     return ""
 
 
-def run_recipe(case: Case, stage: Path) -> Found:
+def run_recipe(case: Case, stage: Path, seconds: float = 5) -> Found:
     text = as_recipe(edited(BASES[case["base"]], case["edits"]))
     Path("recipe.toml").write_text(text, errors="surrogateescape")
-    result = timed(5, lambda: command("run", "recipe.toml", "--dry-run"))
+    result = timed(seconds, lambda: command("run", "recipe.toml", "--dry-run"))
     return judged(result, lambda r: _planned([], r.out))
 
 
-def run_set(case: Case, stage: Path) -> Found:
+def run_set(case: Case, stage: Path, seconds: float = 5) -> Found:
     Path("recipe.toml").write_text(as_recipe(BASES[case["base"]]))
     arguments = [part for edit in case["edits"] for part in edit]
-    result = timed(5, lambda: command("run", "recipe.toml", "--dry-run", *arguments))
+    result = timed(seconds, lambda: command("run", "recipe.toml", "--dry-run", *arguments))
     return judged(result, lambda r: _of_two_lines(arguments) or _planned(arguments[1::2], r.out))
 
 
