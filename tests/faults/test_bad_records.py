@@ -143,7 +143,7 @@ def write(here):
         results(tables)
         samples(rows)
         folder = here / name
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(tables))
         (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return folder
