@@ -101,7 +101,7 @@ def _named_in(tables: Sequence[Any], part: str) -> Any:
     """The table with this name, id or position."""
     if part.isdecimal() and len(part) < 6 and int(part) < len(tables):
         return tables[int(part)]
-    names = [str(t.get("name", t.get("id"))) if isinstance(t, dict) else "" for t in tables]
+    names = [_text(t.get("name", t.get("id"))) if isinstance(t, dict) else "" for t in tables]
     found = [table for table, name in zip(tables, names, strict=True) if name == part]
     if not found:
         raise InputError(f"there is no {shown(part)}{did_you_mean(part, [*names, *map(str, range(len(tables)))])}")
@@ -109,6 +109,11 @@ def _named_in(tables: Sequence[Any], part: str) -> Any:
         positions = [i for i, name in enumerate(names) if name == part]
         raise InputError(f"{len(found)} are called {shown(part)}; write its position, one of {shown(positions)}")
     return found[0]
+
+
+def _text(value: Any) -> str:
+    """A name. What is none is refused later, by the recipe's checks."""
+    return value if isinstance(value, str) else ""
 
 
 def _flat(sweep: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -128,7 +133,7 @@ def _flat(sweep: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _check_values(path: str, values: Any) -> None:
     if not isinstance(values, list) or not values:
         raise InputError(f"it is {shown(values)}; give a list of values, e.g. [2, 3, 4]")
-    seen: set[tuple[bool, Any]] = set()
+    seen: set[Any] = set()
     for value in values:
         if isinstance(value, (dict, list)):
             raise InputError(f"{shown(value)} is no single value; sweep one setting at a time")
@@ -136,10 +141,9 @@ def _check_values(path: str, values: Any) -> None:
             raise InputError(f"{shown(value)} is no finite number")
         if path == "seed" and (isinstance(value, bool) or not isinstance(value, int)):
             raise InputError(f"{shown(value)} is no whole number")
-        same = (isinstance(value, bool), value)  # 2 and 2.0 are the same, 1 and true are not
-        if same in seen:
+        if _frozen(value) in seen:
             raise InputError(f"{shown(value)} is there twice; remove one")
-        seen.add(same)
+        seen.add(_frozen(value))
 
 
 def _check_paths(axes: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -166,7 +170,7 @@ def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> di
     swept: dict[str, list[str]] = {}
     total = 0
     for model in models:
-        name, base = model["name"], str(model.get("base"))
+        name, base = model["name"], _text(model.get("base"))
         inherited = [a for a in swept.get(base, []) if a != "seed"]
         own = [path for path in axes if path.split(".")[:2] == ["models", name]]
         paths = [*inherited, *own]
@@ -192,7 +196,7 @@ def _check_effect(variants: Mapping[str, Sequence[_Variant]]) -> None:
             without = {k: v for k, v in variant.table.items() if k not in ("name", "replicate_of")}
             other = seen.setdefault(_frozen(without), variant)
             if other is not variant:
-                path = next(p for p, value in variant.point.items() if other.point[p] != value)
+                path = next(p for p, value in variant.point.items() if _frozen(other.point[p]) != _frozen(value))
                 one, two = shown(other.table["name"]), shown(variant.table["name"])
                 raise InputError(f"sweep.{path}: it changes nothing; {one} and {two} are the same model")
             reasons = idle(variant.table)
@@ -204,10 +208,10 @@ def _check_effect(variants: Mapping[str, Sequence[_Variant]]) -> None:
 
 
 def _frozen(value: Any) -> Any:
-    """A value that can be a key. Equal tables give equal keys."""
+    """A value that can be a key. Equal tables give equal keys. 2 and 2.0 are equal, 1 and true are not."""
     if isinstance(value, dict):
         return frozenset((key, _frozen(v)) for key, v in value.items())
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    return tuple(map(_frozen, value)) if isinstance(value, list) else (isinstance(value, bool), value)
 
 
 def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
@@ -216,7 +220,7 @@ def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
         return False
     base, train = model.get("base"), model.get("train")
     untrained = isinstance(train, dict) and train.get("epochs") == 0
-    return not (untrained and base is not None and "seed" not in swept.get(str(base), ["seed"]))
+    return not (untrained and base is not None and "seed" not in swept.get(_text(base), ["seed"]))
 
 
 def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tables:
@@ -250,7 +254,7 @@ def _named(name: str, point: Point) -> str:
 
 
 def _agree(one: Point, other: Point) -> bool:
-    return all(other[path] == value for path, value in one.items() if path in other)
+    return all(_frozen(other[path]) == _frozen(value) for path, value in one.items() if path in other)
 
 
 def _resolve(tables: Tables, variants: Mapping[str, Sequence[_Variant]]) -> None:
@@ -277,7 +281,7 @@ def _resolve(tables: Tables, variants: Mapping[str, Sequence[_Variant]]) -> None
             result.append(attack)
             continue
         attack = dict(attack)
-        source = str(attack.get("source"))
+        source = _text(attack.get("source"))
         if source in variants and len(variants[source]) > 1:
             result += list(_by_source(attack, variants))
             continue
