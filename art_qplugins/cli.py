@@ -7,6 +7,7 @@ found a difference beyond ``--fail-on``. 2: bad input (one line on stderr). 3: `
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from art_qplugins._version import __version__
-from art_qplugins.errors import InputError
-from art_qplugins.files import short_name
+from art_qplugins.errors import InputError, one_line
+from art_qplugins.files import short_name, trouble
 from art_qplugins.terminal.arguments import (
     ADDRESS,
     DOWNLOAD,
@@ -229,7 +230,10 @@ def train(recipe: Path, out: Path | None, data_root: Path | None, download: bool
 
     runner = _runner(settings, given, _folder(out, settings.name), data_root, download)
     with LiveProgress() as runner.progress:
-        click.echo(f"checkpoints: {runner.train()}")
+        trained = runner.train()
+    from art_qplugins.terminal.console import say
+
+    say(f"checkpoints: {trained}")
 
 
 def _folder(out: Path | None, name: str) -> Path:
@@ -256,9 +260,10 @@ def _runner(
 def report(folder: Path) -> None:
     """Write the report of a run's FOLDER again from its records."""
     from art_qplugins.report import write_report
+    from art_qplugins.terminal.console import say
 
     for path in write_report(folder):
-        click.echo(path)
+        say(path)
 
 
 @artq.command()
@@ -276,7 +281,7 @@ def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
 
     Both must be on the same images. The difference is B minus A in points with a 95 % bootstrap interval. p is
     McNemar's exact test, for random models a sign-flip test. Holm's p is corrected for all rows of the table. With
-    --fail-on, a model that only A has fails too. Example: artq compare results/main results/branch --fail-on
+    --fail-on, a model, a number or an attack that only A has fails too. Example: artq compare results/main results/branch --fail-on
     robust_accuracy:-1%
     """
     from art_qplugins.report.limits import parse_limit
@@ -284,13 +289,14 @@ def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
     forbidden = [parse_limit(limit) for limit in limits]
     from art_qplugins.evaluation.compare import compare as paired
     from art_qplugins.report import read_run
+    from art_qplugins.terminal.console import say
     from art_qplugins.terminal.results import show_comparison
 
     found = paired(read_run(a), read_run(b))
     show_comparison(found)
     broken = [line for limit in forbidden for line in limit.broken_by(found)]
     for line in broken:
-        click.echo(f"FAILED: {line}")
+        say(f"FAILED: {line}")
     if broken:
         sys.exit(1)
 
@@ -315,6 +321,8 @@ def doctor() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have characters that the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         artq.main(arguments, prog_name="artq", standalone_mode=False)
     except click.exceptions.Abort:
@@ -329,9 +337,9 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("interrupted; the same command again continues from here", 130)
     except OSError as error:
-        _fail(f"{error}; finished cells are kept, and the same command again continues from there", 1)
+        _fail(f"{trouble(error)}; then the same command goes on from the finished cells", 1)
 
 
 def _fail(message: str, status: int) -> Any:
-    click.echo(f"artq: {' '.join(message.split())}", err=True)
+    click.echo(f"artq: {one_line(message)}", err=True)
     sys.exit(status)

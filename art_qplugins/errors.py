@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["InputError", "at", "did_you_mean", "one_line", "said", "shown"]
+__all__ = ["InputError", "at", "did_you_mean", "one_line", "said", "shown", "visible"]
 
 #: The longest message and the longest value in one, in characters.
 LONGEST = 300
@@ -47,6 +48,17 @@ def one_line(text: str, longest: int = LONGEST) -> str:
         return line
     head = longest * 2 // 3
     return f"{line[:head]} ... {line[len(line) - (longest - head - 5) :]}"
+
+
+def visible(text: str) -> str:
+    """``text`` with its lines, and with escapes such as ``\\x1b`` in place of characters that are not shown."""
+    if text.isprintable():
+        return text
+    return "".join(c if c == "\n" or c.isprintable() or unicodedata.category(c) == "Zs" else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return " " if character == "\t" else character.encode("unicode_escape").decode()
 
 
 def said(error: BaseException) -> str:

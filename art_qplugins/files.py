@@ -23,6 +23,7 @@ from art_qplugins.errors import InputError, one_line, said, shown
 
 __all__ = [
     "as_path",
+    "check_places",
     "in_words",
     "locked",
     "open_file",
@@ -35,6 +36,7 @@ __all__ = [
     "safe_name",
     "short_name",
     "sweep",
+    "trouble",
     "write_atomically",
 ]
 
@@ -65,8 +67,22 @@ _REASONS = {
     errno.ENOTDIR: "a part of the path is no folder",
     errno.EACCES: "no permission",
     errno.EPERM: "no permission",
+    errno.EISDIR: "a folder is in the place of this file",
     errno.ELOOP: "symbolic links that lead back to themselves",
     errno.ENAMETOOLONG: "the name is too long",
+}
+#: What a person can do about them, to go on.
+_REMEDIES = {
+    errno.EISDIR: "move that folder away",
+    errno.EEXIST: "move what is in the place of its folder away",
+    errno.ENOTDIR: "move what is in the place of its folder away",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "free some space",
+    errno.EACCES: "allow writing there, or choose another folder with --out",
+    errno.EPERM: "allow writing there, or choose another folder with --out",
+    errno.EROFS: "choose another folder with --out",
+    errno.ENAMETOOLONG: "choose another folder with --out",
 }
 
 
@@ -199,6 +215,14 @@ def reason(error: OSError) -> str:
     return _REASONS.get(error.errno or 0) or error.strerror or type(error).__name__
 
 
+def trouble(error: OSError) -> str:
+    """Which file the operating system refused, why, and what a person can do about it."""
+    where = (
+        printable(os.fsdecode(error.filename)) if isinstance(error.filename, (str, bytes)) else "the operating system"
+    )
+    return f"{where}: {reason(error)}; {_REMEDIES.get(error.errno or 0, 'correct that')}"
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode("utf-8")
@@ -267,6 +291,18 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
             raise
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def check_places(folder: Path, names: Iterable[str]) -> None:
+    """Check before any work that files of these names can be written into ``folder``.
+
+    :raises InputError: where a folder is in the place of a file, or a file in the place of its folder.
+    """
+    for path in (folder / name for name in names):
+        if path.is_dir():
+            raise InputError(f"{printable(path)}: a folder is in the place of this file; move that folder away")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise InputError(f"{printable(path.parent)}: a file is in the place of this folder; move that file away")
 
 
 def sweep(folder: Path) -> None:

@@ -24,9 +24,22 @@ from art_qplugins.errors import InputError, shown
 from art_qplugins.evaluation.outcome import Outcome, check
 from art_qplugins.evaluation.reading import LARGEST, strictly
 from art_qplugins.evaluation.records import SCHEMA_VERSION, Cell, Results
-from art_qplugins.files import locked, read_bytes, read_json, short_name, sweep, write_atomically
+from art_qplugins.files import check_places, locked, read_bytes, read_json, short_name, sweep, write_atomically
 
 __all__ = ["Memory", "Storage", "Store", "check_folder"]
+
+
+#: What a run writes, and a file of each folder in it.
+_FILES = (
+    "results.json",
+    "samples.jsonl",
+    "report.html",
+    ".lock",
+    "cells/x",
+    "checkpoints/x",
+    "evidence/x",
+    "figures/x",
+)
 
 
 class Storage(Protocol):
@@ -198,6 +211,7 @@ def check_folder(folder: Path, recipe: str) -> None:
         fits = False
     if not fits:
         raise InputError(f"{folder}: cannot write there; choose another folder with --out")
+    check_places(folder, _FILES)
     _check_same_recipe(folder, recipe)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from art_qplugins.files import check_places
 from art_qplugins.report.files import Run, read_run, write_text
 from art_qplugins.report.sections import SECTIONS, Section
 
@@ -24,7 +25,8 @@ def write_report(folder: Path) -> list[Path]:
 
     :param folder: the folder of a run with ``results.json`` and, if cells were scored, ``samples.jsonl``.
     :return: the files written, ``report.html`` last.
-    :raises InputError: where ``results.json`` or ``samples.jsonl`` cannot be read. Nothing is written then.
+    :raises InputError: where ``results.json`` or ``samples.jsonl`` cannot be read or contradict each other, or a folder is in
+        the place of a file. Nothing is written then.
     """
     # matplotlib, jinja2 and scipy are imported only where a report is made
     from art_qplugins.report import csv_table, html, markdown, parquet, robustbench, tex
@@ -40,6 +42,7 @@ def write_report(folder: Path) -> list[Path]:
         **{f"figures/{figure.name}.svg": figure.svg for figure in figures.all()},
         "report.html": html.page(run, figures),
     }
+    check_places(run.folder, [*files, *parquet.NAMES])
     for stale in (*run.folder.glob("robustbench*.json"), *(run.folder / name for name in parquet.NAMES)):
         if stale.name not in files:  # entries of earlier records
             stale.unlink(missing_ok=True)

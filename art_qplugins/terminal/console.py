@@ -1,4 +1,7 @@
-"""The console, and the number format of all tables in the terminal."""
+"""The console, and the number format of all tables in the terminal.
+
+Names come from people and from files. So the console reads no markup in a string: styles are given beside the text.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from rich.console import Console
+from rich.text import Text
 
-__all__ = ["STYLES", "console", "number", "show_warnings", "spaced"]
+from art_qplugins.errors import visible
+
+__all__ = ["STYLES", "Screen", "console", "number", "say", "show_warnings", "spaced"]
 
 STYLES = {"MASKED": "bold red", "INVALID": "bold red", "SUSPECT": "yellow", "NOT_REFUTED": "green"}
 
@@ -33,17 +39,27 @@ class _Trimmed:
         return sys.stdout.encoding
 
 
-def console() -> Console:
+class Screen(Console):
+    """Shows every string as it is. What would change the terminal, such as an escape sequence, is written out."""
+
+    def __init__(self, **where: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=False, markup=False, emoji=False, **where)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(visible(text), **how)
+
+
+def console() -> Screen:
     """As wide as the terminal, or as ``COLUMNS`` says; in a file or a pipe no line is broken."""
-    screen = Console(highlight=False, soft_wrap=False)
+    screen = Screen()
     if not screen.is_terminal:
-        screen = Console(
-            file=cast("TextIO", _Trimmed()),
-            width=None if "COLUMNS" in os.environ else _ENDLESS,
-            highlight=False,
-            soft_wrap=False,
-        )
+        screen = Screen(file=cast("TextIO", _Trimmed()), width=None if "COLUMNS" in os.environ else _ENDLESS)
     return screen
+
+
+def say(line: object) -> None:
+    """One line that is never broken."""
+    console().print(str(line), soft_wrap=True)
 
 
 def number(value: object) -> str:
@@ -59,4 +75,4 @@ def spaced(text: str) -> str:
 def show_warnings(screen: Console, lines: Iterable[str]) -> None:
     """What is legal in a recipe and surely a mistake."""
     for line in lines:
-        screen.print(f"warning: {line}", markup=False, soft_wrap=True)
+        screen.print(f"warning: {line}", soft_wrap=True)

@@ -10,10 +10,8 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 
-from rich.markup import escape
-
 from art_qplugins import plugins
-from art_qplugins.terminal.console import console
+from art_qplugins.terminal.console import Screen, console
 from art_qplugins.terminal.registries import load_registries
 
 __all__ = ["show_health"]
@@ -36,15 +34,20 @@ def show_health() -> bool:
     healthy = True
     for name, check in checks:
         try:
-            screen.print(f"[green]ok[/]       {name}: {check()}", soft_wrap=True)
+            _show(screen, "ok", f"{name}: {check()}")
         except Exception as error:
             healthy = False
-            screen.print(f"[red]missing[/]  {name}: {error}; type: pip install --upgrade art_qplugins", soft_wrap=True)
+            _show(screen, "missing", f"{name}: {error}; type: pip install --upgrade art_qplugins")
     used, amiss = _plugins()
-    screen.print(f"[green]ok[/]       plug-ins: {escape(', '.join(map(str, used)) or 'none')}", soft_wrap=True)
+    _show(screen, "ok", f"plug-ins: {', '.join(map(str, used)) or 'none'}")
     for one in amiss:
-        screen.print(f"[red]broken[/]   {escape(' '.join(str(one).split()))}", soft_wrap=True)
+        _show(screen, "broken", str(one))
     return healthy and not amiss
+
+
+def _show(screen: Screen, state: str, what: str) -> None:
+    screen.print(f"{state:9}", style="green" if state == "ok" else "red", end="")
+    screen.print(" ".join(what.split()), soft_wrap=True)
 
 
 def _plugins() -> tuple[list[plugins.Plugin], list[plugins.Broken]]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from art_qplugins.errors import visible
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell
 from art_qplugins.report import words
@@ -32,7 +33,7 @@ class LiveProgress(Progress):
         self.console = console()
         self.reused = self.computed = 0
         self._bars = Bars(
-            TextColumn("{task.description}"),
+            _Name(),
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
             _Left(compact=True),
@@ -63,7 +64,7 @@ class LiveProgress(Progress):
         self._bars.update(task, completed=epoch, description=f"train {model}, loss {loss:.3f}")
         if epoch == epochs:
             self._bars.remove_task(task)
-            self.console.print(f"trained {model}: {epochs} epochs, loss {loss:.4f}")
+            self.console.print(f"trained {model}: {epochs} epochs, loss {loss:.4f}", soft_wrap=True)
 
     def cells(self, total: int) -> None:
         """It may be called again, because a diagnosis adds cells."""
@@ -101,11 +102,11 @@ class LiveProgress(Progress):
         line, *rest = (part for part in parts if part)
         for part in rest:
             if len(line) + len(part) + 3 > self.console.width:
-                self.console.print(f"{line},", markup=False, soft_wrap=True)
+                self.console.print(f"{line},", soft_wrap=True)
                 line = f"        {part}"
             else:
                 line += f", {part}"
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, soft_wrap=True)
 
     def _so_far(self, outcome: Outcome) -> float | None:
         """Worst case over the recipe's attacks so far at the norm and eps of this cell; None for other cells."""
@@ -128,6 +129,13 @@ class LiveProgress(Progress):
             return ""
         seconds = passes * (time.monotonic() - self._start) / self._measured
         return f"{words.rough(seconds)} {'left' if until == 'end' else f'to {until}'}"
+
+
+class _Name(ProgressColumn):
+    """What a bar is of. Names of models are in it, so it holds no markup."""
+
+    def render(self, task: Task) -> Text:
+        return Text(visible(task.description))
 
 
 class _Left(TimeRemainingColumn):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from art_qplugins.domains import Flag, Maybe, Number, Option
@@ -45,7 +44,7 @@ def show_registries(kind: str | None) -> None:
     screen = console()
     for name, registry in load_registries(KINDS if kind is None else [kind]).items():
         if kind is None:
-            screen.print(f"[bold]{name}[/]")
+            screen.print(name, style="bold")
         if registry:
             _SHOW.get(name, _list)(registry.values(), screen)
         else:
@@ -59,7 +58,7 @@ def _list(entries: Iterable[Entry], screen: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column()
     for entry in entries:
-        table.add_row(escape(entry.name), escape("; ".join([entry.help, *_options(entry), *_package(entry)])))
+        table.add_row(entry.name, "; ".join([entry.help, *_options(entry), *_package(entry)]))
     screen.print(table)
 
 
@@ -92,12 +91,12 @@ def _list_attacks(attacks: Iterable[Attack], screen: Console) -> None:
         cost = [_thousands(passes) for passes in row.cost or ()] or ["-", "-"]
         here = "-" if row.refused else "no" if row.missing() else "yes"
         facts = line.format(row.name, row.knowledge, " ".join(row.norms) or "-", *cost, here)
-        screen.print(facts, markup=False, soft_wrap=True)
+        screen.print(facts, soft_wrap=True)
         about = [row.help, *_options(row), *_package(row)]
         if row.missing() and not row.refused:
             about.append(f"type: pip install {row.to_install()}")
         text = textwrap.wrap("; ".join(about), max(screen.width, 40), initial_indent="    ", subsequent_indent="    ")
-        screen.print("\n".join(text), markup=False, soft_wrap=True)
+        screen.print("\n".join(text), soft_wrap=True)
     screen.print("\ngrads, fwds: gradients and forward passes for one robust image, at the defaults.")
 
 
@@ -111,8 +110,8 @@ def _list_suites(suites: Iterable[Suite], screen: Console) -> None:
     from art_qplugins.attacks.suites import options_at
 
     for suite in suites:
-        screen.print(f"[bold]{suite.name}[/]")
-        screen.print("\n".join(textwrap.wrap(suite.help, max(screen.width, 40))), markup=False)
+        screen.print(suite.name, style="bold")
+        screen.print("\n".join(textwrap.wrap(suite.help, max(screen.width, 40))))
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, options in suite.attacks:
             row = ATTACKS[name]
@@ -125,7 +124,7 @@ def _list_suites(suites: Iterable[Suite], screen: Console) -> None:
         screen.print(table)
         for line in suite.differs:
             text = textwrap.wrap(f"note: {line}", max(screen.width, 40), initial_indent="  ", subsequent_indent="  ")
-            screen.print("\n".join(text), markup=False)
+            screen.print("\n".join(text))
 
 
 _SHOW: Mapping[str, Callable[[Iterable[Any], Console], None]] = {"attacks": _list_attacks, "suites": _list_suites}

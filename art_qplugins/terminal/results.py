@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from art_qplugins.evaluation.compare import Comparison
 from art_qplugins.evaluation.records import Finding, Interval, ModelResult
@@ -48,15 +48,15 @@ def show_plan(recipe: Any, models: Sequence[Any], cells: Sequence[Any], warnings
     if recipe.suite_notes:
         screen.print()
     for note in recipe.suite_notes:
-        screen.print(f"{note}.", markup=False)
+        screen.print(f"{note}.")
     images = "all" if recipe.data.limit is None else str(recipe.data.limit)
-    screen.print(f"\n{len(cells)} cells on {images} images of {recipe.data.name}; nothing was run.", markup=False)
+    screen.print(f"\n{len(cells)} cells on {images} images of {recipe.data.name}; nothing was run.")
 
 
 def _show_rows(screen: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(*heads, box=None, pad_edge=False)
     for row in rows[:_ROWS]:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     screen.print(table)
     if len(rows) > _ROWS:
         screen.print(f"and {len(rows) - _ROWS} rows more")
@@ -72,13 +72,13 @@ def show_results(run: Run, progress: LiveProgress) -> None:
             f"{100 * m.clean_accuracy:.1f} %",
             "-" if m.claim.accuracy is None else f"{100 * m.claim.accuracy:.1f} %",
             _bound(m.claim.corrected, m.claim.interval),
-            f"[{STYLES.get(m.verdict, 'default')}]{m.verdict}[/]",
+            _verdict(m),
         )
     screen.print()
     screen.print(table)
     budget = next((m.claim for m in results.models if m.claim.eps is not None), None)
     if budget is not None:
-        screen.print(f"{budget.norm} eps = {budget.eps:.4g}, n = {results.models[0].n}, [95 % intervals]", markup=False)
+        screen.print(f"{budget.norm} eps = {budget.eps:.4g}, n = {results.models[0].n}, [95 % intervals]")
     failed = sum(c.status == "error" for c in results.cells)
     screen.print(f"\n{progress.computed} cells computed, {progress.reused} reused, {failed} failed.")
     screen.print(f"report: {run.report}", soft_wrap=True)
@@ -87,22 +87,23 @@ def show_results(run: Run, progress: LiveProgress) -> None:
 def show_diagnosis(model: ModelResult, run: Written) -> None:
     """Show the diagnosis of one model: verdict, claim, reasons, steps with their cost, and the path of the evidence."""
     screen = console()
-    screen.print(f"\n[bold]{escape(model.name)}[/]: [{STYLES.get(model.verdict, 'default')}]{model.verdict}[/]")
+    screen.print(f"\n{model.name}", style="bold", end="", soft_wrap=True)
+    screen.print(":", _verdict(model))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
     for name, value in _facts(model):
-        facts.add_row(name, escape(spaced(value)))
+        facts.add_row(name, spaced(value))
     screen.print(facts)
     rows = steps.steps(model, run)
     if rows:
         screen.print()
         for line in _steps(rows, screen.width):
-            screen.print(line, markup=False, soft_wrap=True)
+            screen.print(line, soft_wrap=True)
     if model.evidence is not None:
         path = str(run.folder / model.evidence)
-        screen.print(f"\nevidence: {path}", soft_wrap=True, markup=False)
-        screen.print(f"check it: artq replay {shlex.quote(path)} --model MODULE:FACTORY", soft_wrap=True, markup=False)
+        screen.print(f"\nevidence: {path}", soft_wrap=True)
+        screen.print(f"check it: artq replay {shlex.quote(path)} --model MODULE:FACTORY", soft_wrap=True)
 
 
 def _facts(model: ModelResult) -> Iterable[tuple[str, str]]:
@@ -164,11 +165,11 @@ def show_comparison(found: Comparison) -> None:
     for row in found.rows:
         low, high = (words.signed(bound) for bound in row.interval)
         table.add_row(
-            escape(row.first),
+            row.first,
             "clean" if row.eps is None else f"{row.norm} {words.eps(row.eps)}",
             spaced(words.percent(row.first_accuracy)),
             spaced(words.percent(row.second_accuracy)),
-            escape(f"{words.signed(row.difference)} [{low}, {high}]"),
+            f"{words.signed(row.difference)} [{low}, {high}]",
             words.p_value(row.p_value),
             words.p_value(row.p_holm),
         )
@@ -180,15 +181,19 @@ def show_comparison(found: Comparison) -> None:
     )
     for run, names in (("A", found.only_first), ("B", found.only_second)):
         if names:
-            screen.print(f"only in {run}: {', '.join(names)}", markup=False)
+            screen.print(f"only in {run}: {', '.join(names)}")
 
 
 def show_replay(replay: Replay) -> None:
     """Show the predictions of a module on the images of an evidence file."""
-    console().print(str(replay), markup=False, soft_wrap=True)
+    console().print(str(replay), soft_wrap=True)
+
+
+def _verdict(model: ModelResult) -> Text:
+    return Text(model.verdict, style=STYLES.get(model.verdict, "default"))
 
 
 def _bound(accuracy: float | None, interval: Interval | None) -> str:
     if accuracy is None or interval is None:
         return "-"
-    return rf"{100 * accuracy:.1f} % \[{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{100 * accuracy:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
