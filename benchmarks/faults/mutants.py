@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="how many at a time")
     parser.add_argument("--module", default="", metavar="PATTERN", help="only files with this in their path")
     parser.add_argument(
-        "--seconds", type=float, default=60.0, help="of a mutant's tests, those that fit into this time"
+        "--seconds", type=float, default=300.0, help="of a mutant's tests, those that fit into this time"
     )
     parser.add_argument("--retry", action="store_true", help="the recorded survivors in place of a sample")
     parser.add_argument("--list-survivors", action="store_true", help="print what is recorded, and plant nothing")
