@@ -21,6 +21,8 @@ __all__ = ["DEPLOYMENTS", "IllegalImage", "check_legal", "finite_columns", "on_g
 
 #: Number of fresh deployments of a stochastic model that score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
+# A pixel this near to a level of a grid is on it: more than float32 rounds, less than a distance may exceed eps.
+_ROUNDING = 0.4 * TOLERANCE
 
 
 class IllegalImage(ValueError):
@@ -64,8 +66,9 @@ def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
     scale = levels - 1
     clean, moved = x.double(), x_adv.double()
     nearest = (moved * scale).round() / scale
-    # Comparisons allow for rounding in float32, so that a pixel on a level stays there.
-    inward = torch.where(moved > clean, (moved * scale + 1e-4).floor(), (moved * scale - 1e-4).ceil()) / scale
+    inward = (
+        torch.where(moved > clean, ((moved + _ROUNDING) * scale).floor(), ((moved - _ROUNDING) * scale).ceil()) / scale
+    )
     between = (inward - clean) * (moved - clean) > 0
     inward = torch.where(between, inward, clean)
     limit = threat.eps + TOLERANCE * max(1.0, threat.eps) / 2

@@ -399,3 +399,31 @@ def test_in_l0_no_further_pixel_is_changed_by_rounding():
     x, x_adv = torch.rand(2, 1, 1, 6, 6, generator=torch.Generator().manual_seed(1))
     x_adv[..., 1:, :] = x[..., 1:, :]
     check_legal(x, on_grid(x, x_adv, Threat("L0", 6), 256), Threat("L0", 6))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("levels", "below"), [(2, 1e-5), (5, 1e-5), (5, 2e-6), (17, 5e-6), (256, 3e-6)])
+def test_a_pixel_just_below_a_level_is_not_rounded_out_of_the_ball(levels, below, sign):
+    """It is as far away as eps allows, and the level is further."""
+    step = 1 / (levels - 1)
+    x = torch.full((1, 1, 1, 2), 0.5 - sign * 0.2 * step, dtype=torch.float64)
+    level = step * ((levels // 2) if sign > 0 else (levels - 1) // 2)
+    x_adv = x.clone()
+    x_adv[..., 0] = level - sign * below
+    threat = Threat("Linf", float((x_adv - x).abs().max()))
+    check_legal(x, x_adv, threat)
+    rounded = on_grid(x, x_adv, threat, levels)
+    check_legal(x, rounded, threat)
+    assert torch.equal(rounded[..., 1], x[..., 1])
+
+
+@pytest.mark.parametrize("levels", [256, 4096, 65536])
+def test_pixels_on_a_fine_grid_stay_on_their_levels(levels):
+    """In float32, whose rounding is a good part of a level at 65,536 of them."""
+    level = torch.arange(3, levels - 1, 37, dtype=torch.float64)
+    x_adv = (level / (levels - 1)).float().view(1, 1, 1, -1)
+    x = x_adv - 2.3 / (levels - 1)
+    x_adv[..., -1] += 0.6 / (levels - 1)  # rounded up, this one takes the image out of the ball
+    threat = Threat("L1", float((x_adv.double() - x.double()).abs().sum()))
+    found = (on_grid(x, x_adv, threat, levels).double() * (levels - 1)).round().flatten()
+    assert torch.equal(found[:-1], level[:-1])
