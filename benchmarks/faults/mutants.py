@@ -150,9 +150,11 @@ def results(todo: list[Mutant], sources: Sources, arguments: argparse.Namespace)
             shutil.copytree(copies[0].folder, other.folder, dirs_exist_ok=True)  # with the bytecode
         reach = Reach.measured(copies[0], _CACHE)
         print(
-            f"{len(reach.seconds)} tests; these fail without a mutant, and are left out: {sorted(reach.failed) or 'none'}",
+            f"{len(reach.seconds)} tests, {len(reach.failed)} of which fail without a mutant and are left out",
             flush=True,
         )
+        for test in sorted(reach.failed):
+            print(f"  {test}")
         deadline = time.monotonic() + 60 * arguments.minutes
         trials: dict[Copy, Generator[None, None, Record]] = {}
         try:
