@@ -341,5 +341,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, status: int) -> Any:
-    click.echo(f"artq: {one_line(message)}", err=True)
+    click.echo(one_line(f"artq: {message}"), err=True)
     sys.exit(status)
