@@ -48,6 +48,13 @@ def test_ratios_are_those_of_the_operation():
     assert rows["MulBackward0"].elements == 0
 
 
+def test_a_ratio_is_the_median_over_images_each_by_itself():
+    x, y = images(5)
+    scales = torch.tensor([1.0, 2.0, 3.0, 50.0, 1000.0]).view(5, 1, 1, 1)
+    rows = {row.op: row for row in ledger(linear(FunctionLayer(lambda x: x * scales)), x, y).rows}
+    assert rows["MulBackward0"].ratio == pytest.approx(3)
+
+
 def test_elements_are_compared_where_the_shape_stays():
     """One input element, one output element; of a sum there is no such pair."""
     x, y = images()

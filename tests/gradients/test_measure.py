@@ -74,6 +74,24 @@ def test_a_linear_model_has_known_values():
     assert cell["costs"]["forward"] <= 60 and cell["costs"]["backward"] <= 10
 
 
+def test_instability_is_the_change_by_a_quarter_of_eps_relative_to_the_margin():
+    """Of a margin that hangs on one pixel, which every move changes by as much: 2 * 3 * eps / 4."""
+    model, (x, _) = linear(2), images()
+    with torch.no_grad():
+        model[1].weight.zero_()[:, 5] = torch.tensor([3.0, -3.0])
+        model[1].bias.copy_(torch.tensor([0.5, 0.0]))
+    x = x.clone()
+    x[:, 0, 1, 1] = torch.linspace(0.2, 0.8, 12)
+    x[0, 0, 1, 1] = 0  # at the edge of the images too, and of little margin
+    y = torch.zeros(12, dtype=torch.long)
+    for eps in (0.1, 0.4):
+        found = measured(model, x, y, Threat("Linf", eps)).samples
+        change = 6 * eps / 4 / (0.5 + 6 * x[:, 0, 1, 1].double().numpy())
+        assert found["instability"] == pytest.approx(change.clip(max=1), rel=1e-4)
+        assert found["linearity"] == pytest.approx(0, abs=1e-4)
+    assert change[0] > 1 > change[1]
+
+
 def test_imbalance_is_the_ratio_of_the_centred_weights():
     model, (x, _) = linear(3), images()
     w = torch.zeros(3, 16)
