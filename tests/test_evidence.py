@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from art_qplugins.cli import main
@@ -243,6 +246,37 @@ def test_a_module_that_raises_or_exits_is_one_line(raised, tmp_path):
         InputError, match=rf"Raises cannot take its images .*{type(raised).__name__}.*test_evidence.py:\d+"
     ):
         replay(evidence(tmp_path / "e.npz"), Raises())
+
+
+_DTYPES = ("f2", "f4", "f8", "g", "i1", "i8", "u8", "?", "U3", "S3", "c8", "M8[s]")
+_SHAPES = ((), (0,), (1,), (N,), (N, 1), (N, 1, 2, 2), (N, 0, 2, 2), (0, 1, 2, 2), (N, 1, 2, 3), (1, 1, 1, 1))
+_VALUES = (0, 1, -1, 0.5, 0.55, 2, 255, 1e38, 1e300, np.nan, np.inf, -np.inf)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    which=st.sampled_from(["x", "x_adv", "y", "ids", "norm", "eps"]),
+    dtype=st.sampled_from(_DTYPES),
+    shape=st.sampled_from(_SHAPES),
+    value=st.sampled_from(_VALUES),
+)
+def test_any_array_in_the_place_of_another_is_read_or_refused(which, dtype, shape, value, tmp_path):
+    """What holds is legal by distances that are measured here; all else is refused, or is not legal."""
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            odd = np.full(shape, value).astype(dtype)
+        except (ValueError, TypeError, OverflowError):
+            return
+    path = evidence(tmp_path / "e.npz", **{which: odd})
+    try:
+        found = replay(path, Linear())
+    except InputError as error:
+        assert "e.npz" in str(error) and len(str(error)) <= 300  # noqa: PT017
+        return
+    if found.legal:
+        assert found.n == N and (found.distance <= found.threat.eps + 1e-6).all() and 0 <= found.threat.eps <= 1
+    assert found.holds <= found.legal
 
 
 def npy() -> bytes:

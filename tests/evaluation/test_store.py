@@ -13,7 +13,7 @@ from art_qplugins import files
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
-from art_qplugins.evaluation.store import Memory, Store
+from art_qplugins.evaluation.store import Memory, Store, _digest
 
 
 def outcome(name="m.art-fgsm.0123456789", n=3):
@@ -149,6 +149,57 @@ def test_a_damaged_cell_counts_as_not_computed(damage, tmp_path):
     path = tmp_path / "cells" / "m.art-fgsm.0123456789.json"
     path.write_bytes(damage(path.read_bytes()))
     assert store.load("m.art-fgsm.0123456789") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["columns"]["correct"].__setitem__(0, None),
+        lambda c: c["columns"]["correct"].__setitem__(0, 5.5),
+        lambda c: c["columns"]["correct"].__setitem__(0, 0.0),
+        lambda c: c["columns"]["selection"].__setitem__(0, None),
+        lambda c: c["columns"]["distance"].__setitem__(0, -1.0),
+        lambda c: c["columns"]["label"].__setitem__(0, 0.5),
+        lambda c: c["columns"]["margin"].pop(),
+        lambda c: c["columns"].pop("correct"),
+        lambda c: c["ids"].__setitem__(0, c["ids"][1]),
+        lambda c: c["ids"].pop(),
+        lambda c: c["cell"].update(accuracy=0.5),
+        lambda c: c["cell"].update(accuracy="1.0"),
+        lambda c: c["cell"].update(n=2),
+        lambda c: c["cell"].update(rows=[0, 1, 1], of=5),
+        lambda c: c["cell"].update(rows=[0, 1, 5], of=5),
+        lambda c: c["cell"].update(eps=-0.1),
+        lambda c: c["cell"].update(status="error"),
+        lambda c: c.update(ids=5),
+        lambda c: c.update(columns=[]),
+    ],
+)
+def test_a_cell_that_contradicts_itself_counts_as_not_computed(change, tmp_path):
+    """Also where its hash is right: nothing in a file is believed that can be checked."""
+    store = Store(tmp_path)
+    store.save(*outcome())
+    path = tmp_path / "cells" / "m.art-fgsm.0123456789.json"
+    content = json.loads(path.read_bytes())
+    path.write_text(json.dumps(content))
+    assert Store(tmp_path).load("m.art-fgsm.0123456789") is not None
+    change(content)
+    content["sha256"] = _digest(content)
+    path.write_text(json.dumps(content))
+    assert Store(tmp_path).load("m.art-fgsm.0123456789") is None
+
+
+@pytest.mark.parametrize("kind", ["json", "npz"])
+def test_a_pipe_or_a_folder_in_the_place_of_a_cell_is_not_waited_for(kind, tmp_path):
+    store = Store(tmp_path)
+    store.save(*outcome())
+    path = tmp_path / "cells" / f"m.art-fgsm.0123456789.{kind}"
+    path.unlink()
+    os.mkfifo(path)
+    assert Store(tmp_path).load("m.art-fgsm.0123456789") is None
+    path.unlink()
+    path.mkdir()
+    assert Store(tmp_path).load("m.art-fgsm.0123456789") is None
 
 
 def test_a_cell_whose_images_are_gone_counts_as_not_computed(tmp_path):
