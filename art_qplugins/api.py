@@ -130,6 +130,7 @@ def evaluate(
     :raises InputError: where an argument cannot be used; the message names it.
     """
     check_all(locals(), EVALUATE)
+    named = _named(estimators)
     threats = sorted([threat] if isinstance(threat, Threat) else threat, key=lambda t: t.eps)
     wanted = [(a, {}) if isinstance(a, str) else (a[0], dict(a[1])) for a in attacks]
     if len(norms := sorted({t.norm for t in threats})) > 1:
@@ -145,7 +146,7 @@ def evaluate(
     if claim is not None:
         tables["claim"] = {"attack": claim, "eps": threats[-1].eps, "accuracy": claimed_accuracy}
     tables |= recipe or {}
-    return _run("evaluate", tables, estimators, data, out, _execution(execution), progress)
+    return _run("evaluate", tables, named, data, out, _execution(execution), progress)
 
 
 def diagnose(

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from art_qplugins.domains import COUNT, Number, check
+from art_qplugins.errors import InputError, shown
+
 __all__ = ["accuracy", "finite", "gap_lower_bound", "resampled_means", "shares", "wilson_interval", "worst_case"]
+
+_BETWEEN = Number(0, 1, above=True, below=True)
 
 
 def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -18,10 +23,9 @@ def wilson_interval(successes: float, n: int, *, confidence: float = 0.95) -> tu
     """
     from scipy.stats import norm
 
-    if not n >= 1:
-        raise ValueError(f"n is {n}; an interval needs at least one image")
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}; give a number in [0, n]")
+    check("n", n, COUNT)
+    check("successes", successes, Number(0, n))
+    check("confidence", confidence, _BETWEEN)
     z = norm.ppf(0.5 + confidence / 2)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
@@ -34,20 +38,29 @@ def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
 
     :raises ValueError: where there is no image, or a value is NaN or not in [0, 1].
     """
-    values = shares(correct)
+    values = shares(correct, name="correct")
     return float(values.mean()), wilson_interval(float(values.sum()), len(values))
 
 
-def shares(values: ArrayLike) -> NDArray[np.float64]:
+def shares(values: ArrayLike, *, name: str = "values") -> NDArray[np.float64]:
     """``values`` as an array.
 
     :raises ValueError: where there is none, or one is NaN or not in [0, 1]. A test of NaN would find nothing, and pass.
     """
-    found = np.asarray(values, dtype=float)
+    found = _array(name, values)
     fits = (found >= 0) & (found <= 1)
-    if not (fits.size and fits.all()):
-        raise ValueError(f"{int((~fits).sum())} of {fits.size} values are not in [0, 1]; give correctness by image")
+    if found.ndim == 0 or not (fits.size and fits.all()):
+        raise InputError(
+            f"{name}: {int((~fits).sum())} of {fits.size} values are not in [0, 1]; give correctness by image"
+        )
     return found
+
+
+def _array(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{name}: it is {shown(values)}; give an array of numbers") from None
 
 
 def finite(value: float) -> float | None:
@@ -67,10 +80,14 @@ def worst_case(correct: ArrayLike, selection: ArrayLike) -> NDArray[np.float64]:
     :return: (images,) in [0, 1].
     :raises ValueError: where no attack was run on an image.
     """
-    result, chosen_by = np.asarray(correct, dtype=float), np.asarray(selection, dtype=float)
+    result, chosen_by = _array("correct", correct), _array("selection", selection)
+    if result.ndim != 2 or result.shape != chosen_by.shape:
+        raise InputError(f"correct is {result.shape} and selection {chosen_by.shape}; give both (attacks, images)")
     worst = chosen_by <= np.fmin.reduce(chosen_by, 0) + 1e-12
     if not worst.any(0).all():
-        raise ValueError(f"no attack was run on {int((~worst.any(0)).sum())} images")
+        raise InputError(f"selection: no attack was run on {int((~worst.any(0)).sum())} images")
+    if np.isnan(result[worst]).any():
+        raise InputError("correct: it is NaN where selection is not; give both of the same attacks")
     return np.asarray(np.where(worst, result, 0.0).sum(0) / worst.sum(0))
 
 
@@ -85,7 +102,11 @@ def gap_lower_bound(weaker: ArrayLike, stronger: ArrayLike, *, confidence: float
     :return: (gap, lower bound), fractions.
     :raises ValueError: where a value is NaN or not in [0, 1].
     """
-    difference = shares(weaker) - shares(stronger)
+    check("confidence", confidence, _BETWEEN)
+    first, second = shares(weaker, name="weaker"), shares(stronger, name="stronger")
+    if first.shape != second.shape:
+        raise InputError(f"weaker is {first.shape} and stronger {second.shape}; give both on the same images")
+    difference = first - second
     n, gap = len(difference), float(difference.mean())
     if np.isin(difference, (0.0, 1.0)).all():
         from scipy.stats import beta

@@ -31,7 +31,7 @@ def test_wilson_holds_the_proportion_also_where_it_is_a_fraction(share, n):
 def test_wilson_is_never_empty_at_the_ends():
     assert wilson_interval(0, 100)[0] == 0 and wilson_interval(0, 100)[1] > 0.03
     assert wilson_interval(100, 100)[1] == 1 and wilson_interval(100, 100)[0] < 0.97
-    with pytest.raises(ValueError, match="n is 0"):
+    with pytest.raises(ValueError, match="n: it is 0"):
         wilson_interval(0, 0)
 
 

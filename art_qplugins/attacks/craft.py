@@ -127,6 +127,7 @@ def craft(
     if len(y) != len(x):
         raise InputError(f"y: {len(y)} labels for {len(x)} images; give one per image")
     attack = ATTACKS[attack_id]
+    temperature, gap = (None if value is None else float(value) for value in (temperature, gap))
     resolved = attack.check(options or {}, threat, estimator.nb_classes, x.shape[1:])
     attack.require()
     if start is not None and not attack.takes_start:

@@ -61,6 +61,6 @@ def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None,
     check("download", download, FLAG)
     if split not in ("train", "test"):
         raise InputError(f"{name}: unknown split {shown(split)}{did_you_mean(split, ('train', 'test'))}")
-    folder = as_path(root, where="data root: ", hint="give a folder") if root else user_folder("ARTQ_DATA")
+    folder = as_path(root, where="data root: ", hint="give a folder") if root is not None else user_folder("ARTQ_DATA")
     source: Callable[..., Dataset] = entry_of(name).load()
     return source(name, split, root=folder, download=download)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.domains import COUNT, check
+from art_qplugins.domains import COUNT, FLAG, check
+from art_qplugins.errors import shown
 from art_qplugins.estimators.gradients import Gradients
 from art_qplugins.estimators.inputs import Pixels
 from art_qplugins.guard import evaluating
@@ -35,6 +36,7 @@ class Activations(Gradients):
         :param framework: return a differentiable tensor instead of an array.
         """
         check("batch_size", batch_size, COUNT)
+        check("framework", framework, FLAG)
         inner = self._layer(layer)
         with evaluating(self.model), torch.set_grad_enabled(framework):
             inputs = self._inputs(x)
@@ -69,11 +71,11 @@ class Activations(Gradients):
         names = self.layer_names
         if isinstance(layer, (int, np.integer)) and not isinstance(layer, bool):
             if not -len(names) <= layer < len(names):
-                raise ValueError(f"Layer index {layer} is out of range: there are {len(names)} layers.")
+                raise ValueError(f"Layer index {shown(layer)} is out of range: there are {len(names)} layers.")
             return modules[names[layer]]
         if isinstance(layer, str):
             if layer not in modules:
-                raise ValueError(f"Layer name {layer} not supported. There is: {', '.join(names)}.")
+                raise ValueError(f"Layer name {shown(layer)} not supported. There is: {', '.join(names)}.")
             return modules[layer]
         raise TypeError("Layer must be of type str or int")
 

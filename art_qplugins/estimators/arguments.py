@@ -25,6 +25,11 @@ class _Optimizer(Protocol):
     param_groups: Any
 
 
+@runtime_checkable
+class _Scheduler(Protocol):
+    def step(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class _Numbers:
     """Pairs of finite numbers, or of arrays of them.
@@ -81,4 +86,6 @@ FIT: dict[str, Domain] = {
     **CALL,
     "nb_epochs": Number(0, MOST, whole=True),
     "drop_last": FLAG,
+    "scheduler": Maybe(Is(_Scheduler, "a scheduler of torch.optim.lr_scheduler")),
+    "verbose": FLAG,
 }

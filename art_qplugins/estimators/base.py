@@ -6,6 +6,7 @@ that uses the module is overridden. Each restores modes, hooks, random states an
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,6 +70,8 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         training_defences: Sequence[Defence] = (),
     ) -> None:
         check_all(locals(), CONSTRUCTOR)
+        if use_amp and importlib.util.find_spec("apex") is None:
+            raise InputError("use_amp: it needs NVIDIA's apex, which is not installed; leave it out")
         device = resolve_device(device_type)
         with as_current(device):
             super().__init__(

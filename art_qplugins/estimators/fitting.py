@@ -37,7 +37,7 @@ class Trainable(Protocol):
 
     def _tensor(self, x: Any) -> Tensor: ...
 
-    def _labels(self, y: Any) -> Tensor: ...
+    def _labels(self, y: Any, n: int) -> Tensor: ...
 
     def fit(self, x: np.ndarray, y: np.ndarray, batch_size: int, nb_epochs: int, **kwargs: Any) -> None: ...
 
@@ -80,7 +80,8 @@ class FittingMixin:
                 "optimizer: fit needs one; pass e.g. optimizer=torch.optim.SGD(model.parameters(), lr=0.1)"
             )
         images, labels = self._apply_preprocessing(x, y, fit=True)
-        pixels, targets = self._tensor(images), self._labels(labels)
+        pixels = self._tensor(images)
+        targets = self._labels(labels, len(pixels))
         _check_holds(optimizer, network)
         self._fits += 1  # ART's trainers call fit once per batch, and each call has an order of its own
         order = torch.Generator().manual_seed(self._fits)

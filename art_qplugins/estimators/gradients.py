@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from art_qplugins.domains import OneOf, check
+from art_qplugins.domains import FLAG, OneOf, check
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.inputs import Inputs, Pixels
 from art_qplugins.guard import evaluating
@@ -30,7 +30,9 @@ class Gradients(Inputs):
         :param x: (N, C, H, W) in [0, 1].
         :param y: labels (N,) or one-hot (N, nb_classes).
         """
-        labels = self._labels(y)
+        check("training_mode", training_mode, FLAG)
+        self._check_pixels(x)
+        labels = self._labels(y, len(x))
         with evaluating(self.model, training=training_mode), torch.enable_grad():
             leaf, inputs, finish = self._differentiable(x)
             gradient = self._gradient(self._training_loss(inputs, labels), leaf)
@@ -48,6 +50,8 @@ class Gradients(Inputs):
         :param x: (N, C, H, W) in [0, 1].
         :param label: a class, one class for each image, or ``None`` for all.
         """
+        check("training_mode", training_mode, FLAG)
+        self._check_pixels(x)
         chosen = None if label is None else self._classes(label, len(x))
         with evaluating(self.model, training=training_mode), torch.enable_grad():
             leaf, inputs, finish = self._differentiable(x)
@@ -75,7 +79,7 @@ class Gradients(Inputs):
         with evaluating(self.model), torch.set_grad_enabled(isinstance(x, Tensor) and torch.is_grad_enabled()):
             try:
                 loss.reduction = reduction
-                value: Tensor = loss(self._logits(inputs), self._labels(y))
+                value: Tensor = loss(self._logits(inputs), self._labels(y, len(x)))
             finally:
                 loss.reduction = before
         return value if isinstance(x, Tensor) else value.cpu().numpy()
@@ -87,6 +91,7 @@ class Gradients(Inputs):
 
     def _differentiable(self, x: Pixels) -> tuple[Tensor, Tensor, Callable[[Tensor], Pixels]]:
         """The leaf tensor, the module's input, and a function that turns a gradient into an array or a tensor."""
+        self._check_pixels(x)
         give = _as_tensor if isinstance(x, Tensor) else _as_array
         if self.all_framework_preprocessing:
             leaf = self._tensor(x).detach().requires_grad_()

@@ -44,6 +44,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
 
     def _inputs(self, x: Pixels) -> Tensor:
         """The module's input for ``x``."""
+        self._check_pixels(x)
         if self.preprocessing_operations:
             if isinstance(x, Tensor) and not self.all_framework_preprocessing:
                 x = x.detach().cpu().numpy()
@@ -51,9 +52,12 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         return self._tensor(x)
 
     def _check_pixels(self, x: Any) -> None:
-        """:raises InputError: where ``x`` is no batch of pixels."""
-        if not isinstance(x, (np.ndarray, Tensor, list, tuple)) or not len(x):
-            raise InputError(f"x: it is {shown(x)}; give images (N, C, H, W) as an array or a tensor")
+        """:raises InputError: where ``x`` is no batch of at least one image."""
+        shape = tuple(x.shape) if isinstance(x, (np.ndarray, Tensor)) else _shape(x)
+        if len(shape) != len(self.input_shape) + 1 or 0 in shape:
+            raise InputError(
+                f"x: it is {shown(x)} of shape {shape}; give images (N, {str(tuple(self.input_shape))[1:]}"
+            )
 
     def _tensor(self, x: Pixels) -> Tensor:
         """``x`` as float32 on the device."""
@@ -65,14 +69,22 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
             raise InputError(f"x: pixels are {tensor.dtype}; give floating-point pixels in the range of clip_values")
         return tensor.to(self.device, torch.float32)
 
-    def _labels(self, y: Pixels) -> Tensor:
+    def _labels(self, y: Pixels, n: int) -> Tensor:
         """Labels as the loss takes them, on the device.
 
         :param y: labels (N,) or (N, 1), or one-hot or soft labels (N, nb_classes).
+        :param n: number of images.
+        :raises InputError: where there is not one for each image, or one names no class.
         """
-        y = _numbers(y)
+        y = _numbers(y, "y")
         if y.ndim == 2 and y.shape[1] == 1:  # ART's reduce_labels would take the largest of one, which is class 0
             y = y[:, 0]
+        if tuple(y.shape) not in ((n,), (n, self.nb_classes)):
+            raise InputError(
+                f"y: labels are {tuple(y.shape)} for {n} images; give ({n},) classes, or rows ({n}, {self.nb_classes})"
+            )
+        if y.ndim == 1 and self._int_labels and not _are_classes(y, self.nb_classes):
+            raise InputError(f"y: labels are {shown(y)}; give whole numbers from 0 to {self.nb_classes - 1}")
         labels = torch.as_tensor(y, device=self.device)
         if not self._reduce_labels:
             return (labels if labels.dim() == 2 else nn.functional.one_hot(labels.long(), self.nb_classes)).float()
@@ -84,14 +96,13 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
 
     def _classes(self, label: int | list[int] | np.ndarray, n: int) -> Tensor:
         """One class for each of ``n`` images, (n,), on the device."""
-        chosen = torch.as_tensor(_numbers(label), device=self.device).long()
-        if chosen.dim() == 0:
-            chosen = chosen.expand(n)
-        if chosen.shape != (n,) or not bool(((chosen >= 0) & (chosen < self.nb_classes)).all()):
+        given = _numbers(label, "label")
+        if tuple(given.shape) not in ((), (n,)) or not _are_classes(given, self.nb_classes):
             raise ValueError(
-                f"Label {label} is out of range: give a class below {self.nb_classes}, or one for each of {n} images."
+                f"label: it is {shown(label)}, out of range: give a class below {self.nb_classes}, or one for each of "
+                f"{n} images."
             )
-        return chosen
+        return torch.as_tensor(given, device=self.device).long().expand(n)
 
     def _logits(self, inputs: Tensor) -> Tensor:
         """The module's output: (N, nb_classes), or one logit of two classes, (N, 1), as ART's detectors have.
@@ -118,19 +129,39 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         return logits
 
 
-def _numbers(labels: Any) -> Pixels:
+def _shape(x: Any) -> tuple[int, ...]:
+    try:
+        return np.shape(x)
+    except ValueError:  # a ragged list
+        return ()
+
+
+def _numbers(labels: Any, name: str) -> Pixels:
     """Labels as numbers, also those that come as Python objects.
 
+    :param name: of the argument.
     :raises InputError: where they are none.
     """
     if isinstance(labels, Tensor):
         return labels
-    array = np.asarray(labels)
-    if array.dtype == object:
-        array = np.array(array.tolist())
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"labels are {array.dtype}; give integers, or one row of nb_classes numbers for each image")
+    try:
+        array = np.asarray(labels)
+        if array.dtype == object:
+            array = np.array(array.tolist())
+    except ValueError:  # a ragged list
+        array = np.array(None)
+    if array.dtype.kind not in "biuf" or not np.isfinite(array).all():
+        raise InputError(
+            f"{name}: labels are {shown(labels)}; give integers, or one row of nb_classes numbers for each image"
+        )
     return array
+
+
+def _are_classes(labels: Pixels, nb_classes: int) -> bool:
+    """Whether each is a whole number below ``nb_classes``. Labels on an accelerator are not waited for."""
+    if isinstance(labels, Tensor) and labels.device.type != "cpu":
+        return True
+    return bool(((labels >= 0) & (labels < nb_classes) & (labels == labels.round())).all())
 
 
 def _are_probabilities(rows: Tensor) -> bool:

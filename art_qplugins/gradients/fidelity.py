@@ -13,13 +13,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.errors import InputError
+from art_qplugins.domains import POSITIVE, SEED, TEXT, Domain, ListOf, Number, OneOf, check, check_all
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.probe import gradient, margins
 from art_qplugins.quantizers.surrogates import SURROGATES, surrogate
 from art_qplugins.seeds import derive_seed
+from art_qplugins.torch_domains import IMAGES, LABELS, MODULE
 
 __all__ = ["agreement", "best_surrogate", "fidelity", "sign_moves"]
+
+
+#: A correlation needs two directions. More than these change no answer, and take hours.
+DIRECTIONS = Number(2, 10_000, whole=True)
+_ARGUMENTS: dict[str, Domain] = {
+    "module": MODULE,
+    "x": IMAGES,
+    "y": LABELS,
+    "step": POSITIVE,
+    "directions": DIRECTIONS,
+    "seed": SEED,
+    "calls": Number(1, 10_000, whole=True),
+}
 
 
 def fidelity(
@@ -38,6 +52,7 @@ def fidelity(
     :param calls: number of calls of a random module to average, as an attack that averages over draws does.
     :raises InputError: where ``step`` or ``directions`` is out of range.
     """
+    check_all(locals(), _ARGUMENTS)
     moves = sign_moves(x, step, directions, seed)
     m = margins(module, x, y, moves, seed=seed, calls=calls)
     return _agreement(module, x, y, moves, m, seed, calls)
@@ -48,10 +63,8 @@ def sign_moves(x: Tensor, step: float, directions: int, seed: int) -> Tensor:
 
     :raises InputError: where ``step`` or ``directions`` is out of range.
     """
-    if not (math.isfinite(step) and step > 0):
-        raise InputError(f"step is {step!r}; give a finite number above 0, e.g. the attack's own step")
-    if directions < 2:
-        raise InputError(f"directions is {directions!r}; a correlation needs at least 2, e.g. 20")
+    step = float(check("step", step, POSITIVE))
+    check("directions", directions, DIRECTIONS)
     generator = torch.Generator().manual_seed(derive_seed(seed, "directions"))
     return step * ((torch.rand((directions, *x.shape[1:]), generator=generator) < 0.5).to(x) * 2 - 1)
 
@@ -86,8 +99,9 @@ def best_surrogate(
 
     The other parameters are those of :func:`fidelity`.
     """
-    if not kinds:
-        raise InputError(f"kinds is empty; give at least one of {', '.join(SURROGATES)}")
+    check_all(locals(), {**_ARGUMENTS, "kinds": ListOf(TEXT, least=1)})
+    for kind in kinds:
+        check("kinds", kind, OneOf(tuple(SURROGATES)))
     moves = sign_moves(x, step, directions, seed)
     m = margins(module, x, y, moves, seed=seed, calls=calls)
     scores = {}

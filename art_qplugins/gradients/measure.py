@@ -16,14 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.domains import COUNT, SEED, Domain, Is, check_all
 from art_qplugins.estimators.precision import in_float64
 from art_qplugins.geometry import random_point
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.counting import counting, passes
 from art_qplugins.gradients.facts import module_facts
+from art_qplugins.gradients.fidelity import DIRECTIONS
 from art_qplugins.gradients.per_image import Batch, measure_batch
 from art_qplugins.guard import restoring
 from art_qplugins.threat import Threat
+from art_qplugins.torch_domains import IMAGES, LABELS, MODULE
 
 __all__ = ["Measured", "measure"]
 
@@ -33,6 +36,17 @@ _DRAWS = 8
 _CALLS = 4
 #: Number of images that the facts of a module are measured on.
 _FACTS = 128
+
+
+_ARGUMENTS: dict[str, Domain] = {
+    "module": MODULE,
+    "x": IMAGES,
+    "y": LABELS,
+    "threat": Is(Threat, "a Threat, e.g. Threat('Linf', 8 / 255)"),
+    "directions": DIRECTIONS,
+    "seed": SEED,
+    "batch_size": COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,7 @@ def measure(
     :param seed: fixes directions, random points and draws.
     :param batch_size: images per batch.
     """
+    check_all(locals(), _ARGUMENTS)
     attempt = Attempt()
     with counting(module) as counter, restoring(module) as changed:
         facts = module_facts(module, x[:_FACTS], y[:_FACTS], seed=seed, changed=changed, attempt=attempt)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from art_qplugins.domains import Is, ListOf, Number, check
+from art_qplugins.domains import ListOf, Number, check
 from art_qplugins.quantizers.convert import weight_layers
 
 __all__ = ["WIDTH", "check_sizes", "he_init"]
@@ -32,6 +31,17 @@ class _Shape:
         return f"(C, H, W) from {self.side}x{self.side} on"
 
 
+@dataclass(frozen=True)
+class _Makes:
+    """Functions that make a module, and classes of modules."""
+
+    def accepts(self, value: Any) -> bool:
+        return issubclass(value, nn.Module) if isinstance(value, type) else callable(value)
+
+    def __str__(self) -> str:
+        return "a function that makes a module, such as torch.nn.ReLU"
+
+
 def check_sizes(
     input_shape: tuple[int, int, int], nb_classes: int, activation: object, *, side: int
 ) -> tuple[int, int, int]:
@@ -41,7 +51,7 @@ def check_sizes(
     """
     channels, height, breadth = check("input_shape", input_shape, _Shape(side))
     check("nb_classes", nb_classes, _CLASSES)
-    check("activation", activation, Is(Callable, "a function that makes a module, such as torch.nn.ReLU"))
+    check("activation", activation, _Makes())
     return channels, height, breadth
 
 

@@ -46,6 +46,7 @@ _ARGUMENTS: dict[str, Domain] = {
 
 def weight_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The (name, module) of every linear and convolutional layer, in the order of the module tree."""
+    check("model", model, MODULE)
     return [(name, m) for name, m in model.named_modules() if isinstance(m, WEIGHTED)]
 
 

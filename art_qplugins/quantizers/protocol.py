@@ -6,7 +6,9 @@ from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor, nn
 
+from art_qplugins.domains import check
 from art_qplugins.quantizers.surrogates import HasSurrogate, has_surrogate
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["ActivationQuantizer", "activation_quantizers", "as_quantizer"]
 
@@ -63,5 +65,6 @@ def as_quantizer(module: nn.Module) -> ActivationQuantizer | None:
 
 def activation_quantizers(module: nn.Module) -> list[tuple[nn.Module, ActivationQuantizer]]:
     """Each quantizer of activations inside ``module`` with its module, in the order of the module tree."""
+    check("module", module, MODULE)
     found = ((part, as_quantizer(part)) for part in module.modules())
     return [(part, quantizer) for part, quantizer in found if quantizer is not None]

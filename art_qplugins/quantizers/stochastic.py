@@ -27,9 +27,10 @@ from typing import Any, Protocol, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.domains import BITS, FINITE, MOST, Number, check
+from art_qplugins.domains import BITS, FINITE, MOST, Number, check, check_all
 from art_qplugins.quantizers.entmax import entmax
 from art_qplugins.quantizers.functional import straight_through
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["StochasticQuantizer", "draws_from", "is_stochastic", "stochastic_layers"]
 
@@ -192,7 +193,7 @@ def stochastic_layers(module: nn.Module) -> list[StochasticQuantizer]:
 
 def is_stochastic(module: nn.Module) -> bool:
     """Whether a stochastic quantizer inside ``module`` draws afresh: one that no frozen ensemble holds."""
-    return any(isinstance(m, StochasticQuantizer) for m in _not_frozen(module))
+    return any(isinstance(m, StochasticQuantizer) for m in _not_frozen(check("module", module, MODULE)))
 
 
 def _not_frozen(module: nn.Module) -> list[nn.Module]:
@@ -228,6 +229,7 @@ def draws_from(module: nn.Module, seed: int) -> Iterator[None]:
 
     A frozen ensemble does not draw: it answers as ever.
     """
+    check_all(locals(), {"module": MODULE, "seed": NOISE_KEY})
     drawing = _not_frozen(module)
     layers = [m for m in drawing if isinstance(m, StochasticQuantizer)]
     counters = [m for m in drawing if _counts_draws(m)]

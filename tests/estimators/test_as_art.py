@@ -233,5 +233,5 @@ def test_one_output_for_more_classes_and_its_scores_are_refused(fp32, batch):
 @pytest.mark.parametrize("label", [["seven"] * N, as_objects([None] * N)], ids=["words", "nothing"])
 def test_labels_that_are_no_numbers_are_refused_in_one_line(label, fp32, batch):
     for call in (lambda e: e.class_gradient(batch[0], label=label), lambda e: e.loss_gradient(batch[0], label)):
-        with pytest.raises(InputError, match=r"^labels are [^\n]+; give integers[^\n]+$"):
+        with pytest.raises(InputError, match=r"^(y|label): labels are [^\n]+; give integers[^\n]+$"):
             call(made(QuantizedClassifier, fp32))

@@ -97,10 +97,10 @@ def test_more_calls_of_a_stochastic_model_measure_its_mean():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step": 0.0}, "step is 0.0"),
-        ({"step": -0.1}, "step is -0.1"),
-        ({"step": math.nan}, "step is nan"),
-        ({"step": 0.1, "directions": 1}, "directions is 1"),
+        ({"step": 0.0}, "step: it is 0.0"),
+        ({"step": -0.1}, "step: it is -0.1"),
+        ({"step": math.nan}, "step: it is nan"),
+        ({"step": 0.1, "directions": 1}, "directions: it is 1"),
     ],
 )
 def test_what_measures_nothing_is_refused(options, message):
@@ -176,5 +176,5 @@ def test_a_choice_that_is_none_is_refused():
         best_surrogate(linear(), x, y, step=0.1)
     with pytest.raises(InputError, match="did you mean 'leaky'"):
         best_surrogate(saturated(0.5), x, y, step=0.1, kinds=["leakyy"])
-    with pytest.raises(InputError, match=r"^kinds is empty"):
+    with pytest.raises(InputError, match=r"^kinds: it is \[\]; give"):
         best_surrogate(saturated(0.5), x, y, step=0.1, kinds=[])
