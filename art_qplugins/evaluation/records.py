@@ -82,7 +82,7 @@ class Cell(Record):
     error: str | None = None
     notes: list[str] = []  # warnings that the attack's library gave, or why the cell was skipped
     visited: bool | None = None  # whether the attack asked its source for any point that is no clean image
-    undefined: int = 0  # points with NaN or infinity that it asked for, and gradients with them that it got
+    undefined: Count = 0  # points with NaN or infinity that it asked for, and gradients with them that it got
     crafted_in: str | None = None  # id of the cell of this run that the images were crafted for, at its cost
     grid: Count | None = None  # pixel levels for the next two fields; per image: measures["grid_correct"]
     grid_accuracy: Share | None = None
@@ -101,7 +101,7 @@ class Cell(Record):
     def label(self) -> str:
         """The id of the attack, with the settings that differ from its plain form."""
         temperature = self.params.get("temperature")
-        return self.attack + (f", logits / {temperature:.3g}" if temperature is not None else "")
+        return self.attack + (f", logits / {temperature:.3g}" if isinstance(temperature, (int, float)) else "")
 
 
 class Finding(Record):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from made import build_run
 
 from art_qplugins.errors import InputError
-from art_qplugins.report import read_run
+from art_qplugins.report import read_run, write_report
 
 Change = Callable[[dict[str, Any], list[dict[str, Any]]], object]
 
@@ -92,6 +92,7 @@ CHANGES: list[tuple[str, Change]] = [
     ("cells.0.eps: Input should be greater than or equal to 0", lambda r, s: r["cells"][0].update(eps=-1)),
     ("cells.0.norm: Input should be 'Linf', 'L2', 'L1' or 'L0'", lambda r, s: r["cells"][0].update(norm="Linff")),
     ("cells.0.forward_samples", lambda r, s: r["cells"][0].update(forward_samples=2**63)),
+    ("cells.0.undefined", lambda r, s: r["cells"][0].update(undefined=2**63)),
     ("whole number of 31 digits", lambda r, s: r["cells"][0].update(n=10**30)),
     ("cells: Input should be a valid array", lambda r, s: r.update(cells={})),
     ("models.0: Input should be an object", lambda r, s: r.update(models=["fp32"])),
@@ -157,6 +158,15 @@ def test_samples_of_an_earlier_run_are_not_those_of_one_that_began(made: Path, t
     results, samples = content(made)
     write(tmp_path, {**results, "status": "started", "cells": [], "models": []}, samples)
     assert read_run(tmp_path).samples == {}
+
+
+def test_settings_of_an_attack_may_be_of_any_type(made: Path, tmp_path: Path) -> None:
+    """They are those of a library, or of another package."""
+    results, samples = content(made)
+    for cell, value in zip(results["cells"], ["x", None, [], {}, True, 1e30], strict=False):
+        cell["params"] = {"temperature": value, "max_iter": value}
+    write(tmp_path, results, samples)
+    write_report(tmp_path)
 
 
 # --- Any change
