@@ -130,6 +130,10 @@ def evaluate(
     :raises InputError: where an argument cannot be used; the message names it.
     """
     check_all(locals(), EVALUATE)
+    if claimed_accuracy is not None and claim is None:
+        raise InputError(
+            "claimed_accuracy: it is given without a claim; give the claimed attack too, e.g. claim='art:pgd'"
+        )
     named = _named(estimators)
     threats = sorted([threat] if isinstance(threat, Threat) else threat, key=lambda t: t.eps)
     wanted = [(a, {}) if isinstance(a, str) else (a[0], dict(a[1])) for a in attacks]
@@ -178,6 +182,8 @@ def diagnose(
     :param recipe: as in :func:`evaluate`, and so is ``execution``.
     """
     check_all(locals(), DIAGNOSE)
+    if not isinstance(estimator, PyTorchClassifier):
+        raise InputError(f"estimator: it is {shown(estimator)}; give one ART PyTorchClassifier")
     attack: str | tuple[str, Mapping[str, Any]] = "art:pgd"
     accuracy: float | None = None
     if isinstance(claimed, (str, tuple)):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,22 +25,27 @@ class Visits:
 
     def __init__(self, x: Tensor) -> None:
         self.elsewhere, self.undefined = False, 0
-        self._shape = x.shape[1:]
+        self._x = x
+
+    @cached_property
+    def _weights(self) -> Tensor:
         values = torch.Generator().manual_seed(0)
-        numbers = torch.randint(2**62, (x[0].numel(),), generator=values) if len(x) else torch.empty(0)
-        self._weights = numbers.to(x.device)
-        self._clean = self._keys(x)
+        return torch.randint(2**62, (self._x.shape[1:].numel(),), generator=values).to(self._x.device)
+
+    @cached_property
+    def _clean(self) -> Tensor:
+        return self._keys(self._x)
 
     def see(self, points: Tensor) -> None:
         """Record one call of the module, with points (B, C, H, W). Others are not images and do not count."""
-        if points.shape[1:] != self._shape or not len(points):
+        if points.shape[1:] != self._x.shape[1:] or not len(points):
             return
         self._check(points)
         if points.requires_grad:
             points.register_hook(self._check)
         points = points.detach()
         if not self.elsewhere:
-            moved = ~torch.isin(self._keys(points.to(self._weights.device)), self._clean)
+            moved = ~torch.isin(self._keys(points.to(self._x.device)), self._clean)
             self.elsewhere = bool((moved & torch.isfinite(points).flatten(1).all(1).to(moved.device)).any())
 
     def _check(self, values: Tensor) -> None:

@@ -61,9 +61,12 @@ def read_tables(path: Path) -> dict[str, Any]:
     by_name = str(path) in shipped_recipes() and not os.path.isfile(path)
     text = (_SHIPPED / f"{path}.toml").read_text(encoding="utf-8") if by_name else _text(path)
     try:
-        return _tables(text)
+        tables = _tables(text)
     except ValueError as error:
         raise InputError(f"{printable(path)}: not TOML: {error}") from None
+    with at(printable(path)):
+        _check_depth(tables)
+    return tables
 
 
 def _text(path: Path) -> str:
@@ -91,7 +94,6 @@ def change(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
 
     :param changes: ``"a.b=value"``; a list of named tables is entered by name, as in ``models.fp32.train.epochs=5``.
     """
-    _check_depth(given)
     changed = copy.deepcopy(dict(given))
     done: set[str] = set()
     for one in changes:

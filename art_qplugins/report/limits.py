@@ -67,4 +67,6 @@ def parse_limit(text: str) -> Limit:
         raise InputError(
             f"--fail-on {text}: unknown metric {metric!r}{did_you_mean(metric, words.METRICS)}; there is {' and '.join(words.METRICS)}"
         )
+    if not abs(float(number[1])) <= 100:
+        raise InputError(f"--fail-on {text}: accuracies differ by at most 100 points; {_EXAMPLE}")
     return Limit(metric, float(number[1]) / 100)

@@ -127,7 +127,7 @@ def test_the_bins_start_evenly_on_zero_to_clip(num_bits, clip):
 
 @pytest.mark.parametrize(("low", "clip"), [(1.0, 1.0), (2.0, 1.0), (0.0, math.nan), (-math.inf, 1.0), (0.0, math.inf)])
 def test_a_range_that_is_none_is_refused(low, clip):
-    with pytest.raises(InputError, match=rf"^clip is {clip!r}; [^\n]+$"):
+    with pytest.raises(InputError, match=rf"^(low: it is {low!r}|clip: it is {clip!r})[^\n]+$"):
         StochasticQuantizer(2, low=low, clip=clip)
 
 
