@@ -23,11 +23,12 @@ import torch
 from torch import nn
 
 from art_qplugins.data import load
-from art_qplugins.errors import InputError
+from art_qplugins.errors import InputError, shown
 from art_qplugins.estimators.devices import resolve_device
 from art_qplugins.evaluation.cell import Shard
 from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.worker import Attempt, attempt, failed
+from art_qplugins.foreign import raised
 from art_qplugins.plugins import Plugin, version
 from art_qplugins.recipes.build import build_estimators
 from art_qplugins.recipes.packages import packages_of
@@ -37,6 +38,8 @@ __all__ = ["GivenJob", "Job", "RayExecutor", "RecipeJob"]
 
 #: How often a shard is restarted after its worker or its machine was lost.
 _RETRIES = 3
+#: Seconds within which the head of a cluster has to answer.
+_PATIENCE = 5.0
 
 
 class Job(Protocol):
@@ -254,14 +257,31 @@ class RayExecutor:
 
 
 def _connect(ray: Any, workers: int | None, address: str | None) -> None:
+    if address is not None:
+        _reach(address)
     quiet = {"include_dashboard": False} if address is None else {}
     cores = {"num_cpus": workers} if address is None and workers is not None else {}
     # Without a limit, Ray restarts tasks that exceed the machine's memory again and again.
     limit = {"_system_config": {"task_oom_retries": _RETRIES}} if address is None else {}
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="error", **quiet, **cores, **limit)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"--address {address}: no Ray cluster there ({reason}); start one with ray start --head"
-        ) from None
+    except (Exception, SystemExit) as error:  # Ray exits where a cluster does not answer
+        raise _no_cluster(address, raised(error)) from None
+
+
+def _reach(address: str) -> None:
+    """Ray waits minutes for a host that does not answer, and then exits.
+
+    :raises InputError: where nothing listens at a ``HOST:PORT``, also of ``ray://HOST:PORT``.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _no_cluster(address, raised(error)) from None
+
+
+def _no_cluster(address: str | None, why: str) -> InputError:
+    return InputError(f"address {shown(address)}: no Ray cluster there ({why}); start one with ray start --head")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,6 +143,39 @@ def test_workers_without_a_cluster_are_a_mistake(tmp_path):
         with pytest.raises(InputError, match="add --executor ray"):
             art_qplugins.run(RECIPE, out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
+
+
+# --- The address of a cluster
+
+
+def closed_port():
+    """A port where nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "no such host:{}", "é" * 100 + ":{}"]
+)
+def test_an_address_where_nobody_listens_is_one_line_at_once(address, monkeypatch):
+    """Ray itself waits for minutes, and then exits."""
+    address = address.format(closed_port())
+    ray = SimpleNamespace(init=lambda *_, **__: pytest.fail("Ray was asked"))
+    with pytest.raises(
+        InputError, match=r"^address '.*: no Ray cluster there .*; start one with ray start --head$"
+    ) as said:
+        cluster._connect(ray, None, address)
+    assert len(str(said.value)) <= 300
+
+
+@pytest.mark.parametrize("error", [SystemExit(15), ValueError("::::"), TypeError(), ConnectionError("auto")], ids=repr)
+def test_what_ray_raises_or_that_it_exits_is_one_line(error):
+    def init(*_, **__):
+        raise error
+
+    with pytest.raises(InputError, match=rf"^address 'auto': no Ray cluster there \({type(error).__name__}"):
+        cluster._connect(SimpleNamespace(init=init), None, "auto")
 
 
 # --- In a cluster
