@@ -57,7 +57,7 @@ def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None,
     :param download: fetch a missing data set if torchvision can.
     :raises InputError: for an unknown name or split, and for data that are missing, broken or out of range.
     """
-    check("data", name, TEXT)
+    check("name", name, TEXT)
     check("download", download, FLAG)
     if split not in ("train", "test"):
         raise InputError(f"{name}: unknown split {shown(split)}{did_you_mean(split, ('train', 'test'))}")

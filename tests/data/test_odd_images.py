@@ -147,7 +147,7 @@ def test_paths_that_are_refused(name, parts):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"name": 5}, ["data: it is 5"]),
+        ({"name": 5}, ["name: it is 5"]),
         ({"root": "~nobody-has-this-name"}, ["data root", "no such user"]),
         ({"root": 5}, ["data root: 5 is no path"]),
         ({"split": ["test"]}, ["unknown split"]),

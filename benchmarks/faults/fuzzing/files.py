@@ -12,15 +12,20 @@ from hypothesis import strategies as st
 from fuzzing.strategies import paths
 from fuzzing.values import odd, value_of
 
-__all__ = ["byte_edits", "edit_bytes", "edit_json", "json_edits", "position"]
+__all__ = ["byte_edits", "can_edit", "edit_bytes", "edit_json", "json_edits", "position"]
 
 
 def position(size: int, share: float) -> int:
     return min(int(share * size), max(size - 1, 0))
 
 
+def can_edit(path: Path) -> bool:
+    """Whether a file holds what an edit can change. An edit before may have made it a pipe, or a file of 4 TiB."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_size < 2**26
+
+
 def edit_bytes(path: Path, kind: str, share: float) -> None:
-    if not path.is_file() or path.is_symlink():  # another edit was here
+    if not can_edit(path):
         return
     content = bytearray(path.read_bytes())
     at = position(len(content), share)
@@ -79,6 +84,8 @@ def byte_edits(draw: st.DrawFn, files: tuple[str, ...]) -> list[Any]:
 
 
 def edit_json(path: Path, share: float, kind: str, expression: str) -> None:
+    if not can_edit(path):
+        return
     tables = json.loads(path.read_text())
     every = [*paths(tables)]
     if not every:

@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fuzzing.apart import Result, command
-from fuzzing.files import byte_edits, edit_bytes, edit_json, json_edits, position
+from fuzzing.files import byte_edits, can_edit, edit_bytes, edit_json, json_edits, position
 from fuzzing.judge import Found, judged, timed, wrong_numbers
 from fuzzing.strategies import Case
 from fuzzing.values import NUMBERS, odd, value_of
@@ -126,6 +126,8 @@ def _record_edit(edit: list[Any]) -> None:
         return edit_bytes(Path(rest[0]), *rest[1:])
     if kind == "json":
         return edit_json(Path(rest[0]), *rest[1:])
+    if not can_edit(samples):
+        return None
     lines = samples.read_text().splitlines()
     if kind == "worse":
         return _worse(lines)
