@@ -173,7 +173,7 @@ ROWS = {
     "train-defences": (lambda: aq.train(net(), aq.load("digits", "train"), [5]), "defences"),
     "Orthogonality-nan": (lambda: Orthogonality(beta=NAN), "beta"),
     "Orthogonality-below-0": (lambda: Orthogonality(beta=-1), "beta"),
-    "load-none": (lambda: aq.load(None, "train"), "data"),
+    "load-none": (lambda: aq.load(None, "train"), "name"),
     "load-split": (lambda: aq.load("digits", 5), "split"),
     "load-root": (lambda: aq.load("mnist", "test", root=5), "root"),
     "replay-none": (lambda: aq.replay(None, net()), "path"),
