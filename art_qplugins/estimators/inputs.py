@@ -15,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError, shown
+from art_qplugins.models.ensemble import trained_network
 
 __all__ = ["Inputs", "Pixels"]
 
@@ -38,9 +39,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
 
     @property
     def _network(self) -> nn.Module:
-        """The module that has the layers: the network inside an ensemble, else the model itself."""
-        network: nn.Module = getattr(self.model, "network", self.model) if hasattr(self.model, "draws") else self.model
-        return network
+        return trained_network(self.model)
 
     def _inputs(self, x: Pixels) -> Tensor:
         """The module's input for ``x``."""

@@ -21,7 +21,7 @@ from art_qplugins.models.rules import RULES
 from art_qplugins.quantizers.stochastic import stochastic_layers
 from art_qplugins.torch_domains import MODULE
 
-__all__ = ["StochasticEnsemble"]
+__all__ = ["StochasticEnsemble", "trained_network"]
 
 #: Without ``eot_chunk``, a batch of several draws has about this many images ...
 _BATCH = 256
@@ -163,3 +163,8 @@ def _out_of_memory(draws: int) -> Iterator[None]:
         if "memory" not in str(error):
             raise
         raise InputError(f"eot_chunk: {draws} draws in one batch need more memory than there is; lower it") from None
+
+
+def trained_network(model: nn.Module) -> nn.Module:
+    """The module that has the layers, which is trained and stored: of an ensemble, the network inside it."""
+    return model.network if isinstance(model, StochasticEnsemble) else model

@@ -23,7 +23,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.files import printable, short_name
 from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models import MODELS
-from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, bake, quantize
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
@@ -39,7 +39,6 @@ __all__ = [
     "estimator_for",
     "loaded",
     "seed_of",
-    "trained_module",
     "training_defences",
     "training_warnings",
     "untrained",
@@ -72,7 +71,7 @@ def build_estimators(
     :param data: the train split. If no model is trained, it may be any split.
     """
     ready = with_factories(recipe, data, given)
-    made = {name: trained_module(estimator) for name, estimator in ready.items()}
+    made = {name: trained_network(estimator.model) for name, estimator in ready.items()}
     modules = build_models(recipe, data, checkpoints, device=device, made=made, progress=progress)
     return {m.name: ready.get(m.name) or estimator_for(m, modules[m.name], data) for m in recipe.models}
 
@@ -157,12 +156,6 @@ def describe(settings: ModelSettings) -> str:
         how = "quantized after training" if settings.train.epochs == 0 else "trained on"
         parts.append(f"{how} from {settings.base}")
     return "; ".join(parts)
-
-
-def trained_module(estimator: QuantizedClassifier) -> nn.Module:
-    """The module that is trained and stored: of an ensemble, the network inside it."""
-    model: nn.Module = estimator.model
-    return model.network if isinstance(model, StochasticEnsemble) else model
 
 
 def training_warnings(settings: ModelSettings) -> list[str]:

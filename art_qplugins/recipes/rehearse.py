@@ -16,8 +16,9 @@ from art_qplugins.errors import InputError, at
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.foreign import foreign
 from art_qplugins.models import MODELS
+from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import bake
-from art_qplugins.recipes.build import loaded, seed_of, trained_module, training_defences, training_warnings, untrained
+from art_qplugins.recipes.build import loaded, seed_of, training_defences, training_warnings, untrained
 from art_qplugins.recipes.checks import doubts
 from art_qplugins.recipes.schema import ModelSettings, Recipe
 from art_qplugins.threat import diameter
@@ -39,7 +40,7 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
             ATTACKS[name].require_classes(data.nb_classes)
     found = [*doubts(recipe), *_too_wide(recipe, data.shape)]
     bases = {settings.base for settings in recipe.models}
-    networks = {name: trained_module(estimator) for name, estimator in ready.items() if name in bases}
+    networks = {name: trained_network(estimator.model) for name, estimator in ready.items() if name in bases}
     tried: set[str] = set()
     for settings in recipe.models:
         if settings.name in ready:

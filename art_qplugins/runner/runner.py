@@ -23,7 +23,8 @@ from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Memory, Storage, Store, check_folder
 from art_qplugins.evaluation.strategy import Attacks
-from art_qplugins.recipes.build import build_estimators, trained_module, with_factories
+from art_qplugins.models.ensemble import trained_network
+from art_qplugins.recipes.build import build_estimators, with_factories
 from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.rehearse import rehearse
 from art_qplugins.recipes.schema import Recipe
@@ -194,7 +195,7 @@ class Runner:
         if self.given or self.images.given is not None or store.folder is None:
             job = GivenJob(evaluator)
         else:
-            modules = {name: trained_module(estimator) for name, estimator in evaluator.estimators.items()}
+            modules = {name: trained_network(estimator.model) for name, estimator in evaluator.estimators.items()}
             job = RecipeJob.of(self.recipe, modules, store.folder / "checkpoints", data.sha256, self.images.root)
         workers, address = self.execution.workers, self.execution.address
         with RayExecutor(job, workers=workers, address=address, threads=self.recipe.threads) as ray:
