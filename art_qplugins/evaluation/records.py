@@ -47,8 +47,8 @@ class Sample(Record):
 
     cell: str
     sample: str  # stable id of the image in its data set
-    label: int
-    prediction: int  # class predicted by the deployed model (the most frequent one, if stochastic)
+    label: Count
+    prediction: Count  # class predicted by the deployed model (the most frequent one, if stochastic)
     correct: float
     selection: float
     distance: float  # from the clean image, in the cell's norm

@@ -71,7 +71,7 @@ def expand_sweep(given: Tables) -> Tables:
         with at(f"sweep.{path}"):
             put(result, ["threat", "eps"], swept.pop(path))
     models = result.get("models")
-    if not isinstance(models, list) or not all(isinstance(m, dict) and isinstance(m.get("name"), str) for m in models):
+    if not isinstance(models, list) or not all(isinstance(m, dict) and _text(m.get("name")) for m in models):
         return result  # later checks of the recipe report the error
     _check_paths(swept, [m["name"] for m in models])
     variants = _variants(models, swept)

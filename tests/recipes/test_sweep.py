@@ -181,3 +181,9 @@ def test_a_mistake_is_one_line(sweep, expected):
     with pytest.raises(InputError) as caught:
         swept(sweep)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_model_without_a_name_is_refused_also_where_an_attack_has_no_source():
+    models = [{"name": ""}, {"name": "dq"}]
+    with pytest.raises(InputError, match=r"models.*name: it is ''"):
+        parse_recipe(copy.deepcopy(BASE) | {"models": models, "sweep": {"seed": [0, 1]}})

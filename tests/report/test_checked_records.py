@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_numbers_and_depths_that_json_does_not_have(file: str, text: str, made: 
     at = old.index(place) + len(place)
     (tmp_path / file).write_text(old[:at] + text + old[old.index(",", at) :])
     assert file in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("column", ["label", "prediction"])
+@pytest.mark.parametrize("value", ["-1", "-" + "9" * 400, "9" * 400, "0.5", '"3"', "null", "true"])
+def test_classes_that_are_none(column: str, value: str, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "samples.jsonl"
+    path.write_text(re.sub(rf'"{column}": ?\d+', f'"{column}":{value}', path.read_text(), count=1))
+    assert "samples.jsonl" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("cut", [1, 20, 100_000])

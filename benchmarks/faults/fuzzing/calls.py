@@ -189,15 +189,22 @@ def run_call(case: Case, stage: Path) -> Found:
         arguments[name] = _OBJECTS[value]() if kind == "object" else value_of(value)
     given = {name: arguments[name] for name, _ in case["edits"]}
     result = timed(5, lambda: call(lambda: function(**arguments)))
-    if result.status == 2 and not result.kind and not any(_named(name, result.err) for name in given):
+    if (
+        result.status == 2
+        and not result.kind
+        and not any(_named(name, value, result.err) for name, value in given.items())
+    ):
         return Found(2, f"no argument is named: {case['call']}({', '.join(given)})", result.err)
     return judged(result, lambda _: _wrongly_taken(case["call"], function, given))
 
 
-def _named(name: str, line: str) -> bool:
-    """Whether the line is about the argument, by its name or by its singular or the thing it holds."""
+def _named(name: str, value: Any, line: str) -> bool:
+    """Whether the line is about the argument: by its name, its singular, the thing it holds, or its value."""
     words = {name, name.rstrip("s"), *name.split("_")}
-    return any(len(word) > 0 and word in line for word in words)
+    shown = str(value) if isinstance(value, (str, Path)) else ""
+    return any(len(word) > 0 and word in line for word in words) or (
+        shown.isprintable() and shown != "" and shown in line
+    )
 
 
 def _wrongly_taken(name: str, function: Callable[..., Any], given: dict[str, Any]) -> str:

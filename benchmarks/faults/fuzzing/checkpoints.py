@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from fuzzing.apart import command
-from fuzzing.files import byte_edits, edit_bytes, edit_json, json_edits, position
+from fuzzing.files import byte_edits, can_edit, edit_bytes, edit_json, json_edits, position
 from fuzzing.judge import Found, judged, timed
 from fuzzing.strategies import Case
 
@@ -86,7 +86,7 @@ def run_checkpoint(case: Case, stage: Path) -> Found:
 
 def _loaded(kinds: list[str], case: Case) -> str:
     weights = [edit[1] for edit in case["edits"] if edit[0] == "weights"]
-    if any(kind not in ("half", "double") for kind in weights) and Path("net.safetensors").is_file():
+    if any(kind not in ("half", "double") for kind in weights) and can_edit(Path("net.safetensors")):
         changed = hashlib.sha256(Path("net.safetensors").read_bytes()).hexdigest()
         return f"weights {weights[0]}" if weights[0] != "transposed" and changed else ""
     if "other" in kinds and case["how"] == "train" and "drop-json" not in kinds and Path("net.json").is_file():
@@ -98,6 +98,8 @@ def _checkpoint_edit(edit: list[Any]) -> None:
     from safetensors.torch import load_file, save_file
 
     kind, *rest = edit
+    if kind == "weights" and not can_edit(Path("net.safetensors")):
+        return
     if kind == "bytes":
         edit_bytes(Path(rest[0]), *rest[1:])
     elif kind == "json":

@@ -126,7 +126,7 @@ def _record_edit(edit: list[Any]) -> None:
         return edit_bytes(Path(rest[0]), *rest[1:])
     if kind == "json":
         return edit_json(Path(rest[0]), *rest[1:])
-    if not can_edit(samples):
+    if not can_edit(samples) or (kind == "worse" and not can_edit(Path("b/results.json"))):
         return None
     lines = samples.read_text().splitlines()
     if kind == "worse":
