@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 
 from art_qplugins.diagnostics import INDICATORS
 from art_qplugins.diagnostics.indicator import Measurement
-from art_qplugins.diagnostics.model_records import records_of
+from art_qplugins.diagnostics.model_records import ModelRecords, records_of
 from art_qplugins.diagnostics.verdict import decide, explanations
 
 IMAGES = np.arange(N)
@@ -209,6 +209,15 @@ def test_a_proof_needs_a_lower_bound_above_its_threshold(name):
             assert found.broke.sum() == b
         fired.add(found.fired)
     assert fired == {True, False}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_bound_at_the_threshold_proves_nothing(name, monkeypatch):
+    threshold, records = BOUNDS[name]
+    outcomes = [clean(facts={"random": name == "mean-gradient"}), *records(80)[1:]]
+    for bound, fired in ((threshold, False), (above(threshold), True)):
+        monkeypatch.setattr(ModelRecords, "accuracy_gap", lambda *_, bound=bound: (0.4, bound, np.full(N, True)))
+        assert measured(name, outcomes).fired is fired
 
 
 def test_cross_entropy_that_is_nearly_flat_misleads_nobody():
