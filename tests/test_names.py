@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from art_qplugins.evaluation.cell import CellSpec, cell_id
 from art_qplugins.files import short_name
 
 ODD = [
@@ -92,3 +94,18 @@ def test_a_recipe_writes_in_its_folder_alone(name, artq, tmp_path, monkeypatch):
     (folder,) = (inner / "results").iterdir()
     assert folder.name == short_name(name)
     assert [p.parent for p in tmp_path.rglob("*.safetensors")] == [folder / "checkpoints"]
+
+
+def test_the_id_of_a_cell_names_its_model_its_attack_its_source_and_its_threat():
+    plain = CellSpec(model="m", source="m", attack="art:pgd", norm="Linf", eps=0.1, seed=0)
+
+    def words(**changes):
+        spec = dataclasses.replace(plain, **changes)
+        name, _, digest = cell_id(spec, target="t", source="s", data="d", batch_size=8).rpartition(".")
+        assert len(digest) == 10 and int(digest, 16) >= 0
+        return name
+
+    assert words() == "m.art-pgd.Linf-0.1"
+    assert words(source="other") == "m.art-pgd.from-other.Linf-0.1"
+    assert words(model="n", source="m", norm="L2", eps=0.123456) == "n.art-pgd.from-m.L2-0.1235"
+    assert words(attack="artq:clean", eps=0.0, role="clean") == "m.artq-clean"

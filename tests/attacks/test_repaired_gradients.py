@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from torch import nn
 from art_qplugins import Threat
 from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
+from art_qplugins.attacks.adaptive.repaired_gradients import by_fidelity
+from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.attacks.craft import craft
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.quantizers import QuantReLU, quantize
@@ -150,3 +153,38 @@ def test_other_bits_round_the_same_range_to_other_levels():
         with other_bits(net, bits):
             torch.testing.assert_close(net(x), QuantReLU(bits, 1.5)(x))
     assert torch.equal(net(x), QuantReLU(2, 1.5)(x))
+
+
+@pytest.mark.parametrize("random", [False, True])
+def test_kinds_are_sorted_by_the_median_fidelity_on_the_first_64_images(random, monkeypatch):
+    """A network is its fidelity on each of 130 images. Those from 64 on would turn the order around."""
+    later, asked = [1.0] * 66, []
+    fidelities = {
+        "low": [0.2] * 64 + later,
+        "unknown": [math.nan] * 64 + later,
+        "middle": [0.5] * 33 + [0.0] * 31 + later,
+        "edge": [0.0] * 32 + [0.9] * 32 + later,  # with one image more the median is 0.9
+        "tie": [0.2] * 64 + later,
+        "high": [0.8] * 64 + [0.0] * 66,
+    }
+
+    def fidelity(network, x, y, *, calls, **_):
+        asked.append(calls)
+        assert len(x) == len(y)
+        return torch.tensor(fidelities[network][: len(x)])
+
+    monkeypatch.setattr("art_qplugins.attacks.adaptive.repaired_gradients.fidelity", fidelity)
+    run = AttackRun(
+        name="a",
+        module=nn.Identity(),
+        x=torch.zeros(130, 1, 1, 1),
+        y=torch.zeros(130, dtype=torch.long),
+        threat=Threat("Linf", 0.1),
+        batch_size=8,
+        seed=0,
+        max_iter=1,
+        random=random,
+    )
+    order = by_fidelity(run, {kind: lambda kind=kind: nullcontext(kind) for kind in fidelities})
+    assert order == ["high", "middle", "edge", "low", "tie", "unknown"]
+    assert asked == [4 if random else 1] * 6  # draws cost calls

@@ -66,6 +66,7 @@ def test_margin_loss_has_a_gradient_that_no_scale_can_saturate(reduction):
         loss = MarginLoss()
         loss.reduction = reduction
         value = loss(logits, torch.tensor([0, 1]))
+        assert value.shape == ((2,) if reduction == "none" else ())
         (gradient,) = torch.autograd.grad(value.sum(), logits)
         expected = torch.tensor([[-1.0, 0.0, 1.0], [0.0, -1.0, 1.0]]) / (2 if reduction == "mean" else 1)
         torch.testing.assert_close(gradient, expected)

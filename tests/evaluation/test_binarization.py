@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from art_qplugins import InputError, QuantizedClassifier
-from art_qplugins.evaluation.binarization import _around, _features, binarization_test
+from art_qplugins.evaluation.binarization import _around, _features, _head, binarization_test
 from art_qplugins.geometry import distances
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
@@ -94,6 +94,21 @@ def grey(n, spread=0.2):
     """Images so far from 0 and 1 that only eps limits what is around them."""
     generator = torch.Generator().manual_seed(3)
     return 0.5 + spread * (torch.rand((n, 1, 8, 8), generator=generator) - 0.5), torch.arange(n) % 10
+
+
+@pytest.mark.parametrize("order", ["abc", "cab", "bca", "ca", "b"])
+def test_the_layer_that_is_replaced_is_the_linear_one_that_runs_last(order):
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(4, 4) for _ in "abc")
+
+        def forward(self, x):
+            for name in order:
+                x = getattr(self, name)(x).relu()
+            return x
+
+    assert _head(Network(), torch.rand(1, 4), 0) == order[-1]
 
 
 @pytest.mark.parametrize("chunk", [None, 2])

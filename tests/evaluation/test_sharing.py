@@ -134,3 +134,32 @@ def test_a_cell_is_scored_on_a_grid_once_and_only_where_one_is_asked_for(here):
     assert scored_on_grid(here, ON_A, failed, store, 16) is failed
     test = dataclasses.replace(ON_A, check="binarization")
     assert scored_on_grid(here, test, outcome, store, 16) is outcome
+
+
+@pytest.mark.parametrize("rows", [None, (6, 2)])
+def test_images_are_scored_on_the_device_of_their_model(rows, here, monkeypatch):
+    """The device "meta" holds no numbers, so what computes with them is replaced."""
+    store, seen = Memory(), []
+    spec = dataclasses.replace(ON_A, rows=rows)
+    shared, outcome = crafted(here, store, spec)
+
+    def record(*tensors):
+        seen.extend(one.device.type for one in tensors)
+
+    def answers(model, x, y, **_):
+        record(x, y)
+        return {"correct": np.ones(len(x))}
+
+    def rounded(x, x_adv, threat, levels):
+        record(x, x_adv)
+        return x_adv
+
+    monkeypatch.setattr("art_qplugins.evaluation.sharing.score", answers)
+    monkeypatch.setattr("art_qplugins.evaluation.sharing.on_grid", rounded)
+    monkeypatch.setattr("art_qplugins.evaluation.sharing.check_legal", lambda x, x_adv, threat: record(x, x_adv))
+    for estimator in here.estimators.values():
+        monkeypatch.setattr(estimator, "_device", torch.device("meta"))
+    scored_on_grid(here, spec, outcome, store, 5)
+    assert seen == ["meta"] * 6
+    shared.scored(dataclasses.replace(ON_B, rows=rows))
+    assert seen == ["meta"] * 8

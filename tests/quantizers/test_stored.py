@@ -13,7 +13,7 @@ from torch import nn
 from art_qplugins import InputError, MuLawMapping, quantization_report, quantize
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.quantizers import bake
-from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps, weight_maps
+from art_qplugins.quantizers.stored import is_on_levels, restore_stored_maps, stored_maps, weight_maps
 
 MAPPED = r"^mu-law: weight 'fc2' is mapped already; [^\n]+$"
 
@@ -86,3 +86,15 @@ def test_a_map_that_is_none_of_ours_is_not_recorded():
     model = nn.Sequential(torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3)))
     assert stored_maps(bake(model)) == {}
     assert isinstance(weight_maps(quantize(model, mu=1.0)[0])[0], MuLawMapping)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("roundings", "on"), [(0, True), (8, True), (8.5, False), (100, False)])
+def test_a_weight_is_on_its_levels_up_to_eight_roundings_of_its_largest_value(roundings, on, dtype):
+    layer = nn.Linear(3, 1, bias=False).to(dtype)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-1.0, 0.0, 1.0]]))  # the levels of 2 bits, whatever their range
+    (layer,) = quantize(nn.Sequential(layer), weight_bits=2)
+    with torch.no_grad():
+        layer.weight[0, 1] += roundings * torch.finfo(dtype).eps * layer.weight.abs().max()
+    assert is_on_levels(layer) is on
