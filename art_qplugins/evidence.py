@@ -92,7 +92,7 @@ class Replay:
         A random module is evaluated on fresh draws, so an image that breaks half of the draws may fall on either side. It
         counts as broken if at least a quarter of the draws are wrong. A fair coin fails this with probability 0.6 %.
         """
-        return self.legal and bool((self.wrong >= _NOT_REFUTED).all() if self.stochastic else self.broken == self.n)
+        return self.legal and bool((self.wrong >= _NOT_REFUTED).all())
 
     def __str__(self) -> str:
         before = int((self.before > 0.5).sum())
