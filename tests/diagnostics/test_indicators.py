@@ -41,7 +41,7 @@ def test_every_indicator_says_what_a_reader_has_to_know(indicator):
     assert {INDICATORS[proof].class_ for proof in indicator.proof} <= {"P"}
     # Each mechanism has its control experiment, which may be itself.
     assert bool(indicator.proof) is (indicator.class_ == "M" or indicator.proof == (indicator.name,))
-    assert bool(indicator.group) is (indicator.class_ == "S")
+    assert (indicator.group is not None) is (indicator.class_ == "S") and indicator.group != ""
 
 
 def blank(outcome):

@@ -13,6 +13,7 @@ from made_up_steps import CLAIM, COST, EVERYTHING, PLAIN, MadeUp, N, everything,
 
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics import STEPS, assess, run_steps
+from art_qplugins.evaluation.cost import expected_cost
 from art_qplugins.evaluation.outcome import Outcome
 
 FIRST = ["claim", "one-step", "cross-entropy", "margin"]
@@ -226,6 +227,50 @@ def test_a_step_costs_gradients_unless_it_sees_none():
     for step, knowledge in by_step.items():
         assert (COST[step] > 0) is (knowledge == "white-box"), step
         assert COST[step] >= 0
+
+
+#: Options of the steps that change those of the row, and words of their titles that say so.
+CHANGED = {
+    "doubling": ({"max_iter": 50}, "50 steps instead of 20"),
+    "averaging": ({"eot_iter": 8}, "mean gradient over draws"),
+    "search": ({"n_queries": 1000}, "1000 queries"),
+    "search-long": ({"n_queries": 5000}, "5000 queries"),
+    "closing-repaired": ({"max_iter": 30, "targets": 9}, "every other class"),  # of ten, as in "targeted"
+    "closing": ({"max_iter": 50}, "every other class"),
+}
+
+
+def test_a_step_runs_the_default_options_or_those_of_its_title():
+    made = everything()
+    made.diagnose(level=3)
+    titles = {step.id: step.title for step in STEPS}
+    for spec in made.asked:
+        step = step_of(spec)
+        options, title = CHANGED.get(step, (CLAIM.options if step in ("scale", "binarization") else {}, ""))
+        assert dict(spec.options) == options and title in titles[step], step
+
+
+def test_the_cost_of_a_step_of_one_attack_is_that_of_the_attack():
+    made = everything()
+    made.diagnose(level=3)
+    exact = ("one-step", "cross-entropy", "margin", "doubling", "restart", "full-precision", "transfer", "search")
+    exact += ("rescaled", "bits", "joint", "search-long")
+    asked = {step_of(spec): spec for spec in made.asked}
+    for step in exact:
+        assert COST[step] == expected_cost(asked[step].attack, asked[step].options).gradients, step
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "unbounded"),
+    [("Linf", 0.49, 0.5), ("Linf", 0.5, None), ("Linf", 0.6, None), ("L2", 3.99, 4.0), ("L2", 4.0, None)],
+)
+def test_unbounded_is_every_pixel_grey_where_the_claim_has_less(norm, eps, unbounded):
+    """Images of 64 pixels."""
+    made, claim = MadeUp({}, **PLAIN), dataclasses.replace(CLAIM, norm=norm, eps=eps)
+    _, steps = made.diagnose(claim, level=2)
+    assert [spec.eps for spec in made.asked if spec.eps > eps] == ([] if unbounded is None else [unbounded])
+    (step,) = [s for s in steps if s.id == "unbounded"]
+    assert (step.reason == "eps of the claim is unbounded already") is (unbounded is None)
 
 
 def test_levels_rise_and_every_step_has_a_name_of_its_own():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_up import HEALTHY, N, cell, clean, fired, first, judged
+from made_up import HEALTHY, N, cell, clean, failed, fired, first, judged
 
 from art_qplugins.diagnostics import INDICATORS, assess
 from art_qplugins.diagnostics.measurements import holm
@@ -226,3 +226,11 @@ def test_a_claim_that_follows_noise_and_is_too_high_is_masked_unless_its_attack_
         extra=[cell("artq:eot", first(0.5))],
     )
     assert result.verdict == verdict
+
+
+def test_of_a_model_whose_clean_images_were_not_scored_no_accuracy_is_known():
+    wrong = failed("artq:clean", role="clean")
+    result = assess("m", [wrong, cell("art:pgd", 0.5)], claimed=None)
+    assert (result.verdict, result.n, result.robust) == ("INVALID", 0, [])
+    assert (result.clean_accuracy, result.clean_interval) == (0.0, (0.0, 1.0))
+    assert "the clean images could not be scored: " in result.summary and "Boom: it failed" in result.summary

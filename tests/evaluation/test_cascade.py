@@ -68,6 +68,8 @@ RIGHT = outcome(CLEAN, [1, 1, 1, 1, 1, 0])  # the last is wrong as it is
         # withstood the same attack at a larger eps: not attacked again; another attack may try
         ([outcome(spec(eps=0.2), [0, 0, 1, 1, 1, 0])], spec(), (0, 1)),
         ([outcome(spec(eps=0.2, options={"max_iter": 5}), [0, 0, 1, 1, 1, 0])], spec(), (0, 1, 2, 3, 4)),
+        # another start at the same eps is another chance
+        ([outcome(spec(), [0, 1, 1, 1, 1, 0])], spec(restart=1), (1, 2, 3, 4)),
         # what an attack was not run on, it was not withstood by
         ([outcome(spec(eps=0.2), [1, 1], rows=[0, 1])], spec(), (2, 3, 4)),
         # fractions: broken means certainly broken, withstood that nothing more is lost

@@ -25,6 +25,14 @@ def outer(x):
     return helper(x) * 2
 
 
+def again(x, times):
+    return back(x, times - 1) if times else torch.sigmoid(x)
+
+
+def back(x, times):
+    return again(x, times)
+
+
 def found(module):
     return [call.function for call in functional_calls(module)]
 
@@ -218,3 +226,8 @@ def test_nothing_runs():
             raise AssertionError(F.relu(x) + self.size)
 
     assert found(Loud()) == ["relu"]
+
+
+def test_functions_that_call_one_another_are_read_once():
+    assert found(network(lambda self, x: again(x, 3))) == ["sigmoid"]
+    assert found(network(lambda self, x: helper(x) + helper(x) + back(x, 1))) == ["sigmoid", "sigmoid"]
