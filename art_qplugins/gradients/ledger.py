@@ -74,7 +74,7 @@ def ledger(module: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0) -> Ledger:
         entered = point.clone()
         entrance = entered.grad_fn
         logits = module(entered)
-        path = find_path(logits.grad_fn, entrance) if logits.requires_grad else {}
+        path = find_path(logits.grad_fn, entrance)
         if not path:
             return Ledger(reaches_pixels=False, ends_at=layers.end(entrance), zero=1.0)
         watched = [(node, _Watch(len(x), edges)) for node, edges in path.items() if node is not entrance]

@@ -8,7 +8,7 @@ reason and does not stop the others.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -57,8 +57,8 @@ class Measured:
     :param cell: facts of the module as a whole, as JSON.
     """
 
-    samples: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    cell: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, NDArray[np.float64]]
+    cell: dict[str, Any]
 
 
 def measure(

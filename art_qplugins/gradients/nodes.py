@@ -108,8 +108,7 @@ def straight_edge(node: Node, edges: Sequence[int]) -> int | None:
         return None
     for edge in edges:
         after, number = node.next_functions[edge]
-        metadata = [] if after is None else after._input_metadata
-        if number < len(metadata) and tuple(metadata[number].shape) == tuple(outputs[0].shape):
+        if after is not None and tuple(after._input_metadata[number].shape) == tuple(outputs[0].shape):
             return edge
     return None
 

@@ -52,7 +52,7 @@ def gradient(
 
 
 @torch.no_grad()
-def margins(module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, *, seed: int = 0, calls: int = 1) -> Tensor:
+def margins(module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, *, seed: int, calls: int) -> Tensor:
     """Logit margins at the images and after each move, (1 + D, N). All points see the same draws.
 
     :param x: (N, C, H, W) in [0, 1].

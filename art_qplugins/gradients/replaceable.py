@@ -46,7 +46,7 @@ def replaceable_operations(module: nn.Module, x: Tensor, *, seed: int = 0) -> tu
         entered = x.detach()[:2].clone().requires_grad_().clone()
         entrance = entered.grad_fn  # read before the forward pass: an in-place operation gives the tensor another node
         logits = module(entered)
-        path = find_path(logits.grad_fn, entrance) if logits.requires_grad else {}
+        path = find_path(logits.grad_fn, entrance)
         found = {*filter(_is_chosen, path), *_squashing(path, logits, entered)}
     return tuple(sorted({node.name() for node in found if straight_edge(node, path[node]) is not None}))
 

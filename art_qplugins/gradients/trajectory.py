@@ -33,7 +33,8 @@ class Path:
     """The legal iterates of each image that were recorded so far.
 
     :ivar best_margin: (N,) the lowest logit margin, on the device of ``x``. It is infinite without iterates.
-    :ivar best_image: (N, C, H, W) the iterate with that margin, or the clean image without iterates.
+    :ivar best_image: (N, C, H, W) the iterate with that margin, or the clean image without iterates. Of several calls with
+        the same margin it is that of the first.
     :ivar last: (N,) margin of the last iterate; NaN without iterates.
     :ivar calls: (N,) number of iterates.
     :ivar one_draw: whether the margins are those of single draws of a random module.

@@ -26,6 +26,40 @@ def test_nothing_is_where_the_graph_ends(cut):
     assert replaceable_operations(linear(FunctionLayer(cut)), x) == ()
 
 
+class Twin(torch.autograd.Function):
+    """Two outputs in the shape of the input."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone(), x.clone()
+
+    @staticmethod
+    def backward(ctx, first, second):
+        return first + second
+
+
+def test_a_function_has_one_output_in_the_shape_of_an_input_that_is_no_single_number():
+    x, _ = images()
+    per_image = FunctionLayer(lambda x: x * Wrong.apply(x.mean((1, 2, 3)))[:, None, None, None])
+    assert replaceable_operations(linear(per_image), x) == ("WrongBackward",)
+    assert replaceable_operations(linear(FunctionLayer(lambda x: sum(Twin.apply(x)))), x) == ()
+    assert replaceable_operations(linear(FunctionLayer(lambda x: x * Wrong.apply(x.mean()))), x) == ()
+    reduced = FunctionLayer(lambda x: x + Halved.apply(x)[..., None])
+    assert replaceable_operations(linear(reduced), x) == ()
+
+
+class Halved(torch.autograd.Function):
+    """The mean of each row of pixels."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.mean(-1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad[..., None].expand(*grad.shape, 4) / 4
+
+
 def inside():
     return nn.Sequential(nn.Conv2d(1, 2, 1), nn.Sigmoid(), nn.Conv2d(2, 1, 1))
 

@@ -65,6 +65,18 @@ def test_batches_in_any_order_are_assigned_to_their_images():
     assert not path.one_draw and not model._forward_hooks
 
 
+def test_of_two_calls_with_the_same_margin_the_first_is_kept():
+    model, x, y = linear(), torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.long)
+    first, second = x.clone(), x.clone()
+    first[:, 0, 0, 0] -= 1 / 16  # steps without rounding
+    second[:, 0, 3, 3] -= 1 / 16
+    with tracking(model, x, y, LINF) as path:
+        model(first)
+        model(second)
+    assert path.best_margin.tolist() == path.last.tolist() == [-1 / 8] * 3
+    assert torch.equal(path.best_image, first)
+
+
 @pytest.mark.parametrize("threat", [LINF, Threat("L2", 0.3), Threat("L1", 1.0), Threat("L0", 2)])
 def test_illegal_iterates_do_not_count(threat):
     model, (x, y) = linear(), images()
