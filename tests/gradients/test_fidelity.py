@@ -122,6 +122,16 @@ def saturated(bias, num_bits=8, clip=1.0):
     return model
 
 
+def test_it_is_of_one_call_in_twenty_directions_unless_told_otherwise():
+    model, (x, y), sizes = nn.Sequential(nn.Flatten(), QuantReLU(2), nn.Linear(16, 2)).eval(), images(), []
+    model.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    fidelity(model, x, y, step=0.01)
+    assert sizes == [30] * (1 + 20 + 1)  # the margins at the images and after each move, and the gradient
+    sizes.clear()
+    best_surrogate(model, x, y, step=0.01, kinds=("identity",))
+    assert sizes == [30] * (1 + 20 + 1)
+
+
 def test_it_picks_a_planted_better_surrogate(monkeypatch):
     x, y = images()
     model = saturated(0.5, num_bits=12)

@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from art_qplugins import QuantizedClassifier
-from art_qplugins.geometry import random_point
+from art_qplugins.geometry import ORDERS, random_point
 from art_qplugins.gradients.facts import output_facts
 from art_qplugins.gradients.measure import measure
+from art_qplugins.gradients.per_image import Batch
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers import QuantReLU
+from art_qplugins.quantizers import QuantReLU, quantize
 from art_qplugins.threat import Threat
 
 LINF = Threat("Linf", 0.1)
@@ -114,6 +115,32 @@ def test_other_norms_have_their_own_directions_and_starts(norm, eps):
     assert start.min() >= 0 and start.max() <= 1
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_moves_have_the_length_eps_and_hang_on_the_seed_alone(norm):
+    x, y = images(3)
+
+    def moves(seed):
+        torch.rand(1)  # another state of the global generator
+        batch = Batch(
+            module=linear(),
+            double=None,
+            x=x,
+            y=y,
+            start=x,
+            threat=Threat(norm, 0.5),
+            directions=7,
+            seed=seed,
+            calls=1,
+            is_random=False,
+        )
+        return batch.moves
+
+    assert moves(1).shape == (7, 1, 4, 4) and len(moves(1).unique(dim=0)) == 7
+    lengths = torch.linalg.vector_norm(moves(1).flatten(1), ord=ORDERS[norm], dim=1)
+    torch.testing.assert_close(lengths, torch.full((7,), 0.5))
+    assert torch.equal(moves(1), moves(1)) and not torch.equal(moves(1), moves(2))
+
+
 def test_steps_are_not_defined_in_l0_and_the_rest_is_measured():
     model, (x, y) = linear(), images()
     found = measured(model, x, y, Threat("L0", 3))
@@ -192,10 +219,15 @@ def test_probabilities_and_their_logarithms_are_recognized(after, expected):
         ([[0.0, -30.0], [-40.0, 0.0]], (False, False, True)),
         ([[5e-5, -30.0], [-40.0, 0.0]], (False, False, False)),  # a logarithm of a probability is never above 0
         ([[-1e-3, -30.0], [-40.0, 0.0]], (False, False, False)),
+        # Exactly at the bounds -1e-5 and 1 + 1e-5 of a probability, 1e-5 of its logarithm, and 1e-4 of the logarithm's sum.
+        ([[-1e-5, 0.5, 0.5 + 1e-5]], (False, False, False)),
+        ([[1 + 1e-5, -5e-6]], (False, False, False)),
+        ([[1e-5, -1000.0]], (False, False, True)),
+        ([[-1e-4, -1000.0]], (False, False, False)),
     ],
 )
 def test_what_outputs_are_is_told_by_their_range_and_their_sums(outputs, expected):
-    facts = output_facts(torch.tensor(outputs))
+    facts = output_facts(torch.tensor(outputs, dtype=torch.float64))
     assert (facts["probabilities"], facts["softmax_like"], facts["log_softmax"]) == expected
 
 
@@ -289,6 +321,23 @@ def test_a_stochastic_ensemble_agrees_with_itself_more_than_one_draw(stochastic,
         coherence.append(np.median(found.samples["coherence"]))
     assert coherence[0] < coherence[1] < 1
     assert np.median(found.samples["fidelity"]) > 0.3  # a gradient that tells nothing has 0
+
+
+@pytest.mark.parametrize(
+    ("draws", "calls", "directions"), [(1, 4, 5), (2, 4, 5), (3, 3, 6), (5, 2, 10), (8, 1, 20), (9, 1, 20)]
+)
+def test_slopes_of_a_random_module_are_averaged_over_eight_draws_in_four_calls_at_most(draws, calls, directions):
+    """Told by the passes. Fewer directions make up for more calls, and what needs no average takes one call."""
+    x, y = images()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    network = quantize(network, activation_bits=2, clip=1.0, alpha=2.0)
+    found = measured(StochasticEnsemble(network, draws).eval(), x, y).cell
+    assert not found["skipped"]
+    # The ledger, the batch dependence, dL/dx at two points and in float64, and twice for coherence; three averaged slopes.
+    slopes = 7 + 3 * calls
+    # The logits, six answers for flips, two images for replaceable operations; the margins at an image and after its moves.
+    answers = 1 + 6 + 2 / 12 + (1 + 2 * directions) * calls
+    assert found["costs"] == pytest.approx({"forward": draws * (slopes + answers), "backward": draws * slopes})
 
 
 def test_quantized_activations_are_counted():
