@@ -90,6 +90,24 @@ def test_one_draw_is_the_network_itself():
         torch.testing.assert_close(StochasticEnsemble(module, 1)(x), member(module, x, 0).log_softmax(-1))
 
 
+def test_one_draw_is_one_call_of_the_network_on_the_images_themselves():
+    ensemble, x, taken, given = StochasticEnsemble(network(), 1), images(), [], []
+    ensemble.network.conv1.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    ensemble.network.register_forward_hook(lambda _, args, output: given.append(output))
+    members = ensemble.members(x)
+    assert len(taken) == 1 and taken[0] is x  # no trial of where to repeat the batch, and no copy of it
+    assert members.data_ptr() == given[0].data_ptr()
+
+
+@pytest.mark.parametrize(("eot_chunk", "calls"), [(None, 1), (4, 1), (5, 1), (3, 4)])
+def test_a_chunk_is_computed_again_in_the_backward_pass_if_there_are_several(eot_chunk, calls):
+    ensemble, x, taken = StochasticEnsemble(network(), 4, eot_chunk=eot_chunk), images(), []
+    ensemble.prepare(x)
+    ensemble.network.register_forward_pre_hook(lambda _, args: taken.append(args[0]))
+    ensemble(x.requires_grad_()).sum().backward()
+    assert len(taken) == calls
+
+
 def test_draws_from_makes_it_reproducible_and_leaves_its_stream_alone():
     x = images()
     ensemble = StochasticEnsemble(network(), 3)
