@@ -176,6 +176,12 @@ def test_the_weights_of_another_network_change_nothing(path, other, parts):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_tensor_that_the_network_lacks_is_named(tmp_path):
+    save_checkpoint(tmp_path / "net.safetensors", nn.Linear(2, 2), {})
+    with refused("another network", r"\(bias is \(2,\) there and absent in this Linear\)"):
+        load_checkpoint(tmp_path / "net.safetensors", nn.Linear(2, 2, bias=False))
+
+
 class Bomb:
     def __reduce__(self):
         return os.mkdir, (self.target,)
