@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 from art_qplugins.data.cache import user_folder
 from art_qplugins.data.dataset import Dataset, Split
-from art_qplugins.domains import FLAG, TEXT, check
-from art_qplugins.errors import InputError, did_you_mean, shown
+from art_qplugins.domains import FLAG, TEXT, OneOf, check
 from art_qplugins.files import as_path
 from art_qplugins.registry import Entry, Registry
 
@@ -59,8 +58,7 @@ def load(name: str, split: Split, *, root: str | os.PathLike[str] | None = None,
     """
     check("name", name, TEXT)
     check("download", download, FLAG)
-    if split not in ("train", "test"):
-        raise InputError(f"{name}: unknown split {shown(split)}{did_you_mean(split, ('train', 'test'))}")
+    check("split", split, OneOf(("train", "test")))
     folder = as_path(root, where="data root: ", hint="give a folder") if root is not None else user_folder("ARTQ_DATA")
     source: Callable[..., Dataset] = entry_of(name).load()
     return source(name, split, root=folder, download=download)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from art_qplugins.quantizers import bake
 from art_qplugins.recipes.build import loaded, seed_of, training_defences, training_warnings, untrained
 from art_qplugins.recipes.checks import doubts
 from art_qplugins.recipes.schema import ModelSettings, Recipe
-from art_qplugins.threat import diameter
+from art_qplugins.threat import Threat, diameter
 
 __all__ = ["rehearse"]
 
@@ -34,10 +34,12 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
     :return: warnings: what is legal and surely a mistake, a line each, without its full stop.
     :raises InputError: where a network or an attack cannot be had, in one line that names it.
     """
-    for name in dict.fromkeys([a.id for a in recipe.attacks] + ([recipe.transfer.attack] if recipe.transfer else [])):
-        with at("attacks"):
-            ATTACKS[name].require()
-            ATTACKS[name].require_classes(data.nb_classes)
+    with at("attacks"):
+        for attack in recipe.attacks:
+            _try_attack(recipe, attack.id, attack.options, recipe.eps_of(attack), data)
+        if recipe.transfer is not None:
+            transfer = recipe.transfer
+            _try_attack(recipe, transfer.attack, transfer.options, recipe.eps_of(transfer), data)
     found = [*doubts(recipe), *_too_wide(recipe, data.shape)]
     bases = {settings.base for settings in recipe.models}
     networks = {name: trained_network(estimator.model) for name, estimator in ready.items() if name in bases}
@@ -60,6 +62,14 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
                 for parameter in network.parameters():
                     parameter.data.zero_()
     return list(dict.fromkeys(found))
+
+
+def _try_attack(
+    recipe: Recipe, name: str, options: Mapping[str, Any], several_eps: Iterable[float], data: Dataset
+) -> None:
+    ATTACKS[name].require()
+    for eps in several_eps:
+        ATTACKS[name].check(options, Threat(recipe.threat.norm, eps), data.nb_classes, data.shape)
 
 
 def _try(recipe: Recipe, settings: ModelSettings, data: Dataset, networks: Mapping[str, nn.Module]) -> nn.Module:

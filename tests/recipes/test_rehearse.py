@@ -67,6 +67,7 @@ MU = {"weight_bits": 3, "mu": 255.0}
             [("models", 0, "architecture", {"name": "vgg16"})],
             "models.a: input_shape: it is (1, 8, 8); give (C, H, W) from 32x32",
         ),
+        ([("attacks", [{"id": "torchattacks:pifgsm"}]), ("claim", None)], "channels is 1; give images of 3 channels"),
         ([("models", 2, "quantize", {**MU, "mu_layers": 99})], "models.c.quantize: mu_layers is 99"),
         ([("models", 0, "defences", [{"name": "convex-aggregation"}])], "models.a: defence 'convex-aggregation' needs"),
         ([("models", 0, "defences", [{"name": "bin-spacing"}])], "models.a: defence 'bin-spacing' needs stochastic"),

@@ -10,16 +10,12 @@ from torch import Tensor
 
 from art_qplugins.attacks.adapters.options import translated, within
 from art_qplugins.attacks.catalogue import Attack
-from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.threat import Threat
 
 __all__ = ["run"]
 
 _NAMES = {"max_iter": "steps", "rel_eps_step": "alpha"}
-#: JSMA's target class is the label plus one, modulo ten. The others smooth with one kernel for each of three channels.
-_TEN_CLASSES = ("JSMA",)
-_THREE_CHANNELS = ("TIFGSM", "PIFGSM", "PIFGSMPP")
 
 
 def run(
@@ -37,14 +33,6 @@ def run(
     import torchattacks
 
     name = attack.upstream_for(threat.norm)
-    if name in _TEN_CLASSES and estimator.nb_classes != 10:
-        raise InputError(
-            f"{attack.name} is written for 10 classes and the model has {estimator.nb_classes}; use art:jsma"
-        )
-    if name in _THREE_CHANNELS and x.shape[1] != 3:
-        raise InputError(
-            f"{attack.name} is written for 3 channels and the images have {x.shape[1]}; use torchattacks:difgsm"
-        )
     cls = getattr(torchattacks, name)
     accepted = inspect.signature(cls).parameters
     given = {

@@ -187,7 +187,7 @@ class Attack(Entry):
         """
         known = {"norm": threat.norm, "eps": threat.eps, "classes": nb_classes}
         if shape is not None:
-            known |= {"side": min(shape[1:]), "values": math.prod(shape)}
+            known |= {"channels": shape[0], "side": min(shape[1:]), "values": math.prod(shape)}
         resolved = self.resolve(options, **known)
         if threat.norm not in self.norms:
             raise InputError(f"{self.name} has no norm {threat.norm}; it has {', '.join(self.norms)}")

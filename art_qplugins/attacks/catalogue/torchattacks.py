@@ -12,7 +12,7 @@ from functools import partial
 from art_qplugins.attacks.catalogue.libraries import TORCHATTACKS
 from art_qplugins.attacks.catalogue.options import ITERATIVE, count
 from art_qplugins.attacks.catalogue.row import Attack, attack_of, refused_attack_of
-from art_qplugins.domains import Number, Option
+from art_qplugins.domains import Number, Option, Rule
 
 __all__ = ["ROWS"]
 
@@ -40,6 +40,11 @@ _DIVERSE = {
     "resize_rate": Option(0.9, Number(0.5, 1, below=True)),
     "diversity_prob": Option(0.5, _PROBABILITY),
 }
+
+#: They smooth with one kernel for each of three channels.
+_THREE_CHANNELS = Rule(
+    ("channels",), lambda channels: channels == 3, "images of 3 channels, or use torchattacks:difgsm"
+)
 
 ROWS: list[Attack] = [
     _ta("fgsm", "FGSM", "one step along the sign of the gradient", one_step=True, cost=(1, 1)),
@@ -115,6 +120,7 @@ ROWS: list[Attack] = [
         "TIFGSM",
         "DIFGSM with gradients smoothed by a kernel",
         {**ITERATIVE, **_DIVERSE, "len_kernel": Option(15, count(101)), "nsig": Option(3, count(10))},
+        rules=[_THREE_CHANNELS],
         cost=(20, 20),
     ),
     _ta(
@@ -134,13 +140,22 @@ ROWS: list[Attack] = [
         gradient="mean",
         cost=(100, 100),
     ),
-    _ta("pifgsm", "PIFGSM", "patch-wise steps beyond eps, projected back", _BLOCKS, names=_BLOCK_NAMES, cost=(10, 10)),
+    _ta(
+        "pifgsm",
+        "PIFGSM",
+        "patch-wise steps beyond eps, projected back",
+        _BLOCKS,
+        names=_BLOCK_NAMES,
+        rules=[_THREE_CHANNELS],
+        cost=(10, 10),
+    ),
     _ta(
         "pifgsmpp",
         "PIFGSMPP",
         "the same with diverse inputs and a temperature",
         {**_BLOCKS, "project_factor": Option(0.8, Number(0, 4))},
         names=_BLOCK_NAMES,
+        rules=[_THREE_CHANNELS],
         cost=(10, 10),
     ),
     _ta(
@@ -280,6 +295,8 @@ ROWS: list[Attack] = [
         "the two most salient values at a time, towards the next class",
         {"theta": 1.0},
         norms=("L0",),
+        # Its target class is the label plus one, modulo ten.
+        rules=[Rule(("classes",), lambda classes: classes == 10, "a model of 10 classes, or use art:jsma")],
         minimum_norm=True,
         scale_free=True,
         cost=(20, 5),

@@ -186,4 +186,6 @@ def _replayed(case: Case, stage: Path) -> Found:
     result = timed(5, lambda: command(*asked))
     sys.path.remove(str(stage))
     forged = next((kind for kind in kinds if kind in _FORGED), "")
+    if "clean" in kinds and len(kinds) > 1:  # another edit may have made the clean images ones that break the network
+        forged = ""
     return judged(result, lambda r: f"forged evidence: {forged}" if forged and r.status == 0 else "", ends=(0, 1))
