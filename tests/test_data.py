@@ -200,7 +200,7 @@ def test_names_and_splits_that_do_not_exist():
         load("digit", "test")
     with refused("unknown data set 'folder'", "folder:PATH"):
         load("folder", "test")
-    with refused("unknown split 'tests'", "did you mean 'test'"):
+    with refused("split: it is .tests.", "give .train. or .test."):
         load("digits", "tests")
     with refused("'npz:' has no path", "npz:PATH"):
         load("npz:", "test")

@@ -150,7 +150,7 @@ def test_paths_that_are_refused(name, parts):
         ({"name": 5}, ["name: it is 5"]),
         ({"root": "~nobody-has-this-name"}, ["data root", "no such user"]),
         ({"root": 5}, ["data root: 5 is no path"]),
-        ({"split": ["test"]}, ["unknown split"]),
+        ({"split": ["test"]}, ["split: it is"]),
         ({"download": 1}, ["download: it is 1; give true or false"]),
     ],
 )
