@@ -47,7 +47,7 @@ __all__ = [
 
 #: The largest number of a domain without an end of its own. Its square is still far from infinity in float64.
 LARGEST = 1e30
-#: The smallest distance from 0, and from an end that is not in a domain. Less would be 0 in float32.
+#: The smallest distance from an end that is not in a domain. The next numbers would be 0 in float32.
 SMALLEST = 1e-30
 #: The categories of characters that are in no text: control characters, surrogates, ends of lines and paragraphs.
 _NO_TEXT = ("Cc", "Cs", "Zl", "Zp")
@@ -86,7 +86,7 @@ class Number:
             return False
         # The comparisons are false for NaN. They do not convert a whole number, which may be too large for a float.
         number: Any = value
-        within = bool(self.low <= number <= self.high) and (number == 0 or abs(number) >= SMALLEST)
+        within = bool(self.low <= number <= self.high)
         return (
             within
             and not (self.above and (number == self.low or number < self.low + SMALLEST))

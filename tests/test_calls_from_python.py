@@ -523,6 +523,7 @@ OTHERS = {
     *("SECTIONS", "Section", "Evidence", "Replay", "NORMS", "Adapter", "Crafted", "TrainingData", "Runner"),
     *(
         "check_splits",
+        "trained_network",
         "diameter",
         "check_inside",
         "finite",

@@ -183,7 +183,10 @@ def test_either_package_of_autoattack_will_do(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "norm", "part"),
-    [("torchattacks:tifgsm", "Linf", "3 channels and the images have 1"), ("torchattacks:jsma", "L0", "10 classes")],
+    [
+        ("torchattacks:tifgsm", "Linf", "channels is 1; give images of 3 channels"),
+        ("torchattacks:jsma", "L0", "10 classes"),
+    ],
 )
 def test_an_attack_that_is_written_for_other_images_says_so(name, norm, part):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
