@@ -25,9 +25,7 @@ _FALL = 0.25
 def silent_success(records: ModelRecords, threshold: float) -> Measurement:
     best, returned = records.claimed.column("path_best"), records.claimed.column("margin")
     if records.facts.get("random"):
-        return Measurement(
-            False, None, "Does not apply: the model is random, so a success in one draw need not repeat."
-        )
+        return Measurement.does_not_apply("the model is random, so a success in one draw need not repeat.")
     if np.isnan(best).all():
         return Measurement(None, None, "Not measured: the claimed attack's path was not recorded.")
     share = float(np.mean((best < 0) & (returned >= 0)))
@@ -40,11 +38,12 @@ def silent_success(records: ModelRecords, threshold: float) -> Measurement:
 
 def not_converged(records: ModelRecords, threshold: float) -> Measurement:
     progress, robust = records.claimed.column("path_progress"), records.claimed.column("correct") >= 0.5
-    if np.isnan(progress).all() or not robust.any():
+    if not (robust & ~np.isnan(progress)).any():
         return Measurement(
             None, None, "Not measured: no path was recorded for an image that the claimed attack does not break."
         )
-    share = float(np.nanmean(progress[robust] > _FALL))
+    known = progress[robust & ~np.isnan(progress)]
+    share = float(np.mean(known > _FALL))
     return Measurement(
         share > threshold,
         share,
@@ -57,7 +56,7 @@ def binarization(records: ModelRecords, threshold: float) -> Measurement:
     found = [o for o in records.tests if o.ok and o.cell.facts.get("used")]
     if not found:
         failed = [o.cell.error_line for o in records.tests if not o.ok]
-        return Measurement(None, None, f"Not run: {failed[0] if failed else 'the diagnosis ended before this test'}.")
+        return Measurement.not_run(f"{failed[0] if failed else 'the diagnosis ended before this test'}.")
     facts = found[0].cell.facts
     return Measurement(
         facts["success"] < threshold,
@@ -70,7 +69,7 @@ def binarization(records: ModelRecords, threshold: float) -> Measurement:
 def failed_transfer(records: ModelRecords, threshold: float) -> Measurement:
     claim = records.claimed.cell
     if claim.source == claim.model:
-        return Measurement(False, None, "Does not apply: the claimed attack was crafted on the model itself.")
+        return Measurement.does_not_apply("the claimed attack was crafted on the model itself.")
     accuracy = float(claim.accuracy or 0.0)
     evidence = f"The model classifies {percent(accuracy)} of the images crafted on {claim.source} correctly."
     return Measurement(accuracy > threshold, accuracy, evidence)

@@ -1,9 +1,9 @@
 """One indicator of the diagnosis: its row, its measurement on the records of a model, and its finding.
 
-Indicators have four classes. P is a proof: another legal attack breaks the same images, or the same attack does after a
-change that alters no prediction. M is a mechanism: a reason why gradients fail. S is a symptom. V is the validity of the
-evaluation. The rows are in ``proofs.py``, ``mechanisms.py``, ``symptoms.py``, ``attack_health.py`` and ``validity.py``.
-``indicators.py`` is the registry of all rows.
+Indicators have four classes. P is a control experiment: another legal attack breaks the same images, or the same attack
+does after a change that alters no prediction. M is a mechanism: a reason why gradients fail. S is a symptom. V is the validity of the
+evaluation. The rows are in ``controls.py``, ``mechanisms.py``, ``symptoms.py``, ``attack_health.py`` and ``validity.py``.
+``indicators.py`` is the registry of all rows. What an indicator decides is in ``rules.py``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.diagnostics.model_records import ModelRecords
-from art_qplugins.evaluation.records import Finding, FindingClass
+from art_qplugins.diagnostics.rules import NOTE, RULES, Rule
+from art_qplugins.evaluation.records import Answer, Finding, FindingClass
 from art_qplugins.registry import Entry
 
 __all__ = ["Indicator", "Measure", "Measurement", "percent"]
@@ -37,6 +38,8 @@ class Measurement:
     :ivar broke: (images,) for a proof: the images that it newly broke.
     :ivar p_value: for a symptom that is a test, the p value before Holm's correction. The correction decides whether
         the symptom fired.
+    :ivar applies: whether the model and the claim have anything that it could test.
+    :ivar settles: for a control experiment that found nothing: whether it could have found something.
     """
 
     fired: bool | None
@@ -45,6 +48,24 @@ class Measurement:
     present: NDArray[np.bool_] | None = None
     broke: NDArray[np.bool_] | None = None
     p_value: float | None = None
+    applies: bool = True
+    settles: bool = True
+
+    @property
+    def answer(self) -> Answer:
+        if not self.applies:
+            return "does not apply"
+        return "not run" if self.fired is None else "fired" if self.fired else "silent"
+
+    @classmethod
+    def not_run(cls, why: str) -> Measurement:
+        """:param why: a sentence."""
+        return cls(None, None, f"Not run: {why}")
+
+    @classmethod
+    def does_not_apply(cls, why: str) -> Measurement:
+        """:param why: a sentence."""
+        return cls(False, None, f"Does not apply: {why}", applies=False, settles=False)
 
 
 #: Reads the records of a model and a threshold. It runs no model and no attack.
@@ -58,12 +79,8 @@ class Indicator(Entry):
     ``name`` is the id of its finding and ``help`` the finding's title. ``target`` names a :data:`Measure`.
 
     :ivar cost: cost of its records per image, in gradient evaluations (B) and forward passes (F).
-    :ivar proof: for a mechanism: the proofs that are its control experiments. A proof that exchanges nothing but the
-        mechanism names itself.
-    :ivar group: for a symptom: symptoms of one group count once. Symptoms of the group ``"claimed attack"`` say
-        nothing about the model.
-    :ivar alone: the verdict if it fires and nothing is proved: SUSPECT or INVALID.
-    :ivar required: if it did not run and nothing else was found, the verdict is INCONCLUSIVE.
+    :ivar group: symptoms of the group ``"claimed attack"`` say nothing about the model.
+    :ivar rule: what an indicator of another package decides. Those of this package have theirs in ``rules.py``.
     """
 
     class_: FindingClass
@@ -74,10 +91,13 @@ class Indicator(Entry):
     shows_not: str
     source: str
     mitigation: str
-    proof: tuple[str, ...] = ()
     group: str | None = None
-    alone: Literal["SUSPECT", "INVALID"] | None = None
-    required: bool = False
+    rule: Rule = NOTE
+
+    @property
+    def decides(self) -> Rule:
+        """What it does to the verdict."""
+        return self.rule if self.plugin is not None else RULES.get(self.name, NOTE)
 
     def measure(self, records: ModelRecords) -> Measurement:
         """Its measurement. If an indicator of another package raises an exception, it counts as not run."""
@@ -90,7 +110,7 @@ class Indicator(Entry):
             logger.debug("%s of %s failed", self.name, self.plugin, exc_info=True)
             lines = str(error).strip().splitlines()
             message = lines[0].rstrip(".") if lines else "no message"
-            return Measurement(None, None, f"Not run: {self.plugin} raised {type(error).__name__}: {message}.")
+            return Measurement.not_run(f"{self.plugin} raised {type(error).__name__}: {message}.")
 
     def finding(self, measurement: Measurement) -> Finding:
         """The record of a measurement."""
@@ -99,6 +119,9 @@ class Indicator(Entry):
             title=self.help,
             class_=self.class_,
             fired=measurement.fired,
+            answer=measurement.answer,
+            settles=measurement.settles,
+            decides=self.decides != NOTE,
             value=measurement.value,
             threshold=self.threshold,
             evidence=measurement.evidence,
@@ -135,6 +158,8 @@ def _checked(measurement: object, images: int) -> Measurement:
         present=_mask(measurement.present, images),
         broke=_mask(measurement.broke, images),
         p_value=p_value,
+        applies=bool(measurement.applies),
+        settles=bool(measurement.settles),
     )
 
 

@@ -2,15 +2,15 @@
 
 A package adds an indicator by an entry point of the group ``art_qplugins.indicators`` that resolves to an
 :class:`~art_qplugins.diagnostics.indicator.Indicator`, or to a list of them. The rules of its class apply to it as to
-    the built-in ones. Entry points are loaded at the first use of the registry, not at import.
+the built-in ones. Entry points are loaded at the first use of the registry, not at import.
 """
 
 from __future__ import annotations
 
 from art_qplugins.diagnostics.attack_health import ATTACK_HEALTH
+from art_qplugins.diagnostics.controls import CONTROLS
 from art_qplugins.diagnostics.indicator import Indicator
 from art_qplugins.diagnostics.mechanisms import MECHANISMS
-from art_qplugins.diagnostics.proofs import PROOFS
 from art_qplugins.diagnostics.symptoms import SYMPTOMS
 from art_qplugins.diagnostics.validity import VALIDITY
 from art_qplugins.evaluation.records import FindingClass
@@ -21,7 +21,7 @@ __all__ = ["INDICATORS", "of_class"]
 #: The order is that of the findings in a record.
 INDICATORS: Registry[Indicator] = Registry(
     "indicator",
-    [*PROOFS, *MECHANISMS, *SYMPTOMS, *ATTACK_HEALTH, *VALIDITY],
+    [*CONTROLS, *MECHANISMS, *SYMPTOMS, *ATTACK_HEALTH, *VALIDITY],
     group="art_qplugins.indicators",
     row=Indicator,
 )

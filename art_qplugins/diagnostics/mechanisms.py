@@ -1,7 +1,7 @@
 """Mechanisms (class M): why a gradient fails, measured at the clean images and in their neighbourhood.
 
-A mechanism alone proves nothing. It explains a gap together with a control experiment on the same images. Its row names
-the control experiments in ``proof``. The measurements are in ``gradients/measure.py``. This module only compares them
+A mechanism alone proves nothing. It explains a gap together with a control experiment on the same images. ``rules.py``
+names the control experiments of each. The measurements are in ``gradients/measure.py``. This module only compares them
 with thresholds. Sources are in the rows.
 """
 
@@ -20,9 +20,6 @@ from art_qplugins.diagnostics.thresholds import FLOAT32_LOSS_GAP
 
 __all__ = ["MECHANISMS"]
 
-_BACKWARD = ("surrogate-gradient", "black-box-search", "transfer")
-_UNFAITHFUL = (*_BACKWARD, "ordinary-attack-gap")
-
 
 def _share(words: str, column: str, is_present: Callable[[ModelRecords], NDArray[np.bool_]]) -> Measure:
     """The share of correctly classified images on which a mechanism is present. It fires above the threshold.
@@ -34,7 +31,10 @@ def _share(words: str, column: str, is_present: Callable[[ModelRecords], NDArray
         if not records.correct.any() or np.isnan(records.clean.column(column)).all():
             return _not_measured(records, column)
         present = is_present(records)
-        share = float(present[records.correct].mean())
+        measured = records.correct & ~np.isnan(records.clean.column(column))
+        if not measured.any():
+            return _not_measured(records, column)
+        share = float(present[measured].mean())
         evidence = f"On {percent(share)} of the correctly classified images {words}."
         return Measurement(share >= threshold, share, evidence, present)
 
@@ -106,16 +106,18 @@ loss_underflow = _share(
 
 
 def large_logits(records: ModelRecords, threshold: float) -> Measurement:
-    margin = records.clean.column("margin")
-    if _lacking(records, margin):
+    if not records.correct.any():
         return _not_measured(records, "margin")
-    middle = float(np.nanmedian(margin[records.correct]))
+    margin, middle = records.clean.column("margin"), records.logit_gap
+    present = np.isnan(margin) | (margin > threshold)
+    if not np.isfinite(middle):
+        return Measurement(True, None, "The gap between the two largest logits is not finite.", present)
     return Measurement(
         middle > threshold,
         middle,
         f"The median gap between the two largest logits is {middle:.3g} over correctly classified images. Above "
         f"{threshold:.1f} float32 rounds the loss to 0. Above 103 it also rounds the whole gradient to 0.",
-        np.asarray(margin > threshold),
+        present,
     )
 
 
@@ -190,8 +192,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That the model is or is not robust.",
         source="Pintor et al. 2022, I1",
         mitigation="Give the layer a surrogate gradient (BPDA), or base the claim on black-box and transfer attacks.",
-        proof=_BACKWARD,
-        alone="SUSPECT",
     ),
     Indicator(
         name="zero-gradient",
@@ -205,9 +205,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="The cause: the loss (see loss-underflow) or a layer (see blocking-operation).",
         source="Pintor et al. 2022, I1; AutoAttack's and ART's flags without their blind spots",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant. If the gradient stays zero, a layer blocks it.",
-        proof=("logit-scale", *_BACKWARD),
-        alone="SUSPECT",
-        required=True,
     ),
     Indicator(
         name="loss-underflow",
@@ -221,9 +218,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That attacks with sign-gradient steps fail: they often work.",
         source="numerics of softmax in float32; Lee et al. 2020",
         mitigation="Use a margin or DLR loss, or divide the logits by a constant.",
-        proof=("logit-scale",),
-        alone="SUSPECT",
-        required=True,
     ),
     Indicator(
         name="large-logits",
@@ -237,9 +231,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That attacks with sign-gradient steps fail: they often work.",
         source="arithmetic: 24 ln 2 = 16.6",
         mitigation="Divide the logits by a constant. No prediction changes.",
-        proof=("logit-scale",),
-        alone="SUSPECT",
-        required=True,
     ),
     Indicator(
         name="gradient-underflow",
@@ -253,7 +244,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="Anything about sign-gradient steps, as long as the gradient is not exactly zero.",
         source="numerics of softmax in float32",
         mitigation="Normalise per image in float64, or use a margin loss.",
-        proof=("logit-scale",),
     ),
     Indicator(
         name="blocking-operation",
@@ -267,7 +257,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That another gradient breaks more images; see surrogate-gradient.",
         source="this package; idea of Athalye et al. 2018",
         mitigation="Replace the backward pass of that operation with a surrogate.",
-        proof=_BACKWARD,
     ),
     Indicator(
         name="unfaithful-gradient",
@@ -282,7 +271,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That an attack fails: a coarse surrogate may still point in a useful direction.",
         source="finite differences; idea of Athalye et al. 2018",
         mitigation="Choose the surrogate gradient with the highest fidelity, smooth the gradient, or use a black-box attack.",
-        proof=_UNFAITHFUL,
     ),
     Indicator(
         name="gradient-alignment",
@@ -296,7 +284,6 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="That multi-step attacks fail.",
         source="Andriushchenko & Flammarion 2020",
         mitigation="Use multi-step attacks with random starts. Do not train with single-step attacks alone.",
-        proof=("single-step", *_BACKWARD),
     ),
     Indicator(
         name="noisy-gradient",
@@ -310,6 +297,5 @@ MECHANISMS: tuple[Indicator, ...] = (
         shows_not="How many draws are enough. The split-half cosine of the mean shows that.",
         source="Athalye et al. 2018; split-half signal to noise",
         mitigation="Average the gradient over draws (EOT) until its split-half cosine reaches 0.6.",
-        proof=("mean-gradient", "black-box-search", "transfer", "attack-gap"),
     ),
 )

@@ -5,7 +5,7 @@ Nothing is judged here. The fields of a record are documented in ``evaluation/re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -63,9 +63,12 @@ class ModelRecords:
 
     @cached_property
     def logit_gap(self) -> float:
-        """Median logit margin over correctly classified images. It is 0 where it was not measured."""
+        """Median logit margin over correctly classified images. A margin that is not finite counts as infinite.
+
+        It is NaN where no image is classified correctly.
+        """
         margin = self.clean.column("margin")[self.correct]
-        return 0.0 if np.isnan(margin).all() else float(np.nanmedian(margin))
+        return float(np.median(np.where(np.isnan(margin), np.inf, margin))) if len(margin) else float("nan")
 
     @cached_property
     def as_is(self) -> list[Outcome]:
@@ -100,9 +103,9 @@ class ModelRecords:
 
     @cached_property
     def rescaled(self) -> list[Outcome]:
-        """The claimed attack on divided logits of the same network."""
+        """The claimed attack on the logits of the same network times a constant."""
         same = self.claimed.cell.attack
-        return self.where(lambda o: _own(o) and o.cell.attack == same and o.cell.params.get("temperature", 0) > 1)
+        return self.where(lambda o: _own(o) and o.cell.attack == same and "temperature" in o.cell.params)
 
     @cached_property
     def repaired(self) -> list[Outcome]:
@@ -133,6 +136,21 @@ class ModelRecords:
     def transferred(self) -> list[Outcome]:
         """Attacks that were crafted on another model."""
         return self.where(lambda o: not _own(o))
+
+    def at_larger_eps(self, attacks: Collection[str]) -> list[Outcome]:
+        """Cells of these attacks that the diagnosis ran at a larger eps than the claim's."""
+        eps = self.claimed.cell.eps
+        return [
+            o for o in self.other_threats if o.cell.role == "probe" and o.cell.attack in attacks and o.cell.eps > eps
+        ]
+
+    def tries(self, outcomes: Sequence[Outcome]) -> float:
+        """The effort of these attacks per attacked image, in tries of 20 gradients or of 1000 queries."""
+        spent = 0.0
+        for cell in (o.cell for o in outcomes if o.cell.n):
+            white = cell.knowledge == "white-box"
+            spent += cell.backward_samples / cell.n / 20 if white else cell.forward_samples / cell.n / 1000
+        return spent
 
     def where(self, keep: Callable[[Outcome], bool]) -> list[Outcome]:
         """The legal cells for which ``keep`` is true, except the clean and the claimed cell."""

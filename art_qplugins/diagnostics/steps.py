@@ -9,7 +9,7 @@ A step plans cells, or gives the reason why it plans none. ``running.py`` runs t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,23 +17,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.diagnostics import applicable
+from art_qplugins.diagnostics.indicators import INDICATORS
+from art_qplugins.diagnostics.measurements import measure_all
 from art_qplugins.diagnostics.state import DiagnosisState
 from art_qplugins.diagnostics.thresholds import LARGE_GAP
+from art_qplugins.diagnostics.verdict import open_mechanisms
 from art_qplugins.evaluation.cell import CellSpec
 
 __all__ = ["STEPS", "DiagnosisStep"]
 
-#: The claimed attack is repeated on logits divided to these median gaps of the two largest. No prediction changes.
+#: The claimed attack is repeated on logits rescaled to these median gaps of the two largest. No prediction changes.
 _GAPS = (5.0, 1.0)
-#: Number of images for the attack with unbounded eps.
+#: Number of images for attacks at a larger eps.
 _FEW = 50
+#: A control experiment shows that it could find something at these multiples of eps, the smaller first.
+_LARGER = (2.0, 4.0)
 #: Number of images for the binarization test of the claimed attack.
 _TESTED = 32
 
-#: No surrogate gradient is expected to help above this fidelity and this cosine of two gradients in the ball.
-_FAITHFUL, _ALIGNED = 0.8, 0.75
 #: More draws than the split-half cosine requires change little above this cosine of two single gradients.
 _COHERENT = 0.8
+
+#: By control experiment, the attack that shows at a larger eps whether it could have found something, and its options.
+_CONTROLS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "surrogate-gradient": ("artq:surrogates", {}),
+    "mean-gradient": ("artq:eot", {}),
+    "black-box-search": ("autoattack:square", {"n_queries": 1000}),
+}
 
 #: The cells to run, or the reason why there are none.
 Plan: TypeAlias = list[CellSpec] | str
@@ -97,13 +108,11 @@ def _defaults(state: DiagnosisState) -> Plan:
 
 
 def _scale(state: DiagnosisState) -> Plan:
-    claim, gap = state.claim, state.records.logit_gap
-    if ATTACKS[claim.attack].ignores_scale:
-        return "the loss of the claimed attack does not depend on the scale of the logits"
-    if gap <= LARGE_GAP:
-        return f"the gap of the two largest logits, {gap:.3g}, is not large"
+    if why := applicable.scale(state.records):
+        return why
     rows = state.robust_images([state.records.claimed])
-    return _on(state, claim.attack, rows, *({"options": claim.options, "gap": wanted} for wanted in _GAPS))
+    options = state.claim.options
+    return _on(state, state.claim.attack, rows, *({"options": options, "gap": wanted} for wanted in _GAPS))
 
 
 def _margin_again(**change: object) -> _Planner:
@@ -112,36 +121,27 @@ def _margin_again(**change: object) -> _Planner:
 
 
 def _unbounded(state: DiagnosisState) -> Plan:
-    claim, rows = state.claim, state.robust_images([state.records.claimed])[:_FEW]
-    if claim.norm not in ("Linf", "L2"):
+    rows = state.robust_images([state.records.claimed])[:_FEW]
+    widest = _widest(state)
+    return widest if isinstance(widest, str) else _on(state, "artq:apgd-margin", rows, {"eps": widest})
+
+
+def _widest(state: DiagnosisState) -> float | str:
+    """The eps at which every image can become grey, or the reason why the claim has no larger one."""
+    claim, pixels = state.claim, state.records.facts.get("pixels", 0)
+    widest = {"Linf": 0.5, "L2": 0.5 * float(np.sqrt(pixels))}.get(claim.norm)
+    if widest is None:
         return f"no unbounded eps is known for {claim.norm}"
-    pixels = state.records.facts.get("pixels", 0)
-    eps = 0.5 if claim.norm == "Linf" else 0.5 * float(np.sqrt(pixels))
-    return (
-        _on(state, "artq:apgd-margin", rows, {"eps": eps})
-        if eps > claim.eps
-        else "eps of the claim is unbounded already"
-    )
+    return widest if widest > claim.eps else "eps of the claim is unbounded already"
 
 
 def _surrogates(state: DiagnosisState) -> Plan:
-    facts = state.records.facts
-    odd = facts.get("quantizers") or facts.get("blocking") or facts.get("replaceable")
-    faithful = _median(state, "fidelity") >= _FAITHFUL and _median(state, "alignment") >= _ALIGNED
-    if not odd and faithful and facts.get("reaches_pixels", True):
-        return "the gradient is faithful, and the model has no quantizer and no other operation to replace"
-    return _attack("artq:surrogates", "as-is")(state)
+    return applicable.repair(state.records) or _attack("artq:surrogates", "as-is")(state)
 
 
 def _repaired(state: DiagnosisState) -> Plan:
-    planned = _surrogates(state)
-    return planned if isinstance(planned, str) else _attack("artq:surrogates", "all", max_iter=30, targets=9)(state)
-
-
-def _median(state: DiagnosisState, column: str) -> float:
-    """The median over all images. It is infinite where nothing was measured."""
-    values = state.records.clean.column(column)
-    return float(np.nanmedian(values)) if not np.isnan(values).all() else np.inf
+    again = _attack("artq:surrogates", "all", max_iter=30, targets=9)
+    return applicable.repair(state.records) or again(state)
 
 
 def _quantized(attack: str) -> _Planner:
@@ -154,8 +154,8 @@ def _quantized(attack: str) -> _Planner:
 
 
 def _averaging(state: DiagnosisState) -> Plan:
-    if not state.records.facts.get("random"):
-        return "the model is not random"
+    if why := applicable.mean_gradient(state.records):
+        return why
     coherence = state.records.clean.column("coherence")
     noisy = bool(np.isnan(coherence).all() or np.nanmedian(coherence) < _COHERENT)
     return _attack("artq:eot", "as-is", eot_iter=8 if noisy else None)(state)
@@ -170,9 +170,30 @@ def _transfer(state: DiagnosisState) -> Plan:
 
 
 def _rescaled(state: DiagnosisState) -> Plan:
-    if state.records.logit_gap <= LARGE_GAP:
+    if not state.records.logit_gap > LARGE_GAP:
         return f"the gap of the two largest logits, {state.records.logit_gap:.3g}, is not large"
     return _attack("artq:rescaled", "all")(state)
+
+
+def _power(state: DiagnosisState) -> Plan:
+    """The controls of mechanisms that are open, at a larger eps on images that they did not break."""
+    records, claim = state.records, state.claim
+    measurements = measure_all(records)
+    controls = {c for name in open_mechanisms(measurements) for c in INDICATORS[name].decides.controls}
+    silent = [c for c in _CONTROLS if c in controls and measurements[c].answer == "silent"]
+    if not silent:
+        return "no mechanism is open that a silent control experiment could settle"
+    widest = _widest(state)
+    if isinstance(widest, str):
+        return widest
+    rows = state.robust_images(records.legal)[:_FEW]
+    if not len(rows):
+        return "no image is left to attack"
+    larger = sorted({min(times * claim.eps, widest) for times in _LARGER})
+    asked = [
+        (attack, options) for c in silent for attack, options in [_CONTROLS[c]] if claim.norm in ATTACKS[attack].norms
+    ]
+    return [state.cell(attack, rows, options=options, eps=eps) for attack, options in asked for eps in larger]
 
 
 def _binarization(state: DiagnosisState) -> Plan:
@@ -188,7 +209,7 @@ STEPS: tuple[DiagnosisStep, ...] = (
     DiagnosisStep(id="one-step", level=1, title="one step (FGSM)", plan=_attack("art:fgsm", "claim"), cost=1),
     DiagnosisStep(id="cross-entropy", level=1, title="PGD on cross-entropy", plan=_cross_entropy),
     DiagnosisStep(id="margin", level=1, title="20 steps on the margin", plan=_attack("artq:apgd-margin", "claim")),
-    DiagnosisStep(id="scale", level=1, title="the claimed attack on divided logits", plan=_scale),
+    DiagnosisStep(id="scale", level=1, title="the claimed attack on rescaled logits", plan=_scale),
     DiagnosisStep(
         id="defaults", level=2, title="the claimed attack with its default options", plan=_defaults, cost=100
     ),
@@ -220,6 +241,13 @@ STEPS: tuple[DiagnosisStep, ...] = (
         title="black-box search, 1000 queries",
         plan=_attack("autoattack:square", "as-is", n_queries=1000),
         cost=0,
+    ),
+    DiagnosisStep(
+        id="power",
+        level=2,
+        title="the control experiments of open mechanisms, at a larger eps",
+        plan=_power,
+        cost=60,
     ),
     DiagnosisStep(id="rescaled", level=3, title="logits rescaled per image", plan=_rescaled),
     DiagnosisStep(

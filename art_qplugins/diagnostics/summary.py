@@ -32,7 +32,12 @@ def summary(
     if verdict == "MASKED":
         why = ", and ".join(lower_first(f.title) for f in explaining)
         where = f" The gradient is lost at {layer.op} in {layer.layer}." if layer else ""
-        return f"The claimed number is an illusion. {number} The gradient hides the difference: {why}.{where}"
+        if claim.status == "OVERSTATED":
+            return f"The claimed number is an illusion. {number} The gradient hides the difference: {why}.{where}"
+        return (
+            f"The claimed number is not too high. {number} But the gradients of the model mislead attacks: {why}.{where} "
+            "Do not train or tune against them."
+        )
     return f"{_OPENING[claim.status]} {number} {_ENDING[verdict]}"
 
 

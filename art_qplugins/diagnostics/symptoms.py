@@ -1,7 +1,7 @@
 """Symptoms of the model (class S): comparisons that healthy gradients pass.
 
-A symptom proves nothing. Two symptoms of different groups make a suspicion. Symptoms that are statistical tests are
-corrected for multiple testing (Holm 1979). Symptoms of the claimed attack alone are in ``attack_health.py``. Sources
+A symptom proves nothing. Two of them are strong enough for a suspicion (``rules.py``). The others are notes, which help to
+find out why a claim is too high. Symptoms that are statistical tests are corrected for multiple testing (Holm 1979). Symptoms of the claimed attack alone are in ``attack_health.py``. Sources
 are in the rows.
 """
 
@@ -15,9 +15,10 @@ import numpy as np
 from scipy.stats import binom
 
 from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.diagnostics.controls import material
 from art_qplugins.diagnostics.indicator import Indicator, Measure, Measurement, percent
 from art_qplugins.diagnostics.model_records import ModelRecords
-from art_qplugins.diagnostics.thresholds import MATERIAL, SIGNIFICANT
+from art_qplugins.diagnostics.thresholds import MATERIAL, MISLED, SIGNIFICANT, SMALL_GAP
 from art_qplugins.evaluation.outcome import Outcome
 
 __all__ = ["SYMPTOMS"]
@@ -31,7 +32,7 @@ def _more(comparison: str, weaker: _Pick, stronger: _Pick) -> Measure:
     def measure(records: ModelRecords, threshold: float) -> Measurement:
         before, after = weaker(records), stronger(records)
         if not before or not after:
-            return Measurement(None, None, f"Not run: there is no pair of attacks to compare for {comparison}.")
+            return Measurement.not_run(f"there is no pair of attacks to compare for {comparison}.")
         gap, _, broke = records.accuracy_gap(before, after)
         p = float(binom.sf(int(broke.sum()) - 1, records.n, threshold))
         evidence = f"{comparison[0].upper()}{comparison[1:]} breaks {int(broke.sum())} more of {records.n} images."
@@ -61,10 +62,9 @@ targeted_attack = _more(
 
 def unbounded_attack_fails(records: ModelRecords, threshold: float) -> Measurement:
     """Whether too many images are robust at an unbounded eps: more than chance and the threshold together explain."""
-    eps = records.claimed.cell.eps
-    found = [o for o in records.other_threats if o.cell.role == "probe" and o.cell.eps > eps]
+    found = records.at_larger_eps({"artq:apgd-margin"})
     if not found:
-        return Measurement(None, None, "Not run: no attack was run at an unbounded eps.")
+        return Measurement.not_run("no attack was run at an unbounded eps.")
     correct = found[0].column("correct")
     correct = correct[~np.isnan(correct)]
     classes = max(2, int(records.clean.column("label").max()) + 1)
@@ -82,7 +82,7 @@ def unbounded_attack_fails(records: ModelRecords, threshold: float) -> Measureme
 def accuracy_rises_with_eps(records: ModelRecords, threshold: float) -> Measurement:
     curve = _curve(records)
     if len({o.cell.eps for o in curve}) < 2:
-        return Measurement(None, None, "Not run: the claimed attack was run at only one eps.")
+        return Measurement.not_run("the claimed attack was run at only one eps.")
     rise, p = 0.0, 1.0
     for small, large in itertools.pairwise(curve):
         a, b = small.column("correct"), large.column("correct")
@@ -109,14 +109,16 @@ def _curve(records: ModelRecords) -> list[Outcome]:
 
 def misled_loss(records: ModelRecords, threshold: float) -> Measurement:
     if not records.reference:
-        return Measurement(None, None, "Not run: 20-step PGD on cross-entropy was not run at this eps.")
-    gap, bound, _ = records.accuracy_gap([records.claimed, *records.reference], records.legal)
-    if records.logit_gap < 1:
-        return Measurement(False, gap, "Does not apply: with logits this small, cross-entropy is nearly flat.")
+        return Measurement.not_run("20-step PGD on cross-entropy was not run at this eps.")
+    if records.logit_gap < SMALL_GAP:
+        return Measurement.does_not_apply("with logits this small, cross-entropy is nearly flat.")
+    weaker = [records.claimed, *records.reference]
+    fired, gap, bound, _ = material(records, weaker, records.legal, threshold)
     return Measurement(
-        bound > threshold,
+        fired,
         gap,
-        f"Other attacks break images that 20-step PGD does not break, at least {percent(bound)} of all images.",
+        f"Other attacks break {percent(gap)} of all images that neither the claimed attack nor 20-step PGD breaks, at least "
+        f"{percent(bound)} with 95 % confidence.",
     )
 
 
@@ -161,7 +163,6 @@ SYMPTOMS: tuple[Indicator, ...] = (
         name="one-step-beats-many",
         target=f"{__name__}:one_step_beats_many",
         help="One step breaks images that many steps do not break",
-        group="direction",
         cost="1 B",
         mitigation="Find out why more steps do worse: the step size, the random start, or training against one attack.",
     ),
@@ -169,7 +170,6 @@ SYMPTOMS: tuple[Indicator, ...] = (
         name="unbounded-attack-fails",
         target=f"{__name__}:unbounded_attack_fails",
         help="An attack with unbounded eps does not break every image",
-        group="eps-curve",
         threshold=0.05,
         formula="binomial test of the accuracy at eps = 0.5 against chance",
         mitigation="The attack does not work on this model. Use another loss or gradient.",
@@ -178,28 +178,24 @@ SYMPTOMS: tuple[Indicator, ...] = (
         name="accuracy-rises-with-eps",
         target=f"{__name__}:accuracy_rises_with_eps",
         help="Accuracy rises with eps",
-        group="eps-curve",
         cost="0 if a recipe has several eps",
     ),
     _symptom(
         name="more-steps",
         target=f"{__name__}:more_steps",
         help="More than twice the steps break more images",
-        group="step-count",
         cost="50 B on the images that are still robust",
     ),
     _symptom(
         name="another-start",
         target=f"{__name__}:another_start",
         help="Another random start breaks more images",
-        group="restarts",
         source="Mosbach et al. 2018; " + _CARLINI,
     ),
     _symptom(
         name="targeted-attack",
         target=f"{__name__}:targeted_attack",
         help="A targeted attack breaks images that untargeted attacks do not break",
-        group="direction",
         cost="180 B on the images that are still robust",
         mitigation="Report targeted attacks on every class (APGD-T, multi-targeted).",
     ),
@@ -207,19 +203,16 @@ SYMPTOMS: tuple[Indicator, ...] = (
         name="misled-loss",
         target=f"{__name__}:misled_loss",
         help="20-step PGD on cross-entropy misses many images",
-        group="ordinary attack",
-        threshold=0.20,
+        threshold=MISLED,
         cost="0 beyond the attacks themselves",
-        formula="lower 95 % bound of what all attacks break beyond the claimed one and 20-step PGD; logits not tiny",
-        source="this package; honest models of the zoo stay below 12 % of the images",
+        formula="share that all attacks break beyond the claimed one and 20-step PGD; logits not tiny",
+        source="this package; honest models of the zoo stay below",
         shows="Cross-entropy misleads attacks on this model.",
-        alone="SUSPECT",
     ),
     _symptom(
         name="unstable-margin",
         target=f"{__name__}:unstable_margin",
         help="The margin is unstable around the image",
-        group="surface",
         threshold=0.5,
         cost="20 F",
         source=_PINTOR + ", I2, on the margin",
@@ -229,7 +222,6 @@ SYMPTOMS: tuple[Indicator, ...] = (
         name="gradient-imbalance",
         target=f"{__name__}:gradient_imbalance",
         help="The gradients of the two largest logits differ much in norm",
-        group="surface",
         threshold=5.0,
         cost="2 B",
         source="Jiang et al. 2020; the formula was not checked against the paper",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Required, TypedDict
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -30,6 +30,7 @@ DifferenceInterval = Annotated[tuple[Difference, Difference], AfterValidator(_or
 Norm = Literal["Linf", "L2", "L1", "L0"]
 Verdict = Literal["INVALID", "MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE"]
 FindingClass = Literal["P", "M", "S", "V"]
+Answer = Literal["fired", "silent", "does not apply", "not run"]
 Role = Literal["clean", "attack", "probe"]
 
 
@@ -105,12 +106,15 @@ class Cell(Record):
 
 
 class Finding(Record):
-    """The result of one indicator. Classes: P proof, M mechanism, S symptom, V validity."""
+    """The result of one indicator. Classes: P control experiment, M mechanism, S symptom, V validity."""
 
     id: str
     title: str
     class_: FindingClass = Field(alias="class")
     fired: bool | None  # None: the check did not run; evidence says why
+    answer: Answer = "silent"  # the same, and whether there was anything to test; old records say only whether it fired
+    settles: bool = True  # silent: whether it could have found something
+    decides: bool = True  # whether the verdict depends on it; otherwise it is a note
     value: float | None
     threshold: float
     evidence: str  # a sentence with the numbers in it
@@ -121,6 +125,15 @@ class Finding(Record):
     group: str | None = None  # symptoms of one group count once
     shows_not: str = ""  # what it does not prove
     source: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _answered(cls, given: Any) -> Any:
+        """Records of earlier versions have no answer."""
+        if isinstance(given, dict) and "answer" not in given and "fired" in given:
+            fired = given["fired"]
+            return {**given, "answer": "not run" if fired is None else "fired" if fired else "silent"}
+        return given
 
 
 class Claim(Record):

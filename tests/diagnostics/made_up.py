@@ -142,7 +142,8 @@ def judged(
     surrogate gradients, ``search`` one without gradients; each as much as the claim where not given.
 
     :param shown: columns of the clean cell that are not an honest model's; ``facts`` of its facts.
-    :param drop: names of cells that were not run.
+    :param drop: names of cells that were not run. ``repaired-power`` and ``square-power`` show at a larger eps that these
+        attacks could have found something.
     """
     pgd = {"max_iter": 20, "rel_eps_step": None}
 
@@ -157,6 +158,8 @@ def judged(
         "square": cell("autoattack:square", robust(search), n=n),
         "repaired": cell("artq:surrogates", robust(repaired), n=n),
         "fgsm": cell("art:fgsm", first(min(1.0, claimed + 0.1), n), n=n),
+        "repaired-power": cell("artq:surrogates", 0.0, eps=0.2, rows=range(20), n=n),
+        "square-power": cell("autoattack:square", 0.0, eps=0.2, rows=range(20), n=n),
     }
     kept = [c for name, c in cells.items() if name not in drop]
     return assess("m", [*kept, *extra], claimed=cells["claim"], **more)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from made_up import N, cell, clean, failed, fired, first, judged
-from scipy.stats import binom
 
 from art_qplugins.diagnostics import assess
 from art_qplugins.evaluation.outcome import Outcome, worst_case
@@ -17,9 +16,9 @@ def test_an_evaluation_that_cannot_count_has_no_number():
     assert "batch-dependence" in fired(result)
 
 
-def test_probabilities_leave_a_number_and_a_suspicion():
+def test_probabilities_leave_a_number_and_a_note():
     result = judged(facts={"probabilities": True})
-    assert (result.verdict, result.claim.status) == ("SUSPECT", "HOLDS") and result.robust
+    assert (result.verdict, result.claim.status) == ("NOT_REFUTED", "HOLDS") and result.robust
     assert "probabilities" in fired(result)
 
 
@@ -30,11 +29,16 @@ def test_a_model_that_guesses_is_no_model():
     assert result.verdict == "INVALID" and "guessing" in result.summary
 
 
-def test_a_gap_that_chance_explains_is_none():
-    """The exact test: with 2 % truly broken, would so many of 200 be a rare sight?"""
-    for broken in range(20):
-        rare = broken > 0 and binom.sf(broken - 1, N, 0.02) < 0.05
-        assert ("attack-gap" in fired(judged(claimed=0.5, found=0.5 - broken / N))) is bool(rare), broken
+def test_an_honest_number_of_a_model_that_hides_gradients_holds():
+    """The claimed accuracy is what is left. PGD leaves 90 points more, because cross-entropy is zero."""
+    shown = {"loss": 0.0, "margin": 1e5, "gradient": 0.0}
+    honest = judged(claimed=1.0, scaled=0.1, shown=shown, claimed_accuracy=0.1)
+    assert (honest.verdict, honest.claim.status) == ("MASKED", "HOLDS")
+    assert honest.summary.startswith("The claimed number is not too high.")
+    assert "Do not train or tune against them." in honest.summary and "illusion" not in honest.summary
+    wrong = judged(claimed=1.0, scaled=0.1, shown=shown)
+    assert (wrong.verdict, wrong.claim.status) == ("MASKED", "OVERSTATED")
+    assert wrong.summary.startswith("The claimed number is an illusion.")
 
 
 @pytest.mark.parametrize("which", ["claim", "clean"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_up import FACTS, HEALTHY, N, cell, clean, failed, first
 
-from art_qplugins.diagnostics import INDICATORS, assess
+from art_qplugins.diagnostics import INDICATORS, RULES, Rule, assess
 from art_qplugins.diagnostics.measurements import findings_of, measure_all
 from art_qplugins.diagnostics.model_records import records_of
 from art_qplugins.evaluation.outcome import Outcome
@@ -38,10 +38,15 @@ def test_every_indicator_says_what_a_reader_has_to_know(indicator):
         assert getattr(indicator, text).strip(), text
     assert indicator.shows.endswith(".") and indicator.shows_not.endswith(".") and indicator.mitigation.endswith(".")
     assert math.isfinite(indicator.threshold)
-    assert {INDICATORS[proof].class_ for proof in indicator.proof} <= {"P"}
-    # Each mechanism has its control experiment, which may be itself.
-    assert bool(indicator.proof) is (indicator.class_ == "M" or indicator.proof == (indicator.name,))
-    assert (indicator.group is not None) is (indicator.class_ == "S") and indicator.group != ""
+    controls = indicator.decides.controls
+    assert {INDICATORS[control].class_ for control in controls} <= {"P"}
+    assert controls or indicator.class_ != "M"
+    assert indicator.group in (None, "claimed attack") and (indicator.group is None or indicator.class_ == "S")
+
+
+def test_every_rule_is_that_of_an_indicator_and_about_twenty_decide_something():
+    assert set(RULES) <= set(INDICATORS)
+    assert all(rule != Rule() or INDICATORS[name].class_ == "P" for name, rule in RULES.items())
 
 
 def blank(outcome):

@@ -11,7 +11,7 @@ from made_up import N, cell, clean, first, judged
 from torch import nn
 
 from art_qplugins import QuantizedClassifier, Threat, diagnose, plugins
-from art_qplugins.diagnostics import INDICATORS, assess
+from art_qplugins.diagnostics import INDICATORS, Rule, assess
 from art_qplugins.evaluation.records import ModelResult
 from art_qplugins.report import read_run, write_report
 
@@ -21,7 +21,7 @@ from functools import partial
 
 import numpy as np
 
-from art_qplugins.diagnostics import Indicator, Measurement
+from art_qplugins.diagnostics import Indicator, Measurement, Rule
 
 _texts = dict.fromkeys(("formula", "cost", "shows", "shows_not", "source", "mitigation"), "See the package.")
 row = partial(Indicator, threshold=0.02, **_texts)
@@ -96,8 +96,8 @@ def install(tmp_path, monkeypatch):
     sys.modules.pop("example_indicators", None)
 
 
-def row(name, function, class_, **more):
-    fields = "".join(f", {key}={value!r}" for key, value in more.items())
+def row(name, function, class_, group=None, **decides):
+    fields = "".join(f", {key}={value}" for key, value in {"group": repr(group), "rule": Rule(**decides)}.items())
     return (
         f'row(name="{name}", target="example_indicators:{function}", help="Title of {name}", class_="{class_}"{fields})'
     )
@@ -181,7 +181,7 @@ def test_a_built_in_one_that_raises_is_a_bug_and_is_not_hidden(monkeypatch):
     def raises(records, threshold):
         raise RuntimeError("bug")
 
-    monkeypatch.setattr("art_qplugins.diagnostics.proofs.attack_gap", raises)
+    monkeypatch.setattr("art_qplugins.diagnostics.controls.attack_gap", raises)
     with pytest.raises(RuntimeError, match="bug"):
         judged()
 
@@ -196,51 +196,42 @@ def test_numbers_of_numpy_are_written_as_numbers(install):
 # --- It counts by the rules of its class
 
 
-@pytest.mark.parametrize("proof", [["black-box-search"], ["unknown", "black-box-search"]])
-def test_a_mechanism_and_a_built_in_proof_on_the_same_images_are_masking(proof, install):
-    install(row("mine", "everywhere", "M", proof=tuple(proof)))
+@pytest.mark.parametrize("controls", [["black-box-search"], ["unknown", "black-box-search"]])
+def test_a_mechanism_and_a_built_in_control_on_the_same_images_are_masking(controls, install):
+    install(row("mine", "everywhere", "M", controls=tuple(controls)))
     result = judged(search=0.3)
     assert (result.verdict, result.claim.corrected) == ("MASKED", 0.3)
     assert "title of mine" in result.summary
 
 
-def test_a_built_in_mechanism_has_no_proof_of_another_package(install):
+def test_a_built_in_mechanism_has_no_control_of_another_package(install):
     install(row("mine", "broke_more", "P"))
     assert judged(search=0.3, shown={"margin": 20.0}).verdict == "SUSPECT"
 
 
-def test_a_mechanism_and_a_proof_of_its_own_package_are_masking(install):
-    install(row("mine", "everywhere", "M", proof=("control",)), row("control", "broke_more", "P"))
+def test_a_mechanism_and_a_control_of_its_own_package_are_masking(install):
+    install(row("mine", "everywhere", "M", controls=("control",)), row("control", "broke_more", "P"))
     assert judged(search=0.3).verdict == "MASKED"
     assert judged().verdict == "NOT_REFUTED"  # the control experiment was made and found nothing
 
 
-def test_a_proof_that_is_its_own_mechanism_is_masking(install):
-    install(row("mine", "broke_more", "P", proof=("mine",)))
+def test_a_control_that_is_its_own_mechanism_is_masking(install):
+    install(row("mine", "broke_more", "P", controls=("mine",)))
     assert judged(search=0.3).verdict == "MASKED"
     assert judged().verdict == "NOT_REFUTED"
 
 
-@pytest.mark.parametrize("proof", [(), ("unknown",), ("control",)])
-def test_a_mechanism_without_a_control_experiment_is_a_suspicion(proof, install):
-    install(row("mine", "everywhere", "M", proof=proof), row("control", "skipped", "P"))
+@pytest.mark.parametrize("controls", [(), ("unknown",), ("control",)])
+def test_a_mechanism_without_a_control_experiment_is_a_suspicion(controls, install):
+    install(row("mine", "everywhere", "M", controls=controls), row("control", "skipped", "P"))
     assert judged().verdict == "SUSPECT"
 
 
-def test_symptoms_of_two_groups_are_a_suspicion(install):
-    install(row("mine", "loud", "S", group="mine"))
-    assert judged().verdict == "NOT_REFUTED"
-    assert judged(extra=[cell("torchattacks:fgsm", first(0.3))]).verdict == "SUSPECT"
-
-
-def test_symptoms_without_a_group_are_groups_of_their_own(install):
-    install(row("mine", "loud", "S"), row("mine-too", "loud", "S"))
-    assert judged().verdict == "SUSPECT"
-
-
-def test_symptoms_of_the_claimed_attack_say_nothing_of_the_model(install):
-    install(row("mine", "loud", "S", group="claimed attack"), row("mine-too", "loud", "S"))
-    assert judged().verdict == "NOT_REFUTED"
+@pytest.mark.parametrize("group", [None, "mine", "claimed attack"])
+def test_a_symptom_without_a_rule_is_a_note(group, install):
+    install(row("mine", "loud", "S", group=group), row("mine-too", "loud", "S"))
+    result = judged(extra=[cell("torchattacks:fgsm", first(0.3))])
+    assert result.verdict == "NOT_REFUTED" and not finding(result, "mine").decides
 
 
 def test_a_symptom_joins_the_correction_for_their_number(install):

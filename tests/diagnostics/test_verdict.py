@@ -25,7 +25,7 @@ def test_a_gap_without_a_mechanism_is_an_overstated_claim_and_no_masking():
     assert (result.verdict, result.claim.status, fired(result)) == (
         "NOT_REFUTED",
         "OVERSTATED",
-        {"attack-gap", "ordinary-attack-gap"},
+        {"attack-gap"},
     )
     assert (result.claim.accuracy, result.claim.corrected) == (0.5, 0.3)
     assert result.claim.overstated_by == pytest.approx(0.2)
@@ -69,7 +69,40 @@ def test_a_gradient_that_is_about_to_vanish_is_at_work_where_some_have_vanished(
 def test_an_unfaithful_gradient_is_settled_by_its_control_experiments():
     assert judged(shown=UNFAITHFUL).verdict == "NOT_REFUTED"
     without = judged(shown=UNFAITHFUL, drop=["repaired", "square"])
-    assert fired(without) == {"unfaithful-gradient"} and without.verdict in ("SUSPECT", "INCONCLUSIVE")
+    assert fired(without) == {"unfaithful-gradient"} and without.verdict == "SUSPECT"
+
+
+@pytest.mark.parametrize(
+    ("drop", "extra", "verdict"),
+    [
+        (["repaired-power"], [], "NOT_REFUTED"),  # search could have found something
+        (["square-power"], [], "NOT_REFUTED"),
+        (["repaired-power", "square-power"], [], "SUSPECT"),  # nobody tried
+        (
+            ["repaired-power", "square-power"],
+            [cell("autoattack:square", 0.6, eps=0.2, rows=range(20))],  # it breaks nothing at twice the eps either
+            "SUSPECT",
+        ),
+        (["repaired", "repaired-power"], [], "NOT_REFUTED"),  # one control that could have is enough
+        (["square", "square-power", "repaired-power"], [], "SUSPECT"),
+    ],
+)
+def test_a_silent_control_settles_only_where_it_could_have_found_something(drop, extra, verdict):
+    assert judged(shown=UNFAITHFUL, drop=drop, extra=extra).verdict == verdict
+
+
+def test_a_control_that_does_not_apply_settles_nothing():
+    """Both ways around the backward pass are missing: the step says that none applies."""
+    alone = judged(
+        shown={**UNFAITHFUL, "alignment": 0.0}, drop=["repaired", "square", "repaired-power", "square-power"]
+    )
+    assert alone.verdict == "SUSPECT"
+
+
+def test_a_gap_between_attacks_is_no_control_experiment():
+    """20 points more than PGD and the claim: a weak attack, or a mechanism whose control found nothing."""
+    result = judged(shown=UNFAITHFUL, found=0.3)
+    assert (result.verdict, result.claim.status) == ("NOT_REFUTED", "OVERSTATED")
 
 
 @pytest.mark.parametrize(
@@ -80,7 +113,6 @@ def test_an_unfaithful_gradient_is_settled_by_its_control_experiments():
         ({"gradient": 0.0}, {"scaled": 0.3}),
         (UNFAITHFUL, {"repaired": 0.3}),
         (UNFAITHFUL, {"search": 0.3}),
-        (UNFAITHFUL, {"found": 0.3}),
         ({"loss": 0.0}, {"scaled": 0.3}),
         ({"margin": 20.0}, {"scaled": 0.3}),
     ],
@@ -148,14 +180,14 @@ def test_a_repaired_gradient_that_goes_further_than_every_attack_on_its_own_is_m
     repaired = cell("artq:surrogates", first(0.3))
     aimed = cell("artq:multi-targeted", first(0.5))
     result = judged(claimed=0.5, extra=[repaired, aimed])
-    assert fired(result) == {"attack-gap", "ordinary-attack-gap", "surrogate-gradient"}
+    assert fired(result) == {"attack-gap", "surrogate-gradient"}
     assert (result.verdict, result.claim.status, result.claim.corrected) == ("MASKED", "OVERSTATED", 0.3)
     assert "a repaired gradient breaks images that the model's own gradient does not break" in result.summary
 
 
 def test_what_the_models_own_gradient_finds_too_accuses_nobody():
     result = judged(claimed=0.5, found=0.3, search=0.3, repaired=0.3)
-    assert (result.verdict, fired(result)) == ("NOT_REFUTED", {"attack-gap", "ordinary-attack-gap"})
+    assert (result.verdict, fired(result)) == ("NOT_REFUTED", {"attack-gap"})
 
 
 def test_one_step_that_beats_many_is_a_symptom_and_no_verdict():
@@ -165,20 +197,25 @@ def test_one_step_that_beats_many_is_a_symptom_and_no_verdict():
     assert "one-step-beats-many" not in fired(weaker_eps)
 
 
-def test_two_symptoms_of_one_group_count_once_and_of_two_groups_are_a_suspicion():
-    long = cell("artq:apgd-margin", first(0.32), params={"max_iter": 50})
+def test_symptoms_are_notes():
     direction = [
         cell("torchattacks:fgsm", first(0.4)),
         cell("artq:multi-targeted", first(0.32), params={"max_iter": 20}),
+        cell("artq:apgd-margin", first(0.32), params={"max_iter": 50}),
     ]
-    one_group = judged(extra=direction)
-    assert {"one-step-beats-many", "targeted-attack"} <= fired(one_group) and one_group.verdict == "NOT_REFUTED"
-    two = judged(extra=[direction[0], long])
-    assert {"one-step-beats-many", "more-steps"} <= fired(two) and two.verdict == "SUSPECT"
+    result = judged(extra=direction)
+    assert {"one-step-beats-many", "more-steps"} <= fired(result) and result.verdict == "NOT_REFUTED"
+    assert not any(f.decides for f in result.findings if f.id in ("one-step-beats-many", "more-steps"))
+
+
+def test_an_attack_without_a_limit_that_fails_is_a_suspicion():
+    grey = cell("artq:apgd-margin", first(0.5, 50), eps=0.5, rows=range(50))
+    assert judged(extra=[grey]).verdict == "SUSPECT"
 
 
 def test_an_ordinary_attack_that_is_fooled_on_many_images_is_a_suspicion():
     assert judged(claimed=0.8, found=0.4).verdict == "SUSPECT"
+    assert judged(claimed=0.8, found=0.6).verdict == "NOT_REFUTED"
     # Cross-entropy is blunt where logits are small.
     assert judged(claimed=0.8, found=0.4, shown={"margin": 0.5}).verdict == "NOT_REFUTED"
 
@@ -209,21 +246,19 @@ def test_a_random_model_whose_single_gradients_disagree_is_masked_where_their_me
 @pytest.mark.parametrize(
     ("coherence", "found", "params", "verdict"),
     [
-        (0.5, 0.4, {}, "MASKED"),
+        (0.5, 0.4, {}, "NOT_REFUTED"),  # a gap, and the control experiment found nothing: a weak attack
         (0.5, 0.5, {}, "NOT_REFUTED"),  # noise, and nobody gets further
         (0.95, 0.4, {}, "NOT_REFUTED"),  # a gap, and hardly any noise
         (0.5, 0.4, {"eot_iter": 16}, "NOT_REFUTED"),  # the claimed attack averages
     ],
 )
-def test_a_claim_that_follows_noise_and_is_too_high_is_masked_unless_its_attack_averages(
-    coherence, found, params, verdict
-):
+def test_noise_is_settled_by_a_mean_gradient_that_finds_nothing(coherence, found, params, verdict):
     result = judged(
         found=found,
         shown={"coherence": coherence},
         facts={"random": True},
         params=params,
-        extra=[cell("artq:eot", first(0.5))],
+        extra=[cell("artq:eot", first(0.5)), cell("artq:eot", 0.0, eps=0.2, rows=range(20))],
     )
     assert result.verdict == verdict
 

@@ -1,0 +1,50 @@
+"""Whether a control experiment applies to a model and its claim. The steps and the controls ask the same functions.
+
+Each returns the reason why it does not apply, and ``""`` where it does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from art_qplugins.attacks.catalogue import ATTACKS
+from art_qplugins.diagnostics.model_records import ModelRecords
+from art_qplugins.diagnostics.thresholds import LARGE_GAP, SMALL_GAP
+
+__all__ = ["mean_gradient", "repair", "scale"]
+
+#: No other gradient is expected to help above this fidelity and this cosine of two gradients in the ball.
+_FAITHFUL, _ALIGNED = 0.8, 0.75
+
+
+def scale(records: ModelRecords) -> str:
+    """For the claimed attack on logits times a constant."""
+    gap = records.logit_gap
+    if ATTACKS[records.claimed.cell.attack].ignores_scale:
+        return "the loss of the claimed attack does not depend on the scale of the logits"
+    if not np.isfinite(gap):
+        return "the gap of the two largest logits is not finite"
+    if SMALL_GAP <= gap <= LARGE_GAP:
+        return f"the gap of the two largest logits, {gap:.3g}, is neither large nor small"
+    return ""
+
+
+def repair(records: ModelRecords) -> str:
+    """For attacks along another gradient than the model's own."""
+    facts = records.facts
+    if any(facts.get(name) for name in ("quantizers", "blocking", "lost")) or not facts.get("reaches_pixels", True):
+        return ""
+    if _median(records, "fidelity") >= _FAITHFUL and _median(records, "alignment") >= _ALIGNED:
+        return "the gradient is faithful, and the model has no quantizer and no other operation to replace"
+    return ""
+
+
+def mean_gradient(records: ModelRecords) -> str:
+    """For attacks along the mean gradient over draws."""
+    return "" if records.facts.get("random") else "the model is not random"
+
+
+def _median(records: ModelRecords, column: str) -> float:
+    """Over all images. It is NaN where nothing was measured, and then nothing is known to be faithful."""
+    values = records.clean.column(column)
+    return float(np.nanmedian(values)) if not np.isnan(values).all() else float("nan")
