@@ -16,9 +16,19 @@ from art_qplugins.diagnostics.measurements import findings_of, measure_all
 from art_qplugins.diagnostics.model_records import ModelRecords, records_of
 from art_qplugins.diagnostics.summary import lower_first, summary
 from art_qplugins.diagnostics.thresholds import MATERIAL
-from art_qplugins.diagnostics.verdict import decide, explanations, invalidating
+from art_qplugins.diagnostics.verdict import decide, invalidating, mechanisms
 from art_qplugins.evaluation.outcome import Outcome, robust_at, worst_case
-from art_qplugins.evaluation.records import Claim, Finding, Interval, Layer, ModelResult, Robust, Step, Verdict
+from art_qplugins.evaluation.records import (
+    Claim,
+    Finding,
+    Interval,
+    Layer,
+    Mechanism,
+    ModelResult,
+    Robust,
+    Step,
+    Verdict,
+)
 from art_qplugins.evaluation.significance import clustered_bootstrap
 
 __all__ = ["assess", "verdict_of"]
@@ -34,6 +44,7 @@ class _Judgement:
     summary: str
     claim: Claim = _NO_CLAIM
     findings: Sequence[Finding] = ()
+    mechanisms: Sequence[Mechanism] = ()
     layer: Layer | None = None
 
 
@@ -75,6 +86,7 @@ def assess(
         summary=judgement.summary,
         claim=judgement.claim,
         findings=list(judgement.findings),
+        mechanisms=list(judgement.mechanisms),
         steps=list(steps),
         layer=judgement.layer,
     )
@@ -103,11 +115,12 @@ def _judge(
         return _invalid(reasons, kept)
     robust = robust_at(outcomes, claimed.cell.norm, claimed.cell.eps)
     claim = _claim(records, robust, claimed_accuracy, measurements["attack-gap"])
-    explaining = explanations(measurements)
-    verdict = decide(measurements, explained=bool(explaining), interval=robust.interval)
+    ended = mechanisms(measurements)
+    verdict = decide(measurements, ended, interval=robust.interval)
     layer = _layer(records)
-    words = summary(verdict, records, claim, [findings[mechanism] for mechanism, _ in explaining], layer)
-    return _Judgement(verdict=verdict, summary=words, claim=claim, findings=kept, layer=layer)
+    proved = [findings[mechanism.id] for mechanism in ended if mechanism.end == "proved"]
+    words = summary(verdict, records, claim, proved, layer)
+    return _Judgement(verdict=verdict, summary=words, claim=claim, findings=kept, mechanisms=ended, layer=layer)
 
 
 def _validity(records: ModelRecords) -> list[Finding]:

@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics import applicable
-from art_qplugins.diagnostics.indicators import INDICATORS
 from art_qplugins.diagnostics.measurements import measure_all
 from art_qplugins.diagnostics.state import DiagnosisState
 from art_qplugins.diagnostics.thresholds import LARGE_GAP
-from art_qplugins.diagnostics.verdict import open_mechanisms
+from art_qplugins.diagnostics.verdict import mechanisms
 from art_qplugins.evaluation.cell import CellSpec
 
 __all__ = ["STEPS", "DiagnosisStep"]
@@ -179,7 +178,7 @@ def _power(state: DiagnosisState) -> Plan:
     """The controls of mechanisms that are open, at a larger eps on images that they did not break."""
     records, claim = state.records, state.claim
     measurements = measure_all(records)
-    controls = {c for name in open_mechanisms(measurements) for c in INDICATORS[name].decides.controls}
+    controls = {c for m in mechanisms(measurements) if m.end == "open" for c in m.controls}
     silent = [c for c in _CONTROLS if c in controls and measurements[c].answer == "silent"]
     if not silent:
         return "no mechanism is open that a silent control experiment could settle"

@@ -6,16 +6,16 @@ attack was weak. The claim is about a number. It is judged in ``model_result.py`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from art_qplugins.diagnostics.indicator import Measurement
 from art_qplugins.diagnostics.indicators import INDICATORS
 from art_qplugins.diagnostics.rules import Rule
-from art_qplugins.evaluation.records import Interval, Verdict
+from art_qplugins.evaluation.records import End, Interval, Mechanism, Verdict
 
-__all__ = ["decide", "explanations", "invalidating", "open_mechanisms"]
+__all__ = ["decide", "invalidating", "mechanisms"]
 
 #: A mechanism explains newly broken images if it is present on at least this share of them.
 _EXPLAINS = 0.5
@@ -33,13 +33,30 @@ def invalidating(measurements: _Measurements) -> list[str]:
     return [name for name, rule in _fired(measurements).items() if rule.alone == "INVALID"]
 
 
-def explanations(measurements: _Measurements) -> list[tuple[str, str]]:
-    """(mechanism, control): both fired, and the mechanism is present on most of the images that the control newly broke."""
-    found = []
-    for name, rule in _fired(measurements).items():
-        controls = [c for c in rule.controls if _explains(measurements[name], measurements.get(c, _NOT_RUN))]
-        found += [(name, control) for control in controls[:1]]
-    return found
+def mechanisms(measurements: _Measurements) -> list[Mechanism]:
+    """The mechanisms that fired, each with its end by the table in ``rules.py``."""
+    fired = _fired(measurements)
+    return [_ended(name, rule, measurements) for name, rule in fired.items() if _is_mechanism(name, rule, measurements)]
+
+
+def _is_mechanism(name: str, rule: Rule, measurements: _Measurements) -> bool:
+    """A control that is its own mechanism is one only where it says on which images."""
+    itself = set(rule.controls) == {name}
+    return measurements[name].present is not None if itself else INDICATORS[name].class_ == "M" or bool(rule.controls)
+
+
+def _ended(name: str, rule: Rule, measurements: _Measurements) -> Mechanism:
+    answers = {control: measurements.get(control, _NOT_RUN) for control in rule.controls}
+
+    def first(wanted: Callable[[Measurement], bool]) -> str | None:
+        return next((control for control, answer in answers.items() if wanted(answer)), None)
+
+    proof = first(lambda control: _explains(measurements[name], control))
+    apart = first(lambda control: bool(control.fired))
+    settled = first(lambda control: control.answer == "silent" and control.settles)
+    ends: list[tuple[End, str | None]] = [("proved", proof), ("apart", apart), ("settled", settled)]
+    end, control = next(((end, control) for end, control in ends if control is not None), ("open", None))
+    return Mechanism(id=name, end=end, control=control, controls=list(rule.controls))
 
 
 def _explains(mechanism: Measurement, control: Measurement) -> bool:
@@ -48,42 +65,22 @@ def _explains(mechanism: Measurement, control: Measurement) -> bool:
     return bool(np.mean(mechanism.present[control.broke]) >= _EXPLAINS)
 
 
-def open_mechanisms(measurements: _Measurements) -> list[str]:
-    """Mechanisms that fired, and that no control experiment proved or settled."""
-    proved = {mechanism for mechanism, _ in explanations(measurements)}
-    return [
-        name
-        for name, rule in _fired(measurements).items()
-        if _is_mechanism(name, rule) and name not in proved and not _settled(measurements, rule)
-    ]
-
-
-def _is_mechanism(name: str, rule: Rule) -> bool:
-    """A control that is its own mechanism has no other to wait for."""
-    return INDICATORS[name].class_ == "M" or bool(set(rule.controls) - {name})
-
-
-def _settled(measurements: _Measurements, rule: Rule) -> bool:
-    """Whether no control fired, and one found nothing where it could have found something."""
-    controls = [measurements.get(name, _NOT_RUN) for name in rule.controls]
-    return not any(c.fired for c in controls) and any(c.answer == "silent" and c.settles for c in controls)
-
-
-def decide(measurements: _Measurements, *, explained: bool, interval: Interval) -> Verdict:
+def decide(measurements: _Measurements, ended: Sequence[Mechanism], *, interval: Interval) -> Verdict:
     """The verdict on a claim that was measured.
 
-    :param explained: whether a mechanism and its control experiment explain the gap.
+    :param ended: the mechanisms that fired.
     :param interval: 95 % interval of the corrected accuracy.
     """
-    if explained:
+    if any(mechanism.end == "proved" for mechanism in ended):
         return "MASKED"
-    alone = {name for name, rule in _fired(measurements).items() if rule.alone == "SUSPECT"}
+    fired = _fired(measurements)
+    alone = {name for name, rule in fired.items() if rule.alone == "SUSPECT"}
     if _scale_settles_underflow(measurements):
         alone.discard("loss-underflow")
-    if alone or any(INDICATORS[name].decides.alone is None for name in open_mechanisms(measurements)):
+    if alone or any(m.end != "settled" and fired[m.id].alone is None for m in ended):
         return "SUSPECT"
     skipped = any(i.decides.required and measurements[i.name].answer == "not run" for i in INDICATORS.values())
-    failed = any(rule.alone == "INCONCLUSIVE" for rule in _fired(measurements).values())
+    failed = any(rule.alone == "INCONCLUSIVE" for rule in fired.values())
     if failed or skipped or not (interval[1] - interval[0]) / 2 <= _TOO_WIDE:
         return "INCONCLUSIVE"
     return "NOT_REFUTED"

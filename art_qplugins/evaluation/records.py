@@ -31,6 +31,7 @@ Norm = Literal["Linf", "L2", "L1", "L0"]
 Verdict = Literal["INVALID", "MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE"]
 FindingClass = Literal["P", "M", "S", "V"]
 Answer = Literal["fired", "silent", "does not apply", "not run"]
+End = Literal["proved", "settled", "open", "apart"]
 Role = Literal["clean", "attack", "probe"]
 
 
@@ -136,6 +137,15 @@ class Finding(Record):
         return given
 
 
+class Mechanism(Record):
+    """A mechanism that was found, and how its control experiments ended."""
+
+    id: str  # of its finding
+    end: End  # as in diagnostics/rules.py
+    control: str | None = None  # the finding of the control experiment that decided it
+    controls: list[str] = []  # all its control experiments
+
+
 class Claim(Record):
     """The number under test, and the worst case over the attacks that were run."""
 
@@ -202,6 +212,7 @@ class ModelResult(Record):
     summary: str  # the verdict in a few sentences
     claim: Claim
     findings: list[Finding]
+    mechanisms: list[Mechanism] = []  # those that were found; none in records of earlier versions
     steps: list[Step] = []
     layer: Layer | None = None
     spent: Spent | None = None  # on all cells, including the diagnosis

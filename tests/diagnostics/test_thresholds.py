@@ -15,7 +15,7 @@ from art_qplugins.diagnostics import INDICATORS
 from art_qplugins.diagnostics.indicator import Measurement
 from art_qplugins.diagnostics.model_records import records_of
 from art_qplugins.diagnostics.thresholds import by_trying_again
-from art_qplugins.diagnostics.verdict import decide, explanations
+from art_qplugins.diagnostics.verdict import decide, mechanisms
 
 IMAGES = np.arange(N)
 
@@ -246,18 +246,20 @@ def test_cross_entropy_that_is_nearly_flat_misleads_nobody():
 # --- The verdict
 
 
-def explained(share, proof="logit-scale"):
-    """A mechanism on this share of 8 newly broken images."""
+def ended(share, control="logit-scale"):
+    """A mechanism on this share of 8 newly broken images: how it ends."""
     nothing = {name: Measurement(False, None, "") for name in INDICATORS}
     broke = IMAGES < 8
     mechanism = Measurement(True, 1.0, "", present=8 * share > IMAGES)
-    return explanations({**nothing, "large-logits": mechanism, proof: Measurement(True, 1.0, "", broke=broke)})
+    fired = Measurement(True, 1.0, "", broke=broke)
+    (found,) = mechanisms({**nothing, "gradient-underflow": mechanism, control: fired})
+    return found.end, found.control
 
 
 def test_a_mechanism_explains_if_it_is_on_half_of_the_images_that_broke():
-    assert explained(3 / 8) == []
-    assert explained(4 / 8) == [("large-logits", "logit-scale")]
-    assert explained(8 / 8, proof="black-box-search") == []  # the control experiment of another mechanism
+    assert ended(3 / 8) == ("apart", "logit-scale")
+    assert ended(4 / 8) == ("proved", "logit-scale")
+    assert ended(8 / 8, control="transfer") == ("settled", "logit-scale")  # the control experiment of another mechanism
 
 
 @pytest.mark.parametrize(
@@ -266,7 +268,7 @@ def test_a_mechanism_explains_if_it_is_on_half_of_the_images_that_broke():
 )
 def test_an_interval_of_more_than_ten_points_to_either_side_is_inconclusive(interval, verdict):
     silent = {name: Measurement(False, 0.0, "") for name in INDICATORS}
-    assert decide(silent, explained=False, interval=interval) == verdict
+    assert decide(silent, [], interval=interval) == verdict
 
 
 def test_a_number_from_elsewhere_is_overstated_from_above_the_interval():
@@ -302,8 +304,8 @@ def test_a_loss_of_zero_is_not_settled_where_the_logits_were_not_divided():
 def test_silence_without_a_required_indicator_is_inconclusive(name):
     silent = {other: Measurement(False, 0.0, "") for other in INDICATORS}
     unknown = {**silent, name: Measurement(None, None, "")}
-    assert decide(silent, explained=False, interval=(0.5, 0.6)) == "NOT_REFUTED"
-    assert decide(unknown, explained=False, interval=(0.5, 0.6)) == "INCONCLUSIVE"
+    assert decide(silent, [], interval=(0.5, 0.6)) == "NOT_REFUTED"
+    assert decide(unknown, [], interval=(0.5, 0.6)) == "INCONCLUSIVE"
 
 
 def test_a_random_models_image_counts_from_half_of_its_draws():
