@@ -1,8 +1,8 @@
 """The ``artq`` command: it parses arguments, shows results and sets the exit status. Heavy imports are lazy.
 
 Exit status: 0 done. 1: a cell failed, ``artq replay`` found an image that does not break the model, or ``artq compare``
-found a difference beyond ``--fail-on``. 2: bad input (one line on stderr). 3: ``artq diagnose`` found MASKED or INVALID.
-130: interrupted.
+found a difference beyond ``--fail-on``. 2: bad input (one line on stderr). 3: ``artq diagnose`` found INVALID, or a number
+that is too high because gradients are hidden, or what its ``--fail-on`` names. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from art_qplugins.terminal.arguments import (
     AnyPath,
     given_options,
 )
+from art_qplugins.terminal.fail_on import fails, verdicts_to_fail_on
 from art_qplugins.terminal.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -133,6 +134,13 @@ def run(
     metavar="B",
     help="Gradient evaluations per image to spend.  [default: no limit]",
 )
+@click.option(
+    "--fail-on",
+    metavar="VERDICT,...",
+    callback=verdicts_to_fail_on,
+    help="Exit with status 3 on these: masked, overstated, suspect, inconclusive, invalid.  [default: invalid, and masked "
+    "where the claimed number is too high]",
+)
 @EXECUTOR
 @WORKERS
 @ADDRESS
@@ -149,12 +157,13 @@ def diagnose(
     executor: Literal["serial", "ray"],
     workers: int | None,
     address: str | None,
+    fail_on: frozenset[str] | None,
     **about_model: Any,
 ) -> None:
     """Test the robustness claims of a recipe, or of any torch module.
 
-    Exit status 3 where a verdict is MASKED or INVALID, so that a CI job can depend on it. Example: artq diagnose --model
-    mypackage.models:make_net --checkpoint weights.safetensors --data cifar10 --eps 8/255 --claimed 0.52
+    Exit status 3 where a verdict is INVALID, or where hidden gradients made a claimed number too high, so that a CI job can
+    depend on it. Example: artq diagnose --model mypackage.models:make_net --checkpoint weights.safetensors --data cifar10 --eps 8/255 --claimed 0.52
     """
     if (recipe is None) == (model is None):
         raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
@@ -181,7 +190,7 @@ def diagnose(
     for result in found.models:
         show_diagnosis(result, written)
     show_results(found, progress)
-    if any(m.verdict in ("MASKED", "INVALID") for m in found.models):
+    if any(fails(m, fail_on) for m in found.models):
         sys.exit(3)
     if found.results.status != "success":
         sys.exit(1)
@@ -308,6 +317,15 @@ def list_names(kind: str | None) -> None:
     from art_qplugins.terminal.registries import show_registries
 
     show_registries(kind)
+
+
+@artq.command()
+@click.argument("name", required=False)
+def explain(name: str | None) -> None:
+    """Explain a verdict or a check, e.g. MASKED or logit-scale. Without NAME, the whole table of the diagnosis."""
+    from art_qplugins.terminal.explain import show_explanation
+
+    show_explanation(name)
 
 
 @artq.command()

@@ -103,7 +103,7 @@ def _own(name: str) -> str:
 
 def _view(index: int, model: ModelResult, run: Run, figures: Figures) -> _ModelView:
     at = select.threat(model, run.results)
-    outcomes = [words.OUTCOMES[finding.fired] for finding in model.findings]
+    outcomes = [words.OUTCOMES[finding.answer] for finding in model.findings]
     findings = words.ordered(model.findings)
     return _ModelView(
         anchor=f"model-{index + 1}",
@@ -148,7 +148,7 @@ def _checks(findings: list[Finding]) -> list[tuple[str, dict[str, list[tuple[int
         rows = [(row, finding) for row, finding in enumerate(findings, 1) if words.check_class(finding) == name]
         if rows:
             outcomes = words.OUTCOMES.items()
-            table.append((name, {word: [r for r in rows if r[1].fired is fired] for fired, word in outcomes}))
+            table.append((name, {word: [r for r in rows if r[1].answer == answer] for answer, word in outcomes}))
     return table
 
 

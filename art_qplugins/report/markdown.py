@@ -89,6 +89,7 @@ def _model(model: ModelResult, run: Run) -> list[str]:
     parts = [f"## {_text(model.name)}", _text(model.description), f"**{words.verdict(model.verdict)}.** "]
     parts[-1] += _text(words.VERDICTS[model.verdict].short)
     parts.append(_text(model.summary))
+    parts += [_text(f"{what} {shown} ({end})") for what, shown, end in words.reasons(model)]
     if model.evidence:
         parts.append(f"Evidence: {_text(model.evidence)}")
     if model.steps:
@@ -100,7 +101,7 @@ def _model(model: ModelResult, run: Run) -> list[str]:
 def _checks(model: ModelResult) -> list[str]:
     rows = [
         [
-            words.OUTCOMES[finding.fired],
+            words.OUTCOMES[finding.answer],
             f"{finding.id}: {finding.title}",
             words.class_of(finding),
             finding.evidence,

@@ -8,7 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from art_qplugins.evaluation.records import Cell, Claim, Finding, Interval, Layer, ModelResult, Results, Verdict
+from art_qplugins.evaluation.records import (
+    Answer,
+    Cell,
+    Claim,
+    End,
+    Finding,
+    Interval,
+    Layer,
+    ModelResult,
+    Results,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from art_qplugins.report.select import OnGrid
@@ -114,7 +125,7 @@ class Meaning:
 
     :ivar sign: tells badges apart without their colours.
     :ivar short: one line, next to the verdict.
-    :ivar long: for "How to read this".
+    :ivar long: for "How to read this", and for a reader who has met none of its words.
     """
 
     sign: str
@@ -130,21 +141,24 @@ VERDICTS: dict[Verdict, Meaning] = {
     ),
     "MASKED": Meaning(
         sign="✕",
-        short="The claimed robustness is an illusion. The model hides its gradients, and another attack breaks it.",
-        long="There is a proof and a mechanism on the same images. The proof is another attack that succeeds where the "
-        "claimed attack fails. The mechanism is a cause that hides the gradient.",
+        short="The model hides its gradients: attacks that follow them fail, and another way in succeeds.",
+        long="An attack finds adversarial images by following the gradient: for each pixel, the direction that makes the "
+        "answer worse. The gradient of this model is zero or points the wrong way. Attacks that follow it stand still, and "
+        "images survive that the model gets wrong. A control experiment took away what hides the gradient and nothing "
+        "else, and these images broke. So they survived because the attack was blind, and not because the model is robust.",
     ),
     "SUSPECT": Meaning(
         sign="?",
         short="There are signs of hidden gradients. It is not proven that they explain a gap.",
-        long="There is a mechanism that hides gradients, or an attack that breaks more images without them, but not both on "
-        "the same images. Treat the number as doubtful.",
+        long="Something hides the gradient, and no control experiment could settle whether images survive because of it. Or "
+        "an attack breaks images without the gradient, and nothing explains why the gradient missed them. Treat the number "
+        "as doubtful.",
     ),
     "NOT_REFUTED": Meaning(
         sign="○",
         short="No check that was run shows hidden gradients. That is not a proof of robustness.",
-        long="The checks were run, and none of them shows masking. The number stays an upper bound. A better attack may "
-        "still lower it.",
+        long="The checks were run, and none of them shows hidden gradients, or a control experiment settled what they "
+        "found. The number stays an upper bound. A better attack may still lower it.",
     ),
     "INCONCLUSIVE": Meaning(
         sign="…",
@@ -158,29 +172,48 @@ CLAIMS = {"HOLDS": "holds so far", "OVERSTATED": "overstated", "NONE": "none mad
 
 CLAIM_BADGES = {"HOLDS": "○ HOLDS", "OVERSTATED": "✕ OVERSTATED", "NONE": "NO CLAIM"}
 
-CLASSES = {"P": "proof", "M": "mechanism", "S": "symptom", "V": "validity"}
+CLASSES = {"P": "control experiment", "M": "mechanism", "S": "symptom", "V": "validity"}
+
+#: A check on which no verdict depends.
+NOTE = "note"
 
 #: Symptoms of this group are about the claimed attack. They say nothing about the model.
 ABOUT_THE_ATTACK = "claimed attack"
 
 #: The classes of checks, in the order in which they are shown.
-CHECK_CLASSES = ("proof", "mechanism", "symptom", ABOUT_THE_ATTACK, "validity")
+CHECK_CLASSES = (*CLASSES.values(), ABOUT_THE_ATTACK, NOTE)
 
-#: Keys are ``Finding.fired``. A check that was not run did not pass, so it has its own name.
-OUTCOMES = {True: "found", False: "not found", None: "not run"}
-SIGNS = {True: "✕", False: "✓", None: "–"}
+#: A check that was not run did not pass, and one that does not apply had nothing to test. Each has its own name.
+OUTCOMES: dict[Answer, str] = {
+    "fired": "found",
+    "silent": "not found",
+    "does not apply": "does not apply",
+    "not run": "not run",
+}
+SIGNS: dict[Answer, str] = {"fired": "✕", "silent": "✓", "does not apply": "·", "not run": "–"}
+
+#: The ends of a mechanism, as in the table of the diagnosis.
+ENDS: dict[End, str] = {
+    "proved": "proved: with the mechanism taken away, the same images break",
+    "apart": "not explained: a control experiment broke other images",
+    "settled": "settled: a control experiment that could have found something found nothing",
+    "open": "open: no control experiment could have found anything",
+}
 
 
 def check_class(finding: Finding) -> str:
     """The class of a check, one of ``CHECK_CLASSES``."""
-    about_attack = finding.class_ == "S" and finding.group == ABOUT_THE_ATTACK
-    return ABOUT_THE_ATTACK if about_attack else CLASSES[finding.class_]
+    if finding.class_ == "S" and finding.group == ABOUT_THE_ATTACK:
+        return ABOUT_THE_ATTACK
+    return CLASSES[finding.class_] if finding.decides else NOTE
 
 
 def class_of(finding: Finding) -> str:
     """The same in full, for a table without headings by class."""
     about = check_class(finding)
-    return "symptom of the claimed attack, not of the model" if about == ABOUT_THE_ATTACK else about
+    if about == ABOUT_THE_ATTACK:
+        return "symptom of the claimed attack, not of the model"
+    return "note, on which the verdict does not depend" if about == NOTE else about
 
 
 def verdict(name: Verdict) -> str:
@@ -220,9 +253,30 @@ def measurement(finding: Finding) -> str:
 
 
 def ordered(findings: list[Finding]) -> list[Finding]:
-    """Sort found, not found, not run. Each group is sorted by proof, mechanism, symptom, validity."""
-    outcome, class_ = list(OUTCOMES), list(CLASSES)
-    return sorted(findings, key=lambda finding: (outcome.index(finding.fired), class_.index(finding.class_)))
+    """Sort by outcome. Each group is sorted by class, notes last."""
+    outcome = list(OUTCOMES)
+    return sorted(findings, key=lambda f: (outcome.index(f.answer), CHECK_CLASSES.index(check_class(f))))
+
+
+def reasons(model: ModelResult) -> list[tuple[str, str, str]]:
+    """For each mechanism that was found: what hides the gradient, what its control experiment showed, how that ended."""
+    findings = {finding.id: finding for finding in model.findings}
+    told = []
+    for mechanism in model.mechanisms:
+        found, control = findings.get(mechanism.id), findings.get(mechanism.control or "")
+        if found is None:
+            continue
+        tried = ", ".join(mechanism.controls) or "none"
+        shown = f"None of its control experiments decided it: {tried}." if control is None else control.evidence
+        what = "" if found is control else f"{found.title}. {found.evidence}"
+        told.append((what or f"{found.title}.", shown, ENDS[mechanism.end]))
+    return told
+
+
+def remedies(model: ModelResult) -> list[str]:
+    """What to do about the mechanisms that were proved, each once."""
+    proved = {mechanism.id for mechanism in model.mechanisms if mechanism.end == "proved"}
+    return list(dict.fromkeys(finding.mitigation for finding in model.findings if finding.id in proved))
 
 
 def headline(results: Results) -> str:
@@ -230,8 +284,8 @@ def headline(results: Results) -> str:
     models = results.models
     if not models:
         return "This run holds no finished model yet."
-    masked = [model for model in models if model.verdict == "MASKED"]
     overstated = [model for model in models if model.claim.status == "OVERSTATED"]
+    masked = [model for model in overstated if model.verdict == "MASKED"]
     if masked:
         return _wrong(
             masked, len(models), "shows robustness that is an illusion", "show robustness that is an illusion"
@@ -253,6 +307,7 @@ def _wrong(wrong: list[ModelResult], of: int, what: str, plural: str) -> str:
 def _doubtful(models: list[ModelResult]) -> str:
     rest = {
         "INVALID": ("could not be evaluated", "could not be evaluated"),
+        "MASKED": ("hides its gradients, and its number is not too high", "hide their gradients"),
         "SUSPECT": ("shows signs of hidden gradients", "show signs of hidden gradients"),
     }
     for name, (what, plural) in rest.items():

@@ -117,23 +117,25 @@ def _facts(model: ModelResult) -> Iterable[tuple[str, str]]:
         yield "at most", f"{words.accuracy(claim.corrected, claim.interval)}{f', {over}' if over else ''}"
     if model.layer is not None:
         yield "lost at", words.layer(model.layer)
+    for mechanism in model.mechanisms:
+        yield mechanism.end, f"{mechanism.id}{f', by {mechanism.control}' if mechanism.control else ''}"
     for outcome, word in words.OUTCOMES.items():
-        some = [f for f in words.ordered(model.findings) if f.fired is outcome]
+        some = [f for f in words.ordered(model.findings) if f.answer == outcome]
         if not some:
             continue
-        if outcome:
+        if outcome == "fired":
             # One finding per line, because their names matter to the reader.
-            told = [
-                f"{f.id} {f.title}{' (a symptom of that attack, not of the model)' if _of_attack(f) else ''}"
-                for f in some
-            ]
+            told = [f"{f.id} {f.title}{_aside(f)}" for f in some]
             yield word, "\n".join(told)
         else:
             yield word, f"{len(some)}: {' '.join(f.id for f in some)}"
 
 
-def _of_attack(finding: Finding) -> bool:
-    return words.check_class(finding) == words.ABOUT_THE_ATTACK
+def _aside(finding: Finding) -> str:
+    """What a finding does not bear on, in brackets."""
+    if words.check_class(finding) == words.ABOUT_THE_ATTACK:
+        return " (a symptom of that attack, not of the model)"
+    return "" if finding.decides else " (a note)"
 
 
 def _steps(rows: Sequence[steps.StepRow], width: int) -> Iterable[str]:
