@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al. 2016) in its form for 32x32: a 3x3 stem with stride 1 and no max-pooling."""
+"""Residual networks (He et al. 2016) in their form for 32x32: a 3x3 stem with stride 1 and no max-pooling."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from art_qplugins.domains import check
 from art_qplugins.models.common import WIDTH, check_sizes, he_init
 
-__all__ = ["BasicBlock", "ResNet18"]
+__all__ = ["BasicBlock", "ResNet8", "ResNet18"]
 
 
 class BasicBlock(nn.Module):
@@ -34,8 +34,47 @@ class BasicBlock(nn.Module):
         return out
 
 
-class ResNet18(nn.Module):
-    """A convolution, four groups of two blocks, global average pooling, a linear layer.
+class _ResNet(nn.Module):
+    """A convolution, groups of blocks, global average pooling, a linear layer. Each group but the first halves the image.
+
+    :param blocks: the number of blocks in each group. Each group has twice as many channels as the one before.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        nb_classes: int,
+        *,
+        blocks: tuple[int, ...],
+        width: int,
+        activation: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        channels, *_ = check_sizes(input_shape, nb_classes, activation, side=2 ** (len(blocks) - 1))
+        width = check("width", width, WIDTH)
+        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.act = activation()
+        self._groups = [f"group{i}" for i, _ in enumerate(blocks, 1)]
+        inner, outer = width, width
+        for name, count in zip(self._groups, blocks, strict=True):
+            first = BasicBlock(inner, outer, 1 if name == "group1" else 2, activation=activation)
+            others = (BasicBlock(outer, outer, 1, activation=activation) for _ in range(count - 1))
+            self.add_module(name, nn.Sequential(first, *others))
+            inner, outer = outer, 2 * outer
+        self.fc = nn.Linear(inner, nb_classes)
+        he_init(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn(self.conv(x)))
+        for name in self._groups:
+            x = self.get_submodule(name)(x)
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+class ResNet18(_ResNet):
+    """Four groups of two blocks.
 
     :param input_shape: (C, H, W), H and W at least 8.
     :param nb_classes: number of logits.
@@ -51,28 +90,26 @@ class ResNet18(nn.Module):
         width: int = 64,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
-        super().__init__()
-        channels, *_ = check_sizes(input_shape, nb_classes, activation, side=8)
-        width = check("width", width, WIDTH)
+        super().__init__(input_shape, nb_classes, blocks=(2, 2, 2, 2), width=width, activation=activation)
 
-        def group(channels: int, width: int, stride: int) -> nn.Sequential:
-            return nn.Sequential(
-                BasicBlock(channels, width, stride, activation=activation),
-                BasicBlock(width, width, 1, activation=activation),
-            )
 
-        self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.act = activation()
-        self.group1 = group(width, width, 1)
-        self.group2 = group(width, 2 * width, 2)
-        self.group3 = group(2 * width, 4 * width, 2)
-        self.group4 = group(4 * width, 8 * width, 2)
-        self.fc = nn.Linear(8 * width, nb_classes)
-        he_init(self)
+class ResNet8(_ResNet):
+    """Three groups of one block: the paper's network for CIFAR-10 with 6n + 2 layers, n = 1 (section 4.2).
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.bn(self.conv(x)))
-        x = self.group4(self.group3(self.group2(self.group1(x))))
-        logits: Tensor = self.fc(x.mean((2, 3)))
-        return logits
+    Shortcuts that change the shape are 1x1 convolutions (option B), as in the deeper networks of the paper.
+
+    :param input_shape: (C, H, W), H and W at least 4.
+    :param nb_classes: number of logits.
+    :param width: channels of the first group; the last has four times as many.
+    :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        nb_classes: int,
+        *,
+        width: int = 16,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__(input_shape, nb_classes, blocks=(1, 1, 1), width=width, activation=activation)

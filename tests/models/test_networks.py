@@ -73,6 +73,15 @@ ROWS = [
         layers=f"{VGG} fc",
     ),
     Row(
+        name="resnet8",
+        small={"width": 4},
+        slots=7,
+        weights=10,
+        # The stem, three groups, the linear layer, and two 1x1 shortcuts, which option A would not have.
+        published={464 + 4_672 + 13_952 + 55_552 + 650 + (576 + 2_176): {}},
+        layers="conv bn act group1 group2 group3 fc",
+    ),
+    Row(
         name="resnet18",
         small={"width": 4},
         slots=17,
