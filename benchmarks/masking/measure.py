@@ -77,7 +77,7 @@ def _renamed(record: Record) -> Record:
     return renamed
 
 
-def _quiet() -> None:
+def quiet() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
 
@@ -93,7 +93,7 @@ def run_all(
             except Exception:
                 yield job, None, traceback.format_exc()
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_quiet) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=quiet) as pool:
         futures = {pool.submit(work, job): job for job in jobs}
         for future in as_completed(futures):
             error = future.exception()
@@ -158,7 +158,7 @@ def _progress(done: Iterable[tuple[Job, Record | None, str | None]], line: Calla
 
 def main() -> None:
     arguments = _arguments()
-    _quiet()
+    quiet()
     jobs = _chosen(arguments)
     if arguments.check:
         records = list(_progress(run_all(check, jobs, arguments.workers), lambda r: check_table([r])[-2]))
