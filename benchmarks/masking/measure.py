@@ -59,7 +59,7 @@ def read(path: Path, current: str | None) -> dict[Key, Record]:
     if not path.exists():
         return {}
     lines = [_renamed(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {(r["row"], r["dataset"], r["seed"]): r for r in lines if current in (None, r["version"])}
+    return {(r["row"], r["dataset"], r["seed"], r.get("n", IMAGES)): r for r in lines if current in (None, r["version"])}
 
 
 def _renamed(record: Record) -> Record:
@@ -171,7 +171,7 @@ def main() -> None:
     if not arguments.report_only:
         for measured in _progress(run_all(measure, open_jobs, arguments.workers), _line):
             record = {"version": current, **measured}
-            done[record["row"], record["dataset"], record["seed"]] = record
+            done[record["row"], record["dataset"], record["seed"], record["n"]] = record
             with arguments.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
     print(report([done[j.key] for j in jobs if j.key in done], arguments.n))

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from art_qplugins import Dataset, load
 
-__all__ = ["DATASETS", "Net", "Shape", "Site", "network"]
+__all__ = ["CLASSES", "DATASETS", "Net", "Shape", "Site", "network"]
 
-DATASETS = ("digits", "mnist")
+DATASETS = ("digits", "mnist", "cifar10")
 CLASSES = 10
+#: In the data folder, as images in ``CLASS/FILE``.
+_FOLDERS = {"cifar10": "folder:cifar10-jpeg"}
 _TRAIN_IMAGES = 10_000  # at most; digits has 1,198
 
 
@@ -39,7 +41,7 @@ class Site:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        return (1, 8, 8) if self.dataset == "digits" else (1, 28, 28)
+        return {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[self.dataset]
 
     def train(self) -> tuple[Tensor, Tensor]:
         """x (N, C, H, W) in [0, 1], y (N,)."""
@@ -52,7 +54,7 @@ class Site:
 
 @functools.lru_cache(maxsize=8)
 def _images(name: str, split: Any, n: int, root: Path | None) -> tuple[Tensor, Tensor]:
-    images: Dataset = load(name, split, root=root).take(n, seed=0)
+    images: Dataset = load(_FOLDERS.get(name, name), split, root=root).take(n, seed=0)
     return images.x(), images.y()
 
 

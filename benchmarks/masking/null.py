@@ -61,7 +61,7 @@ def gaps(row: Row, site: Site, n: int) -> dict[int, list[float]]:
     """By number of tries, the accuracy that they take away from each block of images."""
     x, y = site.test(n)
     model = row.build(site).model
-    threat, estimator = row.threat(site.dataset), classifier(model, site)
+    threat, estimator = row.threat(site.dataset), classifier(model, x)
     clean = score(model, x, y, seed=site.seed)
     found: list[_Scores] = [(clean["correct"], clean["selection"])]
 

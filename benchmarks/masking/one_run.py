@@ -10,27 +10,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from networks import Site
-from rows import Built, Row, classifier
+from networks import CLASSES, Site
+from references import Scores, base_network, scores_of, strongest
+from rows import Row, classifier
 from zoo import ROWS
 
 import art_qplugins
-from art_qplugins import InputError, Threat, evaluate, metrics
-from art_qplugins.attacks.craft import Crafted, craft
+from art_qplugins import InputError, evaluate, metrics
+from art_qplugins.attacks.craft import craft
 from art_qplugins.data import from_arrays
 from art_qplugins.evaluation.outcome import legal_at
-from art_qplugins.evaluation.score import check_legal, score
-from art_qplugins.quantizers import is_stochastic
+from art_qplugins.evaluation.score import score
 
 __all__ = ["IMAGES", "Job", "Key", "Record", "check", "diagnosed", "measure", "row_named"]
 
 Record = dict[str, Any]
-#: Row, data set, seed.
-Key = tuple[str, str, int]
-#: Per image (correct, selection) of a model under one attack.
-Scores = tuple[np.ndarray, np.ndarray]
+#: Row, data set, seed, number of images.
+Key = tuple[str, str, int, int]
 
 #: Test images of a run.
 IMAGES = 200
@@ -55,7 +52,7 @@ class Job:
 
     @property
     def key(self) -> Key:
-        return self.row, self.site.dataset, self.site.seed
+        return self.row, self.site.dataset, self.site.seed, self.n
 
 
 def row_named(name: str) -> Row:
@@ -74,15 +71,18 @@ def diagnosed(row: Row, site: Site, *, n: int = IMAGES, reference: bool = False)
     started = time.perf_counter()
     built = row.build(site)
     trained = time.perf_counter()
-    threat, estimator = row.threat(site.dataset), classifier(built.model, site)
+    threat = row.threat(site.dataset)
+    estimator = built.estimator or classifier(built.model, x, CLASSES + (row.abstain is not None))
     claimed = None if row.claim is None else row.claim(built.model, x, y, threat, seed)
     record = {
         "row": row.name,
         "dataset": site.dataset,
         "seed": seed,
+        "n": n,
         "half": row.half,
         "kind": row.kind,
         "family": row.family,
+        "network": base_network(built),
         "mechanism": row.mechanism,
         "expected": sorted(row.expected),
         "must_fire": sorted(row.must_fire),
@@ -97,6 +97,7 @@ def diagnosed(row: Row, site: Site, *, n: int = IMAGES, reference: bool = False)
             claim=row.attack,
             claimed_accuracy=claimed,
             seed=seed,
+            **({} if row.abstain is None else {"abstain": row.abstain}),
         )
     except InputError as refusal:  # to refuse a number and say why is a verdict too
         return record | _refused(str(refusal), time.perf_counter() - trained)
@@ -105,12 +106,12 @@ def diagnosed(row: Row, site: Site, *, n: int = IMAGES, reference: bool = False)
         legal = legal_at([o for o in run.outcomes if o.ok], row.norm, threat.eps)
         scores = [(o.column("correct"), o.column("selection")) for o in legal]
         started = time.perf_counter()
-        found, crafted = _reference(built, site, x, y, threat)
+        found = strongest(row, built, x, y, threat, seed)
         record |= {
-            "reference": _worst([*scores, found]),
-            "autoattack": float(found[0].mean()),
-            "autoattack_forward": crafted.forward_samples / n,
-            "autoattack_backward": crafted.backward_samples / n,
+            "reference": _worst([*scores, found.scores]),
+            "autoattack": float(found.scores[0].mean()),
+            "autoattack_forward": found.forward / n,
+            "autoattack_backward": found.backward / n,
             "autoattack_seconds": time.perf_counter() - started,
         }
     return record
@@ -154,20 +155,6 @@ def _refused(message: str, seconds: float) -> Record:
     }
 
 
-def _reference(built: Built, site: Site, x: torch.Tensor, y: torch.Tensor, threat: Threat) -> tuple[Scores, Crafted]:
-    model = built.twin or built.model
-    suite, options = ("autoattack:rand", {"eot_iter": 2}) if is_stochastic(model) else ("autoattack:standard", {})
-    crafted = craft(classifier(model, site), suite, x, y, threat=threat, options=options, seed=site.seed)
-    return _scores(built, site, x, y, threat, crafted.x_adv), crafted
-
-
-def _scores(built: Built, site: Site, x: torch.Tensor, y: torch.Tensor, threat: Threat, x_adv: torch.Tensor) -> Scores:
-    """The answers of the model under test to images that were crafted on it or on its twin."""
-    check_legal(x, x_adv, threat)
-    scored = score(built.model, x_adv, y, seed=site.seed, batch_size=250)
-    return scored["correct"], scored["selection"]
-
-
 def _worst(scores: Sequence[Scores]) -> float:
     return float(metrics.worst_case([c for c, _ in scores], [s for _, s in scores]).mean())
 
@@ -194,9 +181,9 @@ def check(job: Job) -> Record:
         return record
 
     def attacked(model: torch.nn.Module, attack: str, options: Any) -> Scores:
-        estimator = classifier(model, site)
+        estimator = classifier(model, x, CLASSES + (row.abstain is not None))
         crafted = craft(estimator, attack, x, y, threat=threat, options=options, seed=site.seed)
-        return _scores(built, site, x, y, threat, crafted.x_adv)
+        return scores_of(row, built, x, y, threat, crafted.x_adv, site.seed)
 
     scores = []
     try:
@@ -207,7 +194,9 @@ def check(job: Job) -> Record:
             record["claimed"] = row.claim(built.model, x, y, threat, site.seed)
     except (InputError, RuntimeError, ValueError) as error:  # e.g. no gradient reaches the pixels
         record["error"] = str(error).splitlines()[0]
-    for attack, options in _CHEAP:
+    if row.abstain is not None:
+        scores.append(strongest(row, built, x, y, threat, site.seed).scores)
+    for attack, options in () if row.abstain is not None else _CHEAP:
         scores.append(attacked(built.twin or built.model, attack, options))
     record["strongest"] = _worst(scores)
     return record | {"seconds": time.perf_counter() - trained}

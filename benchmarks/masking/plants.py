@@ -25,17 +25,19 @@ __all__ = [
     "Killed",
     "NoGrad",
     "Noisy",
+    "OnPixels",
     "Probabilities",
     "Rounded",
     "Saturated",
     "Scaled",
     "Sign",
+    "Wrapped",
     "last_iterate",
     "wrong_units",
 ]
 
 
-class _Wrapped(nn.Module):
+class Wrapped(nn.Module):
     """A network in a module of its own."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -51,7 +53,7 @@ class _Wrapped(nn.Module):
 # --- Scale of the logits
 
 
-class Scaled(_Wrapped):
+class Scaled(Wrapped):
     """The same answers, with the logits times ``factor``."""
 
     def __init__(self, network: nn.Module, factor: float) -> None:
@@ -62,7 +64,7 @@ class Scaled(_Wrapped):
         return self.logits(x) * self.factor
 
 
-class Saturated(_Wrapped):
+class Saturated(Wrapped):
     """Logits squeezed by a tanh and blown up after. No scale of the output gives the gradient back.
 
     The middle of the tanh lies between the image's two largest logits, and is a constant to autograd. So the two stay apart
@@ -82,12 +84,12 @@ class Saturated(_Wrapped):
 # --- No gradient
 
 
-class Detached(_Wrapped):
+class Detached(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x.detach())
 
 
-class NoGrad(_Wrapped):
+class NoGrad(Wrapped):
     """The graph is interrupted after the first part of the network."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +109,7 @@ class _ZeroBackward(torch.autograd.Function):
         return torch.zeros_like(grad)
 
 
-class Killed(_Wrapped):
+class Killed(Wrapped):
     """A gradient of exactly zero; AutoAttack's issue 43."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ class Killed(_Wrapped):
 # --- Pixels
 
 
-class _Input(_Wrapped):
+class OnPixels(Wrapped):
     """A network behind a change of its pixels.
 
     :param through: with BPDA, an identity as backward pass (Athalye et al. 2018); else with the true derivative.
@@ -135,7 +137,7 @@ class _Input(_Wrapped):
         raise NotImplementedError
 
 
-class Rounded(_Input):
+class Rounded(OnPixels):
     """Pixels rounded to ``levels`` levels."""
 
     def __init__(self, network: nn.Module, levels: int, through: bool = False) -> None:
@@ -146,7 +148,7 @@ class Rounded(_Input):
         return (x * (self.levels - 1)).round() / (self.levels - 1)
 
 
-class Compressed(_Input):
+class Compressed(OnPixels):
     """The lossy step of JPEG: the coefficients of a DCT of blocks, rounded to ``step``. No color transform, no tables.
 
     :param step: in units of an orthonormal DCT of pixels in [0, 1]; JPEG at quality 50 has 16 / 255 to 121 / 255.
@@ -240,7 +242,7 @@ class TanhQuantized(nn.Module):
 # --- Random
 
 
-class Noisy(_Wrapped):
+class Noisy(Wrapped):
     """Gaussian noise on the pixels at every call, from the global generator. No layer of this package announces it.
 
     :param calls: noisy copies whose logits are averaged in one call.
@@ -256,7 +258,7 @@ class Noisy(_Wrapped):
         return logits.view(self.calls, len(x), -1).mean(0)
 
 
-class FrozenNoise(_Wrapped):
+class FrozenNoise(Wrapped):
     """The mean logits under a fixed bank of noise: deterministic and differentiable, so nothing is hidden."""
 
     bank: Tensor
@@ -274,12 +276,12 @@ class FrozenNoise(_Wrapped):
 # --- Output and state
 
 
-class Probabilities(_Wrapped):
+class Probabilities(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x).softmax(1)
 
 
-class DoubleSoftmax(_Wrapped):
+class DoubleSoftmax(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x).softmax(1).softmax(1)
 
@@ -291,7 +293,7 @@ class _BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True)
 
 
-class BatchStatistics(_Wrapped):
+class BatchStatistics(Wrapped):
     """A copy of a network whose batch norms were left in train mode: an image's answer depends on its neighbours."""
 
     def __init__(self, network: nn.Module) -> None:

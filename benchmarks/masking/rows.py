@@ -5,14 +5,15 @@ How models are made is in ``builders.py``; the rows themselves are in ``zoo.py``
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from networks import Site
+from art.estimators.classification import PyTorchClassifier
+from halves import Half, half_of
+from networks import CLASSES, Site
 from plants import Measured
-from torch import nn
+from torch import Tensor, nn
 
 from art_qplugins import QuantizedClassifier, Threat
 
@@ -30,10 +31,11 @@ __all__ = [
     "honest",
     "invalid",
     "masked",
+    "misleading",
     "weak",
 ]
 
-Kind = Literal["masked", "weak", "invalid", "honest"]
+Kind = Literal["masked", "misleading", "weak", "invalid", "honest"]
 Eps = Mapping[str, float]
 
 
@@ -42,10 +44,13 @@ class Built:
     """A model under test.
 
     :ivar twin: for a planted failure, the same function with an honest gradient, to attack the model through.
+    :ivar estimator: what is diagnosed, where that is more than an estimator around ``model``. ``model`` then answers as it
+        predicts.
     """
 
     model: nn.Module
     twin: nn.Module | None = None
+    estimator: PyTorchClassifier | None = None
 
 
 Build = Callable[[Site], Built]
@@ -60,13 +65,14 @@ class Row:
     """One model and one claim.
 
     :ivar kind: ``masked``: the gradients hide adversarial images from the claimed attack, or there is no gradient to follow;
-        ``weak``: the claimed attack is too weak for a model that hides nothing; ``invalid``: the evaluation has no number;
-        ``honest``.
+        ``misleading``: the same, but the number claimed is right; ``weak``: the claimed attack is too weak for a model that
+        hides nothing; ``invalid``: the evaluation has no number; ``honest``.
     :ivar family: rows that are variations of one plant, or of one honest idea. They share a half.
     :ivar expected: the verdicts that count as right.
     :ivar attack: the attack of the claim, with its ``options``.
     :ivar claim: a loop that measures the number claimed, in place of ``attack``, which then only names it.
     :ivar eps: by data set.
+    :ivar abstain: the output that rejects an image. A wrong answer to an adversarial image is then one that is not rejected.
     :ivar must_fire: names of the indicators that the plant has to set off.
     """
 
@@ -81,6 +87,7 @@ class Row:
     claim: Measured | None = None
     norm: str = "Linf"
     eps: Eps = field(default_factory=lambda: EPS)
+    abstain: int | None = None
     must_fire: frozenset[str] = frozenset()
 
     @property
@@ -89,29 +96,47 @@ class Row:
         return next((name for name, families in _MECHANISMS.items() if self.family in families), self.kind)
 
     @property
-    def half(self) -> Literal["A", "B"]:
-        """A to tune thresholds on, B to report rates of."""
-        return "A" if hashlib.sha256(f"{_SALT}{self.family}".encode()).digest()[0] % 2 else "B"
+    def half(self) -> Half:
+        """A to tune thresholds on, B to check them, C to report rates of."""
+        return half_of(self.family)
+
+    @property
+    def datasets(self) -> frozenset[str]:
+        """Those that it has an eps for."""
+        return frozenset(self.eps)
 
     def threat(self, dataset: str) -> Threat:
         return Threat(self.norm, self.eps[dataset])
 
 
 _MECHANISMS = {
-    "scale": ("scale", "scale-at", "scale-l2", "mu-law", "distilled"),
-    "no-gradient": ("saturated", "detached", "killed", "rounded", "compressed", "sign"),
-    "bad-gradient": ("sign-steep", "k-winners"),
+    "scale": ("scale", "scale-at", "scale-l2", "mu-law", "distilled", "cifar-scaled"),
+    "no-gradient": (
+        *(
+            "saturated",
+            "detached",
+            "killed",
+            "rounded",
+            "compressed",
+            "sign",
+            "jpeg-pil",
+            "numpy-pixels",
+            "thermometer",
+        ),
+        *("codebook", "steep-pixels", "inverted-rounded", "hidden-tanh", "no-grad-pixels", "scripted-rounded"),
+        *("clipped-logits", "rounded-logits", "votes", "purified", "detector-squeezing", "cifar-jpeg"),
+    ),
+    "bad-gradient": ("sign-steep", "k-winners", "ripples", "wrong-backward", "reverse-sigmoid", "anti-adversary"),
     "rugged": ("fgsm-at", "squeezed"),
-    "output": ("output",),
-    "random": ("one-draw", "noisy"),
+    "output": ("output", "ensemble-softmax", "art-output"),
+    "random": ("one-draw", "noisy", "random-resize", "sq-alone"),
+    "art": ("art-jpeg", "art-filters", "art-thermometer", "art-variation"),
 }
-#: Chosen, before any verdict was looked at, as the first number for which both halves have rows of every kind, and
-#: between 40 and 60 percent of the honest and of the masked ones.
-_SALT = 0
 
 
-def classifier(model: nn.Module, site: Site) -> QuantizedClassifier:
-    return QuantizedClassifier(model.eval(), nn.CrossEntropyLoss(), site.shape, 10, device_type="cpu")
+def classifier(model: nn.Module, x: Tensor, classes: int = CLASSES) -> QuantizedClassifier:
+    """An estimator for images like ``x``."""
+    return QuantizedClassifier(model.eval(), nn.CrossEntropyLoss(), tuple(x.shape[1:]), classes, device_type="cpu")
 
 
 # --- Ways to write a row
@@ -137,6 +162,7 @@ def _row(kind: Kind, expected: frozenset[str]) -> Callable[..., Row]:
 
 
 masked, weak, invalid = _row("masked", MASKED), _row("weak", _SILENT), _row("invalid", INVALID)
+misleading = _row("misleading", MASKED)
 
 
 def honest(name: str, family: str, make: Make, why: str, **more: Any) -> Row:
