@@ -38,10 +38,10 @@ from art_qplugins.quantizers import QuantReLU, bake
 
 sys.path.insert(0, str(Path(__file__).parent))
 from losses import adversarial, cross_entropy
-from measure import version
 from networks import Shape, Site, network
 from one_run import Record, diagnosed
 from plants import Scaled, TanhQuantized
+from records import version
 from rows import Built, Row
 from tables import percent, table
 from training import Recipe, cached, fingerprint, fit, trained

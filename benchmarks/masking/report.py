@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from tables import TOOK, VERDICTS, counts, percent, rate, table, took
+from rates import corrected_within, rate, rates
+from tables import TOOK, VERDICTS, counts, percent, table, took
 
 import art_qplugins
 from art_qplugins.diagnostics import INDICATORS
@@ -18,7 +19,6 @@ from art_qplugins.diagnostics import INDICATORS
 __all__ = ["report"]
 
 Record = dict[str, Any]
-_ACCUSED = ("MASKED", "SUSPECT", "INVALID")
 #: Indicators with a value to choose a threshold on: what they are about, and whether large (1) or small (-1) is bad.
 _ROC = {
     "large-logits": (("scale",), 1),
@@ -29,7 +29,8 @@ _ROC = {
 }
 
 
-def report(records: Sequence[Record], n: int) -> str:
+def report(records: Sequence[Record]) -> str:
+    """The tables, those of each number of images apart."""
     if not records:
         return "Nothing was measured yet."
     datasets, seeds = sorted({r["dataset"] for r in records}), sorted({r["seed"] for r in records})
@@ -38,72 +39,29 @@ def report(records: Sequence[Record], n: int) -> str:
         "# The diagnostics, measured on the zoo",
         "",
         f"{datetime.date.today()}; art_qplugins {art_qplugins.__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}; {n} test images of {' and of '.join(datasets)}, {len({r['row'] for r in records})} "
+        f"{platform.python_version()}; test images of {' and of '.join(datasets)}, {len({r['row'] for r in records})} "
         f"rows, seeds {', '.join(map(str, seeds))}, {len(records)} runs; one CPU thread each. "
         f"By version of the code: {', '.join(f'{v} {k} runs' for v, k in versions.most_common())}.",
         "`python benchmarks/masking/measure.py --workers 2 --reference` measures, `--report-only` prints this again.",
         "",
+        "Rates are shares of runs. Only plants that took count: the number claimed is more than "
+        f"{100 * TOOK:.0f} points above the strongest attack known; the others are listed. After each rate are two 95 % "
+        "intervals, by families of rows and by trained networks drawn anew. Thresholds are tuned on half A and checked "
+        "on B; C is sealed until the end. A family of rows is in one half only.",
+        "",
     ]
-    for part in (_rates, _confusion, _indicators, _roc, _corrected, _cost, _apart, _every):
-        lines += part(records)
+    sizes = sorted({r["n"] for r in records}, key=lambda n: (-sum(r["n"] == n for r in records), n))
+    for n in sizes:
+        mine = [r for r in records if r["n"] == n]
+        lines += [f"## {n} images ({', '.join(sorted({r['dataset'] for r in mine}))})", "", *rates(mine)]
+        for part in (_confusion, _corrected, _cost, _apart):
+            lines += part(mine)
+    for part in (_indicators, _roc, _every):
+        lines += part([r for r in records if r["n"] == sizes[0]])
     return "\n".join(lines)
 
 
 # --- The parts, in their order
-
-
-def _rates(records: Sequence[Record]) -> list[str]:
-    """Each rate on both halves. Half A, on which thresholds were tuned, does not show how well they work."""
-
-    def column(half: str) -> list[str]:
-        here = [r for r in records if r["half"] == half]
-        of = {kind: [r for r in here if r["kind"] == kind] for kind in ("masked", "weak", "invalid", "honest")}
-        real = [r for r in of["masked"] if took(r)]
-        strict = [r for r in real if r["expected"] == ["MASKED"]]
-        weak = [r for r in of["weak"] if took(r)]
-        numbers = [r for r in here if r["claimed"] is not None and r["kind"] != "invalid"]
-        return [
-            rate(strict, lambda r: r["verdict"] == "MASKED"),
-            rate(real, lambda r: r["verdict"] == "MASKED"),
-            rate(real, lambda r: r["verdict"] in _ACCUSED),
-            rate(real, lambda r: r["verdict"] in r["expected"]),
-            rate(of["invalid"], lambda r: r["verdict"] == "INVALID"),
-            rate([r for r in here if r["verdict"] == "MASKED"], lambda r: r["kind"] == "masked"),
-            rate([r for r in here if r["verdict"] == "SUSPECT"], lambda r: r["kind"] == "masked"),
-            rate(of["honest"], lambda r: r["verdict"] == "MASKED"),
-            rate(of["honest"], lambda r: r["verdict"] == "SUSPECT"),
-            rate(of["honest"], lambda r: r["verdict"] in ("INCONCLUSIVE", "INVALID")),
-            rate(weak, lambda r: r["verdict"] == "MASKED"),
-            rate(weak, lambda r: r["verdict"] in r["expected"]),
-            rate([r for r in numbers if took(r)], lambda r: r["claim"] == "OVERSTATED"),
-            rate([r for r in numbers if not took(r)], lambda r: r["claim"] == "OVERSTATED"),
-        ]
-
-    names = (
-        "recall of MASKED, where it is the only right verdict",
-        "recall of MASKED, of all planted failures",
-        "accused (MASKED, SUSPECT or INVALID), of all planted failures",
-        "verdict as expected, of all planted failures",
-        "INVALID, of evaluations that have no number",
-        "precision of MASKED: a planted failure",
-        "precision of SUSPECT: a planted failure",
-        "false MASKED, of honest models",
-        "false SUSPECT, of honest models",
-        "INCONCLUSIVE or INVALID, of honest models",
-        "false MASKED, of weak attacks on models that hide nothing",
-        "verdict as expected, of these",
-        f"claim OVERSTATED, of numbers more than {100 * TOOK:.0f} points off",
-        "claim OVERSTATED, of numbers that are not",
-    )
-    head = [
-        "## Rates",
-        "",
-        "95 % Wilson intervals. Only plants that took count: the number claimed is more than "
-        f"{100 * TOOK:.0f} points above the strongest attack known; the others are listed below. A family of rows is in "
-        "one half only; thresholds may be tuned on A.",
-        "",
-    ]
-    return head + table(["what", "half A", "half B"], zip(names, column("A"), column("B"), strict=True))
 
 
 def _confusion(records: Sequence[Record]) -> list[str]:
@@ -114,7 +72,7 @@ def _confusion(records: Sequence[Record]) -> list[str]:
         [(*key, *(number[(*key, v)] for v in VERDICTS)) for key in keys],
     )
     return [
-        "## Confusion matrix",
+        "### Confusion matrix",
         "",
         "Expected (rows) against given; plants that did not take are left out.",
         "",
@@ -142,7 +100,7 @@ def _indicators(records: Sequence[Record]) -> list[str]:
         "## Indicators",
         "",
         "Recall: of the runs whose plant has to set it off, where it was run. Precision: the share of its firings that were not on honest "
-        "models. Both halves.",
+        f"models. All halves, {records[0]['n']} images.",
         "",
         *table(["indicator", "recall", "precision", "fired on honest", "not run"], map(line, names)),
     ]
@@ -186,8 +144,8 @@ def _roc(records: Sequence[Record]) -> list[str]:
 def _corrected(records: Sequence[Record]) -> list[str]:
     pairs = [r for r in records if "reference" in r and r["corrected"] is not None]
     lines = []
-    far = [r for r in pairs if r["verdict"] == "MASKED" and r["corrected"] - r["reference"] > TOOK + 1e-9]
-    for kind in ("masked", "weak", "honest"):
+    far = [r for r in pairs if r["verdict"] == "MASKED" and not corrected_within(r, TOOK)]
+    for kind in ("masked", "misleading", "weak", "honest"):
         errors = [100 * (r["corrected"] - r["reference"]) for r in pairs if r["kind"] == kind and counts(r)]
         if errors:
             numbers = (np.mean(errors), np.median(errors), np.quantile(errors, 0.9), max(errors))
@@ -196,7 +154,7 @@ def _corrected(records: Sequence[Record]) -> list[str]:
     if not lines:
         return []
     return [
-        "## Corrected accuracy",
+        "### Corrected accuracy",
         "",
         "Corrected minus the strongest attack known, in points.",
         "",
@@ -217,7 +175,7 @@ def _cost(records: Sequence[Record]) -> list[str]:
     levels = sorted({level for r in ran for level in r["levels"]})
     rows = [
         (kind, *_costs([r for r in ran if r["kind"] == kind], levels))
-        for kind in ("honest", "masked", "weak")
+        for kind in ("honest", "masked", "misleading", "weak")
         if any(r["kind"] == kind for r in ran)
     ]
     header = ["kind", "gradients", "passes", "seconds", "gradients / AutoAttack's"]
@@ -230,7 +188,7 @@ def _cost(records: Sequence[Record]) -> list[str]:
         f"all levels: at most a third of AutoAttack's in {sum(v <= 1 / 3 for v in whole)} of {len(whole)}."
     )
     names = [*header, *(f"level {level}: gradients" for level in levels)]
-    return ["## Cost", "", note, "", *table(names, rows), within, ""]
+    return ["### Cost", "", note, "", *table(names, rows), within, ""]
 
 
 def _costs(records: Sequence[Record], levels: Sequence[str]) -> list[str]:
@@ -257,8 +215,8 @@ def _apart(records: Sequence[Record]) -> list[str]:
         body = ((r["row"], r["dataset"], r["seed"], r["verdict"], *(percent(r.get(k)) for k in keys)) for r in some)
         return table(["row", "data", "seed", "verdict", *keys], body)
 
-    lines = ["## Plants that did not take", "", *(listed(missed) if missed else ["None.", ""])]
-    return [*lines, "## Honest models with the largest gaps", "", *(listed(far) if far else ["None.", ""])]
+    lines = ["### Plants that did not take", "", *(listed(missed) if missed else ["None.", ""])]
+    return [*lines, "### Honest models with the largest gaps", "", *(listed(far) if far else ["None.", ""])]
 
 
 def _every(records: Sequence[Record]) -> list[str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from art_qplugins import metrics
-
-__all__ = ["TOOK", "VERDICTS", "check_table", "counts", "percent", "rate", "table", "took"]
+__all__ = ["ACCUSED", "TOOK", "VERDICTS", "check_table", "counts", "percent", "table", "took"]
 
 Record = dict[str, Any]
+ACCUSED = ("MASKED", "SUSPECT", "INVALID")
 VERDICTS = ("MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE", "INVALID")
 #: A planted failure took where the claimed number is more than this above the strongest attack known.
 TOOK = 0.02
@@ -27,18 +26,9 @@ def took(record: Record) -> bool:
     return bool(record["claimed"] - strongest > TOOK)
 
 
-def rate(records: Sequence[Record], hit: Callable[[Record], bool]) -> str:
-    """Of how many records ``hit`` holds, in percent, with a 95 % Wilson interval."""
-    if not records:
-        return "–"
-    k, n = sum(map(hit, records)), len(records)
-    low, high = metrics.wilson_interval(k, n)
-    return f"{k} of {n}, {100 * k / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def counts(record: Record) -> bool:
     """Whether it counts in the rates: a plant or a weak attack must have taken."""
-    return record["kind"] in ("honest", "invalid") or took(record)
+    return record["kind"] in ("honest", "misleading", "invalid") or took(record)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -55,7 +45,7 @@ def check_table(records: Sequence[Record]) -> list[str]:
             (
                 *(r[key] for key in ("row", "dataset", "seed")),
                 *(percent(r[key]) for key in ("clean", "claimed", "strongest")),
-                "" if r["kind"] in ("honest", "invalid") else "yes" if took(r) else "**no**",
+                "" if r["kind"] in ("honest", "misleading", "invalid") else "yes" if took(r) else "**no**",
                 f"{r['training_seconds']:.1f}",
                 f"{r.get('seconds', 0):.1f}",
             )
