@@ -1,0 +1,124 @@
+"""Bridges: another backward pass for the operations of a network that lose its gradient. No value changes.
+
+This is BPDA (Athalye, Carlini & Wagner 2018, section 4.1) at single operations. An operation is known by its layer, its name
+and its ordinal, as ``operations`` sees it, and not by its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.gradients.operations import Key, Operations
+from art_qplugins.gradients.trace import per_image
+
+__all__ = ["Bridge", "Bridged", "Crossing", "straight_path"]
+
+How = Literal["gradient", "identity", "surrogate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bridge:
+    """The backward pass of one operation.
+
+    :param key: the operation.
+    :param how: ``"identity"`` of the nearest results in its shape, a learned ``"surrogate"``, or its own ``"gradient"``
+        where the network switches gradients off.
+    :param sources: the results that the gradient goes to.
+    :param path: from the sources (N, copies, *shape) to the result (N, copies, *shape). Its gradient is used.
+    :param before: the fidelity of the result without the bridge, and ``after`` with it.
+    """
+
+    key: Key
+    how: How
+    sources: tuple[Key, ...] = ()
+    path: Callable[[Sequence[Tensor]], Tensor] | None = None
+    before: float = 0.0
+    after: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """The bridge as JSON."""
+        at = {"layer": self.key.layer, "op": self.key.op, "ordinal": self.key.ordinal}
+        return {**at, "how": self.how, "before": round(self.before, 3), "after": round(self.after, 3)}
+
+
+class _Instead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, path: Tensor) -> Tensor:
+        return value.clone()  # a copy, which the network may change in place
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad
+
+
+class Crossing:
+    """The visit of one forward pass that puts the bridges in.
+
+    :param interleaved: operations that put the copies of an image beside each other.
+    """
+
+    def __init__(self, bridges: Iterable[Bridge], interleaved: Iterable[Key] = ()) -> None:
+        self._bridges = {bridge.key: bridge for bridge in bridges if bridge.path is not None}
+        self._sources = {key for bridge in self._bridges.values() for key in bridge.sources}
+        self._interleaved = set(interleaved)
+        self._held: dict[Key, Tensor] = {}
+
+    def __call__(self, key: Key, tensor: Tensor, _: frozenset[Key]) -> Tensor | None:
+        bridge, instead = self._bridges.get(key), None
+        if bridge is not None and bridge.path is not None and self._held.keys() >= {*bridge.sources}:
+            path = bridge.path([self._held[source] for source in bridge.sources])
+            if key not in self._interleaved:
+                path = path.transpose(0, 1)
+            instead = _Instead.apply(tensor.detach(), path.flatten(0, 1))
+        if key in self._sources:
+            held = tensor.clone() if instead is None else instead
+            self._held[key] = per_image(held, key, interleaved=key in self._interleaved)
+        return instead
+
+
+def straight_path(slope: float, key: Key) -> Callable[[Sequence[Tensor]], Tensor]:
+    """The identity times ``slope``. Several sources are added up, and copies are averaged where the result has fewer."""
+
+    def path(sources: Sequence[Tensor]) -> Tensor:
+        total = _in_shape(sources[0], key)
+        for source in sources[1:]:
+            total = total + _in_shape(source, key)
+        return total * slope
+
+    return path
+
+
+def _in_shape(source: Tensor, key: Key) -> Tensor:
+    if source.shape[1] != key.copies:
+        source = source.mean(1, keepdim=True).expand(-1, key.copies, *source.shape[2:])
+    return source.reshape(len(source), key.copies, *key.shape)
+
+
+class Bridged(nn.Module):
+    """The answers of ``network``, bit for bit, with a backward pass over ``bridges``. Without gradients it is the network.
+
+    :param interleaved: operations that put the copies of an image beside each other.
+    """
+
+    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], interleaved: Iterable[Key] = ()) -> None:
+        super().__init__()
+        self.network = network
+        self.bridges, self._interleaved = tuple(bridges), frozenset(interleaved)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            answer: Tensor = self.network(x)
+            return answer
+        switched_on = any(bridge.how == "gradient" for bridge in self.bridges)
+        visit = Crossing(self.bridges, self._interleaved)
+        with Operations(self.network, len(x), visit, with_gradient=switched_on):
+            logits: Tensor = self.network(x.clone())
+        return logits
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{b.key.layer or 'forward'}:{b.key.op} by {b.how}" for b in self.bridges)
