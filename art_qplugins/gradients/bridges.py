@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from art_qplugins.gradients.operations import Key, Operations
 from art_qplugins.gradients.trace import per_image
 
-__all__ = ["Bridge", "Bridged", "Crossing", "straight_path"]
+__all__ = ["Bridge", "Bridged", "Crossing", "Path", "straight_path"]
 
 How = Literal["gradient", "identity", "surrogate"]
+#: From sources (N, copies, *shape) to a result (N, copies, *shape).
+Path: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +31,14 @@ class Bridge:
     :param how: ``"identity"`` of the nearest results in its shape, a learned ``"surrogate"``, or its own ``"gradient"``
         where the network switches gradients off.
     :param sources: the results that the gradient goes to.
-    :param path: from the sources (N, copies, *shape) to the result (N, copies, *shape). Its gradient is used.
-    :param before: the fidelity of the result without the bridge, and ``after`` with it.
+    :param path: its gradient is used.
+    :param before: the fidelity of the logits without this bridge, and ``after`` with all bridges.
     """
 
     key: Key
     how: How
     sources: tuple[Key, ...] = ()
-    path: Callable[[Sequence[Tensor]], Tensor] | None = None
+    path: Path | None = None
     before: float = 0.0
     after: float = 0.0
 
@@ -81,7 +83,7 @@ class Crossing:
         return instead
 
 
-def straight_path(slope: float, key: Key) -> Callable[[Sequence[Tensor]], Tensor]:
+def straight_path(slope: float, key: Key) -> Path:
     """The identity times ``slope``. Several sources are added up, and copies are averaged where the result has fewer."""
 
     def path(sources: Sequence[Tensor]) -> Tensor:

@@ -1,51 +1,46 @@
-"""Finds by measurement where a network loses its gradient, and the bridges that bring it back.
+"""Finds the bridges that bring the gradient of a network back, by trying and measuring them.
 
-A pass goes back from the logits. Where a result is faithful, nothing is repaired: its fidelity says that the gradient arrives,
-however it does. So a straight-through estimator that is written by hand is left alone as a whole. An operation is lossy if its result
-is much less faithful than what it takes. Each bridge is tried and measured, and kept if the logits need it.
+Operations that lose the gradient are bridged from the pixels on, until the logits are faithful. Each kind of bridge is tried at
+all operations that lose it at a time. In the end the logits say which bridges they need.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.bridges import Bridge, Bridged, Crossing, straight_path
-from art_qplugins.gradients.learned import Learned, fit, receptive_fields
+from art_qplugins.gradients.bridges import Bridge, Bridged, Crossing
+from art_qplugins.gradients.learned import receptive_fields
+from art_qplugins.gradients.lost import FAITHFUL, KNOWN, inputs, lossy_operations, nearest_known
 from art_qplugins.gradients.operations import Key
-from art_qplugins.gradients.trace import Effects, Gradients, pass_through
-from art_qplugins.seeds import derive_seed
+from art_qplugins.gradients.samples import Samples
+from art_qplugins.gradients.trace import Effects, Gradients
 
 __all__ = ["find_bridges"]
 
-#: Nothing is repaired before a result of at least this fidelity. Honest networks have 0.9 and more.
-FAITHFUL = 0.7
-#: An operation is lossy if its fidelity is less than this share of that of its least faithful input ...
-_LOSSY = 0.6
-#: ... which must be known to be faithful at least this much.
-_KNOWN = 0.25
-#: A bridge must raise the fidelity of its operation by this much, ...
+#: A bridge must raise the fidelity of its operation by this much, and so must all of them that of the logits.
 _GAIN = 0.1
-#: ... and is taken away if the logits lose less than this without it.
+#: A bridge is taken away if the logits lose less than this without it.
 _IDLE = 0.02
-_ROUNDS, _PASSES, _FITS = 12, 60, 8
-#: Images and steps on which surrogates are fitted.
-_SAMPLE, _STEPS = 61, 8
+#: Bounds on the search: rounds, passes with gradients, surrogates, and operations at once for which surrogates are learned.
+_ROUNDS, _PASSES, _FITS, _FEW = 12, 60, 8, 4
+
+Bridges = dict[Key, Bridge]
 
 
 def find_bridges(module: nn.Module, x: Tensor, *, radius: float, seed: int = 0) -> Bridged | None:
     """A view of ``module`` with a way back to the pixels; ``None`` where its gradient arrives, or no bridge helps.
 
-    :param x: (N, C, H, W) in [0, 1]; 17 images are used, and 61 for surrogates.
+    :param x: (N, C, H, W) in [0, 1]; 17 images are used, and 61 to fit bridges.
     :param radius: half the side of the cube that an attack searches, above 0.
     :param seed: fixes steps and draws.
     """
-    search = _Search(module, x, radius, seed)
-    bridges = search.run()
-    return Bridged(module, bridges, search.effects.interleaved) if bridges else None
+    effects = Effects(module, x, radius=radius, seed=seed)
+    bridges = _Search(effects, x.detach()).run()
+    return Bridged(module, bridges, effects.interleaved) if bridges else None
 
 
 class _Search:
@@ -55,219 +50,117 @@ class _Search:
     :ivar refused: operations that no bridge helped. They count as part of the operations behind them.
     """
 
-    def __init__(self, module: nn.Module, x: Tensor, radius: float, seed: int) -> None:
-        self.module, self.x, self.seed = module, x.detach(), seed
-        self.effects = Effects(module, x, radius=radius, seed=seed)
-        self.logits = self.effects.order[-1]
-        self.rank = {key: i for i, key in enumerate(self.effects.order)}
-        self.bridges: dict[Key, Bridge] = {}
-        self.switched_on = False
+    def __init__(self, effects: Effects, x: Tensor) -> None:
+        self.effects, self.x = effects, x
+        self.logits = effects.order[-1]
+        self.bridges: Bridges = {}
         self.refused: set[Key] = set()
         self.passes = self.fits = 0
-        self._sampled: _Samples | None = None
 
     def run(self) -> list[Bridge]:
-        current = self.attempt({})
-        if current is None or not self.effects.changes(self.logits):
-            return []
-        first = current.fidelity(self.logits)
+        current = plain = Gradients(self.effects)
         for _ in range(_ROUNDS):
-            if current.fidelity(self.logits) >= FAITHFUL or self.passes > _PASSES:
+            if current.fidelity(self.logits) >= FAITHFUL or self.passes >= _PASSES:
                 break
-            lossy = self.lossy(current)
+            lossy = lossy_operations(self.effects, current, bridged=self.bridges, refused=self.refused)
             if not lossy:
                 break
             current = self.round(current, lossy)
-        current = self.pruned(current)
-        gained = current.fidelity(self.logits) - first
-        return list(self.bridges.values()) if gained >= _GAIN else []
+        if current.fidelity(self.logits) < plain.fidelity(self.logits) + _GAIN:
+            return []
+        return self.needed(current.fidelity(self.logits))
 
-    def attempt(self, bridges: dict[Key, Bridge]) -> Gradients | None:
-        """A pass with these bridges; ``None`` where the network raises, as where it differentiates within its forward pass."""
+    def attempt(self, bridges: Bridges) -> Gradients | None:
+        """A pass with these bridges; ``None`` where the network raises, as it may where it differentiates within its forward."""
         self.passes += 1
+        switched_on = any(bridge.how == "gradient" for bridge in bridges.values())
         try:
-            switched_on = any(b.how == "gradient" for b in bridges.values())
-            visit = Crossing(bridges.values(), self.effects.interleaved)
-            return Gradients(self.effects, visit, with_gradient=switched_on)
-        except Exception:  # a network may raise anything; with no bridge it has just answered
-            if not bridges:
-                raise
+            return Gradients(
+                self.effects, Crossing(bridges.values(), self.effects.interleaved), with_gradient=switched_on
+            )
+        except Exception:
             return None
 
-    # --- Where it is lost
+    def round(self, current: Gradients, lossy: list[Key]) -> Gradients:
+        """Try the kinds of bridges in turn at all of these operations. Accept the kind that serves the logits best.
 
-    def inputs(self, key: Key) -> list[Key]:
-        """The results before ``key`` that steps change; past those that were refused."""
-        found: dict[Key, None] = {}
-        stack = list(self.effects.after[key])
-        while stack:
-            before = stack.pop()
-            if before in self.refused:
-                stack += self.effects.after[before]
-            elif self.effects.changes(before):
-                found[before] = None
-        return sorted(found, key=self.rank.__getitem__) or [self.effects.order[0]]
-
-    def lossy(self, current: Gradients) -> list[Key]:
-        """The operations that lose the gradient on the way from unfaithful logits, in the order of the pass."""
-        found, seen, stack = [], {self.logits}, [self.logits]
-        while stack:
-            key = stack.pop()
-            fidelity = current.fidelity(key)
-            if fidelity >= FAITHFUL:
+        Where the gradient arrives at the logits by none, as where more operations behind lose it, each operation decides for
+        itself.
+        """
+        best: Bridges = {}
+        chosen, top = best, max(current.fidelity(self.logits) + _GAIN, KNOWN)
+        gains = dict.fromkeys(lossy, _GAIN)
+        for offered in self.offers(current, lossy):
+            tried, bridges = self.tolerated(offered)
+            if tried is None:
                 continue
-            inputs = self.inputs(key) if self.effects.after[key] else []
-            if inputs and key not in self.bridges and key not in self.refused:
-                least = min(current.fidelity(before) for before in inputs)
-                arrives = any(current.result(before).requires_grad for before in inputs)
-                is_dead = fidelity == 0 and arrives and current.is_dead(key, inputs)
-                if is_dead or (least >= _KNOWN and fidelity < _LOSSY * least):
-                    found.append(key)
-            for before in inputs:
-                if before not in seen:
-                    seen.add(before)
-                    stack.append(before)
-        return sorted(found, key=self.rank.__getitem__)
-
-    # --- Bridges
-
-    def round(self, current: Gradients, lossy: Sequence[Key]) -> Gradients:
-        """Try the kinds of bridges in turn for all of these operations, and accept the best for each."""
-        before = {key: current.fidelity(key) for key in lossy}
-        best: dict[Key, Bridge] = {}
-
-        def keep(candidates: Iterable[Bridge]) -> None:
-            offered = {b.key: b for b in candidates}
-            if not offered:
-                return
-            joint = self.attempt({**self.bridges, **best, **offered})
-            for key, bridge in offered.items():
-                tried = joint or self.attempt({**self.bridges, **best, key: bridge})
-                fidelity = 0.0 if tried is None else tried.fidelity(key)
-                if fidelity >= max(before[key] + _GAIN, best[key].after if key in best else -1.0):
-                    best[key] = Bridge(
-                        key=key,
-                        how=bridge.how,
-                        sources=bridge.sources,
-                        path=bridge.path,
-                        before=before[key],
-                        after=fidelity,
-                    )
-
-        if current.without_gradient:
-            keep(Bridge(key=key, how="gradient") for key in lossy)
-        keep(b for key in lossy if self._poor(key, best) and (b := self.identity(key, lossy)))
-        for index in range(2):
-            keep(b for key in lossy if self._poor(key, best) and (b := self.surrogate(key, current, index)))
-        self.refused |= {key for key in lossy if key not in best}
-        if not best:
-            return current
-        accepted = self.attempt({**self.bridges, **best})
+            for key, bridge in bridges.items():
+                gain = tried.fidelity(key) - current.fidelity(key)
+                if gain >= gains[key]:
+                    best[key], gains[key] = bridge, gain
+            if tried.fidelity(self.logits) >= top:
+                chosen, top = bridges, tried.fidelity(self.logits)
+            if top >= FAITHFUL:
+                break
+        accepted = self.attempt({**self.bridges, **chosen}) if chosen else None
+        self.refused |= {key for key in lossy if accepted is None or key not in chosen}
         if accepted is None:
-            self.refused |= {*best}
             return current
-        self.bridges |= best
+        self.bridges |= chosen
         return accepted
 
-    def _poor(self, key: Key, best: dict[Key, Bridge]) -> bool:
-        return key not in best or best[key].after < FAITHFUL
+    def tolerated(self, offered: Bridges) -> tuple[Gradients | None, Bridges]:
+        """A pass with the bridges at which the network does not raise, and these bridges. The others are refused."""
+        if not offered:
+            return None, offered
+        tried = self.attempt({**self.bridges, **offered})
+        if tried is not None:
+            return tried, offered
+        self.refused |= {key for key, bridge in offered.items() if self.attempt({**self.bridges, key: bridge}) is None}
+        left = {key: bridge for key, bridge in offered.items() if key not in self.refused}
+        return (self.attempt({**self.bridges, **left}) if left else None), left
 
-    def identity(self, key: Key, lossy: Sequence[Key]) -> Bridge | None:
-        """From the nearest results with as many values per row."""
-        level, seen = self.inputs(key), {key}
+    def offers(self, current: Gradients, lossy: list[Key]) -> Iterator[Bridges]:
+        """One kind of bridge after the other."""
+        if current.without_gradient:
+            yield {key: Bridge(key=key, how="gradient") for key in lossy}
+        for index in range(3):
+            yield {key: b for key in lossy if key not in self.refused and (b := self.identity(key, index))}
+        for index in range(2) if len(lossy) <= _FEW else ():
+            yield {key: b for key in lossy if key not in self.refused and (b := self.surrogate(current, key, index))}
+
+    def identity(self, key: Key, index: int) -> Bridge | None:
+        """From the nearest results with as many values in a row; ``index`` counts how near."""
+        level, seen = inputs(self.effects, key, self.refused), {key}
         while level:
             sources = tuple(k for k in level if math.prod(k.shape) == math.prod(key.shape))
-            if sources:
-                slope = self.samples((key, *sources)).slope(key, sources)
-                return None if slope is None else Bridge(key=key, how="identity", sources=sources, path=straight_path(slope, key))
+            index -= bool(sources)
+            if index < 0:
+                path = Samples(self.effects, self.x, key, sources).line()
+                return None if path is None else Bridge(key=key, how="identity", sources=sources, path=path)
             seen |= {*level}
-            level = [k for k in dict.fromkeys(b for near in level for b in self.inputs_of(near)) if k not in seen]
+            further = (k for near in level for k in inputs(self.effects, near, self.refused))
+            level = [k for k in dict.fromkeys(further) if k not in seen]
         return None
 
-    def inputs_of(self, key: Key) -> list[Key]:
-        return self.inputs(key) if self.effects.after[key] else []
-
-    def surrogate(self, key: Key, current: Gradients, index: int) -> Bridge | None:
-        """A learned map from the nearest results that are faithful."""
-        sources, stack, seen = [], self.inputs(key), {key}
-        while stack:
-            near = stack.pop()
-            if near in seen:
-                continue
-            seen.add(near)
-            further = self.inputs_of(near)
-            if current.fidelity(near) >= _KNOWN or near in self.bridges or not further:
-                sources.append(near)
-            else:
-                stack += further
-        shapes = [k.shape for k in sources]
-        fields = receptive_fields(shapes, key.shape)
-        if index >= len(fields) or self.fits >= _FITS or not sources:
+    def surrogate(self, current: Gradients, key: Key, index: int) -> Bridge | None:
+        """Learned, from the nearest results whose gradient is known; ``index`` counts the forms that it can have."""
+        sources = nearest_known(self.effects, current, key, bridged=self.bridges, refused=self.refused)
+        fields = receptive_fields([k.shape for k in sources], key.shape)
+        if index >= len(fields) or self.fits >= _FITS:
             return None
         self.fits += 1
-        samples = self.samples((key, *sources))
-        copies = key.copies if all(k.copies == key.copies for k in sources) else 0
-        learned = samples.learned(key, sources, copies, fields[index], derive_seed(self.seed, f"surrogate/{key}"))
-        return Bridge(key=key, how="surrogate", sources=tuple(sources), path=_learned_path(learned, key, copies))
+        path = Samples(self.effects, self.x, key, sources).learned(fields[index])
+        return Bridge(key=key, how="surrogate", sources=tuple(sources), path=path)
 
-    def samples(self, keys: Sequence[Key]) -> _Samples:
-        return _Samples(self, keys)
-
-    def pruned(self, current: Gradients) -> Gradients:
-        """Take away the bridges that the logits do not need."""
-        for key in sorted(self.bridges, key=self.rank.__getitem__, reverse=True):
-            fewer = {k: b for k, b in self.bridges.items() if k != key}
-            without = self.attempt(fewer)
-            if without is not None and without.fidelity(self.logits) >= current.fidelity(self.logits) - _IDLE:
-                self.bridges, current = fewer, without
-        return current
-
-
-def _learned_path(learned: Learned, key: Key, copies: int):  # type: ignore[no-untyped-def]
-    def path(sources: Sequence[Tensor]) -> Tensor:
-        if copies:
-            return learned(*(s.flatten(0, 1) for s in sources)).unflatten(0, (-1, copies))
-        found: Tensor = learned(*(s.mean(1) for s in sources))
-        return found[:, None].expand(-1, key.copies, *key.shape)
-
-    return path
-
-
-class _Samples:
-    """The values of some results at images and at points near them, each (B, copies, *shape)."""
-
-    def __init__(self, search: _Search, keys: Sequence[Key]) -> None:
-        x = search.x[:_SAMPLE]
-        generator = torch.Generator().manual_seed(derive_seed(search.seed, "trace/samples"))
-        noise = [(torch.rand(x.shape, generator=generator).to(x) * 2 - 1) * search.effects.radius for _ in range(_STEPS)]
-        values = [self._values(search, x, keys), *(self._values(search, (x + u).clamp(0, 1), keys) for u in noise)]
-        self._start = {key: torch.cat([values[0][key]] * _STEPS) for key in keys}
-        self._end = {key: torch.cat([v[key] for v in values[1:]]) for key in keys}
-
-    @staticmethod
-    def _values(search: _Search, x: Tensor, keys: Sequence[Key]) -> dict[Key, Tensor]:
-        found: dict[Key, Tensor] = {}
-
-        def visit(key: Key, tensor: Tensor, _: frozenset[Key]) -> None:
-            if key in keys:
-                found[key] = search.effects.rows(key, tensor.detach().clone())
-
-        with torch.no_grad():
-            pass_through(search.module, x, visit, seed=search.seed)
-        return found
-
-    def slope(self, key: Key, sources: Sequence[Key]) -> float | None:
-        """Least squares of the changes of the result on those of the sources; ``None`` where they do not change."""
-        path = straight_path(1.0, key)
-        taken = path([self._end[s] for s in sources]) - path([self._start[s] for s in sources])
-        given = self._end[key] - self._start[key]
-        square = float(taken.double().square().sum())
-        slope = float((taken.double() * given.double()).sum()) / square if square > 0 else math.nan
-        return slope if math.isfinite(slope) else None
-
-    def learned(self, key: Key, sources: Sequence[Key], copies: int, field: int, seed: int) -> Learned:
-        def flat(values: Tensor) -> Tensor:
-            return values.flatten(0, 1) if copies else values.mean(1)
-
-        pairs = [(flat(self._start[s]), flat(self._end[s])) for s in sources]
-        return fit(pairs, (flat(self._start[key]), flat(self._end[key])), field=field, seed=seed)
+    def needed(self, reached: float) -> list[Bridge]:
+        """The bridges that the logits need, with their fidelity without and with them. Those of a loop stay together."""
+        for alike in dict.fromkeys(key[:4] for key in reversed(self.effects.order) if key in self.bridges):
+            part = {key: bridge for key, bridge in self.bridges.items() if key[:4] == alike}
+            without = self.attempt({key: bridge for key, bridge in self.bridges.items() if key not in part})
+            before = 0.0 if without is None else without.fidelity(self.logits)
+            if without is not None and before >= reached - _IDLE:
+                self.bridges, reached = {k: b for k, b in self.bridges.items() if k not in part}, before
+            else:
+                self.bridges |= {k: dataclasses.replace(b, before=before) for k, b in part.items()}
+        return [dataclasses.replace(bridge, after=reached) for bridge in self.bridges.values()]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 __all__ = ["Learned", "fit", "receptive_fields"]
 
 _WIDTH = 64
-_STEPS, _BATCH = 300, 2048
+_STEPS, _BATCH = 150, 2048
 
 
 class Learned(nn.Module):
@@ -69,10 +69,10 @@ def fit(
         learned.scale.fill_(max(float(torch.cat([s.flatten() for s in start]).std()), 1e-12))
         wanted = after[1] - after[0]
         size = wanted.square().mean().clamp_min(1e-30)
-        optimizer = torch.optim.Adam(learned.parameters(), lr=0.01, weight_decay=1e-5)
+        optimizer = torch.optim.Adam(learned.parameters(), lr=0.02, weight_decay=1e-5)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
         places = math.prod(learned.target[1:]) if field else 1
-        count = max(8, _BATCH // max(places, 1))
+        count = max(8, _BATCH // places) if field else 256
         for _ in range(_STEPS):
             rows = torch.randint(len(wanted), (count,)).to(wanted.device)
             error = learned(*(e[rows] for e in end)) - learned(*(s[rows] for s in start)) - wanted[rows]

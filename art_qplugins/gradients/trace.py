@@ -161,7 +161,7 @@ class Gradients:
                 effects.module, self._pixels.clone(), watch, seed=effects.seed, with_gradient=with_gradient
             )
 
-    def result(self, key: Key) -> Tensor:
+    def _result(self, key: Key) -> Tensor:
         """The result with its graph. What was changed in place since is a clone from before."""
         tensor, version, clone = self._results[key]
         return tensor if _version(tensor) == version else clone
@@ -187,13 +187,13 @@ class Gradients:
         moved = (happened != 0).any(1)
         return max(float(c[m].mean()) if m.any() else 0.0 for c, m in zip(cosines, moved, strict=True))
 
-    def is_dead(self, key: Key, before: list[Key]) -> bool:
-        """Whether no gradient arrives at any of the results before it."""
-        tensors = [t for t in map(self.result, before) if t.requires_grad]
-        return not any(g is not None and bool(g.any()) for g in self._backward(key, tensors))
+    def stops(self, key: Key, before: list[Key]) -> bool:
+        """Whether gradients could arrive at some of the results before it, and none does."""
+        tensors = [t for t in map(self._result, before) if t.requires_grad]
+        return bool(tensors) and not any(g is not None and bool(g.any()) for g in self._backward(key, tensors))
 
     def _backward(self, key: Key, to: list[Tensor]) -> tuple[Tensor | None, ...]:
-        tensor = self.result(key)
+        tensor = self._result(key)
         if not tensor.requires_grad or not to:
             return (None,) * len(to)
         with contextlib.suppress(NotImplementedError):
