@@ -1,14 +1,13 @@
-"""Modules that take float64 pixels: as their own dtype, or as a float64 copy."""
+"""Modules that take float64 pixels as their own dtype."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["accept_float64", "in_float64"]
+__all__ = ["accept_float64"]
 
 
 def accept_float64(module: nn.Module) -> None:
@@ -20,16 +19,6 @@ def accept_float64(module: nn.Module) -> None:
     entry = next(iter(module.children()), module) if isinstance(module, nn.Sequential) else module
     if _to_dtype_of_weights not in entry._forward_pre_hooks.values():
         entry.register_forward_pre_hook(_to_dtype_of_weights)
-
-
-def in_float64(module: nn.Module) -> nn.Module:
-    """A float64 copy of ``module`` that computes in float64."""
-    double = copy.deepcopy(module).double()
-    for part in double.modules():  # the hook would cast the pixels of a part without weights to float32
-        for key, hook in list(part._forward_pre_hooks.items()):
-            if hook is _to_dtype_of_weights:
-                del part._forward_pre_hooks[key]
-    return double
 
 
 def _to_dtype_of_weights(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:

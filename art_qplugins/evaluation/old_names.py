@@ -51,7 +51,7 @@ INDICATORS: Mapping[str, str] = {
     "M10": "test-time-optimisation",
 }
 _STEPS: Mapping[str, str] = {"shadow": "full-precision"}
-_FACTS: Mapping[str, str] = {"guilty": "blocking", "suspects": "replaceable"}
+_FACTS: Mapping[str, str] = {"guilty": "blocking"}
 
 
 def upgrade(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,5 +108,12 @@ def _cell(cell: dict[str, Any]) -> dict[str, Any]:
     if isinstance(cell.get("attack"), str):
         renamed["attack"] = OLD_IDS.get(cell["attack"], cell["attack"])
     if isinstance(cell.get("facts"), dict):
-        renamed["facts"] = {_FACTS.get(key, key): value for key, value in cell["facts"].items()}
+        renamed["facts"] = dict(_fact(key, value) for key, value in cell["facts"].items())
     return renamed
+
+
+def _fact(name: str, value: Any) -> tuple[str, Any]:
+    """Operations that may be replaced were once known by their name alone."""
+    if name in ("suspects", "replaceable"):
+        return "lost", [{"op": op} for op in _listed(value)]
+    return _FACTS.get(name, name), value

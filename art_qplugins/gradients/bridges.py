@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.operations import Key, Operations
+from art_qplugins.gradients.operations import PIXELS, Key, Operations
 from art_qplugins.gradients.trace import per_image
 
-__all__ = ["Bridge", "Bridged", "Crossing", "Path", "straight_path"]
+__all__ = ["Bridge", "Bridged", "Crossing", "Path", "instead_of", "straight_path"]
 
 How = Literal["gradient", "identity", "surrogate"]
 #: From sources (N, copies, *shape) to a result (N, copies, *shape).
@@ -51,11 +51,17 @@ class Bridge:
 class _Instead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, path: Tensor) -> Tensor:
-        return value.clone()  # a copy, which the network may change in place
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
         return None, grad
+
+
+def instead_of(value: Tensor, path: Tensor) -> Tensor:
+    """A copy of ``value``, bit for bit, whose gradient goes to ``path`` alone. The copy may be changed in place."""
+    result: Tensor = _Instead.apply(value.detach(), path)
+    return result
 
 
 class Crossing:
@@ -76,7 +82,7 @@ class Crossing:
             path = bridge.path([self._held[source] for source in bridge.sources])
             if key not in self._interleaved:
                 path = path.transpose(0, 1)
-            instead = _Instead.apply(tensor.detach(), path.flatten(0, 1))
+            instead = instead_of(tensor, path.flatten(0, 1))
         if key in self._sources:
             held = tensor.clone() if instead is None else instead
             self._held[key] = per_image(held, key, interleaved=key in self._interleaved)
@@ -121,6 +127,19 @@ class Bridged(nn.Module):
         with Operations(self.network, len(x), visit, with_gradient=switched_on):
             logits: Tensor = self.network(x.clone())
         return logits
+
+    @property
+    def lost(self) -> list[dict[str, Any]]:
+        """The bridges as JSON."""
+        return [bridge.record() for bridge in self.bridges]
+
+    @property
+    def is_substitute(self) -> bool:
+        """Whether the gradient goes from outputs to pixels by what was learned alone, and through nothing of the network."""
+        return all(
+            b.how == "surrogate" and {s.layer for s in b.sources} == {PIXELS} and len(b.key.shape) == 1
+            for b in self.bridges
+        )
 
     def extra_repr(self) -> str:
         return ", ".join(f"{b.key.layer or 'forward'}:{b.key.op} by {b.how}" for b in self.bridges)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.counting import counting_backward_passes
 from art_qplugins.gradients.ledger import Ledger, blocking_operation, ledger
+from art_qplugins.gradients.lost import FAITHFUL
 from art_qplugins.gradients.probe import answer, gradient, same_answers
-from art_qplugins.gradients.replaceable import replaceable_operations
-from art_qplugins.guard import evaluating
+from art_qplugins.gradients.saturation import before_saturation
+from art_qplugins.gradients.way_back import way_back
 from art_qplugins.quantizers.protocol import activation_quantizers
 from art_qplugins.quantizers.stochastic import is_stochastic
 
-__all__ = ["module_facts", "output_facts"]
+__all__ = ["module_facts", "output_facts", "way_facts"]
 
-#: Number of rows of the gradient ledger that are kept.
-_ROWS = 12
+#: The network is traced where more than this share of the images has no gradient.
+_NO_GRADIENT = 0.1
 
 
 def module_facts(
@@ -44,9 +45,7 @@ def module_facts(
         "dynamic": backward.number > 0,
         "stateful": stateful,
         "random": is_random,
-        "training": _training(module),
         "quantizers": len(activation_quantizers(module)),
-        "replaceable": attempt("replaceable", lambda: list(replaceable_operations(module, x, seed=seed))),
         **_ledger_facts(found),
         **output_facts(logits),
         "batch_dependent": None,
@@ -70,14 +69,41 @@ def _is_random(module: nn.Module, x: Tensor, seed: int, logits: Tensor | None) -
 
 def _ledger_facts(found: Ledger | None) -> dict[str, Any]:
     if found is None:
-        return {"reaches_pixels": None, "ends_at": None, "blocking": None, "ledger": []}
+        return {"reaches_pixels": None, "ends_at": None, "blocking": None}
     worst = blocking_operation(found)
-    rows = sorted(found.rows, key=lambda r: (-r.zeroed, r.ratio if math.isfinite(r.ratio) else math.inf))[:_ROWS]
     return {
         "reaches_pixels": found.reaches_pixels,
         "ends_at": found.ends_at,
         "blocking": worst and {"layer": worst.layer, "op": worst.op, "share": worst.zeroed},
-        "ledger": [{k: None if v != v else v for k, v in asdict(row).items()} for row in rows],  # JSON has no NaN
+    }
+
+
+def way_facts(
+    module: nn.Module,
+    x: Tensor,
+    samples: Mapping[str, NDArray[np.float64]],
+    facts: Mapping[str, Any],
+    *,
+    radius: float,
+    seed: int,
+    attempt: Attempt,
+) -> dict[str, Any]:
+    """The facts ``lost``, ``opaque`` and ``saturates``. A network whose gradient is faithful is not traced for the first two.
+
+    :param samples: the measurements of the images, of which ``fidelity`` and ``gradient`` are read.
+    :param facts: those of :func:`module_facts`.
+    :param radius: half the side of the cube that an attack searches.
+    """
+    faithful = float(np.median(samples["fidelity"])) >= FAITHFUL
+    arrives = facts["reaches_pixels"] and float(np.mean(samples["gradient"] == 0)) <= _NO_GRADIENT
+    view = None
+    if not (faithful and arrives):
+        view = attempt("lost", lambda: way_back(module, x, radius=radius, seed=seed))
+    saturated = attempt("saturates", lambda: before_saturation(module, x, radius=radius, seed=seed))
+    return {
+        "lost": [] if view is None else view.lost,
+        "opaque": facts["reaches_pixels"] is False and (view is None or view.is_substitute),
+        "saturates": saturated and saturated.record(),
     }
 
 
@@ -112,10 +138,3 @@ def _leak(module: nn.Module, x: Tensor, seed: int) -> float | None:
     found = gradient(module, x, lambda z: z[::2].square().sum(1), seed=seed)
     own, other = (float(part.double().norm()) for part in (found[::2], found[1::2]))
     return other / own if own > 0 else None
-
-
-def _training(module: nn.Module) -> list[str]:
-    """Submodules that their own ``eval()`` leaves in train mode."""
-    with evaluating(module):
-        module.eval()
-        return [name or type(module).__name__ for name, part in module.named_modules() if part.training]

@@ -25,6 +25,8 @@ class Learned(nn.Module):
     :param field: side of the receptive field on feature maps. With 0 all values of an image are one vector.
     """
 
+    scale: Tensor
+
     def __init__(self, shapes: Sequence[tuple[int, ...]], target: tuple[int, ...], field: int) -> None:
         super().__init__()
         self.target, self.field = target, field
@@ -54,9 +56,7 @@ def receptive_fields(shapes: Sequence[tuple[int, ...]], target: tuple[int, ...])
     return (1, 3) if all(shape[1:] == target[1:] for shape in shapes) else (3,)
 
 
-def fit(
-    before: Sequence[tuple[Tensor, Tensor]], after: tuple[Tensor, Tensor], *, field: int, seed: int
-) -> Learned:
+def fit(before: Sequence[tuple[Tensor, Tensor]], after: tuple[Tensor, Tensor], *, field: int, seed: int) -> Learned:
     """The map whose differences are nearest to those of the part, in the mean square.
 
     :param before: for each source its values (B, *shape) at an image, and at a point near it.

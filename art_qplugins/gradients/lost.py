@@ -21,7 +21,9 @@ KNOWN = 0.25
 _LOSSY = 0.6
 
 
-def lossy_operations(effects: Effects, gradients: Gradients, *, bridged: Collection[Key], refused: Collection[Key]) -> list[Key]:
+def lossy_operations(
+    effects: Effects, gradients: Gradients, *, bridged: Collection[Key], refused: Collection[Key]
+) -> list[Key]:
     """The operations on the way to unfaithful logits that lose the gradient, in the order of the pass.
 
     :param bridged: operations that are not asked again.
@@ -63,7 +65,9 @@ def inputs(effects: Effects, key: Key, refused: Collection[Key] = ()) -> list[Ke
     return sorted(found, key=effects.order.index) or effects.order[:1]
 
 
-def nearest_known(effects: Effects, gradients: Gradients, key: Key, *, bridged: Collection[Key], refused: Collection[Key]) -> list[Key]:
+def nearest_known(
+    effects: Effects, gradients: Gradients, key: Key, *, bridged: Collection[Key], refused: Collection[Key]
+) -> list[Key]:
     """The nearest results before ``key`` whose gradient tells something, or has a bridge."""
     found, seen, stack = [], {key}, inputs(effects, key, refused)
     while stack:

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.domains import COUNT, SEED, Domain, Is, check_all
-from art_qplugins.estimators.precision import in_float64
 from art_qplugins.geometry import random_point
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.counting import counting, passes
-from art_qplugins.gradients.facts import module_facts
+from art_qplugins.gradients.facts import module_facts, way_facts
 from art_qplugins.gradients.fidelity import DIRECTIONS
 from art_qplugins.gradients.per_image import Batch, measure_batch
+from art_qplugins.gradients.trace import half_side
 from art_qplugins.guard import restoring
 from art_qplugins.threat import Threat
 from art_qplugins.torch_domains import IMAGES, LABELS, MODULE
@@ -79,20 +79,15 @@ def measure(
     ``gradient``         :math:`\max |dL/dx|` in float32, as an attack computes it
     ``gradient_start``   the same at :math:`x + \eta`, a random point of the ball
     ``gradient_l2``      :math:`\|dL/dx\|_2` from a float32 sum of squares, which underflows below about 1e-23
-    ``gradient_float64`` :math:`\max |dL/dx|` of a float64 copy of the module
     ``gradient_ratio``   :math:`\|dL/dx\| / \|g\|`
     ``fidelity``         correlation of what g predicts with what steps of eps / 4 do, in [-1, 1]
     ``fidelity_eps``     the same for steps of eps
-    ``linearity``        largest error of g's predictions for steps of eps, relative to the largest change (Qin et al.
-                         2019, eq. 5, over random directions in place of the worst); 0 for a linear model
     ``instability``      mean :math:`|m(x + d) - m(x)| / |m(x)|` over steps of eps / 4, at most 1: I2 of Pintor et al.
                          2022, on the margin because I2 is blind on a saturated loss
     ``alignment``        :math:`\cos(g(x), g(x + \eta))` (Andriushchenko & Flammarion 2020, eq. 3)
-    ``growth``           :math:`\|g(x + \eta)\| / \|g(x)\|`
     ``imbalance``        the larger of :math:`\|dz_y\|` and :math:`\|dz_j\|` by the smaller, j the best other class
                          (Jiang et al. 2020); of logits less their mean, so that log-probabilities give the same
     ``coherence``        cosine of two g, each of one pass with draws of its own; random modules only
-    ``flips``            share of five further answers with other draws that are another class
     ==================== ==========================================================================================
 
     Of the module:
@@ -102,9 +97,10 @@ def measure(
     ``ends_at``          the layer in whose forward the graph ends, where it does not reach the pixels
     ``blocking``         the blocking operation: its layer, its name, and the share of images that it leaves without
                          a gradient (:func:`~art_qplugins.gradients.ledger.blocking_operation`)
-    ``ledger``           the rows of the gradient ledger that lose most,
-                         :class:`~art_qplugins.gradients.ledger.LedgerRow`
-    ``replaceable``      :func:`~art_qplugins.gradients.replaceable.replaceable_operations`
+    ``lost``             where the gradient is lost and can be brought back: for each operation its ``layer``, ``op`` and
+                         ``ordinal``, ``how`` it is bridged, and the fidelity of the logits ``before`` and ``after``
+    ``saturates``        the ``layer`` and ``op`` that flatten the logits, if a tensor before them has the same classes
+    ``opaque``           whether nothing that torch computes lies between the pixels and the logits
     ``probabilities``    whether the outputs are probabilities, by AutoAttack's rule
     ``softmax_like``     whether they are probabilities times a constant
     ``log_softmax``      whether they are logarithms of probabilities
@@ -112,7 +108,6 @@ def measure(
     ``stateful``         parameters and buffers that a forward pass changes
     ``batch_dependent``  how much an answer depends on the other images of its batch, 0 but for rounding; ``None`` where
                          it could not be measured
-    ``training``         submodules that stay in train mode when the module is set to eval mode
     ``random``           whether the module answers otherwise with other draws
     ``quantizers``       number of quantized activations
     ``costs``            forward and backward passes in images, per image
@@ -136,12 +131,10 @@ def measure(
         calls = _calls(module) if facts["random"] else 1
         few = directions if calls == 1 else max(5, directions // calls)
         start = random_point(x, threat, seed)
-        double = attempt("gradient_float64", lambda: in_float64(module))
         parts = []
         for rows in torch.arange(len(x)).split(batch_size):
             batch = Batch(
                 module=module,
-                double=double,
                 x=x[rows],
                 y=y[rows],
                 start=start[rows],
@@ -152,7 +145,8 @@ def measure(
                 is_random=facts["random"],
             )
             parts.append(measure_batch(batch, attempt))
-    samples = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+        samples = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}
+        facts |= way_facts(module, x[:_FACTS], samples, facts, radius=half_side(threat, x), seed=seed, attempt=attempt)
     costs = {"forward": counter.forward / len(x), "backward": counter.backward / len(x)}
     return Measured(samples, {**facts, "costs": costs, "skipped": attempt.skipped})
 

@@ -15,13 +15,11 @@ from torch.autograd.graph import Node
 
 __all__ = [
     "GATES",
-    "LAYERS",
     "GraphPath",
     "find_path",
     "is_custom",
     "is_mixing",
     "is_named",
-    "is_step",
     "per_image",
     "straight_edge",
 ]
@@ -32,16 +30,14 @@ GraphPath: TypeAlias = dict[Node, list[int]]
 #: Operations that usually set elements to zero: ReLU, and the operations of a ReLU written by hand.
 GATES = ("Relu", "Threshold", "Hardtanh", "Maximum", "Minimum", "Where", "MaskedFill", "Abs")
 #: Operations that have weights, or multiply two activations.
-LAYERS = ("Convolution", "Conv2D", "Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear")
+_LAYERS = ("Convolution", "Conv2D", "Addmm", "Addmv", "Mm", "Bmm", "Baddbmm", "Linear")
 #: Operations that are linear, or that are not elementwise although they may keep the shape.
 _MIXING = (
-    *LAYERS,
+    *_LAYERS,
     *("Norm", "Pool", "Pad", "Index", "View", "Permute", "Transpose", "TBackward", "Cum", "Fft", "Upsample", "Slice"),
     *("Select", "Expand", "Repeat", "CopySlices", "Stack", "Cat", "Sum", "Mean", "Sort", "Flip", "Roll", "Gather"),
     *("Scatter", "Squeeze", "Clone", "Alias", "Embedding", "Add", "Sub", "Neg", "Mul", "Div", "AccumulateGrad"),
 )
-#: PyTorch's own operations that are constant between jumps.
-_STEPS = ("Round", "Sign", "Sgn", "Floor", "Ceil", "Trunc", "Heaviside", "Bucketize")
 
 
 def is_custom(node: Node) -> bool:
@@ -58,11 +54,6 @@ def is_named(node: Node, names: Sequence[str]) -> bool:
 def is_mixing(node: Node) -> bool:
     """Whether the operation is linear, or joins several elements, or is a checkpoint, which holds any operations."""
     return is_named(node, _MIXING) or (is_custom(node) and node.name() == "CheckpointFunctionBackward")
-
-
-def is_step(node: Node) -> bool:
-    """Whether the operation is one of PyTorch's that are constant between jumps, e.g. round, sign or floor."""
-    return _rounds_a_division(node) or is_named(node, _STEPS)
 
 
 def _rounds_a_division(node: Node) -> bool:

@@ -97,12 +97,12 @@ class Operations(TorchFunctionMode):
             ):
                 stack.callback(hook.remove)
             stack.enter_context(_applying(self._apply))
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         self._stack.close()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -13,21 +13,17 @@ from art_qplugins.geometry import ORDERS
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.fidelity import agreement, sign_moves
 from art_qplugins.gradients.margin import logit_margin
-from art_qplugins.gradients.probe import answer, gradient, margins
+from art_qplugins.gradients.probe import gradient, margins
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
 __all__ = ["MEASUREMENTS", "Batch", "measure_batch"]
-
-#: Number of further answers that ``flips`` compares with the first.
-_PASSES = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """A batch of images with the intermediate results that measurements share, computed once.
 
-    :param double: a float64 copy of ``module``; ``None`` where there is none.
     :param x: (N, C, H, W) in [0, 1].
     :param y: (N,) labels.
     :param start: (N, C, H, W), a random point of the ball around each image.
@@ -37,7 +33,6 @@ class Batch:
     """
 
     module: nn.Module
-    double: nn.Module | None
     x: Tensor
     y: Tensor
     start: Tensor
@@ -114,12 +109,6 @@ def _gradient_l2(batch: Batch) -> Tensor:
     return batch.loss_slope.float().flatten(1).square().sum(1).sqrt()
 
 
-def _gradient_float64(batch: Batch) -> Tensor:
-    if batch.double is None:
-        raise ValueError("there is no float64 copy")
-    return _largest(gradient(batch.double, batch.x.double(), batch.loss, seed=batch.seed))
-
-
 def _gradient_ratio(batch: Batch) -> Tensor:
     return _length(batch.loss_slope) / _length(batch.g)
 
@@ -132,13 +121,6 @@ def _fidelity_eps(batch: Batch) -> Tensor:
     return agreement(batch.g, batch.moves, batch.walked[1])
 
 
-def _linearity(batch: Batch) -> Tensor:
-    m = batch.walked[1].double()
-    happened = m[1:] - m[0]
-    predicted = torch.einsum("nchw,dchw->dn", batch.g.double(), batch.moves.double())
-    return (happened - predicted).abs().amax(0) / happened.abs().amax(0).clamp_min(1e-30)
-
-
 def _instability(batch: Batch) -> Tensor:
     m = batch.walked[0].double()
     return ((m[1:] - m[0]).abs().mean(0) / m[0].abs().clamp_min(1e-30)).clamp_max(1)
@@ -146,10 +128,6 @@ def _instability(batch: Batch) -> Tensor:
 
 def _alignment(batch: Batch) -> Tensor:
     return _cosine(batch.g, batch.g_start)
-
-
-def _growth(batch: Batch) -> Tensor:
-    return _length(batch.g_start) / _length(batch.g)
 
 
 def _imbalance(batch: Batch) -> Tensor:
@@ -169,27 +147,18 @@ def _coherence(batch: Batch) -> Tensor:
     return _cosine(one, other)
 
 
-def _flips(batch: Batch) -> Tensor:
-    answers = [answer(batch.module, batch.x, batch.seed, number).argmax(1) for number in range(_PASSES + 1)]
-    return (torch.stack(answers[1:]) != answers[0]).double().mean(0)
-
-
 #: Keys are the names that :func:`~art_qplugins.gradients.measure.measure` documents.
 MEASUREMENTS: dict[str, Callable[[Batch], Tensor]] = {
     "gradient": _gradient,
     "gradient_start": _gradient_start,
     "gradient_l2": _gradient_l2,
-    "gradient_float64": _gradient_float64,
     "gradient_ratio": _gradient_ratio,
     "fidelity": _fidelity,
     "fidelity_eps": _fidelity_eps,
-    "linearity": _linearity,
     "instability": _instability,
     "alignment": _alignment,
-    "growth": _growth,
     "imbalance": _imbalance,
     "coherence": _coherence,
-    "flips": _flips,
 }
 
 

@@ -2,7 +2,7 @@
 
 This is BPDA with the identity (Athalye, Carlini & Wagner 2018, section 4.1) at every such operation. The operations are found
 by their gradients and not by their layers, so no knowledge of the network is needed. A gradient that the graph does not hold
-(detach, no_grad, a comparison) cannot be repaired.
+(detach, no_grad, a comparison) cannot be repaired; ``way_back`` bridges it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,11 @@ class GradientRepair(nn.Module):
     product with a mask, has no other gradient and keeps it.
 
     :param network: gives logits. The gradients of its parameters are repaired too.
-    :param straight: names of operations that are always straight-through, see
-        :func:`~art_qplugins.gradients.replaceable.replaceable_operations`.
     """
 
-    def __init__(self, network: nn.Module, *, straight: Sequence[str] = ()) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.straight = tuple(straight)
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
@@ -56,23 +53,9 @@ class GradientRepair(nn.Module):
                 continue
             edge = straight_edge(node, edges)
             if edge is not None:
-                always = node.name() in self.straight
                 share = 1.0 if is_named(node, GATES) else _ZEROED
-                node.register_hook(_passing(edge) if always else _repairing(len(x), edge, edges, share))
+                node.register_hook(_repairing(len(x), edge, edges, share))
         return logits
-
-    def extra_repr(self) -> str:
-        return f"straight={self.straight}" if self.straight else ""
-
-
-def _passing(edge: int) -> Hook:
-    """A straight-through hook: it always passes the gradient before a node to one of its inputs."""
-
-    def hook(behind: Gradients, before: Gradients) -> Gradients | None:
-        both = _both(behind, before, edge)
-        return None if both is None else _with(behind, edge, both[0])
-
-    return hook
 
 
 def _repairing(images: int, edge: int, edges: Sequence[int], share: float) -> Hook:

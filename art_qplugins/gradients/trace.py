@@ -9,23 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.operations import PIXELS, Key, Operations, Visit
+from art_qplugins.geometry import ORDERS
+from art_qplugins.gradients.operations import Key, Operations, Visit
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.seeds import derive_seed
+from art_qplugins.threat import Threat
 
-__all__ = ["IMAGES", "Effects", "Gradients", "pass_through", "per_image"]
+__all__ = ["IMAGES", "Effects", "Gradients", "half_side", "pass_through", "per_image"]
 
 #: Number of images of a trace. It is a prime, so that no other dimension is taken for the batch.
 IMAGES = 17
 #: Number of random steps of each length.
 _DIRECTIONS = 12
+
+
+def half_side(threat: Threat, x: Tensor) -> float:
+    """Half the side of the cube whose corners are as far from its centre as eps. In L0 it is a quarter of the pixels' range."""
+    if threat.norm == "L0":
+        return 0.25
+    return float(threat.eps / x[0].numel() ** (1 / ORDERS[threat.norm]))
 
 
 def pass_through(
@@ -36,9 +45,9 @@ def pass_through(
     Draws are those of ``seed`` in every call.
     """
     drawn = derive_seed(seed, "trace")
-    with isolated(module, drawn), draws_from(module, drawn):
-        with Operations(module, len(x), visit, with_gradient=with_gradient) as operations:
-            logits: Tensor = module(x)
+    operations = Operations(module, len(x), visit, with_gradient=with_gradient)
+    with isolated(module, drawn), draws_from(module, drawn), operations:
+        logits: Tensor = module(x)
     return logits, operations.without_gradient
 
 
@@ -124,9 +133,8 @@ class Effects:
 
 def per_image(tensor: Tensor, key: Key, *, interleaved: bool) -> Tensor:
     """(copies * N, *shape) as (N, copies, *shape)."""
-    if interleaved:
-        return tensor.unflatten(0, (-1, key.copies))
-    return tensor.unflatten(0, (key.copies, -1)).transpose(0, 1)
+    copies, shape = key.copies, tensor.shape[1:]
+    return tensor.reshape(-1, copies, *shape) if interleaved else tensor.reshape(copies, -1, *shape).transpose(0, 1)
 
 
 def _margin(logits: Tensor) -> Tensor:

@@ -40,7 +40,12 @@ def test_a_rounding_input_is_broken_by_what_looks_behind_it_and_by_nothing_else(
 
 @pytest.mark.parametrize(
     ("old", "kind"),
-    [("revived", "repaired"), ("straight", "repaired-straight-through"), ("clipped", "clipped-sign")],
+    [
+        ("revived", "repaired"),
+        ("straight", "bridged"),
+        ("repaired-straight-through", "bridged"),
+        ("clipped", "clipped-sign"),
+    ],
 )
 def test_an_old_name_of_a_repaired_gradient_works_with_a_warning(old, kind):
     model, x, y = linear(10, [Signs()])

@@ -15,14 +15,22 @@ from art_qplugins.evaluation.records import Cell, Sample
 N = 200
 #: What an honest model shows without an attack: per image, and as a whole.
 HEALTHY = {
-    **{"gradient": 0.1, "gradient_start": 0.1, "gradient_ratio": 0.5, "gradient_l2": 0.3, "gradient_float64": 0.1},
-    **{"fidelity": 0.9, "fidelity_eps": 0.9, "linearity": 0.1, "instability": 0.1, "alignment": 0.9, "growth": 1.0},
-    **{"imbalance": 1.5, "coherence": 0.9, "flips": 0.0},
+    **{"gradient": 0.1, "gradient_start": 0.1, "gradient_ratio": 0.5, "gradient_l2": 0.3},
+    **{"fidelity": 0.9, "fidelity_eps": 0.9, "instability": 0.1, "alignment": 0.9},
+    **{"imbalance": 1.5, "coherence": 0.9},
 }
 FACTS = {
-    **{"reaches_pixels": True, "ends_at": None, "blocking": None, "ledger": [], "replaceable": [], "quantizers": 0},
+    **{
+        "reaches_pixels": True,
+        "ends_at": None,
+        "blocking": None,
+        "lost": [],
+        "opaque": False,
+        "saturates": None,
+        "quantizers": 0,
+    },
     **{"probabilities": False, "dynamic": False, "stateful": [], "batch_dependent": 0.0, "random": False},
-    **{"training": [], "pixels": 64, "skipped": {}},
+    **{"pixels": 64, "skipped": {}},
 }
 
 

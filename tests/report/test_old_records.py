@@ -15,7 +15,7 @@ from art_qplugins.evaluation.records import Step
 from art_qplugins.report import read_run, write_report
 
 OLD_IDS = {new: old for old, new in INDICATORS.items()}
-OLD_FACTS = {"blocking": "guilty", "replaceable": "suspects"}
+OLD_FACTS = {"blocking": "guilty"}
 
 
 def with_todays_names(folder: Path) -> None:
@@ -25,7 +25,7 @@ def with_todays_names(folder: Path) -> None:
         cell.model_copy(update={"attack": "artq:full-precision"}) if cell.attack == "artq:apgd-margin" else cell
         for cell in results.cells
     ]
-    facts = {"blocking": {"layer": "head", "op": "Mul"}, "replaceable": ["head"], "classes": 10}
+    facts = {"blocking": {"layer": "head", "op": "Mul"}, "lost": [{"op": "Mul"}], "classes": 10}
     cells = [cell.model_copy(update={"facts": facts}) if cell.role == "clean" else cell for cell in cells]
     models = list(results.models)
     step = Step(id="full-precision", level=2, title="the twin", status="run", cells=[], robust=7, forward=1.0)
@@ -47,6 +47,8 @@ def with_old_names(raw: dict[str, Any]) -> dict[str, Any]:
     for cell in raw["cells"]:
         cell["attack"] = "artq:shadow" if cell["attack"] == "artq:full-precision" else cell["attack"]
         cell["facts"] = {OLD_FACTS.get(name, name): value for name, value in cell["facts"].items()}
+        if lost := cell["facts"].pop("lost", None):
+            cell["facts"]["suspects"] = [operation["op"] for operation in lost]
     return raw
 
 
@@ -73,7 +75,7 @@ def test_old_records_are_read_with_todays_names(runs: tuple[Path, Path]) -> None
     assert (model.steps[-1].id, model.steps[-1].robust) == ("full-precision", 7)
     assert model.claim.attack == "artq:full-precision"
     clean = next(cell for cell in old.cells if cell.role == "clean")
-    assert clean.facts == {"blocking": {"layer": "head", "op": "Mul"}, "replaceable": ["head"], "classes": 10}
+    assert clean.facts == {"blocking": {"layer": "head", "op": "Mul"}, "lost": [{"op": "Mul"}], "classes": 10}
 
 
 def test_old_records_make_the_same_report(runs: tuple[Path, Path]) -> None:

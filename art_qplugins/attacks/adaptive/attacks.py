@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.attacks.adapters.autoattack import square
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
 from art_qplugins.attacks.adaptive.objectives import (
     averaged,
@@ -23,6 +24,7 @@ from art_qplugins.attacks.adaptive.objectives import (
     mixed,
     rescaled,
     targeted_loss,
+    watched,
 )
 from art_qplugins.attacks.adaptive.repaired_gradients import by_fidelity, current_kind, repaired_gradients
 from art_qplugins.attacks.adaptive.run import AttackRun
@@ -30,6 +32,7 @@ from art_qplugins.attacks.adaptive.scalings import SCALINGS
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.saturation import before_saturation
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["ADAPTIVE", "needed_draws"]
@@ -55,10 +58,14 @@ def _aim(run: AttackRun, view: nn.Module, targets: int) -> None:
     logits = run.logits(run.image)
     if not run.random:
         run.record(run.all_rows(), run.image, logit_margin(logits, run.y))
+    for index, target in enumerate(_nearest(run, logits, targets)):
+        run.maximize(direct(view, run.y, targeted_loss(run.y, target)), run.starts(f"target {index}"))
+
+
+def _nearest(run: AttackRun, logits: Tensor, targets: int) -> list[Tensor]:
+    """The other classes in the order of their logits, (N,) each, at most ``targets``."""
     order = logits.scatter(1, run.y[:, None], -torch.inf).argsort(1, descending=True)
-    for index in range(min(targets, logits.shape[1] - 1)):
-        loss = targeted_loss(run.y, order[:, index])
-        run.maximize(direct(view, run.y, loss), run.starts(f"target {index}"))
+    return list(order[:, : min(targets, logits.shape[1] - 1)].T)
 
 
 def _rescaled(run: AttackRun, options: Options) -> None:
@@ -87,6 +94,23 @@ def _surrogates(run: AttackRun, options: Options) -> None:
     if targets:
         with offered[order[0]]() as view:
             _aim(run, view, targets)
+
+
+def _unsaturated(run: AttackRun, options: Options) -> None:
+    """Attack the tensor before the saturation: its margin, each of the nearest classes, then by search."""
+    view = before_saturation(run.module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
+    if view is None:
+        raise InputError(f"{run.name}: the logits of {type(run.module).__name__} do not saturate; use artq:apgd-margin")
+    run.maximize(watched(view, run.y, margin_loss(run.y)), run.starts("unsaturated"))
+    with torch.no_grad():
+        inner = torch.cat([view(part) for part in run.image.split(run.batch_size)])
+    for index, target in enumerate(_nearest(run, inner, options["targets"])):
+        run.maximize(watched(view, run.y, targeted_loss(run.y, target)), run.starts(f"target {index}"))
+    rows = run.robust_rows()
+    if options["n_queries"] and len(rows):
+        settings = {"n_queries": options["n_queries"], "seed": run.seed, "batch_size": run.batch_size}
+        found = square(view, run.x[rows], run.y[rows], threat=run.threat, **settings)
+        run.record(rows, found, logit_margin(run.logits(found), run.y[rows]))
 
 
 def _full_precision(run: AttackRun, options: Options) -> None:
@@ -158,6 +182,7 @@ ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "multi_targeted": _multi_targeted,
     "rescaled": _rescaled,
     "surrogates": _surrogates,
+    "unsaturated": _unsaturated,
     "full_precision": _full_precision,
     "bits": _bits,
     "joint": _joint,

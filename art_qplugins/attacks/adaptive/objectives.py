@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.saturation import BeforeSaturation
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.seeds import derive_seed
 
@@ -31,6 +32,7 @@ __all__ = [
     "mixed",
     "rescaled",
     "targeted_loss",
+    "watched",
 ]
 
 #: From logits (n, classes) and their rows (n,) to a loss (n,), which the attack maximizes.
@@ -104,6 +106,16 @@ def direct(module: nn.Module, y: Tensor, loss: Loss, *, deployed: bool = True) -
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
         logits, value, gradient = evaluate(module, points, lambda z: loss(z, rows), backward=backward)
         return Answer(value, gradient, logit_margin(logits, y[rows]) if deployed else None)
+
+    return objective
+
+
+def watched(view: BeforeSaturation, y: Tensor, loss: Loss) -> Objective:
+    """A loss of another tensor of the network, with the margin of the network itself: one forward and one backward pass a step."""
+
+    def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
+        _, value, gradient = evaluate(view, points, lambda z: loss(z, rows), backward=backward)
+        return Answer(value, gradient, None if view.answer is None else logit_margin(view.answer, y[rows]))
 
     return objective
 

@@ -8,14 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.gradients.fidelity import fidelity
+from art_qplugins.gradients.nodes import find_path, is_named
 from art_qplugins.gradients.repair import GradientRepair
-from art_qplugins.gradients.replaceable import replaceable_operations
+from art_qplugins.gradients.way_back import way_back
+from art_qplugins.guard import isolated
+from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.quantizers.surrogates import SURROGATES, surrogate, surrogate_layers
+from art_qplugins.seeds import derive_seed
 
 __all__ = ["View", "by_fidelity", "current_kind", "repaired_gradients"]
 
@@ -23,7 +28,12 @@ __all__ = ["View", "by_fidelity", "current_kind", "repaired_gradients"]
 View = Callable[[], AbstractContextManager[nn.Module]]
 
 #: Current kinds by their names before version 0.2.
-_OLD_KINDS = {"revived": "repaired", "straight": "repaired-straight-through", "clipped": "clipped-sign"}
+_OLD_KINDS = {
+    "revived": "repaired",
+    "straight": "bridged",
+    "clipped": "clipped-sign",
+    "repaired-straight-through": "bridged",  # in version 0.2
+}
 _SAMPLE = 64  # images on which fidelity is measured
 _CALLS = 4  # of a random network for its fidelity
 
@@ -35,7 +45,7 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
     * a key of :data:`~art_qplugins.quantizers.surrogates.SURROGATES`: that surrogate gradient in every quantized
       activation;
     * ``repaired``: straight-through at every operation that zeroes the gradient;
-    * ``repaired-straight-through``: the same, and straight-through at all replaceable operations;
+    * ``bridged``: a bridge over every operation that was measured to lose the gradient, where there is one;
     * ``clipped-sign``: straight-through at PyTorch's own step functions, the clip for sign;
     * ``smoothed``: the mean gradient around each image.
     """
@@ -47,9 +57,9 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
         if kind != "straight-through" or any(settings):
             kinds[kind] = partial(_with_surrogate, module, kind)
     kinds["repaired"] = _unchanged(GradientRepair(module))
-    if replaceable := replaceable_operations(module, run.x, seed=run.seed):
-        kinds["repaired-straight-through"] = _unchanged(GradientRepair(module, straight=replaceable))
-    if {"SignBackward0", "SgnBackward0"} & {*replaceable}:
+    if bridged := way_back(module, run.x, radius=4 * run.pixel_step(), seed=run.seed):
+        kinds["bridged"] = _unchanged(bridged)
+    if _takes_signs(module, run.x, run.seed):
         kinds["clipped-sign"] = _unchanged(StraightThroughSteps(module))
     kinds["smoothed"] = _unchanged(Smoothed(module, run.pixel_step(), seed=run.seed))
     return kinds
@@ -78,6 +88,15 @@ def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
             )
         scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
     return sorted(kinds, key=lambda kind: -scores[kind])
+
+
+def _takes_signs(module: nn.Module, x: Tensor, seed: int) -> bool:
+    """Whether PyTorch's sign is on the path from the logits to the pixels."""
+    with isolated(module, derive_seed(seed, "ledger")), draws_from(module, seed), torch.enable_grad():
+        entered = x[:2].detach().clone().requires_grad_().clone()
+        entrance = entered.grad_fn
+        path = find_path(module(entered).grad_fn, entrance)
+    return any(is_named(node, ("Sign", "Sgn")) for node in path)
 
 
 def _unchanged(network: nn.Module) -> View:

@@ -15,9 +15,9 @@ _own = partial(attack_of, ARTQ)
 #: The backward passes of ``repaired_gradients``.
 KINDS = (
     *("as-is", "straight-through", "identity", "leaky", "tanh", "soft-staircase"),
-    *("repaired", "repaired-straight-through", "clipped-sign", "smoothed"),
+    *("repaired", "bridged", "clipped-sign", "smoothed"),
 )
-_OLD_KINDS = ("revived", "straight", "clipped")  # before version 0.2
+_OLD_KINDS = ("revived", "straight", "clipped", "repaired-straight-through")
 _ADAPTER = "art_qplugins.attacks.adapters.artq"
 
 ROWS: list[Attack] = [
@@ -71,6 +71,20 @@ ROWS: list[Attack] = [
         scale_free=True,
         takes_start=True,
         cost=(231, 270),
+    ),
+    _own(
+        "unsaturated",
+        "unsaturated",
+        "Auto-PGD on the tensor before the saturation of the logits, then towards each of the nearest classes, then Square",
+        {
+            "max_iter": 20,
+            "targets": Option(3, count(10_000, least=0)),
+            "n_queries": Option(0, count(1_000_000, least=0)),
+        },
+        gradient="repaired",
+        scale_free=True,
+        takes_start=True,
+        cost=(80, 92),
     ),
     _own(
         "full-precision",
