@@ -19,7 +19,7 @@ from art_qplugins.domains import (
     check_all,
 )
 from art_qplugins.errors import InputError, did_you_mean, shown
-from art_qplugins.estimators import QuantizedClassifier, check_inside
+from art_qplugins.estimators import Deployed, QuantizedClassifier, deployed
 from art_qplugins.evaluation.outcome import legal_at, worst_images
 from art_qplugins.evaluation.records import Claim, Finding, Verdict
 from art_qplugins.quantizers import activation_quantizers, is_stochastic
@@ -280,11 +280,19 @@ def _images(data: Images | None, named: Mapping[str, QuantizedClassifier]) -> Da
         classes = [str(i) for i in range(next(iter(named.values())).nb_classes)] if named else None
         data = from_arrays(*data, name="data", classes=classes)
     for name, estimator in named.items():
-        if tuple(estimator.input_shape) != data.shape:
+        if tuple(estimator.input_shape) != data.shape and not _takes(estimator, data.shape):
             raise InputError(
                 f"data: images are {data.shape}, and {name} takes {tuple(estimator.input_shape)}; give images of that shape"
             )
     return data
+
+
+def _takes(estimator: QuantizedClassifier, shape: tuple[int, ...]) -> bool:
+    """Whether images have this shape, and ``input_shape`` is that of the network behind a preprocessor."""
+    if not isinstance(estimator.model, Deployed) or not estimator.model.takes(shape):
+        return False
+    estimator._input_shape = shape
+    return True
 
 
 def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
@@ -301,18 +309,9 @@ def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:
 
 
 def _ours(name: str, estimator: Any) -> QuantizedClassifier:
-    """The estimator. A plain ``PyTorchClassifier`` is wrapped. Pre- and postprocessing outside the module is refused."""
-    if isinstance(estimator, QuantizedClassifier):
-        return estimator
+    """The estimator whose module does all that its ``predict`` does. A plain ``PyTorchClassifier`` is wrapped."""
     if not isinstance(estimator, PyTorchClassifier):
         raise InputError(
             f"estimators: {name} is {shown(estimator)}, not an ART PyTorchClassifier; wrap the module in one"
         )
-    check_inside(name, estimator)
-    return QuantizedClassifier(
-        estimator.model,
-        estimator._loss,
-        estimator.input_shape,
-        estimator.nb_classes,
-        device_type=str(estimator.device),
-    )
+    return deployed(estimator)

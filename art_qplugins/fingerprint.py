@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,14 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@runtime_checkable
+class _Processor(Protocol):
+    """A pre- or postprocessor of ART. It is no module, and decides answers of one that holds it."""
+
+    apply_fit: bool
+    apply_predict: bool
+
+
 def _plain(value: Any, around: tuple[int, ...] = ()) -> str | None:
     """A setting as text; ``None`` where it is no plain data.
 
@@ -65,7 +73,16 @@ def _plain(value: Any, around: tuple[int, ...] = ()) -> str | None:
         return str([_plain(v, (*around, id(value))) for v in value])
     if isinstance(value, dict):
         return str([(str(k), _plain(v, (*around, id(value)))) for k, v in value.items()])
-    return None
+    return _processor(value, (*around, id(value))) if isinstance(value, _Processor) else None
+
+
+def _processor(value: _Processor, around: tuple[int, ...]) -> str:
+    digest = hashlib.sha256(b"".join(_code(cls) for cls in type(value).__mro__ if cls is not object))
+    for name, setting in sorted(vars(value).items()):
+        known = fingerprint(setting) if isinstance(setting, nn.Module) else _plain(setting, around)
+        if known is not None:
+            digest.update(f"{name}{known}".encode())
+    return f"{type(value).__qualname__}{digest.hexdigest()}"
 
 
 def _code(cls: type) -> bytes:

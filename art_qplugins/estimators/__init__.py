@@ -1,6 +1,14 @@
 """ART estimators: real subclasses of ``PyTorchClassifier``."""
 
-from art_qplugins.estimators.base import QuantizedClassifier, check_inside
+from art_qplugins.estimators.base import QuantizedClassifier
+from art_qplugins.estimators.deployed import Deployed, deployed
 from art_qplugins.estimators.families import DQClassifier, MuLawClassifier, SQEnsembleClassifier
 
-__all__ = ["DQClassifier", "MuLawClassifier", "QuantizedClassifier", "SQEnsembleClassifier", "check_inside"]
+__all__ = [
+    "DQClassifier",
+    "Deployed",
+    "MuLawClassifier",
+    "QuantizedClassifier",
+    "SQEnsembleClassifier",
+    "deployed",
+]

@@ -26,7 +26,7 @@ from art_qplugins.estimators.pickling import Pickling
 from art_qplugins.estimators.precision import accept_float64
 from art_qplugins.guard import evaluating
 
-__all__ = ["QuantizedClassifier", "check_inside"]
+__all__ = ["QuantizedClassifier"]
 
 
 class QuantizedClassifier(Pickling, FittingMixin, Activations):
@@ -140,26 +140,18 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         return clone
 
     def with_model(self, model: nn.Module, loss: nn.Module | None = None) -> QuantizedClassifier:
-        """A plain estimator for another view of the same network, e.g. its logits divided by a constant."""
+        """A plain estimator for another view of the same network, e.g. its logits divided by a constant.
+
+        It has the same pre- and postprocessing.
+        """
         return QuantizedClassifier(
             model,
             loss or self._loss,
             self.input_shape,
             self.nb_classes,
             clip_values=tuple(self.clip_values) if self.clip_values is not None else None,
+            preprocessing_defences=self.preprocessing_defences,
+            postprocessing_defences=self.postprocessing_defences,
+            preprocessing=self.preprocessing,
             device_type=str(self.device),
-        )
-
-
-def check_inside(name: str, estimator: PyTorchClassifier) -> None:
-    """Refuse pre- and postprocessing outside the module, because only the module scores images.
-
-    :param name: name of the estimator in the message.
-    :raises InputError: where ``estimator`` has any except ART's identity.
-    """
-    standard = estimator.preprocessing
-    identity = standard is None or (np.all(standard.mean == 0) and np.all(standard.std == 1))
-    if estimator.preprocessing_defences or estimator.postprocessing_defences or not identity:
-        raise InputError(
-            f"{name}: move its pre- and postprocessing into the module, so that attacks and scoring both use it"
         )

@@ -20,8 +20,9 @@ class Counter:
 
 
 def passes(module: nn.Module, *, requires_grad: bool) -> int:
-    """Number of forward passes of each image in one call: the draws of an ensemble, else 1."""
-    draws: Callable[[bool], int] = getattr(module, "passes", lambda requires_grad: 1)
+    """Number of forward passes of each image in one call: the draws of the ensemble that ``module`` is or holds, else 1."""
+    ensembles = (part for part in module.modules() if callable(getattr(part, "passes", None)))
+    draws: Callable[[bool], int] = getattr(next(ensembles, None), "passes", lambda requires_grad: 1)
     return draws(requires_grad)
 
 

@@ -18,7 +18,8 @@ from torch import nn
 from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset
 from art_qplugins.errors import InputError, did_you_mean, shown
-from art_qplugins.estimators import QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.estimators import Deployed, QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.estimators.deployed import as_module
 from art_qplugins.estimators.devices import device_type_of
 from art_qplugins.foreign import foreign
 from art_qplugins.guard import isolated, restoring
@@ -37,7 +38,7 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
     module = make_module(name)
     if checkpoint is not None:
         load_checkpoint(checkpoint, module)
-    random = is_stochastic(module) or isinstance(module, StochasticEnsemble)
+    random = not isinstance(module, Deployed) and (is_stochastic(module) or isinstance(module, StochasticEnsemble))
     family = SQEnsembleClassifier if random else QuantizedClassifier
     device_type = device_type_of(module)
     estimator = family(module.eval(), nn.CrossEntropyLoss(), data.shape, data.nb_classes, device_type=device_type)
@@ -47,6 +48,8 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
 
 def make_module(name: str) -> nn.Module:
     """Call ``package.module:factory``, looked for where Python looks and then in the current folder.
+
+    Of an ART estimator, the module is all that its ``predict`` does.
 
     :raises InputError: where it cannot be imported or called, or returns something else. What their code raises is
         shown with its last line.
@@ -63,14 +66,16 @@ def make_module(name: str) -> nn.Module:
     if not known:
         names = [n for n in vars(found) if not n.startswith("_")]
         raise InputError(f"{where}: {path} has no {factory!r}{did_you_mean(factory, names)}")
-    made = getattr(found, factory)
+    made = as_module(getattr(found, factory))
     if not callable(made):
         raise InputError(f"{where}: it is {shown(made)}; it must be a function, or a torch.nn.Module")
     hint = f'python -c "import {path} as m; m.{factory}()" shows more'
     with _current_folder_last(), foreign(where, package=package, hint=hint):
-        module = made if isinstance(made, nn.Module) else made()
+        module = made if isinstance(made, nn.Module) else as_module(made())
     if not isinstance(module, nn.Module):
-        raise InputError(f"{where}: it returns {shown(module)}; it must return a torch.nn.Module")
+        raise InputError(
+            f"{where}: it returns {shown(module)}; it must return a torch.nn.Module or an ART PyTorchClassifier"
+        )
     return module
 
 

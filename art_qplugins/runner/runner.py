@@ -145,7 +145,7 @@ class Runner:
             try:
                 estimators = self._build(prepared.train, store, prepared.ready)
                 evaluator = evaluator_of(recipe, estimators, prepared.used)
-                with self._executor(evaluator, store, prepared.whole) as executor:
+                with self._executor(evaluator, estimators, store, prepared.whole) as executor:
                     scheduler = Scheduler(evaluator, store, self.progress, executor, grid=recipe.grid)
                     models, cells = plan(recipe)
                     claims = [model.claim for model in models if model.claim is not None]
@@ -185,7 +185,9 @@ class Runner:
             )
 
     @contextlib.contextmanager
-    def _executor(self, evaluator: Evaluator, store: Storage, data: Dataset) -> Iterator[Executor]:
+    def _executor(
+        self, evaluator: Evaluator, estimators: Mapping[str, QuantizedClassifier], store: Storage, data: Dataset
+    ) -> Iterator[Executor]:
         if self.execution.executor == "serial":
             yield Serial(evaluator)
             return
@@ -195,7 +197,7 @@ class Runner:
         if self.given or self.images.given is not None or store.folder is None:
             job = GivenJob(evaluator)
         else:
-            modules = {name: trained_network(estimator.model) for name, estimator in evaluator.estimators.items()}
+            modules = {name: trained_network(estimator.model) for name, estimator in estimators.items()}
             job = RecipeJob.of(self.recipe, modules, store.folder / "checkpoints", data.sha256, self.images.root)
         workers, address = self.execution.workers, self.execution.address
         with RayExecutor(job, workers=workers, address=address, threads=self.recipe.threads) as ray:

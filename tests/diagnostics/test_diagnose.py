@@ -12,7 +12,8 @@ from oracle import classifier, images, linear, robust, robust_accuracy
 from torch import nn
 
 import art_qplugins
-from art_qplugins import InputError, Threat, diagnose
+from art_qplugins import InputError, Threat, diagnose, evaluate
+from art_qplugins.estimators import deployed
 
 EPS = 0.02
 THREAT = Threat("Linf", EPS)
@@ -200,11 +201,37 @@ def test_bad_arguments_are_one_line(change, parts):
     assert "\n" not in str(caught.value)
 
 
-def test_what_art_would_apply_outside_the_module_is_refused():
-    from art.defences.postprocessor import ReverseSigmoid
+def test_what_art_applies_outside_the_module_is_attacked_and_judged_too():
+    from art.defences.postprocessor import Rounded
+    from art.defences.preprocessor import FeatureSqueezing
     from art.estimators.classification import PyTorchClassifier
 
-    for outside in ({"preprocessing": (0.5, 0.5)}, {"postprocessing_defences": ReverseSigmoid()}):
-        plain = PyTorchClassifier(linear(), nn.CrossEntropyLoss(), (1, 8, 8), 4, device_type="cpu", **outside)
-        with pytest.raises(InputError, match="move its pre- and postprocessing into the module"):
-            diagnose(plain, *images(linear()))
+    x, y = images(linear())
+    around = {"preprocessing_defences": FeatureSqueezing((0, 1), 3), "postprocessing_defences": Rounded(2)}
+    plain = PyTorchClassifier(
+        linear(), nn.CrossEntropyLoss(), (1, 8, 8), 4, device_type="cpu", preprocessing=(0.5, 0.5), **around
+    )
+    found = diagnose(plain, x, y, Threat("Linf", 0.1), level=0)
+    whole = deployed(plain).model
+    assert found.run.models[0].clean_accuracy == pytest.approx(float((whole(x).argmax(1) == y).float().mean()))
+    x_adv = torch.from_numpy(found.x_adv)
+    assert float((whole(x_adv).argmax(1) == y).float().mean()) == pytest.approx(found.corrected_accuracy)
+    assert found.corrected_accuracy < found.run.models[0].clean_accuracy
+
+
+def test_images_may_have_another_shape_than_the_network_behind_an_encoder():
+    from art.defences.preprocessor import ThermometerEncoding
+    from art.estimators.classification import PyTorchClassifier
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 4)).eval()
+    encoder = ThermometerEncoding((0, 1), num_space=3, channels_first=True)
+    x = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for shape in ((1, 8, 8), (3, 8, 8)):
+        plain = PyTorchClassifier(
+            network, nn.CrossEntropyLoss(), shape, 4, device_type="cpu", preprocessing_defences=encoder
+        )
+        y = deployed(plain).model(x).argmax(1)
+        (result,) = evaluate(plain, (x, y), Threat("Linf", 0.3), ["art:fgsm"]).models
+        assert result.clean_accuracy == 1 and result.robust[0].accuracy < 0.5
+    with pytest.raises(InputError, match="give images of that shape"):
+        evaluate(plain, (torch.rand(12, 1, 9, 9), y), Threat("Linf", 0.3), ["art:fgsm"])

@@ -14,7 +14,6 @@ from torch import nn
 
 from art_qplugins.attacks.adapters import artq as own
 from art_qplugins.attacks.views import LogitScale
-from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation import worker
 from art_qplugins.evaluation.cell import CellSpec
@@ -320,17 +319,23 @@ def test_the_key_holds_the_loss_that_the_attack_sees():
     assert key(nn.CrossEntropyLoss()) == key(nn.CrossEntropyLoss()) != key(nn.MultiMarginLoss())
 
 
-def test_what_the_judge_would_not_see_is_refused():
+def test_the_judge_sees_what_is_around_the_module():
+    """Both in the answers and in the id of a cell."""
     from art.defences.preprocessor import FeatureSqueezing
 
-    defence = FeatureSqueezing(clip_values=(0, 1), bit_depth=1)
-    settings = [{"preprocessing_defences": [defence]}, {"preprocessing": (0.5, 1)}, {"preprocessing": (0, 0.5)}]
+    defences = [FeatureSqueezing(clip_values=(0, 1), bit_depth=bits) for bits in (1, 2)]
+    settings = [{}, *({"preprocessing_defences": [d]} for d in defences), {"preprocessing": (0.5, 1)}]
+    names = set()
     for setting in settings:
         estimator = QuantizedClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu", **setting)
-        with pytest.raises(InputError, match=r"^a: move its pre- and postprocessing into the module"):
-            Evaluator({"a": estimator}, X, torch.zeros(7, dtype=torch.int64), IDS)
+        here = Evaluator({"a": estimator}, X, torch.zeros(7, dtype=torch.int64), IDS)
+        outcome, _ = one(here, SPEC, store := Memory())
+        answers = estimator.predict(store.images(outcome.cell.id)).argmax(1)
+        assert [row.prediction for row in outcome.samples()] == answers.tolist()
+        names.add(outcome.cell.id)
+    assert len(names) == len(settings)
     same = QuantizedClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu", preprocessing=(0, 1))
-    Evaluator({"a": same}, X, torch.zeros(7, dtype=torch.int64), IDS)
+    assert Evaluator({"a": same}, X, torch.zeros(7, dtype=torch.int64), IDS).id_of(SPEC) in names
 
 
 def test_ids_of_different_names_differ_and_fit_a_file_name(tmp_path):

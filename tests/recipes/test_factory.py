@@ -342,3 +342,28 @@ def test_a_current_folder_that_is_on_the_path_stays_there(here, monkeypatch):
     before = list(sys.path)
     make_module("my_networks:Nan")
     assert sys.path == before
+
+
+def test_a_factory_may_make_an_art_estimator_which_is_judged_as_its_predict_answers(tmp_path, monkeypatch):
+    (tmp_path / "arts.py").write_text(
+        textwrap.dedent("""
+            import torch
+            from art.defences.preprocessor import FeatureSqueezing
+            from art.estimators.classification import PyTorchClassifier
+
+            def make():
+                torch.manual_seed(0)
+                network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+                squeeze = FeatureSqueezing((0, 1), bit_depth=1)
+                loss = torch.nn.CrossEntropyLoss()
+                return PyTorchClassifier(network, loss, (1, 8, 8), 10, preprocessing_defences=squeeze, device_type="cpu")
+
+            ready = make()
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data = load("digits", "test")
+    x = data.x()[:4]
+    for name in ("arts:make", "arts:ready"):
+        estimator = make_estimator(name, None, data)
+        assert torch.equal(estimator.model(x), estimator.model.network(x.round()))
