@@ -79,7 +79,7 @@ def deployed(estimator: PyTorchClassifier) -> QuantizedClassifier:
     around = bool(estimator.preprocessing_operations or estimator.postprocessing_defences)
     if isinstance(estimator, QuantizedClassifier) and not around:
         return estimator
-    module = Deployed(estimator.model, before, after).eval() if before or after else estimator.model
+    module = Deployed(estimator.model, before, after) if before or after else estimator.model
     return QuantizedClassifier(
         module, estimator._loss, estimator.input_shape, estimator.nb_classes, device_type=str(estimator.device)
     )

@@ -14,6 +14,7 @@ from art_qplugins.data import Dataset
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier, deployed
 from art_qplugins.evaluation.cell import CellSpec, Shard, cell_id
+from art_qplugins.evaluation.outputs import as_logits
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.gradients.counting import passes
@@ -28,7 +29,8 @@ __all__ = ["Evaluator", "evaluator_of"]
 class Evaluator:
     """Models by name, images and labels.
 
-    Each model is all that its estimator's ``predict`` does.
+    Each model is all that its estimator's ``predict`` does. One that answers with probabilities or votes is attacked and
+    scored through their logarithm.
 
     :param x: (N, C, H, W) float32 in [0, 1]. ``y`` are (N,) int64 labels. ``ids`` has an id for every image.
     :param batch_size: images per batch. Batches are smaller if the memory does not suffice.
@@ -51,7 +53,7 @@ class Evaluator:
     data: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "estimators", {name: deployed(e) for name, e in self.estimators.items()})
+        object.__setattr__(self, "estimators", {n: as_logits(deployed(e), self.x) for n, e in self.estimators.items()})
         prints = {name: fingerprint(e.model) for name, e in self.estimators.items()}
         prints |= {name: f"{prints[name]} {list(map(str, used))}" for name, used in self.packages.items() if used}
         attacked = {n: f"{prints[n]} {fingerprint(e._loss)} {e.clip_values}" for n, e in self.estimators.items()}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from art_qplugins import metrics
 from art_qplugins.attacks import ATTACKS
@@ -23,6 +23,7 @@ from art_qplugins.evaluation.binarization import binarization_test
 from art_qplugins.evaluation.cell import CellSpec, Shard
 from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.outcome import Columns, Outcome
+from art_qplugins.evaluation.outputs import LogProbabilities
 from art_qplugins.evaluation.records import Cell
 from art_qplugins.evaluation.score import check_legal, finite_columns, score
 from art_qplugins.gradients.counting import counting
@@ -217,8 +218,14 @@ def _binarized(spec: CellSpec, source: QuantizedClassifier, x: Tensor, y: Tensor
 def _asked(clean: Crafted, target: QuantizedClassifier, x: Tensor, batch_size: int) -> Crafted:
     """The clean images with what the outputs of the model are, where no radius says within what to measure."""
     with counting(target.model) as counter:
-        facts = output_facts(answer(target.model, x[:batch_size], 0, 0))
+        facts = output_facts(answer(target.model, x[:batch_size], 0, 0)) | _viewed(target.model)
     return replace(clean, forward_samples=counter.forward, facts=facts)
+
+
+def _viewed(module: nn.Module) -> dict[str, Any]:
+    """What the model answers with, where the measurements saw its logarithm."""
+    viewed = isinstance(module, LogProbabilities)
+    return {"probabilities": True, "logarithm": True} if viewed else {}
 
 
 def _measured(
@@ -236,7 +243,7 @@ def _measured(
         batch_size=batch_size,
     )
     forward, backward = (round(found.cell["costs"][way] * len(x)) for way in ("forward", "backward"))
-    facts = found.cell | {"pixels": x[0].numel()}
+    facts = found.cell | {"pixels": x[0].numel()} | _viewed(target.model)
     return Crafted(clean.x_adv, forward, backward, clean.notes, clean.options, found.samples, facts)
 
 

@@ -225,6 +225,9 @@ def test_nothing_that_it_is_given_changes():
     whole = deployed(classifier(preprocessing_defences=[InPlace(), Negative()]))
     whole.model(x), whole.model(grad).sum().backward()
     assert torch.equal(x, X) and torch.equal(grad.detach(), X)
+    network = linear().train()
+    deployed(classifier(network, preprocessing_defences=Negative()))
+    assert all(part.training for part in network.modules())
 
 
 def test_an_estimator_without_pre_and_postprocessing_stays_as_it_is():
