@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -116,7 +117,7 @@ def craft(
     :param attack_id: e.g. ``"art:pgd"``; ``artq ls attacks`` lists them.
     :param x: (N, C, H, W) float32 in [0, 1].
     :param y: (N,) int64, the true labels.
-    :param temperature: the attack sees the network with its logits divided by this.
+    :param temperature: the attack sees the network with its logits divided by this. Below 1 it multiplies them.
     :param gap: the same, with the temperature that makes the median gap of the top two logits equal to ``gap``.
     :param start: legal images like ``x`` to start from, for an attack with ``takes_start``.
     :param seed: seed of the attack's randomness, and of the draws of a stochastic model that the attack sees.
@@ -144,6 +145,11 @@ def craft(
     ):
         if gap is not None:
             temperature = median_gap(model, x, seed=seed, batch_size=batch_size) / gap
+            if not 0 < temperature < math.inf:
+                raise InputError(
+                    f"gap: the median gap of the top two logits is {temperature * gap:.3g}, which no factor makes {gap:g}; "
+                    "leave gap out, or give temperature"
+                )
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
         adapter: Adapter = attack.load()
         more = {} if start is None else {"start": start}

@@ -22,8 +22,10 @@ class MarginLoss(nn.Module):
 
 
 class LogitScale(nn.Module):
-    """The same network with its logits divided by ``temperature``. No prediction changes, and every softmax is softer.
+    """The same network with its logits divided by ``temperature``. No prediction changes.
 
+    Above 1 every softmax is softer, against logits so large that it saturates. Below 1 it is harder, against logits so small
+    that cross-entropy follows the mean of all classes instead of the nearest (label smoothing, logit squeezing).
     A correct robust accuracy cannot depend on it. Gupta & Ajanthan 2022 use it to attack quantized networks.
     """
 

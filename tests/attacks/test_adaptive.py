@@ -49,7 +49,7 @@ def test_draws_grow_until_their_mean_gradient_agrees_with_itself():
     for spread, expected in ((0.3, 1), (2.0, 8), (3.0, 16)):
         model, x, y = random_weights(spread)
         settings = {"name": "artq:eot", "threat": Threat("Linf", 0.1), "batch_size": 40, "seed": 0, "max_iter": 5}
-        assert needed_draws(AttackRun(module=model, x=x, y=y, random=True, **settings)) == expected
+        assert needed_draws(AttackRun(module=model, x=x, y=y, random=True, **settings), model) == expected
 
 
 # --- Scalings

@@ -101,7 +101,7 @@ def test_a_multi_targeted_attack_starts_anew_for_each_of_the_nearest_classes():
 def test_a_targeted_attack_knows_the_margins_of_the_clean_images_unless_the_network_is_random():
     for random in (False, True):
         run = made(Net(), images(4), kind=Passes, random=random)
-        ADAPTIVE["multi_targeted"](run, {"targets": 1})
+        ADAPTIVE["multi_targeted"](run, {"targets": 1, "eot_iter": 1})
         torch.testing.assert_close(run.margin.isinf(), torch.full((4,), random))
 
 
@@ -182,14 +182,41 @@ def test_the_point_of_the_lowest_margin_is_kept_for_each_image():
     assert torch.equal(run.image, torch.stack([points[0][1], run.x[1], points[2][2], points[1][0]]))
     torch.testing.assert_close(run.margin, torch.tensor([-0.1, torch.inf, -0.2, 0.4]))
     assert run.robust_rows().tolist() == [1, 3]
-    run.random = True
-    assert run.robust_rows().tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("noise", "finished"), [(1e-3, True), (30.0, False)])
+def test_an_image_of_a_random_network_is_finished_once_its_draws_are_clearly_wrong(noise, finished):
+    net, x = Net(noise=noise), images(6)
+    with torch.no_grad():
+        wrong = (net.layers(x).argmax(1) + 1) % CLASSES
+    run = made(net, x, y=wrong, random=True, eps=1e-4)
+    run.maximize(direct(net, run.y, margin_loss(run.y)), x)
+    assert (len(run.robust_rows()) == 0) is finished
+    asked = len(net.asked)
+    run.maximize(direct(net, run.y, margin_loss(run.y)), x)
+    assert (len(net.asked) == asked) is finished
+    assert made(net, x, random=True, eps=1e-4).robust_rows().tolist() == list(range(6))
+
+
+def test_an_image_that_one_draw_in_many_gets_right_is_not_finished():
+    run = made(Net(), images(3), random=True)
+    few = iter([1.0, *[-1.0] * 15])
+
+    class Draws(nn.Module):
+        def forward(self, x):
+            margin = torch.tensor([[-5.0], [-5.0 if len(x) else 0.0], [next(few)]])  # the last is right once
+            return torch.cat([margin, torch.zeros(3, CLASSES - 1)], 1)
+
+    run.module, run.y = Draws(), torch.zeros(3, dtype=torch.long)
+    run.maximize(lambda points, rows, **_: direct(Net(), run.y, margin_loss(run.y))(points, rows, step=0), run.x)
+    assert run.robust_rows().tolist() == [2]
 
 
 def test_a_pass_sees_robust_images_in_batches_and_leaves_the_others_at_their_start():
     net, x = Net(), images(7)
     run = made(net, x, batch_size=2, max_iter=4, eps=1e-4)
-    run.margin[torch.tensor([1, 4])] = -1.0
+    broken = torch.tensor([1, 4])
+    run.record(broken, x[broken], torch.tensor([-1.0, -1.0]))
     start = run.starts("s")
     reached = run.maximize(direct(net, run.y, margin_loss(run.y)), start)
     assert [len(a) for a in net.asked] == [2] * 5 + [2] * 5 + [1] * 5

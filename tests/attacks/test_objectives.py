@@ -166,7 +166,7 @@ def test_a_gradient_that_is_missing_or_not_a_number_is_zero():
 @pytest.mark.parametrize(("draws", "bank"), [(1, 8), (3, 8), (8, 8), (11, 11)])
 def test_eot_costs_its_draws_and_at_least_eight_passes_for_the_loss(draws, bank):
     net, (points, rows, y) = Noisy(), batch()
-    objective = averaged(net, y, draws=draws, seed=0)
+    objective = averaged(net, margin_loss(y), draws=draws, seed=0)
     objective(points, rows, step=0)
     assert len(net.asked) == draws + bank
     net.asked.clear()
@@ -176,7 +176,7 @@ def test_eot_costs_its_draws_and_at_least_eight_passes_for_the_loss(draws, bank)
 
 def test_eot_averages_over_fresh_draws_at_each_step_and_scores_on_the_same_ones():
     net, (points, rows, y) = Noisy(), batch()
-    objective, draws = averaged(net, y, draws=3, seed=0), {}
+    objective, draws = averaged(net, margin_loss(y), draws=3, seed=0), {}
     answers = {}
     for step in (0, 1, 2):
         net.asked.clear()
@@ -195,7 +195,7 @@ def test_eot_averages_over_fresh_draws_at_each_step_and_scores_on_the_same_ones(
         assert answers[step].margin is None
 
     net.asked.clear()
-    averaged(net, y, draws=3, seed=1)(points, rows, step=0)
+    averaged(net, margin_loss(y), draws=3, seed=1)(points, rows, step=0)
     assert {str(noise.tolist()) for noise in net.asked}.isdisjoint({*flat})
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from core_nets import linear, margin, network, worst_margin
+from core_nets import classifier, linear, margin, network, worst_margin
 from torch import nn
 
-from art_qplugins import Threat
+from art_qplugins import InputError, Threat
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.views import LogitScale, MarginLoss, median_gap
 from art_qplugins.gradients.margin import logit_margin
@@ -41,6 +41,29 @@ def test_the_attack_sees_the_logits_divided_and_the_model_stays_as_it_was():
     assert freed.options["temperature"] == pytest.approx(median_gap(estimator.model, x))
     fixed = craft(estimator, "art:fgsm", x, y, threat=threat, temperature=freed.options["temperature"])
     assert torch.equal(fixed.x_adv, freed.x_adv)
+
+
+def test_small_logits_are_multiplied_so_that_cross_entropy_follows_the_nearest_class():
+    """On a flat softmax cross-entropy goes away from the label towards the mean of all classes."""
+    large, x, y = linear(10)
+    network = large.model
+    small = classifier(LogitScale(network, 1e4).eval())
+    settings = {"threat": Threat("Linf", 0.03)}
+    flat = craft(small, "art:fgsm", x, y, **settings)
+    sharp = craft(small, "art:fgsm", x, y, **settings, gap=20.0)
+    assert sharp.options["temperature"] == pytest.approx(median_gap(network, x) / 1e4 / 20)
+    broken = [(margin(network, c.x_adv, y) < 0).sum() for c in (flat, sharp)]
+    assert broken[1] > broken[0] + 5
+    assert (worst_margin(network, x, y, "Linf", 0.03) < 0).sum() >= broken[1]
+
+
+def test_a_network_whose_top_two_logits_are_equal_has_no_gap_to_change():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(model[1].weight)
+    nn.init.zeros_(model[1].bias)
+    x = torch.rand(4, 1, 8, 8)
+    with pytest.raises(InputError, match=r"^gap: the median gap of the top two logits is 0, .*leave gap out"):
+        craft(classifier(model), "art:fgsm", x, torch.zeros(4, dtype=torch.long), threat=Threat("Linf", 0.1), gap=5)
 
 
 def test_median_gap_is_the_median_distance_of_the_top_two():

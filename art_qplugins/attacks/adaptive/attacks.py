@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.attacks.adapters.autoattack import square
+from art_qplugins.attacks.adaptive.diversified import diversified
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
 from art_qplugins.attacks.adaptive.objectives import (
+    Loss,
+    Objective,
     averaged,
     direct,
     drawing,
@@ -27,7 +30,7 @@ from art_qplugins.attacks.adaptive.objectives import (
     watched,
 )
 from art_qplugins.attacks.adaptive.repaired_gradients import by_fidelity, current_kind, repaired_gradients
-from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.scalings import SCALINGS
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
@@ -44,28 +47,32 @@ _AGREEMENT = 0.6  # ... by this cosine
 Options = Mapping[str, Any]
 
 
+def _ascent(run: AttackRun, view: nn.Module, loss: Loss, draws: int) -> Objective:
+    """A loss along the gradient of a view with the outputs of the network, its mean over ``draws`` where there are several."""
+    if draws > 1:
+        return averaged(view, loss, draws=draws, seed=run.seed)
+    return direct(view, run.y, loss)
+
+
 def _apgd_margin(run: AttackRun, options: Options) -> None:
     run.maximize(direct(run.module, run.y, margin_loss(run.y)), run.starts("margin"))
 
 
 def _multi_targeted(run: AttackRun, options: Options) -> None:
     """Multi-targeted attack (Gowal et al. 2019): one pass towards each of the nearest classes, on images still robust."""
-    _aim(run, run.module, options["targets"])
+    _aim(run, run.module, options["targets"], options["eot_iter"] if run.random else 1)
 
 
-def _aim(run: AttackRun, view: nn.Module, targets: int) -> None:
-    """One pass towards each of the ``targets`` nearest classes along the gradient of ``view``."""
-    logits = run.logits(run.image)
-    if not run.random:
-        run.record(run.all_rows(), run.image, logit_margin(logits, run.y))
-    for index, target in enumerate(_nearest(run, logits, targets)):
-        run.maximize(direct(view, run.y, targeted_loss(run.y, target)), run.starts(f"target {index}"))
+def _aim(run: AttackRun, view: nn.Module, targets: int, draws: int) -> None:
+    """One pass towards each of the ``targets`` nearest classes along the gradient of ``view``, a mean over ``draws``."""
+    order = run.nearest_classes()
+    for index in range(min(targets, order.shape[1])):
+        loss = targeted_loss(run.y, order[:, index])
+        run.maximize(_ascent(run, view, loss, draws), run.starts(f"target {index}"))
 
 
-def _nearest(run: AttackRun, logits: Tensor, targets: int) -> list[Tensor]:
-    """The other classes in the order of their logits, (N,) each, at most ``targets``."""
-    order = logits.scatter(1, run.y[:, None], -torch.inf).argsort(1, descending=True)
-    return list(order[:, : min(targets, logits.shape[1] - 1)].T)
+def _diversified(run: AttackRun, options: Options) -> None:
+    diversified(run, options["restarts"])
 
 
 def _rescaled(run: AttackRun, options: Options) -> None:
@@ -78,7 +85,8 @@ def _rescaled(run: AttackRun, options: Options) -> None:
 def _surrogates(run: AttackRun, options: Options) -> None:
     """One pass of Auto-PGD for each other backward pass, on the images still robust, from their best points so far.
 
-    Then a targeted pass on each of the ``targets`` nearest classes through the most faithful backward pass.
+    Then a targeted pass on each of the ``targets`` nearest classes through the most faithful backward pass. The gradients of
+    a random network are means over draws.
     """
     offered, wanted = repaired_gradients(run), [current_kind(kind) for kind in options["kinds"]]
     for kind in wanted:
@@ -89,11 +97,12 @@ def _surrogates(run: AttackRun, options: Options) -> None:
     order = [str(kind) for kind in wanted] or by_fidelity(run, offered)
     for name in order:
         with offered[name]() as view:
-            run.maximize(direct(view, run.y, margin_loss(run.y)), start)
+            draws = needed_draws(run, view) if run.random else 1
+            run.maximize(_ascent(run, view, margin_loss(run.y), draws), start)
         start = run.image
     if targets:
         with offered[order[0]]() as view:
-            _aim(run, view, targets)
+            _aim(run, view, targets, needed_draws(run, view) if run.random else 1)
 
 
 def _unsaturated(run: AttackRun, options: Options) -> None:
@@ -104,8 +113,9 @@ def _unsaturated(run: AttackRun, options: Options) -> None:
     run.maximize(watched(view, run.y, margin_loss(run.y)), run.starts("unsaturated"))
     with torch.no_grad():
         inner = torch.cat([view(part) for part in run.image.split(run.batch_size)])
-    for index, target in enumerate(_nearest(run, inner, options["targets"])):
-        run.maximize(watched(view, run.y, targeted_loss(run.y, target)), run.starts(f"target {index}"))
+    order = other_classes(inner, run.y)
+    for index in range(min(options["targets"], order.shape[1])):
+        run.maximize(watched(view, run.y, targeted_loss(run.y, order[:, index])), run.starts(f"target {index}"))
     rows = run.robust_rows()
     if options["n_queries"] and len(rows):
         settings = {"n_queries": options["n_queries"], "seed": run.seed, "batch_size": run.batch_size}
@@ -151,26 +161,33 @@ def _eot(run: AttackRun, options: Options) -> None:
     if not run.random:
         raise InputError(f"{run.name}: {type(run.module).__name__} is deterministic; use artq:apgd-margin")
     draws = options["eot_iter"]
-    draws = needed_draws(run) if draws is None else draws
-    run.maximize(averaged(run.module, run.y, draws=draws, seed=run.seed), run.starts("eot"))
+    draws = needed_draws(run, run.module) if draws is None else draws
+    run.maximize(averaged(run.module, margin_loss(run.y), draws=draws, seed=run.seed), run.starts("eot"))
 
 
-def needed_draws(run: AttackRun) -> int:
+def needed_draws(run: AttackRun, view: nn.Module) -> int:
     """The fewest draws whose mean gradient agrees with that of as many others: median cosine of at least 0.6.
 
     The cosine with the true mean is then about the square root of 0.6, 0.77. A mean of fewer draws is mostly noise.
+
+    Where no draw has a gradient, one is enough. A view that is a mean over ``points`` averages over draws itself.
+
+    :param view: the network, or a view of it with another backward pass.
     """
+    most = _DRAWS[-1] // getattr(view, "points", 1)
     x, y = run.x[:_SAMPLE], run.y[:_SAMPLE]
 
     def minus_margin(logits: Tensor) -> Tensor:
         return -logit_margin(logits, y)
 
-    for draws in _DRAWS:
+    for draws in (number for number in _DRAWS if number <= max(most, 1)):
         halves = []
         for half in ("one half", "other half"):
-            with drawing(run.module, derive_seed(run.seed, f"{half}/{draws}"), x.device):
-                found = [evaluate(run.module, x, minus_margin)[2] for _ in range(draws)]
+            with drawing(view, derive_seed(run.seed, f"{half}/{draws}"), x.device):
+                found = [evaluate(view, x, minus_margin)[2] for _ in range(draws)]
             halves.append(torch.stack(found).mean(0).flatten(1))
+        if not halves[0].any():
+            return 1
         if float(nn.functional.cosine_similarity(halves[0], halves[1]).quantile(0.5)) >= _AGREEMENT:
             break
     return draws
@@ -180,6 +197,7 @@ def needed_draws(run: AttackRun) -> int:
 ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "apgd_margin": _apgd_margin,
     "multi_targeted": _multi_targeted,
+    "diversified": _diversified,
     "rescaled": _rescaled,
     "surrogates": _surrogates,
     "unsaturated": _unsaturated,

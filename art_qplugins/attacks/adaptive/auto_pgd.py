@@ -35,23 +35,28 @@ def auto_pgd(
     threat: Threat,
     max_iter: int,
     record: Record | None,
+    step_size: float = 2.0,
 ) -> tuple[Tensor, Tensor]:
     """Maximize ``objective`` on a batch. Return the rows that stayed until the end, and their points of highest loss.
 
-    It takes at most ``max_iter`` gradients and one further forward pass per image.
+    It takes at most ``max_iter`` gradients and one further forward pass per image. It ends at the start where
+    no image has a gradient, because none can move.
 
     :param x: (n, C, H, W) in [0, 1], the centres of the balls.
     :param start: legal images.
     :param rows: (n,) which images of the run these are.
     :param record: decides after each step which images continue. ``None`` keeps all images until the end.
+    :param step_size: the first step size in units of eps, above 0. The paper's is 2.
     """
 
     def active(answer: Answer) -> Tensor | None:
         return None if record is None or answer.margin is None else record(state.rows, state.point, answer.margin)
 
     answer = objective(start, rows, step=0)
-    state = _State.begin(answer, x, start, rows, 2 * threat.eps)
+    state = _State.begin(answer, x, start, rows, step_size * threat.eps)
     state = state.select(active(answer))
+    if not bool(answer.gradient.any()):
+        return state.rows, state.best
     halvings, last = checkpoints(max_iter), 0
     for step in range(1, max_iter + 1):
         if not len(state.rows):

@@ -26,6 +26,7 @@ class Smoothed(nn.Module):
         super().__init__()
         self.network = network
         self.radius, self.pairs, self.seed = radius, pairs, seed
+        self.points = 1 + 2 * pairs
 
     def forward(self, x: Tensor) -> Tensor:
         value: Tensor = self.network(x)

@@ -176,15 +176,14 @@ def rescaled(module: nn.Module, y: Tensor, scale: Callable[[Tensor, Tensor], Ten
     return objective
 
 
-def averaged(module: nn.Module, y: Tensor, *, draws: int, seed: int) -> Objective:
-    """The mean margin of a random network and its mean gradient (EOT, Athalye et al. 2018, section 4.2).
+def averaged(module: nn.Module, loss: Loss, *, draws: int, seed: int) -> Objective:
+    """The mean loss of a random network and its mean gradient (EOT, Athalye et al. 2018, section 4.2).
 
     Gradients come from fresh draws at each step. The loss comes from the same draws at every step, so that the losses
     of two points can be compared.
 
     :param draws: number of forward passes for a gradient. The loss is the mean over the same number, and at least 8.
     """
-    loss = margin_loss(y)
 
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
         def score(logits: Tensor) -> Tensor:

@@ -1,13 +1,16 @@
 """The run of one attack: passes of Auto-PGD over its images, and the best adversarial image so far for each image.
 
-For a deterministic network an image is finished at its first misclassified point. For a random network it is not, because
-one draw proves nothing. There the run keeps the image with the lowest mean margin over draws that no step used.
+For a deterministic network an image is finished at its first misclassified point. One draw of a random network proves
+nothing. There the run keeps the image with the lowest mean margin over draws that no step used. An image is finished at the
+end of a pass, if every one of these draws is wrong and their mean margin is clearly below 0. It leaves no pass before,
+because the noise of the others would change with the batch, and their losses could not be compared.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +22,16 @@ from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["AttackRun", "answers_at_random"]
+__all__ = ["AttackRun", "answers_at_random", "other_classes"]
 
 _SELECTION = 16  # forward passes of a random network that decide which image is kept
+_CLEAR = 2.0  # standard deviations of a draw by which a mean margin is clearly below 0
 _TRIED = 8  # images used to find out whether a network is random
+
+
+def other_classes(logits: Tensor, y: Tensor) -> Tensor:
+    """(N, K - 1) the classes other than the label, the one with the largest logit first."""
+    return logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
 
 
 @dataclass(kw_only=True)
@@ -38,6 +47,7 @@ class AttackRun:
     :ivar image: the best images so far, like ``x``.
     :ivar margin: (N,) margin of the deployed network at ``image``, for a random network the mean margin. It is infinite
         where it is not known yet.
+    :ivar broken: (N,) which images are finished.
     """
 
     name: str
@@ -52,20 +62,22 @@ class AttackRun:
     random: bool = False
     image: Tensor = field(init=False)
     margin: Tensor = field(init=False)
+    broken: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.image = (self.x if self.start is None else self.start).clone()
         self.margin = torch.full(self.y.shape, torch.inf, device=self.x.device)
+        self.broken = torch.zeros_like(self.y, dtype=torch.bool)
         if self.random and self.start is not None:  # the attack may end worse than it began
             for rows in self.all_rows().split(self.batch_size):
-                self.record(rows, self.start[rows], self._mean_margin(rows, self.start[rows]))
+                self._select(rows, self.start[rows])
 
     def all_rows(self) -> Tensor:
         return torch.arange(len(self.x), device=self.x.device)
 
     def robust_rows(self) -> Tensor:
-        """Rows of the images that are still robust. For a random network these are all rows: no draw proves a success."""
-        return self.all_rows() if self.random else self.all_rows()[~(self.margin < 0)]
+        """Rows of the images that are still robust."""
+        return self.all_rows()[~self.broken]
 
     def pixel_step(self) -> float:
         """The change per pixel of a step of eps / 4. In L2 the step changes all pixels alike."""
@@ -82,21 +94,32 @@ class AttackRun:
             noise = steepest(torch.randn(self.x.shape, generator=generator), "L2")
         return project(self.x + self.threat.eps * noise.to(self.x), self.x, self.threat)
 
-    def maximize(self, objective: Objective, start: Tensor, *, deployed: bool = True) -> Tensor:
+    def maximize(
+        self,
+        objective: Objective,
+        start: Tensor,
+        *,
+        deployed: bool = True,
+        max_iter: int | None = None,
+        step_size: float = 2.0,
+    ) -> Tensor:
         """One pass of Auto-PGD over the robust rows. Returns the points (N, C, H, W). The other rows keep ``start``.
 
         :param deployed: whether the module is the deployed network, so that its outputs decide which points are kept.
+        :param max_iter: by default that of the run.
+        :param step_size: the first step size in units of eps.
         """
         reached = start.clone()
         record = self.record if deployed and not self.random else None
+        settings: dict[str, Any] = {"threat": self.threat, "max_iter": max_iter or self.max_iter}
         robust = self.robust_rows()
         for rows in robust.split(self.batch_size) if len(robust) else ():
             last, best = auto_pgd(
-                objective, self.x[rows], start[rows], rows, threat=self.threat, max_iter=self.max_iter, record=record
+                objective, self.x[rows], start[rows], rows, record=record, step_size=step_size, **settings
             )
             reached[last] = best
-            if deployed and self.random:
-                self.record(last, best, self._mean_margin(last, best))
+            if deployed and self.random and len(last):
+                self._select(last, best)
         return reached
 
     def record(self, rows: Tensor, points: Tensor, margin: Tensor) -> Tensor:
@@ -104,18 +127,36 @@ class AttackRun:
         better = margin < self.margin[rows]
         self.image[rows[better]] = points[better]
         self.margin[rows[better]] = margin[better]
+        if not self.random:
+            self.broken[rows] |= margin < 0
         return ~(margin < 0)
+
+    def nearest_classes(self) -> Tensor:
+        """(N, K - 1) the other classes at the best points so far, the nearest first. The margins there are kept."""
+        logits = self.logits(self.image)
+        if not self.random:
+            self.record(self.all_rows(), self.image, logit_margin(logits, self.y))
+        return other_classes(logits, self.y)
 
     def logits(self, points: Tensor) -> Tensor:
         """Logits (N, classes), computed in batches without gradients."""
         with torch.no_grad():
             return torch.cat([self.module(part) for part in points.split(self.batch_size)])
 
-    def _mean_margin(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Mean margin (n,) over draws that are the same for all candidates and that no step of the loop used."""
+    def _select(self, rows: Tensor, points: Tensor) -> None:
+        """Keep these points of a random network where their mean margin is the lowest so far."""
         with torch.no_grad(), drawing(self.module, derive_seed(self.seed, "selection"), points.device):
-            margins = [logit_margin(self.module(points), self.y[rows]) for _ in range(_SELECTION)]
-        return torch.stack(margins).mean(0)
+            margins = torch.stack([logit_margin(self.module(points), self.y[rows]) for _ in range(_SELECTION)])
+        self.record(rows, points, margins.mean(0))
+        self.broken[rows] |= _clearly_wrong(margins)
+
+
+def _clearly_wrong(margins: Tensor) -> Tensor:
+    """(n,) whether every draw is wrong and the mean margin is below 0 by more than the spread of the draws explains.
+
+    :param margins: (draws, n).
+    """
+    return (margins < 0).all(0) & (margins.mean(0) < -_CLEAR * margins.std(0))
 
 
 def answers_at_random(module: nn.Module, x: Tensor, seed: int) -> bool:

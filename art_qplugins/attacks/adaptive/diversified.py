@@ -1,0 +1,87 @@
+"""Diversified restarts along the network's own gradient, for surfaces on which a single descent gets stuck.
+
+Logit pairing and its relatives make the loss rugged without making the network robust (Mosbach et al. 2018). Three remedies
+are combined, each restart on the images that are still robust:
+
+* Output-diversified starts (Tashiro et al. 2020, equation 2): a few steps along w . z, with w random in [-1, 1]^K.
+* Margin decomposition (Jiang et al. 2020, section 3): climb -z_y alone, or max z alone, before the margin, so that the
+  larger of the two gradients does not hide the other.
+* A grid of step sizes (Mosbach et al. 2018, section 4): restarts take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from art_qplugins.attacks.adaptive.auto_pgd import project, steepest
+from art_qplugins.attacks.adaptive.objectives import Loss, direct, evaluate, margin_loss, targeted_loss
+from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.seeds import derive_seed
+
+__all__ = ["diversified"]
+
+_STEPS = 2  # of a start, each of eps
+_SIZES = (2.0, 0.5, 0.125)  # first steps in units of eps: 4, 1 and 1/4 times eps / 2
+_SHARE = 4  # one step in four climbs a part of the margin
+
+
+def diversified(run: AttackRun, restarts: int) -> None:
+    """Attack the images that are still robust ``restarts`` times.
+
+    The first restart is untargeted, from the given start if there is one. Each other one aims at one of the nearest classes.
+    Every second direction w also rises with the target's logit and falls with the label's.
+    """
+    module, y = run.module, run.y
+    order = run.nearest_classes()
+    for index in range(restarts):
+        rows = run.robust_rows()
+        if not len(rows):
+            return
+        generator = torch.Generator().manual_seed(derive_seed(run.seed, f"diversified {index}"))
+        w = torch.rand(order.shape[0], order.shape[1] + 1, generator=generator).to(run.x) * 2 - 1
+        target = order[:, (index - 1) % order.shape[1]] if index else None
+        if target is not None and index % 2 == 0:
+            w = w.scatter(1, target[:, None], 1.0).scatter(1, y[:, None], -1.0)
+        start = run.starts(f"diversified {index}")
+        if index or run.start is None:
+            start = _diversify(run, start, rows, w)
+        part = _own_alone(y) if index % 2 else _other_alone(y, target)
+        start = run.maximize(direct(module, y, part), start, max_iter=max(1, run.max_iter // _SHARE))
+        whole = margin_loss(y) if target is None else targeted_loss(y, target)
+        run.maximize(direct(module, y, whole), start, step_size=_SIZES[index % len(_SIZES)])
+
+
+def _diversify(run: AttackRun, start: Tensor, rows: Tensor, w: Tensor) -> Tensor:
+    """``start`` with full steps along w . z in these rows."""
+    start = start.clone()
+    for part in rows.split(run.batch_size):
+        point, mix = start[part], _mix(w[part])
+        for _ in range(_STEPS):
+            gradient = evaluate(run.module, point, mix)[2]
+            point = project(point + run.threat.eps * steepest(gradient, run.threat.norm), run.x[part], run.threat)
+        start[part] = point
+    return start
+
+
+def _mix(w: Tensor) -> Callable[[Tensor], Tensor]:
+    """w . z."""
+    return lambda logits: (w * logits).sum(1)
+
+
+def _own_alone(y: Tensor) -> Loss:
+    """-z_y."""
+    return lambda logits, rows: -logits.gather(1, y[rows, None])[:, 0]
+
+
+def _other_alone(y: Tensor, target: Tensor | None) -> Loss:
+    """The largest logit of another class, or that of the target."""
+
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        if target is not None:
+            return logits.gather(1, target[rows, None])[:, 0]
+        return logits.scatter(1, y[rows, None], -torch.inf).amax(1)
+
+    return loss
