@@ -108,6 +108,7 @@ def evaluate(
     budget: float | None = None,
     seed: int = 0,
     batch_size: int = 250,
+    abstain: int | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
     recipe: Tables | None = None,
@@ -123,6 +124,9 @@ def evaluate(
     :param claimed_accuracy: the claimed number in [0, 1], if it differs from the accuracy under this attack here.
     :param level: level of the diagnosis, 0 to 3. By default it is 2, and 3 if level 2 found something.
     :param budget: gradient evaluations per image that the diagnosis may spend.
+    :param abstain: the output with which the models reject an image, from 0. An adversarial image that is rejected counts
+        as robust, and attacks aim past both. The share of clean images that are rejected is shown beside the clean
+        accuracy, which does not count them.
     :param out: a folder for records and report. The same call again reuses finished cells there.
     :param recipe: further keys of a recipe, e.g. ``{"strategy": "cascade", "grid": 256, "transfer":
         {"attack": "art:pgd"}, "budget": {"gradients": 500}}``.
@@ -135,6 +139,8 @@ def evaluate(
             "claimed_accuracy: it is given without a claim; give the claimed attack too, e.g. claim='art:pgd'"
         )
     named = _named(estimators)
+    if abstain is not None:
+        named = {name: estimator.rejecting(abstain) for name, estimator in named.items()}
     threats = sorted([threat] if isinstance(threat, Threat) else threat, key=lambda t: t.eps)
     wanted = [(a, {}) if isinstance(a, str) else (a[0], dict(a[1])) for a in attacks]
     if len(norms := sorted({t.norm for t in threats})) > 1:
@@ -164,6 +170,7 @@ def diagnose(
     budget: float | None = None,
     seed: int = 0,
     batch_size: int = 250,
+    abstain: int | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
     recipe: Tables | None = None,
@@ -179,7 +186,7 @@ def diagnose(
     :param level: level of the diagnosis, 0 to 3. By default it is 2, and 3 if level 2 found something.
     :param budget: gradient evaluations per image to spend beyond the claimed attack. Skipped steps are reported.
     :param out: a folder for records, report and adversarial images. The same call again reuses finished cells there.
-    :param recipe: as in :func:`evaluate`, and so is ``execution``.
+    :param recipe: as in :func:`evaluate`, and so are ``abstain`` and ``execution``.
     """
     check_all(locals(), DIAGNOSE)
     if not isinstance(estimator, PyTorchClassifier):
@@ -201,6 +208,7 @@ def diagnose(
         budget=budget,
         seed=seed,
         batch_size=batch_size,
+        abstain=abstain,
         out=out,
         progress=progress,
         recipe=recipe,
@@ -261,6 +269,7 @@ def _with_given(tables: Tables, named: Mapping[str, QuantizedClassifier], images
                     "stochastic": is_stochastic(estimator.model),
                     "quantized": bool(activation_quantizers(estimator.model)),
                 },
+                **({} if estimator.abstain is None else {"abstain": estimator.abstain}),
             }
             for name, estimator in named.items()
         ]

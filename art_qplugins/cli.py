@@ -117,6 +117,12 @@ def run(
 @click.option(
     "--claimed", type=float, help="Claimed accuracy for --model, in [0, 1].  [default: the accuracy under the attack]"
 )
+@click.option(
+    "--abstain",
+    type=click.IntRange(min=0),
+    metavar="INDEX",
+    help="The output with which --model rejects an image, from 0. An adversarial image that is rejected counts as robust.",
+)
 @OUT
 @ROOT
 @DOWNLOAD

@@ -29,8 +29,9 @@ from art_qplugins.torch_domains import MODULE
 __all__ = ["Evidence", "Replay", "read_evidence", "replay"]
 
 
-#: The arrays that are read of a file. It may lack the ids.
-_NAMES = ("x", "x_adv", "y", "ids", "norm", "eps")
+#: The arrays that are read of a file. It may lack some.
+_NAMES = ("x", "x_adv", "y", "ids", "norm", "eps", "abstain")
+_MAY_MISS = ("ids", "abstain")
 _HINT = "give the evidence/MODEL.npz of a diagnosis"
 _AGAIN = "run artq diagnose again to rewrite it"
 
@@ -47,14 +48,15 @@ class Evidence:
     y: Tensor  # (N,) int64
     ids: list[str]
     threat: Threat
+    abstain: int | None = None  # the output with which the model rejects an image
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
     """The predictions of the module on the images of an evidence file.
 
-    ``wrong`` is the share of deployments that misclassify each image. It is 0 or 1 unless ``stochastic``. ``before`` is
-    the same for the clean image. ``distance`` is the recomputed distance from the clean image; ``None`` where an image is
+    ``wrong`` is the share of deployments that misclassify each image and do not reject it. It is 0 or 1 unless
+    ``stochastic``. ``before`` is the same for the clean image. ``distance`` is the recomputed distance from the clean image; ``None`` where an image is
     not legal.
     """
 
@@ -113,7 +115,8 @@ class Replay:
 def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: int = 250) -> Replay:
     """Evaluate ``module`` on the images of an evidence file, after their distances are measured again.
 
-    :param path: an ``.npz`` file of a diagnosis with ``x``, ``x_adv``, ``y``, ``norm``, ``eps`` and, if known, ``ids``.
+    :param path: an ``.npz`` file of a diagnosis with ``x``, ``x_adv``, ``y``, ``norm``, ``eps`` and, if known, ``ids``
+        and ``abstain``, the output with which the module rejects an image.
     :param module: takes (N, C, H, W) float32 in [0, 1] and gives logits. It runs in eval mode. Its modes are restored.
     :param seed: seed of the 20 draws on which a random module is scored, as in a diagnosis.
     :raises InputError: where the file cannot be read, or the module cannot take its images.
@@ -126,7 +129,7 @@ def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: in
     except IllegalImage as error:
         illegal = str(error)
     wrong, before = (
-        _wrong(path, module, images, evidence.y, seed, batch_size) for images in (evidence.x_adv, evidence.x)
+        _wrong(path, module, images, evidence, seed, batch_size) for images in (evidence.x_adv, evidence.x)
     )
     return Replay(
         wrong=wrong,
@@ -140,14 +143,16 @@ def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: in
 
 
 def _wrong(
-    path: str | Path, module: nn.Module, x: Tensor, y: Tensor, seed: int, batch_size: int
+    path: str | Path, module: nn.Module, x: Tensor, evidence: Evidence, seed: int, batch_size: int
 ) -> NDArray[np.float64]:
+    y, abstain = evidence.y, evidence.abstain
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     where = f"{path}: {type(module).__name__} cannot take its images {tuple(x.shape[1:])}, labels up to {int(y.max())}"
     with foreign(where, hint="give the network that was diagnosed"):
         # Illegal images are reported as such. The output of a network for NaN means nothing.
-        asked = score(module, x.nan_to_num().to(device), y.to(device), seed=seed, batch_size=batch_size)
-    return 1.0 - asked["correct"]
+        images = x.nan_to_num().to(device)
+        scored = score(module, images, y.to(device), seed=seed, abstain=abstain, batch_size=batch_size)
+    return 1.0 - scored["correct"]
 
 
 def read_evidence(path: str | Path) -> Evidence:
@@ -165,7 +170,7 @@ def read_evidence(path: str | Path) -> Evidence:
 
 
 def _checked(arrays: Mapping[str, NDArray[Any]]) -> Evidence:
-    if missing := [name for name in _NAMES if name not in arrays and name != "ids"]:
+    if missing := [name for name in _NAMES if name not in arrays and name not in _MAY_MISS]:
         raise ValueError(f"has no {', '.join(missing)}; {_HINT}")
     x, x_adv, y = arrays["x"], arrays["x_adv"], arrays["y"]
     if x.ndim != 4 or not all(images.dtype.kind == "f" for images in (x, x_adv)):
@@ -187,8 +192,22 @@ def _checked(arrays: Mapping[str, NDArray[Any]]) -> Evidence:
             f"eps = {threat.eps:g} in {threat.norm} excludes no image, as the widest distance is {widest:.3g}"
         )
     return Evidence(
-        x=_images(x), x_adv=_images(x_adv), y=torch.from_numpy(y.astype(np.int64)), ids=ids.tolist(), threat=threat
+        x=_images(x),
+        x_adv=_images(x_adv),
+        y=torch.from_numpy(y.astype(np.int64)),
+        ids=ids.tolist(),
+        threat=threat,
+        abstain=_abstain(arrays),
     )
+
+
+def _abstain(arrays: Mapping[str, NDArray[Any]]) -> int | None:
+    if "abstain" not in arrays:
+        return None
+    index = arrays["abstain"]
+    if index.shape or index.dtype.kind not in "iu" or not 0 <= int(index) <= MOST:
+        raise ValueError(f"abstain {index.shape} {index.dtype}: give the index of an output; {_AGAIN}")
+    return int(index.item())
 
 
 def _images(images: NDArray[Any]) -> Tensor:

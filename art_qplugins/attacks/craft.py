@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_qplugins.attacks.catalogue import ATTACKS, Attack
-from art_qplugins.attacks.views import LogitScale, median_gap
+from art_qplugins.attacks.views import LogitScale, RejectionAsLabel, median_gap
 from art_qplugins.domains import COUNT, POSITIVE, SEED, TABLE, TEXT, Domain, Is, Maybe, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
@@ -113,6 +114,9 @@ def craft(
 ) -> Crafted:
     """Run one attack. It restores modes and global random states. It does not judge success.
 
+    A model with a rejection class is attacked label by label, so that any attack aims past both, see
+    :class:`~art_qplugins.attacks.views.RejectionAsLabel`.
+
     :param estimator: the model that the attack sees.
     :param attack_id: e.g. ``"art:pgd"``; ``artq ls attacks`` lists them.
     :param x: (N, C, H, W) float32 in [0, 1].
@@ -129,7 +133,8 @@ def craft(
         raise InputError(f"y: {len(y)} labels for {len(x)} images; give one per image")
     attack = ATTACKS[attack_id]
     temperature, gap = (None if value is None else float(value) for value in (temperature, gap))
-    resolved = attack.check(options or {}, threat, estimator.nb_classes, x.shape[1:])
+    classes = estimator.nb_classes - (estimator.abstain is not None)
+    resolved = attack.check(options or {}, threat, classes, x.shape[1:])
     attack.require()
     if start is not None and not attack.takes_start:
         raise InputError(f"{attack.name} takes no start; leave start out, or use artq:apgd-margin")
@@ -140,7 +145,7 @@ def craft(
         draws_from(model, seed),
         counting(model) as counter,
         watching(model, x) as visits,
-        _tracked(attack, model, x, y, threat) as path,
+        _tracked(attack, estimator, x, y, threat) as path,
         _warnings_of("auto-attack", "art") as notes,
     ):
         if gap is not None:
@@ -152,9 +157,25 @@ def craft(
                 )
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
         adapter: Adapter = attack.load()
-        more = {} if start is None else {"start": start}
-        settings = dict(resolved)
-        x_adv = adapter(view, attack, x, y, threat=threat, options=settings, batch_size=batch_size, seed=seed, **more)
+        parts, places = [], []
+        for seen, labels, rows in _seen(view, estimator.abstain, y):
+            more: dict[str, Tensor] = {} if start is None else {"start": start[rows]}
+            settings = dict(resolved)
+            parts.append(
+                adapter(
+                    seen,
+                    attack,
+                    x[rows],
+                    labels,
+                    threat=threat,
+                    options=settings,
+                    batch_size=batch_size,
+                    seed=seed,
+                    **more,
+                )
+            )
+            places.append(rows)
+        x_adv = torch.cat(parts)[torch.cat(places).argsort()] if len(parts) > 1 else parts[0]
     if temperature is not None:
         resolved["temperature"] = temperature
     return Crafted(
@@ -169,13 +190,27 @@ def craft(
     )
 
 
+def _seen(
+    view: QuantizedClassifier, abstain: int | None, y: Tensor
+) -> Iterator[tuple[QuantizedClassifier, Tensor, Tensor]]:
+    """What the attack is given: an estimator, the labels of some images there, and the rows of these images."""
+    if abstain is None:
+        yield view, y, torch.arange(len(y), device=y.device)
+        return
+    for label in y.unique().tolist():
+        rows = (y == label).nonzero()[:, 0]
+        merged = RejectionAsLabel(view.model, label, abstain).eval()
+        yield view.with_model(merged, nb_classes=view.nb_classes - 1), y[rows] - int(label > abstain), rows
+
+
 def _tracked(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: Threat
+    attack: Attack, estimator: QuantizedClassifier, x: Tensor, y: Tensor, threat: Threat
 ) -> contextlib.AbstractContextManager[Path | None]:
     """Track the path of a white-box attack that may not return its best image."""
     keeps_best = attack.library is not None and attack.library.keeps_best
     tracked = attack.knowledge == "white-box" and not keeps_best
-    return tracking(model, x, y, threat) if tracked else contextlib.nullcontext()
+    abstain = estimator.abstain
+    return tracking(estimator.model, x, y, threat, abstain=abstain) if tracked else contextlib.nullcontext()
 
 
 class _Collector(logging.Handler):

@@ -1,14 +1,15 @@
-"""A view of a network on another logit scale, and a loss that no logit scale can saturate."""
+"""Views of a network: on another logit scale, or without its rejection class. A loss that no logit scale can saturate."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.counting import passes
+from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.quantizers.stochastic import draws_from
 
-__all__ = ["LogitScale", "MarginLoss", "median_gap"]
+__all__ = ["LogitScale", "MarginLoss", "RejectionAsLabel", "median_gap"]
 
 
 class MarginLoss(nn.Module):
@@ -37,6 +38,29 @@ class LogitScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
         return logits / self.temperature
+
+
+class RejectionAsLabel(nn.Module):
+    """A network with a rejection class as an attack on images of one label must see it: a rejection counts as the label.
+
+    The rejection class is left out, and the logit of the label is the larger of the two, see
+    :func:`~art_qplugins.gradients.margin.rejection_as_label`. So whatever fools this view is accepted and misclassified by
+    the network, and any attack of any library aims past both.
+    """
+
+    def __init__(self, network: nn.Module, label: int, abstain: int) -> None:
+        super().__init__()
+        self.network = network
+        self.label, self.abstain = label, abstain
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.network(x)
+        y = torch.full((len(logits),), self.label, device=logits.device)
+        return rejection_as_label(logits, y, self.abstain)[0]
+
+    def passes(self, requires_grad: bool) -> int:
+        """Those of the network, see :func:`~art_qplugins.gradients.counting.passes`."""
+        return passes(self.network, requires_grad=requires_grad)
 
 
 def median_gap(network: nn.Module, x: Tensor, *, seed: int = 0, batch_size: int = 250) -> float:

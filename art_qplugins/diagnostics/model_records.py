@@ -58,7 +58,7 @@ class ModelRecords:
 
     @cached_property
     def correct(self) -> NDArray[np.bool_]:
-        """(images,) whether the clean image is classified correctly, by a random model in at least half of its draws."""
+        """(images,) whether the clean image is classified correctly or rejected, at random in at least half of the draws."""
         return np.asarray(self.clean.column("correct") >= 0.5)
 
     @cached_property

@@ -71,7 +71,7 @@ def assess(
         failed = [o for o in outcomes if not o.ok]
         judgement = _invalid([f"the clean images could not be scored: {_errors(failed)}"])
     else:
-        accuracy, interval = metrics.accuracy(clean.column("correct"))
+        accuracy, interval = metrics.accuracy(clean.labelled)
         n, stochastic = len(clean.ids), stochastic or bool(clean.cell.facts.get("random"))
         judgement = _judge(outcomes, clean, claimed, claimed_accuracy)
     return ModelResult(
@@ -80,6 +80,7 @@ def assess(
         stochastic=stochastic,
         clean_accuracy=accuracy,
         clean_interval=interval,
+        clean_rejected=None if clean is None else clean.cell.rejected,
         n=n,
         robust=[] if judgement.verdict == "INVALID" else _robust(outcomes),
         verdict=judgement.verdict,

@@ -58,7 +58,7 @@ def failed_cells(records: ModelRecords, threshold: float) -> Measurement:
 
 def chance_accuracy(records: ModelRecords, threshold: float) -> Measurement:
     classes = max(2, int(records.clean.column("label").max()) + 1)
-    correct, n = int(records.correct.sum()), records.n
+    correct, n = int((records.clean.labelled >= 0.5).sum()), records.n
     p = float(binom.sf(correct - 1, n, 1 / classes))
     return Measurement(
         p > threshold,

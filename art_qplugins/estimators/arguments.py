@@ -15,7 +15,7 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.domains import COUNT, FLAG, MOST, POSITIVE, TEXT, Domain, Either, Is, ListOf, Maybe, Number, OneOf
 from art_qplugins.torch_domains import MODULE
 
-__all__ = ["CALL", "CONSTRUCTOR", "FIT"]
+__all__ = ["ABSTAIN", "CALL", "CONSTRUCTOR", "FIT"]
 
 
 @runtime_checkable
@@ -60,6 +60,8 @@ def _one_or_several(kind: type, words: str) -> Domain:
     return Maybe(Either(one, ListOf(one, different=False)))
 
 
+#: The index of a rejection class.
+ABSTAIN = Maybe(Number(0, MOST, whole=True))
 CONSTRUCTOR: dict[str, Domain] = {
     "model": MODULE,
     "loss": Is(Callable, "a loss, such as torch.nn.CrossEntropyLoss()"),
@@ -77,6 +79,7 @@ CONSTRUCTOR: dict[str, Domain] = {
         Either(_Numbers("a pair of finite numbers, mean and deviation"), Is(Preprocessor, "a Preprocessor of ART"))
     ),
     "device_type": Is((str, torch.device), "'gpu', 'cpu' or a device, e.g. 'cuda:1'"),
+    "abstain": ABSTAIN,
     "training_defences": ListOf(Is(Defence, "a Defence"), different=False),
 }
 

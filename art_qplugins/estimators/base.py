@@ -6,6 +6,7 @@ that uses the module is overridden. Each restores modes, hooks, random states an
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +17,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
-from art_qplugins.domains import check_all
+from art_qplugins.domains import check, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.activations import Activations
-from art_qplugins.estimators.arguments import CALL, CONSTRUCTOR
+from art_qplugins.estimators.arguments import ABSTAIN, CALL, CONSTRUCTOR
 from art_qplugins.estimators.devices import as_current, resolve_device
 from art_qplugins.estimators.fitting import FittingMixin
 from art_qplugins.estimators.pickling import Pickling
@@ -45,10 +46,13 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
     :param nb_classes: at least 2.
     :param device_type: ``"cpu"``; ``"gpu"``, the current CUDA device or else the CPU; or a device, ``"cuda:1"``.
     :param training_defences: defences that :meth:`fit`, and so ART's trainers, apply, e.g. an orthogonality penalty.
+    :param abstain: the output with which the model rejects an image, from 0; ``nb_classes`` counts it. An adversarial image
+        that is rejected counts as robust, and this package's ``craft`` aims past the label and the rejection. ART's own
+        methods see one class more.
     :raises InputError: at a call, if the module returns another shape.
     """
 
-    estimator_params = [*PyTorchClassifier.estimator_params, "training_defences"]
+    estimator_params = [*PyTorchClassifier.estimator_params, "training_defences", "abstain"]
 
     def __init__(
         self,
@@ -68,8 +72,10 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         device_type: str = "gpu",
         *,
         training_defences: Sequence[Defence] = (),
+        abstain: int | None = None,
     ) -> None:
         check_all(locals(), CONSTRUCTOR)
+        self.abstain = _checked_abstain(abstain, nb_classes)
         if use_amp and importlib.util.find_spec("apex") is None:
             raise InputError("use_amp: it needs NVIDIA's apex, which is not installed; leave it out")
         device = resolve_device(device_type)
@@ -139,7 +145,15 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
             clone: QuantizedClassifier = super().clone_for_refitting()
         return clone
 
-    def with_model(self, model: nn.Module, loss: nn.Module | None = None) -> QuantizedClassifier:
+    def rejecting(self, abstain: int) -> QuantizedClassifier:
+        """The same estimator around the same network, with output ``abstain`` as its rejection class."""
+        same = copy.copy(self)
+        same.abstain = _checked_abstain(check("abstain", abstain, ABSTAIN), self.nb_classes)
+        return same
+
+    def with_model(
+        self, model: nn.Module, loss: nn.Module | None = None, *, nb_classes: int | None = None
+    ) -> QuantizedClassifier:
         """A plain estimator for another view of the same network, e.g. its logits divided by a constant.
 
         It has the same pre- and postprocessing.
@@ -148,10 +162,25 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
             model,
             loss or self._loss,
             self.input_shape,
-            self.nb_classes,
+            nb_classes or self.nb_classes,
             clip_values=tuple(self.clip_values) if self.clip_values is not None else None,
             preprocessing_defences=self.preprocessing_defences,
             postprocessing_defences=self.postprocessing_defences,
             preprocessing=self.preprocessing,
             device_type=str(self.device),
         )
+
+
+def _checked_abstain(abstain: int | None, nb_classes: int) -> int | None:
+    """:raises InputError: where there is no such output, or only one class is left."""
+    if abstain is None:
+        return None
+    if not abstain < nb_classes:
+        raise InputError(
+            f"abstain: it is {abstain}, and the model has {nb_classes} outputs; give the index of one, up to {nb_classes - 1}"
+        )
+    if nb_classes < 3:
+        raise InputError(
+            f"abstain: of {nb_classes} outputs it leaves one class; count the rejection class in nb_classes"
+        )
+    return int(abstain)

@@ -31,6 +31,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
     input_shape: tuple[int, ...]
     preprocessing_operations: list[Any]
     all_framework_preprocessing: bool  # whether all of them are PyTorch's, so that gradients flow through them
+    abstain: int | None = None  # the output with which the model rejects an image
     _model: Any  # ART's wrapper around the module
     _loss: nn.Module
     _int_labels: bool

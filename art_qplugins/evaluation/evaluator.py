@@ -56,6 +56,7 @@ class Evaluator:
         object.__setattr__(self, "estimators", {n: as_logits(deployed(e), self.x) for n, e in self.estimators.items()})
         prints = {name: fingerprint(e.model) for name, e in self.estimators.items()}
         prints |= {name: f"{prints[name]} {list(map(str, used))}" for name, used in self.packages.items() if used}
+        prints |= {n: f"{prints[n]} abstain {e.abstain}" for n, e in self.estimators.items() if e.abstain is not None}
         attacked = {n: f"{prints[n]} {fingerprint(e._loss)} {e.clip_values}" for n, e in self.estimators.items()}
         digest = hashlib.sha256("\n".join(self.ids).encode())
         for part in (self.x, self.y):

@@ -14,11 +14,10 @@ from typing import Protocol
 
 import numpy as np
 
-from art_qplugins import metrics
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.cell import CellSpec, Shard
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.outcome import Outcome, means
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.evaluation.worker import Attempt, attempt
 
@@ -150,13 +149,11 @@ class _Unfinished:
             name: np.concatenate([part.columns.get(name, nan) for part, nan in zip(parts, missing, strict=True)])
             for name in names
         }
-        accuracy, interval = metrics.accuracy(columns["correct"])
         cell = cells[0].model_copy(
             update={
                 "id": self.id,
                 "n": len(self.rows),
-                "accuracy": accuracy,
-                "interval": interval,
+                **means(columns),
                 "forward_samples": sum(cell.forward_samples for cell in cells),
                 "backward_samples": sum(cell.backward_samples for cell in cells),
                 "seconds": math.fsum(cell.seconds for cell in cells),

@@ -14,7 +14,7 @@ from art_qplugins import metrics
 from art_qplugins.errors import shown
 from art_qplugins.evaluation.records import Cell, Robust, Sample
 
-__all__ = ["Columns", "Outcome", "check", "legal_at", "robust_at", "worst_case", "worst_images"]
+__all__ = ["Columns", "Outcome", "check", "legal_at", "means", "robust_at", "worst_case", "worst_images"]
 
 #: Arrays with one number per attacked image, by name: the numeric fields of a :class:`Sample`, and its measures.
 #: ``None`` of a sample is NaN.
@@ -73,6 +73,11 @@ class Outcome:
         result[self.cell.rows] = values
         return result
 
+    @property
+    def labelled(self) -> NDArray[np.float64]:
+        """(images,) whether the model gives the label: ``correct`` without the images that it rejects."""
+        return self.column("correct") - np.nan_to_num(self.column("rejected"), nan=0.0)
+
     def samples(self) -> Iterator[Sample]:
         """The rows of ``samples.jsonl``, one for each attacked image."""
         measures = [name for name in self.columns if name not in _FIELDS]
@@ -88,6 +93,17 @@ class Outcome:
 
     def with_cell(self, **changes: Any) -> Outcome:
         return replace(self, cell=self.cell.model_copy(update=changes))
+
+
+def means(columns: Columns) -> dict[str, Any]:
+    """The fields of a cell that are means of its images: ``accuracy`` with its ``interval``, and ``rejected``."""
+    accuracy, interval = metrics.accuracy(columns["correct"])
+    rejected = columns.get("rejected")
+    return {
+        "accuracy": accuracy,
+        "interval": interval,
+        "rejected": None if rejected is None else float(metrics.shares(rejected, name="rejected").mean()),
+    }
 
 
 def check(outcome: Outcome) -> None:
@@ -114,6 +130,10 @@ def check(outcome: Outcome) -> None:
             first = int(np.argmin(fits))
             raise ValueError(f"{name} of image {shown(outcome.ids[first])} is {values[first]:.6g}")
     _check_mean("accuracy", cell.accuracy, columns["correct"])
+    if cell.rejected is not None and "rejected" in columns:
+        _check_mean("rejected", cell.rejected, columns["rejected"])
+        if not (columns["correct"] >= columns["rejected"] - _ROUNDING).all():
+            raise ValueError("an image is rejected and not correct; a rejected image counts as correct")
     if cell.grid is not None and "grid_correct" in columns:
         _check_mean("grid_accuracy", cell.grid_accuracy, columns["grid_correct"])
 

@@ -105,7 +105,11 @@ def _check(results: Results, samples: Mapping[str, Sequence[Sample]]) -> None:
     _check_names("models", [model.name for model in results.models])
     _known("sample of cell", samples, {cell.id for cell in results.cells})
     outcomes = {
-        cell.id: Outcome.from_samples(cell, samples.get(cell.id, ()), measures=() if cell.grid is None else _GRID)
+        cell.id: Outcome.from_samples(
+            cell,
+            samples.get(cell.id, ()),
+            measures=_MEASURES if cell.grid is not None or cell.rejected is not None else (),
+        )
         for cell in results.cells
     }
     for name, outcome in outcomes.items():
@@ -118,7 +122,7 @@ def _check(results: Results, samples: Mapping[str, Sequence[Sample]]) -> None:
         _check_model(model, outcomes)
 
 
-_GRID = ("grid_correct",)
+_MEASURES = ("grid_correct", "rejected")  # those that a cell has the means of
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:
@@ -161,7 +165,8 @@ def _check_model(model: ModelResult, outcomes: Mapping[str, Outcome]) -> None:
     clean = next((o for o in mine.values() if o.cell.role == "clean" and o.ok), None)
     if clean is not None and model.n:
         _equal(f"{where}: n", model.n, clean.cell.n)
-        _equal(f"{where}: clean_accuracy", model.clean_accuracy, clean.cell.accuracy)
+        _equal(f"{where}: clean_accuracy", model.clean_accuracy, float(clean.labelled.mean()))
+        _equal(f"{where}: clean_rejected", model.clean_rejected or 0.0, clean.cell.rejected or 0.0)
     for robust in model.robust:
         at = f"{where}: robust accuracy at {robust.norm} {robust.eps:g}"
         _known(at, robust.attacks, mine)

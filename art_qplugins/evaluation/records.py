@@ -42,7 +42,8 @@ class Record(BaseModel):
 class Sample(Record):
     """One image in one cell; a row of ``samples.jsonl``.
 
-    ``correct`` is 0 or 1 for a deterministic model. For a stochastic model it is the fraction of fresh deployments
+    ``correct`` is 0 or 1 for a deterministic model. A model with a rejection class is correct where it gives the label or
+    rejects; ``measures["rejected"]`` tells the two apart. For a stochastic model it is the fraction of fresh deployments
     (draws that no attack saw) that predict the label. ``selection`` is the same on a second, independent set of draws.
     Worst cases are chosen by ``selection``, so that ``correct`` stays unbiased.
     """
@@ -75,8 +76,9 @@ class Cell(Record):
     eps: Size
     seed: Count
     n: Count
-    accuracy: Share | None  # None where the cell failed
+    accuracy: Share | None  # the mean of correct; None where the cell failed
     interval: Interval | None
+    rejected: Share | None = None  # share of images that the model rejects; None where it has no rejection class
     forward_samples: Count
     backward_samples: Count
     seconds: Size
@@ -204,8 +206,9 @@ class ModelResult(Record):
     name: str
     description: str
     stochastic: bool
-    clean_accuracy: Share
+    clean_accuracy: Share  # a clean image that is rejected does not count
     clean_interval: Interval
+    clean_rejected: Share | None = None  # share of clean images that are rejected; None without a rejection class
     n: Count
     robust: list[Robust]
     verdict: Verdict

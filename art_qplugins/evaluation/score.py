@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from art_qplugins.errors import InputError
 from art_qplugins.evaluation.outcome import Columns
 from art_qplugins.geometry import TOLERANCE, distances
-from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.gradients.probe import same_answers
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
@@ -82,45 +82,63 @@ def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
 
 
 def score(
-    module: nn.Module, x: Tensor, y: Tensor, *, seed: int, batch_size: int = 250
+    module: nn.Module, x: Tensor, y: Tensor, *, seed: int, abstain: int | None = None, batch_size: int = 250
 ) -> dict[str, NDArray[np.float64]]:
     """Score images (N, C, H, W) on the deployed module.
+
+    With a rejection class, ``correct`` counts labelled and rejected images: neither is a success of an attack. A clean
+    image that is rejected is therefore no failure of robustness. It is a cost: ``rejected`` has it, and the clean accuracy
+    does not count it. The robust accuracy of Tramer 2022, which does not either, is lower by at most the share of clean
+    images that are rejected.
 
     The columns ``prediction``, ``correct``, ``selection``, ``margin`` and ``loss`` are those of
     :class:`~art_qplugins.evaluation.records.Sample`, (N,) each. A random module is scored on two sets of draws that no
     attack saw. A module is random if it has stochastic layers, or if its outputs depend on the seed of the global
     generators. Global random states are restored.
 
+    :param abstain: index of the rejection class. There is then a column ``rejected``, the share of draws that reject.
     :raises InputError: where the module gives one logit for two classes, or a label is none of its classes.
     :raises ValueError: where a logit is NaN.
     """
     random = is_stochastic(module)
     first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if random else 1, batch_size)
-    _check_labels(module, y, first.shape[-1])
+    _check_labels(module, y, first.shape[-1], abstain)
     if not random:
         again = _ask(module, x[:batch_size], derive_seed(seed, "select"), 1, batch_size)
         random = not same_answers(first[:, :batch_size], again)
         if random:  # a module that draws from the global generators
             first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS, batch_size)
     answers = first.argmax(-1)
-    correct = (answers == y).double().mean(0)
-    selection = correct
+    selection = correct = _right(answers, y, abstain)
     if random:
         second = _ask(module, x, derive_seed(seed, "select"), DEPLOYMENTS, batch_size)
-        selection = (second.argmax(-1) == y).double().mean(0)
+        selection = _right(second.argmax(-1), y, abstain)
     logits = first.mean(0)
+    seen = (logits, y) if abstain is None else rejection_as_label(logits, y, abstain)
     found = {
         "prediction": answers.mode(0).values,
         "correct": correct,
         "selection": selection,
-        "margin": logit_margin(logits, y),
-        "loss": nn.functional.cross_entropy(logits, y, reduction="none"),
+        "margin": logit_margin(*seen),
+        "loss": nn.functional.cross_entropy(*seen, reduction="none"),
     }
+    if abstain is not None:
+        found["rejected"] = (answers == abstain).double().mean(0)
     return {name: values.double().cpu().numpy() for name, values in found.items()}
 
 
-def _check_labels(module: nn.Module, y: Tensor, classes: int) -> None:
+def _right(answers: Tensor, y: Tensor, abstain: int | None) -> Tensor:
+    """(N,) the share of answers (times, N) that are the label, or reject."""
+    right = answers == y
+    return (right if abstain is None else right | (answers == abstain)).double().mean(0)
+
+
+def _check_labels(module: nn.Module, y: Tensor, classes: int, abstain: int | None) -> None:
     """A label without an output counts as misclassified by every image, and stops a GPU."""
+    if abstain is not None and not abstain < classes:
+        raise InputError(f"abstain: it is {abstain}, and {type(module).__name__} gives {classes} outputs; count from 0")
+    if abstain is not None and bool((y == abstain).any()):
+        raise InputError(f"abstain: it is {abstain}, and images have this label; give the index of the rejection class")
     low, high = int(y.min()), int(y.max())
     if not (low >= 0 and high < classes):
         wrong = low if low < 0 else high

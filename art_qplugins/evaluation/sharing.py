@@ -12,7 +12,7 @@ import torch
 from art_qplugins import metrics
 from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.outcome import Outcome
+from art_qplugins.evaluation.outcome import Columns, Outcome, means
 from art_qplugins.evaluation.score import check_legal, finite_columns, on_grid, score
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.threat import Threat
@@ -86,9 +86,8 @@ def _scored(
     target, started = evaluator.estimators[spec.model], time.perf_counter()
     rows = evaluator.rows(spec.rows)
     y = evaluator.y[rows].to(target.device)
-    scored = score(target.model, images.to(target.device), y, seed=spec.seed, batch_size=evaluator.batch_size)
-    kept = {key: values[list(places)] for key, values in found.columns.items() if key != _GRID}
-    accuracy, interval = metrics.accuracy(scored["correct"])
+    scored = _score(evaluator, spec, images.to(target.device), y)
+    kept = {key: values[list(places)] for key, values in found.columns.items() if key not in (_GRID, "rejected")}
     cell = found.cell.model_copy(
         update={
             "id": name,
@@ -96,8 +95,7 @@ def _scored(
             "source": spec.source,
             "role": spec.role,
             "n": len(rows),
-            "accuracy": accuracy,
-            "interval": interval,
+            **means(scored),
             "forward_samples": 0,
             "backward_samples": 0,
             "seconds": time.perf_counter() - started,
@@ -125,9 +123,14 @@ def scored_on_grid(
     threat, x_adv = Threat(spec.norm, spec.eps), store.images(cell.id)
     rounded = on_grid(x, torch.from_numpy(x_adv).to(x), threat, levels)
     check_legal(x, rounded, threat)
-    correct = score(target.model, rounded, y, seed=spec.seed, batch_size=evaluator.batch_size)["correct"]
+    correct = _score(evaluator, spec, rounded, y)["correct"]
     accuracy, interval = metrics.accuracy(correct)
     changed = outcome.with_cell(grid=levels, grid_accuracy=accuracy, grid_interval=interval)
     result = Outcome(changed.cell, outcome.ids, {**outcome.columns, _GRID: correct})
     store.save(result, x_adv)
     return result
+
+
+def _score(evaluator: Evaluator, spec: CellSpec, images: torch.Tensor, y: torch.Tensor) -> Columns:
+    target = evaluator.estimators[spec.model]
+    return score(target.model, images, y, seed=spec.seed, abstain=target.abstain, batch_size=evaluator.batch_size)

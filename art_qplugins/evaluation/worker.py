@@ -22,7 +22,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.binarization import binarization_test
 from art_qplugins.evaluation.cell import CellSpec, Shard
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.outcome import Columns, Outcome
+from art_qplugins.evaluation.outcome import Columns, Outcome, means
 from art_qplugins.evaluation.outputs import LogProbabilities
 from art_qplugins.evaluation.records import Cell
 from art_qplugins.evaluation.score import check_legal, finite_columns, score
@@ -122,7 +122,7 @@ def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
     crafted = _binarized(spec, source, x, y) if spec.check else _crafted(evaluator, shard, source, x, y, batch_size)
     x_adv = crafted.x_adv.to(x)
     distance = check_legal(x, x_adv, Threat(spec.norm, spec.eps))
-    scored = score(target.model, x_adv, y, seed=_seed(shard), batch_size=batch_size)
+    scored = score(target.model, x_adv, y, seed=_seed(shard), abstain=target.abstain, batch_size=batch_size)
     found = crafted
     if spec.role == "clean":
         measured = crafted.options["radius"] > 0
@@ -142,15 +142,13 @@ def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
 
 def _finished(evaluator: Evaluator, shard: Shard, found: Crafted, scored: Columns, seconds: float) -> Cell:
     spec = shard.spec
-    accuracy, interval = metrics.accuracy(scored["correct"])
     whole = spec.rows is None and shard.of == 1
     return _cell(
         shard.id,
         spec,
         params=found.options | ({"restart": spec.restart} if spec.restart else {}),
         n=len(shard.rows),
-        accuracy=accuracy,
-        interval=interval,
+        **means(scored),
         forward_samples=found.forward_samples,
         backward_samples=found.backward_samples,
         seconds=seconds,
@@ -241,6 +239,7 @@ def _measured(
         directions=int(options["directions"]),
         seed=_seed(shard),
         batch_size=batch_size,
+        abstain=target.abstain,
     )
     forward, backward = (round(found.cell["costs"][way] * len(x)) for way in ("forward", "backward"))
     facts = found.cell | {"pixels": x[0].numel()} | _viewed(target.model)

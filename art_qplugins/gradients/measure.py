@@ -70,6 +70,7 @@ def measure(
     directions: int = 20,
     seed: int = 0,
     batch_size: int = 250,
+    abstain: int | None = None,
 ) -> Measured:
     r"""Everything that is measured without an attack.
 
@@ -123,6 +124,7 @@ def measure(
     :param directions: number of random directions per image. A random module with few draws per call uses fewer.
     :param seed: fixes directions, random points and draws.
     :param batch_size: images per batch.
+    :param abstain: index of the rejection class, if there is one. m and L then take a rejection as the label.
     """
     check_all(locals(), _ARGUMENTS)
     attempt = Attempt()
@@ -143,6 +145,7 @@ def measure(
                 seed=seed,
                 calls=calls,
                 is_random=facts["random"],
+                abstain=abstain,
             )
             parts.append(measure_batch(batch, attempt))
         samples = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in parts[0]}

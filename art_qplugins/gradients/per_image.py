@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from art_qplugins.geometry import ORDERS
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.fidelity import agreement, sign_moves
-from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.gradients.probe import gradient, margins
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
@@ -30,6 +30,7 @@ class Batch:
     :param directions: number of random directions.
     :param calls: number of calls of a random module over which a margin is averaged.
     :param is_random: whether the module is random; ``None`` where that could not be measured.
+    :param abstain: index of the rejection class, if there is one. The label then also wins where the module rejects.
     """
 
     module: nn.Module
@@ -41,12 +42,17 @@ class Batch:
     seed: int
     calls: int
     is_random: bool | None
+    abstain: int | None = None
+
+    def seen(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and labels as an attack sees them."""
+        return (logits, self.y) if self.abstain is None else rejection_as_label(logits, self.y, self.abstain)
 
     def margin(self, logits: Tensor) -> Tensor:
-        return logit_margin(logits, self.y)
+        return logit_margin(*self.seen(logits))
 
     def loss(self, logits: Tensor) -> Tensor:
-        return nn.functional.cross_entropy(logits, self.y, reduction="none")
+        return nn.functional.cross_entropy(*self.seen(logits), reduction="none")
 
     def slope(self, score: Callable[[Tensor], Tensor], at: Tensor, *, calls: int) -> Tensor:
         return gradient(self.module, at, score, seed=self.seed, calls=calls)
@@ -83,7 +89,7 @@ class Batch:
     def walked(self) -> tuple[Tensor, Tensor]:
         """Margins at the images and after moves of eps / 4, and the same for moves of eps; (1 + directions, N) each."""
         moves = torch.cat([self.moves / 4, self.moves])
-        m = margins(self.module, self.x, self.y, moves, seed=self.seed, calls=self.calls)
+        m = margins(self.module, self.x, self.y, moves, seed=self.seed, calls=self.calls, abstain=self.abstain)
         return m[: 1 + self.directions], torch.cat([m[:1], m[1 + self.directions :]])
 
 
@@ -132,7 +138,8 @@ def _alignment(batch: Batch) -> Tensor:
 
 def _imbalance(batch: Batch) -> Tensor:
     def own(logits: Tensor) -> Tensor:
-        return (logits - logits.mean(1, keepdim=True)).gather(1, batch.y[:, None])[:, 0]
+        seen, y = batch.seen(logits)
+        return (seen - seen.mean(1, keepdim=True)).gather(1, y[:, None])[:, 0]
 
     of_own = batch.slope(own, batch.x, calls=batch.calls)
     lengths = torch.stack([_length(of_own), _length(of_own.double() - batch.g.double())])

@@ -52,18 +52,21 @@ def gradient(
 
 
 @torch.no_grad()
-def margins(module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, *, seed: int, calls: int) -> Tensor:
+def margins(
+    module: nn.Module, x: Tensor, y: Tensor, moves: Tensor, *, seed: int, calls: int, abstain: int | None = None
+) -> Tensor:
     """Logit margins at the images and after each move, (1 + D, N). All points see the same draws.
 
     :param x: (N, C, H, W) in [0, 1].
     :param y: (N,) labels.
     :param moves: (D, C, H, W), each added to every image.
     :param seed: as in :func:`gradient`, and so is ``calls``.
+    :param abstain: index of the rejection class.
     """
     found = []
     for move in (0, *moves):
         with isolated(module, derive_seed(seed, "probe")):
-            found.append(_score_at(module, x + move, lambda z: logit_margin(z, y), seed, calls))
+            found.append(_score_at(module, x + move, lambda z: logit_margin(z, y, abstain), seed, calls))
     return torch.stack(found)
 
 

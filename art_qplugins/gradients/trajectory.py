@@ -40,8 +40,8 @@ class Path:
     :ivar one_draw: whether the margins are those of single draws of a random module.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, threat: Threat, *, one_draw: bool) -> None:
-        self.x, self.y, self.threat, self.one_draw = x.detach(), y, threat, one_draw
+    def __init__(self, x: Tensor, y: Tensor, threat: Threat, *, one_draw: bool, abstain: int | None = None) -> None:
+        self.x, self.y, self.threat, self.one_draw, self.abstain = x.detach(), y, threat, one_draw, abstain
         self.best_image = self.x.clone()
         self.best_margin = torch.full((len(x),), torch.inf, device=x.device)
         self.last = torch.full((len(x),), torch.nan, device=x.device)
@@ -90,7 +90,7 @@ class Path:
         if not len(rows):
             return
         images, points = images[rows], points[rows]
-        margin = logit_margin(logits.detach()[rows].to(self.best_margin), self.y[images])
+        margin = logit_margin(logits.detach()[rows].to(self.best_margin), self.y[images], self.abstain)
         self._visits.append((images, margin))
         self.calls.index_add_(0, images, torch.ones_like(images))
         # An image may be in a batch more than once. Its last row is its latest iterate, below its lowest one.
@@ -160,7 +160,7 @@ def progress(margins: NDArray[np.float64]) -> float:
 
 
 @contextlib.contextmanager
-def tracking(module: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Iterator[Path]:
+def tracking(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, abstain: int | None = None) -> Iterator[Path]:
     """Record every call of ``module`` in the :class:`Path` within the context. Outputs and gradients do not change.
 
     A point counts as an iterate of an image if it is in the image's ball. So batches may come in any order, shrink, or
@@ -168,8 +168,9 @@ def tracking(module: nn.Module, x: Tensor, y: Tensor, threat: Threat) -> Iterato
 
     :param x: (N, C, H, W) in [0, 1], the images that the attack starts from.
     :param y: (N,) labels.
+    :param abstain: index of the rejection class, for the margins.
     """
-    path = Path(x, y, threat, one_draw=is_stochastic(module))
+    path = Path(x, y, threat, one_draw=is_stochastic(module), abstain=abstain)
 
     def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         points = inputs[0] if inputs else None

@@ -48,7 +48,7 @@ __all__ = [
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {
     *("name", "role", "draws", "claim", "checkpoint", "unverified_checkpoint", "base", "seed", "replicate_of"),
-    *("factory", "given"),
+    *("factory", "given", "abstain"),
 }
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.
@@ -87,7 +87,7 @@ def with_factories(
     ready = dict(given or {})
     for settings in recipe.models:
         if settings.factory is not None and settings.name not in ready:
-            ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data)
+            ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data, abstain=settings.abstain)
     return ready
 
 

@@ -55,6 +55,11 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
         raise InputError(f"{where}: two models have this name; rename one")
     if not model.trained:
         _check_untrained(model, where)
+    elif model.abstain is not None:
+        raise InputError(
+            f"{where}.abstain: each output of a network that is built here is a class of the data; give abstain to a "
+            "model with a factory"
+        )
     if model.unverified_checkpoint and model.checkpoint is None:
         raise InputError(f"{where}.unverified_checkpoint: it has no checkpoint; give one, or leave this out")
     with at(f"{where}.architecture"):

@@ -29,10 +29,13 @@ from art_qplugins.quantizers import draws_from, is_stochastic
 __all__ = ["make_estimator", "make_module"]
 
 
-def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> QuantizedClassifier:
+def make_estimator(
+    name: str, checkpoint: str | None, data: Dataset, *, abstain: int | None = None
+) -> QuantizedClassifier:
     """The module that the factory ``name`` makes, as an ART estimator for the images of ``data``.
 
     :param checkpoint: its weights, a ``.safetensors`` file. ``None`` keeps the weights of the factory.
+    :param abstain: the output with which it rejects an image. The others are those of the classes.
     :raises InputError: where there is no such module, or it gives no logits for two of the images.
     """
     module = make_module(name)
@@ -41,7 +44,9 @@ def make_estimator(name: str, checkpoint: str | None, data: Dataset) -> Quantize
     random = not isinstance(module, Deployed) and (is_stochastic(module) or isinstance(module, StochasticEnsemble))
     family = SQEnsembleClassifier if random else QuantizedClassifier
     device_type = device_type_of(module)
-    estimator = family(module.eval(), nn.CrossEntropyLoss(), data.shape, data.nb_classes, device_type=device_type)
+    classes = data.nb_classes if abstain is None else max(data.nb_classes, abstain + 1)
+    loss = nn.CrossEntropyLoss()
+    estimator = family(module.eval(), loss, data.shape, classes, device_type=device_type, abstain=abstain)
     _try(name, estimator, data)
     return estimator
 

@@ -203,13 +203,22 @@ def _value(text: str) -> Any:
 
 
 def tables_about(
-    model: str, checkpoint: Path | None, data: str, norm: str, eps: str, attack: str, claimed: float | None
+    model: str,
+    checkpoint: Path | None,
+    data: str,
+    norm: str,
+    eps: str,
+    attack: str,
+    claimed: float | None,
+    abstain: int | None = None,
 ) -> dict[str, Any]:
     """The recipe of a claim about one module.
 
     :param model: ``"package.module:function"``.
+    :param abstain: the output with which it rejects an image.
     """
-    named = {"name": model, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
+    named: dict[str, Any] = {"name": model, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
+    named |= {} if abstain is None else {"abstain": abstain}
     return {
         "name": model,
         "data": {"name": data, "limit": 200},

@@ -40,6 +40,8 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
         if recipe.transfer is not None:
             transfer = recipe.transfer
             _try_attack(recipe, transfer.attack, transfer.options, recipe.eps_of(transfer), data)
+    for name, estimator in ready.items():
+        _check_abstain(name, estimator, data)
     found = [*doubts(recipe), *_too_wide(recipe, data.shape)]
     bases = {settings.base for settings in recipe.models}
     networks = {name: trained_network(estimator.model) for name, estimator in ready.items() if name in bases}
@@ -70,6 +72,17 @@ def _try_attack(
     ATTACKS[name].require()
     for eps in several_eps:
         ATTACKS[name].check(options, Threat(recipe.threat.norm, eps), data.nb_classes, data.shape)
+
+
+def _check_abstain(name: str, estimator: QuantizedClassifier, data: Dataset) -> None:
+    if estimator.abstain is None:
+        return
+    same = int((data.y() == estimator.abstain).sum())
+    if same:
+        raise InputError(
+            f"models.{name}.abstain: it is {estimator.abstain}, and {same} of {len(data)} images have this label; give the "
+            "output that rejects, which is no class of the data"
+        )
 
 
 def _try(recipe: Recipe, settings: ModelSettings, data: Dataset, networks: Mapping[str, nn.Module]) -> nn.Module:

@@ -18,6 +18,7 @@ from art_qplugins.domains import (
     COUNT,
     FLAG,
     FRACTION,
+    MOST,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -197,6 +198,8 @@ class ModelSettings(Settings):
     unverified_checkpoint: bool = False  # take weights without a description of their model
     factory: Word | None = None  # "package.module:function" that returns the network
     given: GivenModel | None = None
+    # The output with which it rejects an image, from 0, beside those of the classes.
+    abstain: Annotated[int, _within(Number(0, MOST, whole=True))] | None = None
     claim: ClaimSettings | None = None  # in place of the recipe's
     seed: Seed | None = None  # of the training and of a random model's first draws; None takes the recipe's
     replicate_of: Name | None = None  # models with the same name here differ only in their seeds

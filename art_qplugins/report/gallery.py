@@ -51,7 +51,7 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
     clean_images = None if clean_cell is None else run.images(clean_cell.id)
     if clean_cell is None or clean_images is None:
         return None
-    rows = {sample.sample: row for row, sample in enumerate(run.samples[clean_cell.id]) if sample.correct >= 0.5}
+    rows = {sample.sample: row for row, sample in enumerate(run.samples[clean_cell.id]) if _labelled(sample)}
     claimed = select.claimed(model, run.results)
     robust = (
         {sample.sample for sample in run.samples.get(claimed.id, []) if sample.correct >= 0.5} if claimed else set()
@@ -74,6 +74,10 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
         ]
         return Gallery(cell=cell, beyond_claim=all(sample.sample in robust for _, sample in chosen), pairs=pairs)
     return None
+
+
+def _labelled(sample: Sample) -> bool:
+    return sample.correct - (sample.measures.get("rejected") or 0.0) >= 0.5
 
 
 def _strongest(

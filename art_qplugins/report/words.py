@@ -102,8 +102,12 @@ def images(cell: Cell) -> str:
 
 
 def cell_accuracy(cell: Cell) -> str:
-    """A cell's accuracy over the images that it attacked. The wording says if these are not all images."""
+    """A cell's accuracy over the images that it attacked, and what part of it are rejected images.
+
+    The wording says if these are not all images.
+    """
     shown = accuracy(cell.accuracy, cell.interval)
+    shown += "" if cell.rejected is None else f", {percent(cell.rejected)} rejected"
     return shown if cell.rows is None or cell.accuracy is None else f"{shown} of those"
 
 
@@ -363,8 +367,11 @@ def _where(cell: Cell) -> str:
 
 
 def clean(model: ModelResult) -> str:
-    """Clean accuracy, or a dash where the clean images could not be scored."""
-    return accuracy(model.clean_accuracy, model.clean_interval) if model.n else NONE
+    """Clean accuracy and the share of rejected images, or a dash where the clean images could not be scored."""
+    if not model.n:
+        return NONE
+    rejected = "" if model.clean_rejected is None else f", {percent(model.clean_rejected)} rejected"
+    return accuracy(model.clean_accuracy, model.clean_interval) + rejected
 
 
 def counted(model: ModelResult) -> str:

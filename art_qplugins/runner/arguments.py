@@ -21,6 +21,7 @@ from art_qplugins.domains import (
     Maybe,
     Number,
 )
+from art_qplugins.estimators.arguments import ABSTAIN
 from art_qplugins.runner.progress import Progress
 from art_qplugins.threat import Threat
 
@@ -61,6 +62,7 @@ EVALUATE: dict[str, Domain] = {
     "budget": Maybe(NOT_NEGATIVE),
     "seed": SEED,
     "batch_size": COUNT,
+    "abstain": ABSTAIN,
     "recipe": Maybe(TABLE),
     **_OUTPUT,
 }

@@ -82,6 +82,7 @@ def _keep_evidence(scheduler: Scheduler, name: str, outcomes: Sequence[Outcome],
     legal = legal_at(outcomes, claimed.cell.norm, claimed.cell.eps)
     chosen, x_adv = worst_images(legal, store, evaluator.x.numpy())
     broken = np.flatnonzero(worst_case(legal) < 0.5)
+    abstain = evaluator.estimators[name].abstain
     return store.write_evidence(
         name,
         x=evaluator.x.numpy()[broken],
@@ -91,4 +92,5 @@ def _keep_evidence(scheduler: Scheduler, name: str, outcomes: Sequence[Outcome],
         norm=np.array(claimed.cell.norm),
         eps=np.array(claimed.cell.eps),
         cells=np.array([legal[r].cell.id for r in chosen])[broken],
+        **({} if abstain is None else {"abstain": np.array(abstain)}),
     )

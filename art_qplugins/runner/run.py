@@ -45,6 +45,7 @@ class Run:
         rows = [("model", "clean", "threat", "robust at most", "verdict")]
         for m in self.models:
             clean = _interval(m.clean_accuracy, m.clean_interval)
+            clean += "" if m.clean_rejected is None else f", {100 * m.clean_rejected:.1f} % rejected"
             bounds = [(f"{r.norm} {r.eps:.4g}", _interval(r.accuracy, r.interval)) for r in m.robust] or [("", "")]
             rows += [(m.name, clean, *bound, m.verdict) for bound in bounds]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

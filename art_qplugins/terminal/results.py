@@ -69,7 +69,7 @@ def show_results(run: Run, progress: LiveProgress) -> None:
     for m in results.models:
         table.add_row(
             m.name,
-            f"{100 * m.clean_accuracy:.1f} %",
+            f"{100 * m.clean_accuracy:.1f} %" + _rejected(m),
             "-" if m.claim.accuracy is None else f"{100 * m.claim.accuracy:.1f} %",
             _bound(m.claim.corrected, m.claim.interval),
             _verdict(m),
@@ -82,6 +82,10 @@ def show_results(run: Run, progress: LiveProgress) -> None:
     failed = sum(c.status == "error" for c in results.cells)
     screen.print(f"\n{progress.computed} cells computed, {progress.reused} reused, {failed} failed.")
     screen.print(f"report: {run.report}", soft_wrap=True)
+
+
+def _rejected(model: ModelResult) -> str:
+    return "" if model.clean_rejected is None else f", {100 * model.clean_rejected:.1f} % rejected"
 
 
 def show_diagnosis(model: ModelResult, run: Written) -> None:
