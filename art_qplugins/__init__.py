@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from art_qplugins.data import Dataset, load
     from art_qplugins.defences.training import train
     from art_qplugins.errors import InputError
-    from art_qplugins.estimators import DQClassifier, MuLawClassifier, QuantizedClassifier, SQEnsembleClassifier
+    from art_qplugins.estimators import (
+        DQClassifier,
+        MuLawClassifier,
+        QuantizedClassifier,
+        SQEnsembleClassifier,
+        WithDetector,
+        with_detector,
+    )
     from art_qplugins.evidence import replay
     from art_qplugins.quantizers import (
         MuLawMapping,
@@ -48,6 +55,7 @@ _HOME = {
     "Threat": "threat",
     "TwinGradient": "quantizers",
     "UniformWeightQuantizer": "quantizers",
+    "WithDetector": "estimators",
     "diagnose": "api",
     "evaluate": "api",
     "load": "data",
@@ -57,6 +65,7 @@ _HOME = {
     "run": "api",
     "surrogate": "quantizers",
     "train": "defences.training",
+    "with_detector": "estimators",
 }
 
 __all__ = [
@@ -76,6 +85,7 @@ __all__ = [
     "Threat",
     "TwinGradient",
     "UniformWeightQuantizer",
+    "WithDetector",
     "__version__",
     "diagnose",
     "evaluate",
@@ -86,6 +96,7 @@ __all__ = [
     "run",
     "surrogate",
     "train",
+    "with_detector",
 ]
 
 

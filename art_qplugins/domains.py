@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from art_qplugins.errors import InputError, did_you_mean, shown
 
 __all__ = [
+    "ABSTAIN",
     "BITS",
     "COUNT",
     "FINITE",
@@ -236,6 +237,7 @@ FRACTION = Number(0, 1)
 COUNT = Number(1, MOST, whole=True)
 BITS = Number(1, 16, whole=True)
 SEED = Number(0, 2**63 - 1, whole=True)
+ABSTAIN = Maybe(Number(0, MOST, whole=True))  # the index of a rejection class
 FLAG = Flag()
 TEXT = Text()
 PATH = _Path()

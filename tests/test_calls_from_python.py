@@ -33,8 +33,10 @@ from art_qplugins import (
     Threat,
     TwinGradient,
     UniformWeightQuantizer,
+    WithDetector,
     metrics,
     quantize,
+    with_detector,
 )
 from art_qplugins.attacks.craft import craft
 from art_qplugins.checkpoint import load_checkpoint, read_description, save_checkpoint
@@ -157,6 +159,7 @@ ARTS = {
     "preprocessing": NONE,
     "device_type": (),
     "training_defences": LIST,
+    "abstain": (*NONE, *WHOLE),
 }
 FAMILY = {**ARTS, "training_defences": (*NONE, *LIST)}
 EXECUTION = {"executor": CHOICE, "workers": NONE, "address": (*NONE, *TEXT)}
@@ -166,6 +169,7 @@ EVALUATE = {
     "budget": (*NONE, *NOT_NEGATIVE),
     "seed": SEED,
     "batch_size": COUNT,
+    "abstain": (*NONE, *WHOLE),
     **OUTPUT,
     "recipe": (*NONE, *TABLE),
 }
@@ -317,6 +321,16 @@ CALLS = [
             **FAMILY,
         },
         tuple(name for name in ARTS if name != "training_defences"),
+    ),
+    Call(
+        WithDetector,
+        lambda: {"classifier": network(), "detector": network()},
+        {"classifier": OBJECT, "detector": OBJECT, "threshold": (*NONE, *FINITE), "inner": NONE},
+    ),
+    Call(
+        with_detector,
+        lambda: {"classifier": estimator(), "detector": nn.Sequential(nn.Flatten(), nn.Linear(64, 2))},
+        {"classifier": OBJECT, "detector": OBJECT, "threshold": (*NONE, *FINITE)},
     ),
     Call(
         QuantizedClassifier.predict,
@@ -490,6 +504,7 @@ CALLS = [
             "directions": COUNT,
             "seed": SEED,
             "batch_size": COUNT,
+            "abstain": (*NONE, *WHOLE),
         },
     ),
     Call(

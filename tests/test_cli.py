@@ -500,6 +500,35 @@ def test_diagnose_and_replay(artq):
     assert (status, err) == (0, "") and "images are misclassified" in out
 
 
+def test_a_model_that_may_reject_is_diagnosed_with_the_index_of_its_rejection(artq):
+    """The last of 11 outputs wins on every bright image."""
+    Path("rejects.py").write_text(
+        "from torch import nn\nimport torch\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.layer = nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        z = self.layer(x.flatten(1))\n"
+        "        return torch.cat([z, z.amax(1, keepdim=True) + x.mean((1, 2, 3))[:, None] - 0.3], 1)\n"
+    )
+    shape = ("--eps", "0.1", "--limit", 10, "--level", 0)
+    status, out, err = artq("diagnose", "--model", "rejects:Net", "--abstain", 10, *shape, "--out", "out")
+    assert status in (0, 3) and err == "", err
+    (model,) = json.loads(Path("out/results.json").read_text())["models"]
+    assert 0 < model["clean_rejected"] < 1 and f"{100 * model['clean_rejected']:.1f} % rejected" in " ".join(
+        out.split()
+    )
+    status, out, err = artq("replay", Path("out") / model["evidence"], "--model", "rejects:Net")
+    assert (status, err) == (0, "")
+    for index, says in ((9, "abstain = 9 is one"), (12, "abstain = 12 is one"), (-1, "x>=0")):
+        status, out, err = artq(
+            "diagnose", "--model", "rejects:Net", "--abstain", index, *shape, "--out", f"out{index}"
+        )
+        assert (status, out, err.count("\n")) == (2, "", 1) and says in err, err
+
+
 def test_train_stops_at_the_checkpoints(artq):
     status, out, _ = artq("train", "small.toml", "--out", "out")
     assert status == 0 and "trained fp32" in out

@@ -61,6 +61,12 @@ def _elsewhere(tmp_path, monkeypatch):
         (["run", "small.toml", "--set", "models.a.checkpoint=no.safetensors"], "no.safetensors: cannot be read"),
         (["run", "small.toml", "--set", "models.a.architecture={name = 'vgg16'}"], "give (C, H, W) from 32x32 on"),
         (["diagnose", "small.toml", "--budget", "nan"], "diagnosis.budget: it is nan; give a number of at least 0"),
+        (
+            ["run", "small.toml", "--set", "models.a.abstain=3"],
+            "each output of a network that is built here is a class",
+        ),
+        (["run", "small.toml", "--set", "models.a.abstain=true"], "models.a.abstain: it is True"),
+        (["diagnose", "small.toml", "--abstain", "3"], "--abstain is for --model; change the recipe with --set"),
         (["diagnose", "small.toml", "--eps", "0.1"], "--eps is for --model; change the recipe with --set"),
         (["diagnose", "small.toml", "--claimed", "0.5"], "--claimed is for --model"),
         (["diagnose", "small.toml", "--norm", "Linf"], "--norm is for --model"),

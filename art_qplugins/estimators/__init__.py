@@ -2,6 +2,7 @@
 
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.estimators.deployed import Deployed, deployed
+from art_qplugins.estimators.detector import WithDetector, with_detector
 from art_qplugins.estimators.families import DQClassifier, MuLawClassifier, SQEnsembleClassifier
 
 __all__ = [
@@ -10,5 +11,7 @@ __all__ = [
     "MuLawClassifier",
     "QuantizedClassifier",
     "SQEnsembleClassifier",
+    "WithDetector",
     "deployed",
+    "with_detector",
 ]

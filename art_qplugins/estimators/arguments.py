@@ -12,10 +12,24 @@ from art.defences.postprocessor.postprocessor import Postprocessor
 from art.defences.preprocessor.preprocessor import Preprocessor
 
 from art_qplugins.defences.base import Defence
-from art_qplugins.domains import COUNT, FLAG, MOST, POSITIVE, TEXT, Domain, Either, Is, ListOf, Maybe, Number, OneOf
+from art_qplugins.domains import (
+    ABSTAIN,
+    COUNT,
+    FLAG,
+    MOST,
+    POSITIVE,
+    TEXT,
+    Domain,
+    Either,
+    Is,
+    ListOf,
+    Maybe,
+    Number,
+    OneOf,
+)
 from art_qplugins.torch_domains import MODULE
 
-__all__ = ["ABSTAIN", "CALL", "CONSTRUCTOR", "FIT"]
+__all__ = ["CALL", "CONSTRUCTOR", "FIT"]
 
 
 @runtime_checkable
@@ -60,8 +74,6 @@ def _one_or_several(kind: type, words: str) -> Domain:
     return Maybe(Either(one, ListOf(one, different=False)))
 
 
-#: The index of a rejection class.
-ABSTAIN = Maybe(Number(0, MOST, whole=True))
 CONSTRUCTOR: dict[str, Domain] = {
     "model": MODULE,
     "loss": Is(Callable, "a loss, such as torch.nn.CrossEntropyLoss()"),

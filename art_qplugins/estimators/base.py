@@ -17,10 +17,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
-from art_qplugins.domains import check, check_all
+from art_qplugins.domains import ABSTAIN, check, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.activations import Activations
-from art_qplugins.estimators.arguments import ABSTAIN, CALL, CONSTRUCTOR
+from art_qplugins.estimators.arguments import CALL, CONSTRUCTOR
 from art_qplugins.estimators.devices import as_current, resolve_device
 from art_qplugins.estimators.fitting import FittingMixin
 from art_qplugins.estimators.pickling import Pickling

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from art_qplugins.domains import COUNT, SEED, Domain, Is, check_all
+from art_qplugins.domains import ABSTAIN, COUNT, SEED, Domain, Is, check_all
 from art_qplugins.geometry import random_point
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.counting import counting, passes
@@ -46,6 +46,7 @@ _ARGUMENTS: dict[str, Domain] = {
     "directions": DIRECTIONS,
     "seed": SEED,
     "batch_size": COUNT,
+    "abstain": ABSTAIN,
 }
 
 

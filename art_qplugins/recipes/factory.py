@@ -88,6 +88,8 @@ def _try(name: str, estimator: QuantizedClassifier, data: Dataset) -> None:
     """Ask for the logits of two images. Nothing that the module is or draws changes."""
     model, few = estimator.model, data.take(2, seed=0).x()
     hint = f"it is given {len(few)} images {data.shape}, float32 in [0, 1]"
+    if estimator.abstain is not None:
+        hint = f"abstain = {estimator.abstain} is one output beside those of {data.nb_classes} classes"
     with (
         foreign(f"model {name}: its forward", package=name.split(":")[0].split(".")[0], hint=hint),
         isolated(model, 0),

@@ -14,11 +14,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from art_qplugins.attacks.catalogue import current_id
 from art_qplugins.defences.decay import WEIGHT_DECAY
 from art_qplugins.domains import (
+    ABSTAIN,
     BITS,
     COUNT,
     FLAG,
     FRACTION,
-    MOST,
     NOT_NEGATIVE,
     POSITIVE,
     SEED,
@@ -199,7 +199,7 @@ class ModelSettings(Settings):
     factory: Word | None = None  # "package.module:function" that returns the network
     given: GivenModel | None = None
     # The output with which it rejects an image, from 0, beside those of the classes.
-    abstain: Annotated[int, _within(Number(0, MOST, whole=True))] | None = None
+    abstain: Annotated[int | None, _within(ABSTAIN)] = None
     claim: ClaimSettings | None = None  # in place of the recipe's
     seed: Seed | None = None  # of the training and of a random model's first draws; None takes the recipe's
     replicate_of: Name | None = None  # models with the same name here differ only in their seeds

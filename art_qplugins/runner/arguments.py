@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_qplugins.domains import (
+    ABSTAIN,
     COUNT,
     FLAG,
     FRACTION,
@@ -21,7 +22,6 @@ from art_qplugins.domains import (
     Maybe,
     Number,
 )
-from art_qplugins.estimators.arguments import ABSTAIN
 from art_qplugins.runner.progress import Progress
 from art_qplugins.threat import Threat
 

@@ -167,7 +167,7 @@ def test_a_share_of_rejected_images_that_is_not_that_of_its_images_is_refused(tm
     content = json.loads(path.read_text())
     content["cells"][0]["rejected"] = 0.5
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="its rejected is 0.5, and the mean of its images is 0"):
+    with pytest.raises(InputError, match=r"its rejected is 0\.5, and the mean of its images is 0"):
         read_records(tmp_path)
 
 
