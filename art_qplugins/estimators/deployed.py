@@ -81,7 +81,12 @@ def deployed(estimator: PyTorchClassifier) -> QuantizedClassifier:
         return estimator
     module = Deployed(estimator.model, before, after) if before or after else estimator.model
     return QuantizedClassifier(
-        module, estimator._loss, estimator.input_shape, estimator.nb_classes, device_type=str(estimator.device)
+        module,
+        estimator._loss,
+        estimator.input_shape,
+        estimator.nb_classes,
+        device_type=str(estimator.device),
+        abstain=getattr(estimator, "abstain", None),
     )
 
 

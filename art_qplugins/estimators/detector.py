@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from art_qplugins.domains import FINITE, Domain, Either, Is, Maybe, check, check_all
 from art_qplugins.errors import InputError
-from art_qplugins.estimators.base import QuantizedClassifier, check_inside
+from art_qplugins.estimators.base import QuantizedClassifier
+from art_qplugins.estimators.deployed import deployed
 from art_qplugins.foreign import foreign
 from art_qplugins.guard import isolated
 from art_qplugins.torch_domains import MODULE
@@ -103,15 +104,13 @@ def with_detector(
     :raises InputError: where the detector cannot be asked, or gives one score and there is no threshold.
     """
     check_all(locals(), _ARGUMENTS)
-    check_inside("classifier", classifier)
     network, inner = detector, None
     if isinstance(detector, _ART):
         check("detector: its detector", detector.detector, Is(PyTorchClassifier, "an ART PyTorchClassifier"))
-        check_inside("detector", detector.detector)
-        network = detector.detector.model
+        network = deployed(detector.detector).model
     if isinstance(detector, BinaryActivationDetector):
         inner = _layer(classifier, detector)
-    both = WithDetector(classifier.model, network, threshold, inner=inner).to(classifier.device).eval()
+    both = WithDetector(deployed(classifier).model, network, threshold, inner=inner).to(classifier.device).eval()
     classes = classifier.nb_classes
     made = QuantizedClassifier(
         both,
