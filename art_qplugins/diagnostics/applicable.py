@@ -9,12 +9,14 @@ import numpy as np
 
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.model_records import ModelRecords
-from art_qplugins.diagnostics.thresholds import LARGE_GAP, SMALL_GAP
+from art_qplugins.diagnostics.thresholds import CONTROL, LARGE_GAP, SMALL_GAP
 
-__all__ = ["mean_gradient", "repair", "scale"]
+__all__ = ["diversified", "mean_gradient", "repair", "saturation", "scale"]
 
 #: No other gradient is expected to help above this fidelity and this cosine of two gradients in the ball.
 _FAITHFUL, _ALIGNED = 0.8, 0.75
+#: Longer attacks that break more than this share of all images beyond the first ones have not converged.
+_STILL = 0.01
 
 
 def scale(records: ModelRecords) -> str:
@@ -36,6 +38,20 @@ def repair(records: ModelRecords) -> str:
         return ""
     if _median(records, "fidelity") >= _FAITHFUL and _median(records, "alignment") >= _ALIGNED:
         return "the gradient is faithful, and the model has no quantizer and no other operation to replace"
+    return ""
+
+
+def saturation(records: ModelRecords) -> str:
+    """For attacks on the tensor before the logits saturate."""
+    return "" if records.facts.get("saturates") else "the logits do not saturate"
+
+
+def diversified(records: ModelRecords) -> str:
+    """For restarts from diversified starts. They go on where longer attacks along the same gradient still found something."""
+    further, _, _ = records.accuracy_gap(records.first, records.as_is)
+    beyond, _, _ = records.accuracy_gap([records.claimed, *records.reference], records.as_is)
+    if not (further > _STILL or beyond > CONTROL):
+        return "longer, restarted and targeted attacks found little more"
     return ""
 
 

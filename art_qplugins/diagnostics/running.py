@@ -5,19 +5,27 @@ Each step sees the results of the steps before it. The steps themselves are in `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from art_qplugins.diagnostics.model_records import records_of
 from art_qplugins.diagnostics.model_result import verdict_of
 from art_qplugins.diagnostics.state import DiagnosisState
 from art_qplugins.diagnostics.steps import STEPS, DiagnosisStep
 from art_qplugins.evaluation.cell import CellSpec
+from art_qplugins.evaluation.cost import Cost, expected_cost
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Step
 
 __all__ = ["run_steps"]
 
 _Run = Callable[[CellSpec], Outcome]
+#: Told before each step: the step, and the gradients and forward passes per image that it may take.
+_Announce = Callable[[DiagnosisStep, float, float], None]
+
+#: A search with fewer queries finds nothing.
+_FEWEST = 100
 
 
 def run_steps(
@@ -29,6 +37,9 @@ def run_steps(
     others: Iterable[str] = (),
     level: int | None = None,
     budget: float | None = None,
+    queries: float | None = None,
+    passes: int = 1,
+    announce: _Announce = lambda step, gradients, queries: None,
 ) -> tuple[list[Outcome], list[Step]]:
     """Run the diagnosis of one claim.
 
@@ -38,10 +49,14 @@ def run_steps(
     :param others: names of the models to transfer from.
     :param level: the highest level to run, 0 to 3. ``None`` runs level 2, and level 3 if level 2 found something.
     :param budget: gradient evaluations per image of the whole set that may be spent beyond the claimed attack.
+    :param queries: the same for forward passes. A search gets as many queries as are left.
+    :param passes: passes through the network per call: the draws of a random model. Each of them counts.
+    :param announce: told before each step what it may cost.
     :return: all outcomes, and a record of each step with the reason where it was skipped.
     """
-    known, records, spent, top = list(outcomes), [], 0.0, 2 if level is None else level
+    known, records, spent, top = list(outcomes), [], Cost(0, 0), 2 if level is None else level
     names = tuple(others)
+    limits = Cost(math.inf if budget is None else budget, math.inf if queries is None else queries)
     for step in STEPS:
         if step.level == 3 and level is None and top == 2 and verdict_of(known, claimed) in ("MASKED", "SUSPECT"):
             top = 3
@@ -50,25 +65,29 @@ def run_steps(
             records.append(_skipped(step, ended))
             continue
         state = DiagnosisState(claim, records_of(known, claimed), names)
-        record, found = _run_step(step, state, run, None if budget is None else budget - spent)
+        left = Cost(limits.gradients - spent.gradients, limits.queries - spent.queries)
+        record, found = _run_step(step, state, run, left, passes, announce)
         records.append(record)
-        spent += record.backward
+        spent = Cost(spent.gradients + record.backward, spent.queries + record.forward)
         known += found
     return known, records
 
 
 def _run_step(
-    step: DiagnosisStep, state: DiagnosisState, run: _Run, budget: float | None
+    step: DiagnosisStep, state: DiagnosisState, run: _Run, left: Cost, passes: int, announce: _Announce
 ) -> tuple[Step, list[Outcome]]:
     planned = step.plan(state)
     if isinstance(planned, str):
         return _skipped(step, planned), []
     n = state.records.n
+    planned = [_within(spec, left.queries, n, passes) for spec in planned]
     attacked = sum(n if spec.rows is None else len(spec.rows) for spec in planned)
-    expected = step.cost * attacked / n
-    if budget is not None and not expected <= budget:
-        too_much = f"it may take {expected:.0f} gradient evaluations per image, and {max(budget, 0):.0f} are left of the budget"
-        return _skipped(step, too_much, robust=attacked), []
+    expected = Cost(step.cost * attacked / n, sum(_queries(spec, n, passes) for spec in planned))
+    for name, cost, limit in zip(("gradient evaluations", "forward passes"), expected, left, strict=True):
+        if not cost <= limit:
+            too_much = f"it may take {cost:.0f} {name} per image, and {max(limit, 0):.0f} are left of the budget"
+            return _skipped(step, too_much, robust=attacked), []
+    announce(step, *expected)
     found = [run(spec) for spec in planned]
     failed = [o for o in found if not o.ok]
     record = Step(
@@ -83,6 +102,21 @@ def _run_step(
         backward=sum(o.cell.backward_samples for o in found) / n,
     )
     return record, found
+
+
+def _queries(spec: CellSpec, n: int, passes: int) -> float:
+    """Forward passes per image of the whole set that a cell may take; 0 where that is not known."""
+    cost = None if spec.check else expected_cost(spec.attack, spec.options)
+    return 0.0 if cost is None else cost.queries * passes * (n if spec.rows is None else len(spec.rows)) / n
+
+
+def _within(spec: CellSpec, left: float, n: int, passes: int) -> CellSpec:
+    """A search with at most as many queries as are left. Other cells stay as they are."""
+    asked = spec.options.get("n_queries")
+    if asked is None or not _queries(spec, n, passes) > left:
+        return spec
+    affordable = int(left / _queries(spec, n, passes) * asked)
+    return spec if affordable < _FEWEST else replace(spec, options={**spec.options, "n_queries": affordable})
 
 
 def _skipped(step: DiagnosisStep, reason: str, *, robust: int | None = None) -> Step:

@@ -138,6 +138,18 @@ def _surrogates(state: DiagnosisState) -> Plan:
     return applicable.repair(state.records) or _attack("artq:surrogates", "as-is")(state)
 
 
+def _unsaturated(state: DiagnosisState) -> Plan:
+    if why := applicable.saturation(state.records):
+        return why
+    return _attack("artq:unsaturated", "as-is", n_queries=1000)(state)
+
+
+def _diversified(state: DiagnosisState) -> Plan:
+    if why := applicable.diversified(state.records):
+        return why
+    return _attack("artq:diversified", "as-is")(state)
+
+
 def _repaired(state: DiagnosisState) -> Plan:
     again = _attack("artq:surrogates", "all", max_iter=30, targets=9)
     return applicable.repair(state.records) or again(state)
@@ -224,7 +236,15 @@ STEPS: tuple[DiagnosisStep, ...] = (
         plan=_attack("artq:multi-targeted", "as-is"),
         cost=90,
     ),
+    DiagnosisStep(
+        id="diversified",
+        level=2,
+        title="diversified starts, parts of the margin and other step sizes",
+        plan=_diversified,
+        cost=270,
+    ),
     DiagnosisStep(id="surrogates", level=2, title="surrogate gradients", plan=_surrogates, cost=60),
+    DiagnosisStep(id="unsaturated", level=2, title="the tensor before the logits saturate", plan=_unsaturated, cost=80),
     DiagnosisStep(
         id="full-precision",
         level=2,

@@ -13,6 +13,7 @@ from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.quantizers import is_stochastic
 from art_qplugins.recipes.schema import Diagnosis
 from art_qplugins.runner.plan import ModelUnderTest
+from art_qplugins.runner.progress import Progress
 
 __all__ = ["assess_model"]
 
@@ -23,11 +24,13 @@ def assess_model(
     *,
     covered: Iterable[tuple[str, str, float]] = (),
     diagnosis: Diagnosis | None = None,
+    progress: Progress = Progress(),
 ) -> ModelResult:
     """The result of one model, from all its cells in this run and those that its diagnosis adds.
 
     :param covered: (model, norm, eps) at which a cascade knows the worst case, even if no cell attacked every image.
     :param diagnosis: settings of the diagnosis. ``None`` runs no diagnosis.
+    :param progress: told before each step of the diagnosis what it may cost.
     """
     estimators = scheduler.evaluator.estimators
     outcomes = scheduler.outcomes(model.name)
@@ -43,6 +46,9 @@ def assess_model(
             others=[name for name, e in estimators.items() if not is_stochastic(e.model)],
             level=diagnosis.level,
             budget=diagnosis.budget,
+            queries=diagnosis.queries,
+            passes=scheduler.evaluator.passes(model.claim),
+            announce=lambda step, gradients, queries: progress.step(model.name, step.title, gradients, queries),
         )
     result = diagnostics.assess(
         model.name,

@@ -26,6 +26,9 @@ class Progress:
     def cells(self, total: int) -> None:
         """Called whenever cells are planned, with their number so far."""
 
+    def step(self, model: str, title: str, gradients: float, queries: float) -> None:
+        """Called before each step of a diagnosis, with the most that it may cost per image."""
+
     def left(self, passes: float | None, until: str) -> None:
         """Before each finished cell is told: the work that is left in the cells that come before ``until``.
 

@@ -154,7 +154,10 @@ class Runner:
                     diagnosis = recipe.diagnosis if recipe.diagnose else None
                     attacks.run(cells, until="diagnosis" if diagnosis and claims else "end")
                     found = [
-                        assess_model(scheduler, model, covered=attacks.covered, diagnosis=diagnosis) for model in models
+                        assess_model(
+                            scheduler, model, covered=attacks.covered, diagnosis=diagnosis, progress=self.progress
+                        )
+                        for model in models
                     ]
             except BaseException as error:
                 if attacks is not None or not isinstance(error, InputError):

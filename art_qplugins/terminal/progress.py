@@ -57,6 +57,10 @@ class LiveProgress(Progress):
     def warn(self, lines: Sequence[str]) -> None:
         show_warnings(self.console, lines)
 
+    def step(self, model: str, title: str, gradients: float, queries: float) -> None:
+        most = f"at most {words.count(round(gradients))} gradients, {words.count(round(queries))} passes an image"
+        self.console.print(Text(f"{visible(model)}: {title} ({most})", style="dim"), soft_wrap=True)
+
     def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
         task = self._tasks.get(model)
         if task is None:

@@ -19,7 +19,7 @@ COST = {step.id: step.cost for step in STEPS}
 #: A model on which every step has something to do.
 EVERYTHING = {
     "measures": {"gradient": 0.1, "gradient_start": 0.1, "fidelity": 0.9, "fidelity_eps": 0.9, "coherence": 0.1},
-    "facts": {"quantizers": 1, "random": True, "reaches_pixels": True, "pixels": 64, "blocking": None},
+    "facts": {"quantizers": 1, "random": True, "reaches_pixels": True, "pixels": 64, "blocking": None, "saturates": {"layer": "a", "op": "tanh"}},
     "margin": 30.0,
 }
 #: Nothing to undo, to average or to repair.
@@ -55,7 +55,7 @@ def step_of(spec: CellSpec) -> str:
     if spec.attack == "artq:surrogates":
         return "closing-repaired" if options else "surrogates"
     if spec.attack == "autoattack:square":
-        return "search" if options["n_queries"] == 1000 else "search-long"
+        return "search" if options["n_queries"] <= 1000 else "search-long"
     if spec.attack == CLAIM.attack:
         return "defaults"
     names = {"art:fgsm": "one-step", "art:pgd": "cross-entropy", "artq:eot": "averaging"}

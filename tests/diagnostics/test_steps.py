@@ -17,12 +17,14 @@ from art_qplugins.evaluation.cost import expected_cost
 from art_qplugins.evaluation.outcome import Outcome
 
 FIRST = ["claim", "one-step", "cross-entropy", "margin"]
-AS_IS = [*FIRST, "defaults", "doubling", "restart", "targeted"]
+OWN = [*FIRST, "defaults", "doubling", "restart", "targeted"]
+AS_IS = [*OWN, "diversified"]
 #: The attacks whose images a step leaves alone, since its comparison cannot change there.
 COMPARED = {
     **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "defaults", "unbounded"], ("claim",)),
     **dict.fromkeys(["doubling", "restart"], (*FIRST, "defaults")),
-    **dict.fromkeys(["targeted", "surrogates", "full-precision", "averaging", "transfer", "search"], AS_IS),
+    **dict.fromkeys(["targeted", "diversified"], OWN),
+    **dict.fromkeys(["surrogates", "unsaturated", "full-precision", "averaging", "transfer", "search"], AS_IS),
 }
 NO_NUMBER = {"unbounded", "power", "binarization"}
 
@@ -118,7 +120,9 @@ def test_where_no_image_is_left_nothing_is_attacked_and_every_step_says_why():
     made = MadeUp({"claim": set(range(N))}, **EVERYTHING)
     _, steps = made.diagnose(level=3)
     assert {step_of(spec) for spec in made.asked} == {"binarization"}  # that tests the attack, not the model
-    assert {s.reason for s in steps if s.id not in ("power", "binarization")} == {"no image is left to attack"}
+    reasons = {s.id: s.reason for s in steps if s.id not in ("power", "binarization")}
+    assert reasons.pop("diversified") == "longer, restarted and targeted attacks found little more"
+    assert set(reasons.values()) == {"no image is left to attack"}
 
 
 def test_where_no_image_is_right_nothing_runs():
@@ -167,7 +171,9 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
         "cross-entropy": "this is the claimed attack",
         "scale": "logits, 3, is neither large nor small",
         "defaults": "has its default options",
+        "diversified": "found little more",
         "surrogates": "faithful",
+        "unsaturated": "do not saturate",
         "full-precision": "no quantized activation",
         "averaging": "not random",
         "transfer": "no other deterministic model",
@@ -210,10 +216,47 @@ def test_a_budget_is_never_exceeded_and_what_it_leaves_out_is_said(budget):
     _, steps = made.diagnose(level=3, budget=budget)
     assert sum(s.backward for s in steps) <= budget
     left_out = [s for s in steps if s.status == "skipped"]
-    assert left_out and all("are left of the budget" in s.reason and s.robust for s in left_out)
+    why = ("are left of the budget", "found little more", "no mechanism is open")
+    assert left_out and all(any(words in s.reason for words in why) for s in left_out)
     assert {"search", "search-long"} <= {s.id for s in steps if s.status == "run"}  # they take no gradient
     if budget >= 100:
         assert {"one-step", "cross-entropy", "margin"} <= {s.id for s in steps if s.status == "run"}
+
+
+@pytest.mark.parametrize(("queries", "asked"), [(20_000, 1000), (3000, None), (1e9, 1000)])
+@pytest.mark.parametrize("passes", [1, 32])
+def test_a_search_gets_the_queries_that_are_left_and_every_draw_counts(queries, asked, passes):
+    made = MadeUp({}, **PLAIN)
+    claimed, outcomes = made.begin()
+    _, steps = run_steps(CLAIM, claimed, outcomes, made, queries=queries, passes=passes)
+    spent = 0
+    for spec in made.asked:
+        cost = expected_cost(spec.attack, spec.options).queries * passes
+        assert spent + cost <= queries or step_of(spec) == "power"
+        spent += 2 * COST[step_of(spec)]  # what the made-up cells say that they took
+    (search,) = [s for s in steps if s.id == "search"]
+    budgeted = [spec.options["n_queries"] for spec in made.asked if step_of(spec).startswith("search")]
+    if passes == 1 or queries == 1e9:
+        assert budgeted == ([asked] if asked else [1000])
+    elif queries == 20_000:
+        assert 100 <= budgeted[0] < 1000
+    else:
+        assert search.status == "skipped" and "forward passes per image" in search.reason
+
+
+def test_the_cost_of_a_step_is_told_before_it_is_spent():
+    made, told = everything(), []
+    claimed, outcomes = made.begin()
+    made_before = []
+
+    def announce(step, gradients, queries):
+        told.append((step.id, gradients, queries))
+        made_before.append(len(made.asked))
+
+    _, steps = run_steps(CLAIM, claimed, outcomes, made, others=("o",), level=3, announce=announce)
+    assert [name for name, *_ in told] == [s.id for s in steps if s.status == "run"]
+    assert made_before[0] == 0 and made_before == sorted(made_before)
+    assert all(gradients >= 0 and queries >= 0 for _, gradients, queries in told)
 
 
 def test_a_budget_that_is_large_enough_changes_nothing():
@@ -238,6 +281,7 @@ CHANGED = {
     "doubling": ({"max_iter": 50}, "50 steps instead of 20"),
     "averaging": ({"eot_iter": 8}, "mean gradient over draws"),
     "search": ({"n_queries": 1000}, "1000 queries"),
+    "unsaturated": ({"n_queries": 1000}, "before the logits saturate"),
     "search-long": ({"n_queries": 5000}, "5000 queries"),
     "closing-repaired": ({"max_iter": 30, "targets": 9}, "every other class"),  # of ten, as in "targeted"
     "closing": ({"max_iter": 50}, "every other class"),
