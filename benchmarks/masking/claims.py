@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from references import past_detector
 from rows import classifier
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +12,7 @@ from art_qplugins import Threat
 from art_qplugins.attacks.craft import craft
 from art_qplugins.evaluation.score import score
 
-__all__ = ["pgd_on_output", "through_the_network"]
+__all__ = ["past_the_threshold", "pgd_on_output", "through_the_network", "unaware_of_rejection"]
 
 
 def through_the_network(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
@@ -25,16 +26,53 @@ def through_the_network(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, 
 
 def pgd_on_output(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
     """20-step PGD on cross-entropy of whatever the module returns, probabilities or not; its best image counts."""
+    with torch.no_grad():
+        return float((model(_pgd(model, x, y, threat, seed)).argmax(1) == y).double().mean())
+
+
+def unaware_of_rejection(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
+    """The same against the classes of a detector alone. An image that it rejects counts as robust."""
+    classes = _Classes(model)
+    with torch.no_grad():
+        answers = model(_pgd(classes, x, y, threat, seed)).argmax(1)
+        rejected = model(x).shape[1] - 1
+    return float(((answers == y) | (answers == rejected)).double().mean())
+
+
+class _Classes(nn.Module):
+    """A detector without its last output."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.detector(x)[:, :-1]
+        return logits
+
+
+def _pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
+    """The first image of each path that is answered wrongly, else the last; the clean image where that is wrong."""
     random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        stands, best = model(x).argmax(1) == y, x.clone()
     x_adv = (x + (2 * torch.rand(x.shape, generator=random) - 1) * threat.eps).clamp(0, 1)
-    stands = torch.ones(len(x), dtype=torch.bool)
-    for _ in range(20):
+    for _ in range(21):
         leaf = x_adv.detach().requires_grad_()
         output = model(leaf)
+        best[stands] = x_adv[stands]
         stands &= output.argmax(1) == y
         (slope,) = torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), leaf)
         step = leaf.detach() + threat.eps / 8 * slope.sign()
         x_adv = (x + (step - x).clamp(-threat.eps, threat.eps)).clamp(0, 1)
+    return best
+
+
+def past_the_threshold(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
+    """The share of images that a detector answers rightly or rejects under an attack that aims past it."""
     with torch.no_grad():
-        stands &= model(x_adv).argmax(1) == y
-    return float(stands.double().mean())
+        rejected = model(x).shape[1] - 1
+    x_adv = past_detector(model, x, y, threat, rejected)
+    with torch.no_grad():
+        wrong = [(answers != y) & (answers != rejected) for answers in (model(v).argmax(1) for v in (x, x_adv))]
+    return float((~(wrong[0] | wrong[1])).double().mean())

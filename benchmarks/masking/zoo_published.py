@@ -11,7 +11,7 @@ import torch
 from architectures import by_hand, encoded, equilibrium, inverted, library, resized, transformer
 from builders import ROBUST, plain, robust, shaped, trades, tuned
 from builders import on as around
-from claims import pgd_on_output, through_the_network
+from claims import past_the_threshold, pgd_on_output, through_the_network, unaware_of_rejection
 from networks import Site
 from pipelines import before, behind, standardized
 from pixels import (
@@ -78,7 +78,9 @@ def _codebook(base: Make, words: int) -> Build:
 
 
 def _members(site: Site) -> list[nn.Module]:
-    return [plain(dataclasses.replace(site, seed=site.seed + 100 * k)) for k in range(3)]
+    """Trained for long: their probabilities are near 0 and 1."""
+    epochs = 30 if site.dataset == "digits" else 15
+    return [plain(dataclasses.replace(site, seed=site.seed + 100 * k), epochs=epochs) for k in range(3)]
 
 
 def _noise_trained(site: Site) -> nn.Module:
@@ -142,13 +144,12 @@ def _robust_resnet(site: Site) -> nn.Module:
 
 _HONEST = (
     # The same layers, with nothing hidden
-    honest("jpeg-bpda", "jpeg-bpda", _honestly(Jpeg, plain, 75), "JPEG through PIL, with BPDA"),
-    honest("jpeg-bpda-at", "jpeg-bpda", _honestly(Jpeg, robust, 75), "of a robust network", eps=ROBUST),
+    honest("jpeg-bpda", "jpeg-bpda", _honestly(Jpeg, plain, 95), "fine JPEG through PIL, with BPDA"),
+    honest("jpeg-bpda-at", "jpeg-bpda", _honestly(Jpeg, robust, 95), "of a robust network", eps=ROBUST),
     honest("blur", "blur", _honestly(Blurred, plain), "a smooth change of the pixels"),
     honest("inverted", "inverted", inverted, "a network of negatives"),
     honest("resize-frozen", "resize-frozen", _frozen_resize, "the mean over eight fixed sizes and places"),
-    honest("thermometer-bpda", "thermometer-bpda", lambda s: Thermometer(encoded(s).get_submodule("network"), 10, through=True), "with the slope of its soft version"),
-    honest("codebook-ste", "codebook-ste", lambda s: _codebook(plain, 64)(s).twin or plain(s), "the nearest codeword, straight through"),
+    honest("codebook-ste", "codebook-ste", lambda s: _codebook(plain, 256)(s).twin or plain(s), "the nearest of many codewords, straight through; claimed by a strong attack", attack="autoattack:apgd-t"),
     honest("by-hand", "by-hand", by_hand, "a straight-through estimator of no library"),
     honest("by-hand-at", "by-hand", lambda s: by_hand(s, ROBUST[s.dataset]), "adversarially trained so", eps=ROBUST),
     honest("purified-through", "purified-through", _honestly(Purified, plain, 0.02), "a loop that is differentiated through"),
@@ -157,8 +158,8 @@ _HONEST = (
     honest("log-softmax", "log-output", lambda s: LogProbabilities(plain(s)), "logarithms of probabilities"),
     honest("log-softmax-at", "log-output", lambda s: LogProbabilities(robust(s)), "of a robust network", eps=ROBUST),
     honest("ensemble-log", "ensemble-log", lambda s: MeanOfSoftmax(*_members(s), log=True), "the log of a mean of probabilities"),
-    honest("detector-at", "detector", _detector(robust), "adversarially trained, with a threshold on the largest logit", eps=ROBUST, abstain=REJECTED),
-    honest("detector-trades", "detector", _detector(trades), "of TRADES", eps=ROBUST, abstain=REJECTED),
+    honest("detector-at", "detector", _detector(robust), "adversarially trained, with a threshold on the largest logit", eps=ROBUST, abstain=REJECTED, claim=past_the_threshold),
+    honest("detector-trades", "detector", _detector(trades), "of TRADES", eps=ROBUST, abstain=REJECTED, claim=past_the_threshold),
     # Architectures
     honest("transformer", "transformer", transformer, "attention, layer norm, GELU"),
     honest("transformer-at", "transformer", lambda s: transformer(s, ROBUST[s.dataset]), "adversarially trained", eps=ROBUST),
@@ -180,6 +181,7 @@ _PLANTED = (
     masked("bit-depth-numpy", "numpy-pixels", _through(BitDepth, plain, 5), "rounded by NumPy"),
     masked("variation-numpy", "numpy-pixels", _through(TotalVariation, plain, 0.05), "total variation, by NumPy"),
     masked("thermometer", "thermometer", lambda s: Built(encoded(s), Thermometer(encoded(s).get_submodule("network"), 10, through=True)), "trained on its code"),
+    masked("thermometer-bpda", "thermometer-bpda", alone(lambda s: Thermometer(encoded(s).get_submodule("network"), 10, through=True)), "through the slope of its soft version, which is not its own", expected=ANY),
     masked("staircase", "steep-pixels", _through(Staircase, plain, 5, 60.0), "steep sigmoids", eps=ROBUST),
     masked("ripples", "ripples", _through(Ripples, plain, 0.04, 0.02), "a true slope that says nothing"),
     masked("inverted-rounded", "inverted-rounded", lambda s: Built(InvertedRounded(inverted(s), 5), InvertedRounded(inverted(s), 5, through=True)), "the way back must keep the sign of 1 - x", eps=ROBUST),
@@ -197,7 +199,7 @@ _PLANTED = (
     masked("rounded-logits", "rounded-logits", around(plain, RoundedLogits), "no logit has a slope"),
     masked("reverse-sigmoid", "reverse-sigmoid", around(plain, ReverseSigmoid), "the slope of a sure answer has the wrong sign", expected=MASKED | SUSPECT, claim=pgd_on_output),
     masked("ensemble-softmax", "ensemble-softmax", lambda s: Built(MeanOfSoftmax(*_members(s)), MeanOfSoftmax(*_members(s), log=True)), "a mean of probabilities, attacked as if they were logits", expected=ANY, claim=pgd_on_output),
-    masked("detector-squeezing", "detector-squeezing", _squeezing_detector, "its score has no gradient", expected=MASKED | SUSPECT, abstain=REJECTED, eps=ROBUST),
+    masked("detector-squeezing", "detector-squeezing", _squeezing_detector, "its score has no gradient", expected=MASKED | SUSPECT, abstain=REJECTED, eps=ROBUST, claim=unaware_of_rejection),
     # Random
     masked("votes", "votes", lambda s: _votes(s, frozen=False), "counts of eight noisy copies"),
     masked("votes-frozen", "votes", lambda s: _votes(s, frozen=True), "of eight fixed noises"),
@@ -225,7 +227,7 @@ _MISLEADING = (
 )  # fmt: skip
 
 _WEAK = (
-    weak("detector-unaimed", "detector-unaimed", alone(_detector(plain)), "an attack that does not aim past the detector", abstain=REJECTED),
+    weak("detector-unaimed", "detector-unaimed", alone(_detector(plain)), "an attack that does not aim past the detector", abstain=REJECTED, claim=unaware_of_rejection),
 )  # fmt: skip
 
 PUBLISHED: tuple[Row, ...] = (*_HONEST, *_PLANTED, *_MISLEADING, *_WEAK)
