@@ -225,10 +225,16 @@ def test_a_control_has_the_same_answer_at_every_number_of_images(n, share, fired
 def test_a_control_that_tries_more_often_is_held_against_more_tries():
     tries = [by_trying_again(t) for t in (0, 1, 2, 4, 8, 16, 1000)]
     assert tries == sorted(tries) and tries[0] == tries[1] > 0 and tries[-1] == tries[-2] > tries[0]
-    often = cell("artq:surrogates", first(86))  # of 100, so 14 of 200 images are newly broken
-    dear = replace(often, cell=often.cell.model_copy(update={"backward_samples": 20 * 16 * N}))
-    assert measured("surrogate-gradient", [clean(), claim(), often]).fired is True
-    assert measured("surrogate-gradient", [clean(), claim(), dear]).fired is False
+    n, gap = 2000, 0.05 + (tries[0] + tries[-1]) / 2
+
+    def some_of(share):
+        return (np.arange(n) < round(share * n)).astype(float)
+
+    claimed = cell("art:pgd", some_of(0.5), role="attack", n=n)
+    once = cell("artq:surrogates", some_of(0.5 - gap), n=n)
+    often = replace(once, cell=once.cell.model_copy(update={"backward_samples": 20 * 16 * n}))
+    assert measured("surrogate-gradient", [clean(n=n), claimed, once]).fired is True
+    assert measured("surrogate-gradient", [clean(n=n), claimed, often]).fired is False
 
 
 def test_other_attacks_contradict_a_claim_from_two_points_on():
