@@ -185,7 +185,7 @@ NOTE = "note"
 ABOUT_THE_ATTACK = "claimed attack"
 
 #: The classes of checks, in the order in which they are shown.
-CHECK_CLASSES = (*CLASSES.values(), ABOUT_THE_ATTACK, NOTE)
+CHECK_CLASSES = ("control experiment", "mechanism", "symptom", ABOUT_THE_ATTACK, "validity", NOTE)
 
 #: A check that was not run did not pass, and one that does not apply had nothing to test. Each has its own name.
 OUTCOMES: dict[Answer, str] = {
