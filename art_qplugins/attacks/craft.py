@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from art_qplugins.attacks.catalogue import ATTACKS, Attack
-from art_qplugins.attacks.views import LogitScale, RejectionAsLabel, median_gap
+from art_qplugins.attacks.views import Connected, LogitScale, RejectionAsLabel, median_gap, reaches_pixels
 from art_qplugins.domains import COUNT, POSITIVE, SEED, TABLE, TEXT, Domain, Is, Maybe, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
@@ -156,6 +156,9 @@ def craft(
                     "leave gap out, or give temperature"
                 )
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
+        if attack.knowledge == "white-box" and attack.gradient != "repaired" and not reaches_pixels(model, x[:1]):
+            view = view.with_model(Connected(view.model).eval())
+            notes.append("no gradient reaches the pixels, so the attack was given zeros")
         adapter: Adapter = attack.load()
         parts, places = [], []
         for seen, labels, rows in _seen(view, estimator.abstain, y):

@@ -1,4 +1,4 @@
-"""Views of a network: on another logit scale, or without its rejection class. A loss that no logit scale can saturate."""
+"""Views of a network: on another logit scale, without its rejection class, or with a gradient of zero. A loss that no logit scale can saturate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,39 @@ from torch import Tensor, nn
 
 from art_qplugins.gradients.counting import passes
 from art_qplugins.gradients.margin import logit_margin, rejection_as_label
+from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.stochastic import draws_from
 
-__all__ = ["LogitScale", "MarginLoss", "RejectionAsLabel", "median_gap"]
+__all__ = ["Connected", "LogitScale", "MarginLoss", "RejectionAsLabel", "median_gap", "reaches_pixels"]
+
+
+class Connected(nn.Module):
+    """A network whose gradient does not reach the pixels, with a gradient of zero there. Its outputs are the same.
+
+    Libraries stop where there is no gradient. With zeros, an attack runs and does not move, and the number that it leaves
+    can be put to the test.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        if not (torch.is_grad_enabled() and x.requires_grad) or logits.requires_grad:
+            return logits
+        return straight_through(logits, logits + 0 * x.flatten(1).sum(1, keepdim=True))
+
+    def passes(self, requires_grad: bool) -> int:
+        """Those of the network, see :func:`~art_qplugins.gradients.counting.passes`."""
+        return passes(self.network, requires_grad=requires_grad)
+
+
+def reaches_pixels(network: nn.Module, x: Tensor) -> bool:
+    """Whether the network's outputs have a gradient at these images, zero or not."""
+    with torch.enable_grad():
+        logits: Tensor = network(x.detach().clone().requires_grad_())
+    return logits.requires_grad
 
 
 class MarginLoss(nn.Module):

@@ -62,6 +62,8 @@ def _pgd(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> T
         output = model(leaf)
         best[stands] = x_adv[stands]
         stands &= output.argmax(1) == y
+        if not output.requires_grad:  # an attack has nowhere to go
+            return best
         (slope,) = torch.autograd.grad(F.cross_entropy(output, y, reduction="sum"), leaf)
         step = leaf.detach() + threat.eps / 8 * slope.sign()
         x_adv = (x + (step - x).clamp(-threat.eps, threat.eps)).clamp(0, 1)
