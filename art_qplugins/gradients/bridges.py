@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from art_qplugins.gradients.operations import PIXELS, Key, Operations
 from art_qplugins.gradients.trace import per_image
 
-__all__ = ["Bridge", "Bridged", "Crossing", "Path", "instead_of", "straight_path"]
+__all__ = ["Bridge", "Bridged", "Bypassed", "Crossing", "Path", "instead_of", "straight_path"]
 
 How = Literal["gradient", "identity", "surrogate"]
 #: From sources (N, copies, *shape) to a result (N, copies, *shape).
@@ -68,9 +68,11 @@ class Crossing:
     """The visit of one forward pass that puts the bridges in.
 
     :param interleaved: operations that put the copies of an image beside each other.
+    :param bypass: go over the bridges in the forward pass too, which changes values.
     """
 
-    def __init__(self, bridges: Iterable[Bridge], interleaved: Iterable[Key] = ()) -> None:
+    def __init__(self, bridges: Iterable[Bridge], interleaved: Iterable[Key] = (), *, bypass: bool = False) -> None:
+        self._bypass = bypass
         self._bridges = {bridge.key: bridge for bridge in bridges if bridge.path is not None}
         self._sources = {key for bridge in self._bridges.values() for key in bridge.sources}
         self._interleaved = set(interleaved)
@@ -82,7 +84,8 @@ class Crossing:
             path = bridge.path([self._held[source] for source in bridge.sources])
             if key not in self._interleaved:
                 path = path.transpose(0, 1)
-            instead = instead_of(tensor, path.flatten(0, 1))
+            path = path.flatten(0, 1)
+            instead = path if self._bypass else instead_of(tensor, path)
         if key in self._sources:
             held = tensor.clone() if instead is None else instead
             self._held[key] = per_image(held, key, interleaved=key in self._interleaved)
@@ -143,3 +146,25 @@ class Bridged(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{b.key.layer or 'forward'}:{b.key.op} by {b.how}" for b in self.bridges)
+
+
+class Bypassed(nn.Module):
+    """Another network: it takes the bridges in the forward pass too, and so leaves out what is between their ends.
+
+    Its answers are not those of ``network``. It is a source of images that transfer, a twin without the lossy operations.
+
+    :ivar answer: the logits (N, K) of ``network`` in the last call, without gradient.
+    """
+
+    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], interleaved: Iterable[Key] = ()) -> None:
+        super().__init__()
+        self.network = network
+        self.bridges, self._interleaved = tuple(bridges), frozenset(interleaved)
+        self.answer: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        with Operations(self.network, len(x), Crossing(self.bridges, self._interleaved, bypass=True)):
+            logits: Tensor = self.network(x.clone())
+        with torch.no_grad():
+            self.answer = self.network(x)
+        return logits

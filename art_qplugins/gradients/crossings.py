@@ -7,14 +7,14 @@ all operations that lose it at a time. In the end the logits say which bridges t
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from art_qplugins.gradients.bridges import Bridge, Bridged, Crossing
 from art_qplugins.gradients.learned import receptive_fields
-from art_qplugins.gradients.lost import FAITHFUL, KNOWN, inputs, lossy_operations, nearest_known
+from art_qplugins.gradients.lost import FAITHFUL, KNOWN, lossy_operations, nearest_alike, nearest_known
 from art_qplugins.gradients.operations import Key
 from art_qplugins.gradients.samples import Samples
 from art_qplugins.gradients.trace import Effects, Gradients
@@ -125,23 +125,16 @@ class _Search:
         if current.without_gradient:
             yield {key: Bridge(key=key, how="gradient") for key in lossy}
         for index in range(3):
-            yield {key: b for key in lossy if key not in self.refused and (b := self.identity(key, index))}
+            yield {key: b for key in lossy if key not in self.refused and (b := self.identity(current, key, index))}
         for index in range(2) if len(lossy) <= _FEW else ():
             yield {key: b for key in lossy if key not in self.refused and (b := self.surrogate(current, key, index))}
 
-    def identity(self, key: Key, index: int) -> Bridge | None:
+    def identity(self, current: Gradients, key: Key, index: int) -> Bridge | None:
         """From the nearest results with as many values in a row; ``index`` counts how near."""
-        level, seen = inputs(self.effects, key, self.refused), {key}
-        while level:
-            sources = tuple(k for k in level if math.prod(k.shape) == math.prod(key.shape))
-            index -= bool(sources)
-            if index < 0:
-                path = Samples(self.effects, self.x, key, sources).line()
-                return None if path is None else Bridge(key=key, how="identity", sources=sources, path=path)
-            seen |= {*level}
-            further = (k for near in level for k in inputs(self.effects, near, self.refused))
-            level = [k for k in dict.fromkeys(further) if k not in seen]
-        return None
+        levels = nearest_alike(self.effects, current, key, refused=self.refused)
+        sources = next(itertools.islice(levels, index, None), None)
+        path = None if sources is None else Samples(self.effects, self.x, key, sources).line()
+        return None if path is None or sources is None else Bridge(key=key, how="identity", sources=sources, path=path)
 
     def surrogate(self, current: Gradients, key: Key, index: int) -> Bridge | None:
         """Learned, from the nearest results whose gradient is known; ``index`` counts the forms that it can have."""

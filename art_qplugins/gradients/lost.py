@@ -6,12 +6,13 @@ by hand is left alone as a whole. An operation is lossy if its result is much le
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator
 
 from art_qplugins.gradients.operations import Key
 from art_qplugins.gradients.trace import Effects, Gradients
 
-__all__ = ["FAITHFUL", "KNOWN", "inputs", "lossy_operations", "nearest_known"]
+__all__ = ["FAITHFUL", "KNOWN", "inputs", "lossy_operations", "nearest_alike", "nearest_known"]
 
 #: Nothing is repaired before a result of at least this fidelity. Honest networks have 0.9 and more.
 FAITHFUL = 0.7
@@ -63,6 +64,20 @@ def inputs(effects: Effects, key: Key, refused: Collection[Key] = ()) -> list[Ke
         elif effects.changes(before):
             found.add(before)
     return sorted(found, key=effects.order.index) or effects.order[:1]
+
+
+def nearest_alike(
+    effects: Effects, gradients: Gradients, key: Key, *, refused: Collection[Key]
+) -> Iterator[tuple[Key, ...]]:
+    """The results before ``key`` with as many values in a row that a gradient can leave, nearest first, by distance."""
+    level, seen = inputs(effects, key, refused), {key}
+    while level:
+        alike = (k for k in level if math.prod(k.shape) == math.prod(key.shape))
+        if sources := tuple(k for k in alike if gradients.has_graph(k)):
+            yield sources
+        seen |= {*level}
+        further = (k for near in level for k in inputs(effects, near, refused))
+        level = [k for k in dict.fromkeys(further) if k not in seen]
 
 
 def nearest_known(

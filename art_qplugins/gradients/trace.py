@@ -195,6 +195,10 @@ class Gradients:
         moved = (happened != 0).any(1)
         return max(float(c[m].mean()) if m.any() else 0.0 for c, m in zip(cosines, moved, strict=True))
 
+    def has_graph(self, key: Key) -> bool:
+        """Whether a gradient at the result can go further back."""
+        return key in self._results and self._result(key).requires_grad
+
     def stops(self, key: Key, before: list[Key]) -> bool:
         """Whether gradients could arrive at some of the results before it, and none does."""
         tensors = [t for t in map(self._result, before) if t.requires_grad]

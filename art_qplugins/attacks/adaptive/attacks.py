@@ -34,6 +34,7 @@ from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.scalings import SCALINGS
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.gradients.bridges import Bypassed
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.saturation import before_saturation
 from art_qplugins.seeds import derive_seed
@@ -48,10 +49,10 @@ Options = Mapping[str, Any]
 
 
 def _ascent(run: AttackRun, view: nn.Module, loss: Loss, draws: int) -> Objective:
-    """A loss along the gradient of a view with the outputs of the network, its mean over ``draws`` where there are several."""
+    """A loss of the outputs of a view, its mean over ``draws`` where there are several. A twin has outputs of its own."""
     if draws > 1:
         return averaged(view, loss, draws=draws, seed=run.seed)
-    return direct(view, run.y, loss)
+    return watched(view, run.y, loss) if isinstance(view, Bypassed) else direct(view, run.y, loss)
 
 
 def _apgd_margin(run: AttackRun, options: Options) -> None:

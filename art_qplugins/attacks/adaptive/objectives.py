@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.gradients.bridges import Bypassed
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.saturation import BeforeSaturation
 from art_qplugins.quantizers.stochastic import draws_from
@@ -110,8 +111,8 @@ def direct(module: nn.Module, y: Tensor, loss: Loss, *, deployed: bool = True) -
     return objective
 
 
-def watched(view: BeforeSaturation, y: Tensor, loss: Loss) -> Objective:
-    """A loss of another tensor of the network, with the margin of the network itself: one forward and one backward pass a step."""
+def watched(view: BeforeSaturation | Bypassed, y: Tensor, loss: Loss) -> Objective:
+    """A loss of another tensor or of a twin of the network, with the margin of the network itself."""
 
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
         _, value, gradient = evaluate(view, points, lambda z: loss(z, rows), backward=backward)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
 from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.gradients.bridges import Bypassed
+from art_qplugins.gradients.bypass import find_bypass
 from art_qplugins.gradients.fidelity import fidelity
 from art_qplugins.gradients.nodes import find_path, is_named
 from art_qplugins.gradients.repair import GradientRepair
@@ -46,6 +48,8 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
       activation;
     * ``repaired``: straight-through at every operation that zeroes the gradient;
     * ``bridged``: a bridge over every operation that was measured to lose the gradient, where there is one;
+    * ``bypassed``: a twin that leaves out the operations that lose the gradient, where it gives the same classes. Its outputs
+      are its own;
     * ``clipped-sign``: straight-through at PyTorch's own step functions, the clip for sign;
     * ``smoothed``: the mean gradient around each image.
     """
@@ -59,6 +63,8 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
     kinds["repaired"] = _unchanged(GradientRepair(module))
     if bridged := way_back(module, run.x, radius=4 * run.pixel_step(), seed=run.seed):
         kinds["bridged"] = _unchanged(bridged)
+    if bypassed := _bypassed(run):
+        kinds["bypassed"] = _unchanged(bypassed)
     if _takes_signs(module, run.x, run.seed):
         kinds["clipped-sign"] = _unchanged(StraightThroughSteps(module))
     kinds["smoothed"] = _unchanged(Smoothed(module, run.pixel_step(), seed=run.seed))
@@ -88,6 +94,13 @@ def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
             )
         scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
     return sorted(kinds, key=lambda kind: -scores[kind])
+
+
+def _bypassed(run: AttackRun) -> Bypassed | None:
+    try:
+        return find_bypass(run.module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
+    except Exception:  # a network that cannot be traced
+        return None
 
 
 def _takes_signs(module: nn.Module, x: Tensor, seed: int) -> bool:
