@@ -58,7 +58,8 @@ class Sample(Record):
     margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
     # Further measurements of this image: in clean cells those of gradients/measure.py, in white-box cells those of the
-    # attack's path. None where it is not finite.
+    # attack's path. None where it is not finite. "alone": whether it is correct in a batch of its own, where answers depend
+    # on the batch.
     measures: dict[str, float | None] = {}
 
 

@@ -19,6 +19,7 @@ from art_qplugins.attacks import ATTACKS
 from art_qplugins.attacks.craft import Crafted, craft
 from art_qplugins.attacks.views import median_gap
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.evaluation.alone import correct_alone
 from art_qplugins.evaluation.binarization import binarization_test
 from art_qplugins.evaluation.cell import CellSpec, Shard
 from art_qplugins.evaluation.evaluator import Evaluator
@@ -135,6 +136,8 @@ def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
         **scored,
         **found.path,
     }
+    if (alone := correct_alone(target.model, x_adv, y, seed=shard.spec.seed)) is not None:
+        columns["alone"] = alone
     cell = _finished(evaluator, shard, found, scored, time.perf_counter() - started)
     outcome = Outcome(cell, [evaluator.ids[row] for row in rows], finite_columns(columns))
     return Attempt(shard, outcome, x_adv.cpu().numpy())
