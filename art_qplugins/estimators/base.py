@@ -23,6 +23,7 @@ from art_qplugins.estimators.activations import Activations
 from art_qplugins.estimators.arguments import CALL, CONSTRUCTOR
 from art_qplugins.estimators.devices import as_current, resolve_device
 from art_qplugins.estimators.fitting import FittingMixin
+from art_qplugins.estimators.graphs import leave_graph
 from art_qplugins.estimators.pickling import Pickling
 from art_qplugins.estimators.precision import accept_float64
 from art_qplugins.guard import evaluating
@@ -100,6 +101,7 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         self._device, self._device_type = device, device_type
         self._model.to(device)
         accept_float64(model)
+        leave_graph(model)
         self.training_defences = tuple(training_defences)
         self._checked = False
         self._fits = 0
@@ -137,6 +139,7 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
         if model is not self.model:
             self._model = self._make_model_wrapper(model).to(self._device)
             accept_float64(model)
+            leave_graph(model)
             self._checked = False
 
     def clone_for_refitting(self) -> QuantizedClassifier:
