@@ -10,7 +10,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.quantizers import QuantReLU
 
-OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in ("artq:clean", "artq:pgd-margin")]
+OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in ("artq:clean", "artq:pgd-margin", "artq:substitute")]
 DETERMINISTIC = [n for n in OURS if n != "artq:eot"]
 SCALINGS = ["per-image", "jacobian", "hessian"]
 

@@ -40,9 +40,12 @@ FAST = {
     "num_random_init": 1,
     "num_trial": 3,
     "population": 4,
+    "points": 4,
     "repeats": 3,
     "restarts": 2,
+    "rounds": 1,
     "sample_size": 2,
+    "steps": 5,
 }
 #: torchattacks divides by a tenth of them.
 LEAST = {"torchattacks:eadl1": {"max_iter": 12}, "torchattacks:eaden": {"max_iter": 12}}

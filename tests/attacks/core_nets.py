@@ -14,7 +14,7 @@ from art_qplugins.quantizers import quantize
 N = 6
 EPS = {"Linf": 0.2, "L2": 0.8, "L1": 3.0, "L0": 3.0}
 # Enough to run the code; whether the attacks are strong is the oracle's business.
-CHEAP = {"max_iter": 4, "n_queries": 30, "eot_iter": 2, "directions": 2}
+CHEAP = {"max_iter": 4, "n_queries": 30, "eot_iter": 2, "directions": 2, "restarts": 2, "steps": 5}
 #: Ours and AutoAttack's, and the usual ones of the libraries; the contract of all rows is in test_contract.py.
 CORE = [n for n in ATTACKS if n.split(":")[0] in ("autoattack", "artq") and n != "autoattack:plus"]
 CORE += ["art:fgsm", "art:bim", "art:pgd", "art:mifgsm", "art:square"]

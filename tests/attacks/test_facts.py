@@ -159,7 +159,7 @@ def test_an_untargeted_attack_takes_as_many_gradients_whatever_the_classes(name)
 
 FEW = {"max_iter": 3, "n_queries": 30, "eot_iter": 2, "binary_search_steps": 2, "num_random_init": 1, "init_size": 30}
 FEW |= {"max_eval": 20, "init_eval": 5, "initial_gradient_eval_steps": 5, "max_gradient_eval_steps": 20, "num_trial": 3}
-FEW |= {"k": 5, "sample_size": 2, "nb_sample": 8, "population": 4, "repeats": 3, "restarts": 2}
+FEW |= {"k": 5, "sample_size": 2, "nb_sample": 8, "population": 4, "repeats": 3, "restarts": 2, "rounds": 1, "steps": 5}
 LONGER = {"torchattacks:eadl1": {"max_iter": 12}, "torchattacks:eaden": {"max_iter": 12}}
 
 

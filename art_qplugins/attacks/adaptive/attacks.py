@@ -32,6 +32,7 @@ from art_qplugins.attacks.adaptive.objectives import (
 from art_qplugins.attacks.adaptive.repaired_gradients import by_fidelity, current_kind, repaired_gradients
 from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.scalings import SCALINGS
+from art_qplugins.attacks.adaptive.substitute import attack_substitute
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.gradients.bridges import Bypassed
@@ -74,6 +75,10 @@ def _aim(run: AttackRun, view: nn.Module, targets: int, draws: int) -> None:
 
 def _diversified(run: AttackRun, options: Options) -> None:
     diversified(run, options["restarts"])
+
+
+def _substitute(run: AttackRun, options: Options) -> None:
+    attack_substitute(run, **{name: options[name] for name in ("rounds", "points", "steps", "targets", "n_queries")})
 
 
 def _rescaled(run: AttackRun, options: Options) -> None:
@@ -199,6 +204,7 @@ ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "apgd_margin": _apgd_margin,
     "multi_targeted": _multi_targeted,
     "diversified": _diversified,
+    "substitute": _substitute,
     "rescaled": _rescaled,
     "surrogates": _surrogates,
     "unsaturated": _unsaturated,

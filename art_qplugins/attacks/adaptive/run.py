@@ -69,8 +69,7 @@ class AttackRun:
         self.margin = torch.full(self.y.shape, torch.inf, device=self.x.device)
         self.broken = torch.zeros_like(self.y, dtype=torch.bool)
         if self.random and self.start is not None:  # the attack may end worse than it began
-            for rows in self.all_rows().split(self.batch_size):
-                self._select(rows, self.start[rows])
+            self.judge(self.all_rows(), self.start)
 
     def all_rows(self) -> Tensor:
         return torch.arange(len(self.x), device=self.x.device)
@@ -78,6 +77,11 @@ class AttackRun:
     def robust_rows(self) -> Tensor:
         """Rows of the images that are still robust."""
         return self.all_rows()[~self.broken]
+
+    @property
+    def draws(self) -> int:
+        """Forward passes that judge a point."""
+        return _SELECTION if self.random else 1
 
     def pixel_step(self) -> float:
         """The change per pixel of a step of eps / 4. In L2 the step changes all pixels alike."""
@@ -130,6 +134,14 @@ class AttackRun:
         if not self.random:
             self.broken[rows] |= margin < 0
         return ~(margin < 0)
+
+    def judge(self, rows: Tensor, points: Tensor) -> None:
+        """Ask the deployed network about points (N, C, H, W) in these rows, and keep them where they are the best so far."""
+        for part in rows.split(self.batch_size) if len(rows) else ():
+            if self.random:
+                self._select(part, points[part])
+            else:
+                self.record(part, points[part], logit_margin(self.logits(points[part]), self.y[part]))
 
     def nearest_classes(self) -> Tensor:
         """(N, K - 1) the other classes at the best points so far, the nearest first. The margins there are kept."""

@@ -60,6 +60,22 @@ ROWS: list[Attack] = [
         cost=(270, 292),
     ),
     _own(
+        "substitute",
+        "substitute",
+        "Auto-PGD on a small network fitted to the model's answers around the images; it needs no gradient of the model",
+        {
+            "max_iter": 20,
+            "rounds": Option(6, count(100)),
+            "points": Option(50, count(10_000)),
+            "steps": Option(200, count(100_000)),
+            "targets": Option(9, count(10_000)),
+            "n_queries": 1000,
+        },
+        needs="scores",
+        takes_start=True,
+        cost=(0, 1319),
+    ),
+    _own(
         "rescaled",
         "rescaled",
         "Auto-PGD on cross-entropy of rescaled logits: per-image, jacobian (NJS) or hessian (HNS)",

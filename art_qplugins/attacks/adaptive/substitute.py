@@ -1,0 +1,151 @@
+"""A substitute distilled from the answers of a network that no gradient can enter, and an attack through it.
+
+Papernot et al. 2017, "Practical black-box attacks against machine learning": a small network is fitted to the answers at the
+images of the run, at points around them, and at the points that the substitute itself takes for adversarial. These rounds
+teach it the boundary where the attack needs it. Points are made on the substitute and judged by the network.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from art_qplugins.attacks.adaptive.auto_pgd import project
+from art_qplugins.attacks.adaptive.objectives import Loss, direct, margin_loss, targeted_loss
+from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.seeds import derive_seed
+
+__all__ = ["attack_substitute"]
+
+_VALUES = 2**27  # pixels of all questions together
+_BATCH = 128
+_STEPS = 4  # of a quarter of eps
+_FARTHEST = 4.0  # questions, from the images and from adversarial points, in units of eps
+_RATE = 2e-3  # of Adam
+_LARGEST = 1e4  # in place of infinite answers
+
+
+def attack_substitute(run: AttackRun, *, rounds: int, points: int, steps: int, targets: int, n_queries: int) -> None:
+    """Fit a substitute in ``rounds``, attack through it after each, and in the end towards each of ``targets`` classes.
+
+    :param points: questions per image and round.
+    :param n_queries: forward passes per image of the random search at the end.
+    :param steps: steps of Adam in a round, with batches of 128.
+    """
+    order = run.nearest_classes()
+    lesson = _Lesson(run, order.shape[1] + 1, rounds, steps)
+    centres = run.x
+    for index in range(rounds):
+        rows = run.robust_rows()
+        if not len(rows):
+            return
+        lesson.ask(rows, centres, points)
+        lesson.learn()
+        loss = targeted_loss(run.y, order[:, index % order.shape[1]])
+        centres = _descend(run, lesson.substitute, loss, f"round {index}")
+    for index in range(targets + 1):
+        if not len(run.robust_rows()):
+            return
+        target = order[:, index % order.shape[1]]
+        loss = targeted_loss(run.y, target) if index < targets else margin_loss(run.y)
+        _descend(run, lesson.substitute, loss, f"target {index}")
+    _search(run, n_queries)
+
+
+def _descend(run: AttackRun, substitute: nn.Module, loss: Loss, purpose: str) -> Tensor:
+    """The points that a pass on the substitute reaches. The network judges them."""
+    reached = run.maximize(direct(substitute, run.y, loss, deployed=False), run.starts(purpose), deployed=False)
+    run.judge(run.robust_rows(), reached)
+    return reached
+
+
+def _search(run: AttackRun, n_queries: int) -> None:
+    """Random search from the best points so far: a square of pixels moves to the border of the ball (Andriushchenko et al. 2020).
+
+    The squares shrink from a quarter of the image to a pixel.
+    """
+    random = torch.Generator().manual_seed(derive_seed(run.seed, "search"))
+    height, width = run.x.shape[2:]
+    tries = n_queries // run.draws
+    for index in range(tries):
+        rows = run.robust_rows()
+        if not len(rows):
+            return
+        size = max(1, round(min(height, width) * 0.5 * (1 - index / tries) ** 2))
+        top = torch.randint(height - size + 1, (len(rows), 1, 1, 1), generator=random)
+        left = torch.randint(width - size + 1, (len(rows), 1, 1, 1), generator=random)
+        row, column = torch.arange(height)[:, None], torch.arange(width)
+        inside = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
+        signs = torch.randint(2, (len(rows), run.x.shape[1], 1, 1), generator=random) * 2 - 1
+        points = run.image.clone()
+        change = 2 * _STEPS * run.pixel_step() * (inside * signs).to(points)
+        points[rows] = project(points[rows] + change, run.x[rows], run.threat)
+        run.judge(rows, points)
+
+
+class _Lesson:
+    """Questions and answers so far, and the substitute that is fitted to them."""
+
+    def __init__(self, run: AttackRun, classes: int, rounds: int, steps: int) -> None:
+        self.run, self.rounds, self.steps = run, rounds, steps
+        seed = derive_seed(run.seed, "substitute")
+        with torch.random.fork_rng([run.x.device] if run.x.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            self.substitute = _small(tuple(run.x.shape[1:]), classes).to(run.x.device)
+        self.random = torch.Generator().manual_seed(seed)
+        self.questions: list[Tensor] = []
+        self.answers: list[Tensor] = []
+
+    def ask(self, rows: Tensor, centres: Tensor, points: int) -> None:
+        """Ask the network about ``points`` points for each of these rows, around its image and around its centre in turn.
+
+        They are at random corners and at random places of a cube. Far points teach more than near ones, because they are on
+        both sides of more boundaries.
+        """
+        run = self.run
+        most = _VALUES // (self.rounds * run.x.numel())
+        for number in range(max(1, min(points, most))):
+            centre = run.x[rows] if number % 2 else centres[rows]
+            size = _FARTHEST * torch.rand(len(rows), 1, 1, 1, generator=self.random)
+            noise = torch.rand(centre.shape, generator=self.random) * 2 - 1
+            if number % 4 < 2:
+                noise = noise.sign()
+            question = (centre + (_STEPS * run.pixel_step() * size * noise).to(centre)).clamp(0, 1)
+            self.questions.append(question)
+            self.answers.append(run.logits(question))
+
+    def learn(self) -> None:
+        """Fit the substitute to all answers: to the logits at a common scale, and to the decisions.
+
+        The scale makes one rate fit all networks. Answers that are decisions alone (one-hot) are fitted in the same way.
+        """
+        x, z = torch.cat(self.questions), torch.cat(self.answers).nan_to_num(0.0, _LARGEST, -_LARGEST)
+        z = z - z.mean(1, keepdim=True)
+        z = z / z.std().clamp_min(1e-12)
+        substitute = self.substitute.train().requires_grad_(True)
+        optimizer = torch.optim.Adam(substitute.parameters(), _RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                rows = torch.randint(len(x), (_BATCH,), generator=self.random)
+                found = substitute(x[rows])
+                loss = nn.functional.mse_loss(found, z[rows]) + nn.functional.cross_entropy(
+                    2 * found, z[rows].argmax(1)
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        substitute.eval().requires_grad_(False)
+
+
+def _small(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A convolutional network that halves the image until it is at most 8 pixels high and wide."""
+    channels, *side = shape
+    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU()]
+    width = 16
+    while width == 16 or max(side) > 8:
+        layers += [nn.Conv2d(width, min(2 * width, 64), 3, stride=2, padding=1), nn.ReLU()]
+        width, side = min(2 * width, 64), [(length + 1) // 2 for length in side]
+    flat = width * side[0] * side[1]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 128), nn.ReLU(), nn.Linear(128, classes))
