@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from art_qplugins.arrays import read_arrays
 from art_qplugins.domains import COUNT, MOST, PATH, SEED, check, check_all
 from art_qplugins.errors import InputError
+from art_qplugins.estimators.adapted import adapted_module
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, score
 from art_qplugins.files import printable
 from art_qplugins.foreign import foreign
@@ -128,6 +129,7 @@ def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: in
         distance = check_legal(evidence.x, evidence.x_adv, evidence.threat).numpy()
     except IllegalImage as error:
         illegal = str(error)
+    module = adapted_module(module, evidence.x[:2].nan_to_num().to(_device(module)))
     wrong, before = (
         _wrong(path, module, images, evidence, seed, batch_size) for images in (evidence.x_adv, evidence.x)
     )
@@ -142,11 +144,15 @@ def replay(path: str | Path, module: nn.Module, *, seed: int = 0, batch_size: in
     )
 
 
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
 def _wrong(
     path: str | Path, module: nn.Module, x: Tensor, evidence: Evidence, seed: int, batch_size: int
 ) -> NDArray[np.float64]:
     y, abstain = evidence.y, evidence.abstain
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    device = _device(module)
     where = f"{path}: {type(module).__name__} cannot take its images {tuple(x.shape[1:])}, labels up to {int(y.max())}"
     with foreign(where, hint="give the network that was diagnosed"):
         # Illegal images are reported as such. The output of a network for NaN means nothing.

@@ -38,11 +38,12 @@ def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
 def isolated(module: nn.Module, seed: int) -> Iterator[None]:
     """Put ``module`` into eval mode with frozen parameters, and seed every global generator, within the context.
 
-    Afterwards modes, ``requires_grad`` flags, the trace function, and the states of Python's, NumPy's and torch's generators
+    Afterwards modes, ``requires_grad`` flags, torch's gradient mode, the trace function, and the states of Python's, NumPy's and torch's generators
     are restored. These include the generators of accelerators that hold parameters.
     """
     frozen = [(p, p.requires_grad) for p in module.parameters()]
     numpy_state, python_state, trace = np.random.get_state(), random.getstate(), sys.gettrace()
+    differentiable = torch.is_grad_enabled()
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
     with evaluating(module), torch.random.fork_rng(devices=devices):
         try:
@@ -53,6 +54,7 @@ def isolated(module: nn.Module, seed: int) -> Iterator[None]:
             random.seed(seed)
             yield
         finally:
+            torch.set_grad_enabled(differentiable)
             sys.settrace(trace)
             random.setstate(python_state)
             np.random.set_state(numpy_state)

@@ -17,7 +17,7 @@ from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["DEPLOYMENTS", "IllegalImage", "check_legal", "finite_columns", "on_grid", "score"]
+__all__ = ["DEPLOYMENTS", "IllegalImage", "NoAnswer", "check_legal", "finite_columns", "on_grid", "score"]
 
 #: Number of fresh deployments of a stochastic model that score an image, on each of two independent sets of draws.
 DEPLOYMENTS = 20
@@ -27,6 +27,10 @@ _ROUNDING = 0.4 * TOLERANCE
 
 class IllegalImage(ValueError):
     """An attack returned an image that the threat does not allow. The image is not clipped: the cell fails."""
+
+
+class NoAnswer(ValueError):
+    """The model gives no logits for an image."""
 
 
 def check_legal(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
@@ -98,7 +102,7 @@ def score(
 
     :param abstain: index of the rejection class. There is then a column ``rejected``, the share of draws that reject.
     :raises InputError: where the module gives one logit for two classes, or a label is none of its classes.
-    :raises ValueError: where a logit is NaN.
+    :raises NoAnswer: where a logit is NaN, or the module gives no logits for each image.
     """
     random = is_stochastic(module)
     first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if random else 1, batch_size)
@@ -155,7 +159,12 @@ def finite_columns(columns: Columns) -> dict[str, NDArray[np.float64]]:
 def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -> Tensor:
     """Logits (times, N, C)."""
     with isolated(module, seed), torch.no_grad(), draws_from(module, seed):
-        logits = torch.stack([torch.cat([module(part) for part in x.split(batch_size)]) for _ in range(times)])
+        parts = [[_asked(module, part) for part in x.split(batch_size)] for _ in range(times)]
+    widths = {part.shape[1] for draw in parts for part in draw}
+    if len(widths) > 1:
+        few, many = min(widths), max(widths)
+        raise NoAnswer(f"{type(module).__name__} gives {few} logits for some batches and {many} for others")
+    logits = torch.stack([torch.cat(draw) for draw in parts])
     if logits.shape[-1] == 1:
         raise InputError(
             f"model: {type(module).__name__} gives one logit z, and scores compare those of all classes; "
@@ -163,5 +172,18 @@ def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -
         )
     if logits.isnan().any():
         rows = int(logits.isnan().any(-1).any(0).sum())
-        raise ValueError(f"{type(module).__name__} gives NaN for {rows} of {len(x)} images")
+        raise NoAnswer(f"{type(module).__name__} gives NaN for {rows} of {len(x)} images")
     return logits
+
+
+def _asked(module: nn.Module, x: Tensor) -> Tensor:
+    """Logits (N, C) of one batch."""
+    found = module(x)
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(x) or not found.is_floating_point():
+        kind = f" of {found.dtype}" if isinstance(found, Tensor) else ""
+        raise NoAnswer(
+            f"{type(module).__name__} gives {shape}{kind} for {len(x)} images; it must give one row of floating-point "
+            "logits for each"
+        )
+    return found

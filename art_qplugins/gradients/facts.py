@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from art_qplugins.estimators.adapted import adaptations
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.counting import counting_backward_passes
 from art_qplugins.gradients.ledger import Ledger, blocking_operation, ledger
@@ -45,6 +46,7 @@ def module_facts(
         "dynamic": backward.number > 0,
         "stateful": stateful,
         "random": is_random,
+        "adapted": adaptations(module),
         "quantizers": len(activation_quantizers(module)),
         **_ledger_facts(found),
         **output_facts(logits),

@@ -110,6 +110,7 @@ def measure(
     ``stateful``         parameters and buffers that a forward pass changes
     ``batch_dependent``  how much an answer depends on the other images of its batch, 0 but for rounding; ``None`` where
                          it could not be measured
+    ``adapted``          what is done so that the module can be asked, in words
     ``random``           whether the module answers otherwise with other draws
     ``quantizers``       number of quantized activations
     ``costs``            forward and backward passes in images, per image

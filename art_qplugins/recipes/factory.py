@@ -19,6 +19,7 @@ from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset
 from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.estimators import Deployed, QuantizedClassifier, SQEnsembleClassifier
+from art_qplugins.estimators.adapted import adapted
 from art_qplugins.estimators.deployed import as_module
 from art_qplugins.estimators.devices import device_type_of
 from art_qplugins.foreign import foreign
@@ -47,6 +48,7 @@ def make_estimator(
     classes = data.nb_classes if abstain is None else max(data.nb_classes, abstain + 1)
     loss = nn.CrossEntropyLoss()
     estimator = family(module.eval(), loss, data.shape, classes, device_type=device_type, abstain=abstain)
+    estimator = adapted(estimator, data.take(min(2, len(data)), seed=0).x())
     _try(name, estimator, data)
     return estimator
 

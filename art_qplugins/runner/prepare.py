@@ -9,6 +9,7 @@ from typing import Literal
 from art_qplugins.data import Dataset, check_splits, load
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.estimators.adapted import adapted
 from art_qplugins.recipes.build import with_factories
 from art_qplugins.recipes.rehearse import rehearse
 from art_qplugins.recipes.schema import Recipe
@@ -66,5 +67,6 @@ def prepare(recipe: Recipe, images: Images, given: Mapping[str, QuantizedClassif
     used = whole if recipe.data.limit is None else whole.take(recipe.data.limit, seed=recipe.data.seed)
     train = images.split(recipe, "train") if any(m.trained for m in recipe.models) else used
     check_splits(train, used)
-    ready = with_factories(recipe, used, given)
+    usable = {name: adapted(estimator, used.x()[:2]) for name, estimator in given.items()}
+    ready = with_factories(recipe, used, usable)
     return Prepared(train, whole, used, ready, rehearse(recipe, used, ready))
