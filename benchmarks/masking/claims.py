@@ -26,15 +26,16 @@ def through_the_network(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, 
 
 def pgd_on_output(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
     """20-step PGD on cross-entropy of whatever the module returns, probabilities or not; its best image counts."""
+    x_adv = _pgd(model, x, y, threat, seed)
     with torch.no_grad():
-        return float((model(_pgd(model, x, y, threat, seed)).argmax(1) == y).double().mean())
+        return float((model(x_adv).argmax(1) == y).double().mean())
 
 
 def unaware_of_rejection(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> float:
     """The same against the classes of a detector alone. An image that it rejects counts as robust."""
-    classes = _Classes(model)
+    x_adv = _pgd(_Classes(model), x, y, threat, seed)
     with torch.no_grad():
-        answers = model(_pgd(classes, x, y, threat, seed)).argmax(1)
+        answers = model(x_adv).argmax(1)
         rejected = model(x).shape[1] - 1
     return float(((answers == y) | (answers == rejected)).double().mean())
 

@@ -329,3 +329,24 @@ def test_a_detector_is_attacked_past_its_threshold(networks):
         x_adv = references.past_detector(detector, x, y, Threat("Linf", eps), abstain=2)
         assert bool((detector(x_adv).argmax(1) == 1).all()) == accepted
         assert (x_adv - x).abs().max() <= eps + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("loop", "eps", "left"),
+    [
+        ("pgd_on_output", 0.5, 0.0),  # the image is rejected, which is not right
+        ("unaware_of_rejection", 0.45, 1.0),  # it stops where it is rejected
+        ("past_the_threshold", 0.45, 1.0),
+        ("past_the_threshold", 0.55, 0.0),
+    ],
+)
+def test_what_the_authors_of_a_detector_measure(loop, eps, left):
+    claims, published = _module("claims"), _module("published")
+
+    class Two(nn.Module):
+        def forward(self, x):
+            u = x.flatten(1).mean(1, keepdim=True)
+            return torch.cat([1 - u, u], dim=1)
+
+    x, y = torch.full((4, 1, 4, 4), 0.2), torch.zeros(4, dtype=torch.long)
+    assert getattr(claims, loop)(published.Detector(Two(), 0.7), x, y, Threat("Linf", eps), 0) == left
