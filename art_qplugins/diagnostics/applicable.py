@@ -11,7 +11,7 @@ from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.model_records import ModelRecords
 from art_qplugins.diagnostics.thresholds import CONTROL, LARGE_GAP, SMALL_GAP
 
-__all__ = ["diversified", "mean_gradient", "repair", "saturation", "scale"]
+__all__ = ["diversified", "mean_gradient", "repair", "saturation", "scale", "substitute"]
 
 #: No other gradient is expected to help above this fidelity and this cosine of two gradients in the ball.
 _FAITHFUL, _ALIGNED = 0.8, 0.75
@@ -53,6 +53,14 @@ def diversified(records: ModelRecords) -> str:
     if not (further > _STILL or beyond > CONTROL):
         return "longer, restarted and targeted attacks found little more"
     return ""
+
+
+def substitute(records: ModelRecords) -> str:
+    """For a network that is fitted to the model's answers. It is used only where no gradient of the model leads anywhere."""
+    facts = records.facts
+    if facts.get("opaque") or (not facts.get("reaches_pixels", True) and not facts.get("lost")):
+        return ""
+    return "a gradient of the model itself, or a repaired one, can be followed"
 
 
 def mean_gradient(records: ModelRecords) -> str:

@@ -144,6 +144,10 @@ def _unsaturated(state: DiagnosisState) -> Plan:
     return _attack("artq:unsaturated", "as-is", n_queries=1000)(state)
 
 
+def _substitute(state: DiagnosisState) -> Plan:
+    return applicable.substitute(state.records) or _attack("artq:substitute", "as-is")(state)
+
+
 def _diversified(state: DiagnosisState) -> Plan:
     if why := applicable.diversified(state.records):
         return why
@@ -259,6 +263,13 @@ STEPS: tuple[DiagnosisStep, ...] = (
         level=2,
         title="black-box search, 1000 queries",
         plan=_attack("autoattack:square", "as-is", n_queries=1000),
+        cost=0,
+    ),
+    DiagnosisStep(
+        id="substitute",
+        level=2,
+        title="a substitute fitted to the model's answers, then search from there",
+        plan=_substitute,
         cost=0,
     ),
     DiagnosisStep(

@@ -136,18 +136,34 @@ def _labels(outcomes: list[Outcome]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-batch_dependence = _fact(
+_dependence = _fact(
     "batch_dependent",
     "The logits of one image differ by {} of their size between two batches (for a random model, measured by gradients).",
     "An image gets the same logits in every batch.",
 )
+
+
+def batch_dependence(records: ModelRecords, threshold: float) -> Measurement:
+    """With the accuracies in the batch that was scored and of each image alone."""
+    found = _dependence(records, threshold)
+    if not found.fired:
+        return found
+    both = [
+        f"Of the {what} images {percent(float(outcome.column('correct').mean()))} are classified correctly in their batch, and "
+        f"{percent(float(np.nanmean(outcome.column('alone'))))} alone."
+        for what, outcome in (("clean", records.clean), ("adversarial", records.claimed))
+        if not np.isnan(outcome.column("alone")).all()
+    ]
+    return replace(found, evidence=" ".join([found.evidence, *both]))
+
+
 stateful_model = _fact(
     "stateful", "A forward pass in eval mode changes {}.", "A forward pass leaves every buffer as it was."
 )
 probabilities = _fact(
     "probabilities",
     "Every row of the output is non-negative and sums to 1. Cross-entropy applies a second softmax to it and saturates, so "
-    "attacks on cross-entropy were weakened.",
+    "the logarithm of the output was attacked in its place. No prediction changes.",
     "The output is not a probability distribution.",
 )
 _dynamic = _fact("dynamic", "A forward pass computes gradients.", "A forward pass computes no gradient.")
@@ -229,6 +245,7 @@ VALIDITY: tuple[Indicator, ...] = (
         threshold=0.01,
         formula="largest relative difference of an image's logits between two batches; for a random model, the norm of the "
         "gradient of one half of a batch in the pixels of the other half, relative to that in its own pixels",
+        shows="The number holds for batches like those that were scored, and for no others.",
         mitigation="Use the model as it is deployed: batch norm with its running statistics (eval mode).",
     ),
     _validity(
@@ -243,8 +260,8 @@ VALIDITY: tuple[Indicator, ...] = (
         target=f"{__name__}:probabilities",
         help="The model returns probabilities",
         formula="all rows in [0, 1] and summing to 1, within 1e-5",
-        shows="Attacks on cross-entropy are weaker than they would be on logits.",
-        mitigation="Give logits: end the model before its softmax, or take the logarithm of its output. Then attack again.",
+        shows="Attacks on the output itself, as in other tools, are weaker than the numbers here.",
+        mitigation="Give logits to other tools: end the model before its softmax, or take the logarithm of its output.",
     ),
     _validity(
         name="test-time-optimisation",

@@ -19,7 +19,14 @@ COST = {step.id: step.cost for step in STEPS}
 #: A model on which every step has something to do.
 EVERYTHING = {
     "measures": {"gradient": 0.1, "gradient_start": 0.1, "fidelity": 0.9, "fidelity_eps": 0.9, "coherence": 0.1},
-    "facts": {"quantizers": 1, "random": True, "reaches_pixels": True, "pixels": 64, "blocking": None, "saturates": {"layer": "a", "op": "tanh"}},
+    "facts": {
+        "quantizers": 1,
+        "random": True,
+        "reaches_pixels": True,
+        "pixels": 64,
+        "blocking": None,
+        "saturates": {"layer": "a", "op": "tanh"},
+    },
     "margin": 30.0,
 }
 #: Nothing to undo, to average or to repair.

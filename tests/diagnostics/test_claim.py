@@ -11,9 +11,17 @@ from art_qplugins.evaluation.outcome import Outcome, worst_case
 
 
 def test_an_evaluation_that_cannot_count_has_no_number():
-    result = judged(facts={"batch_dependent": 0.4})
+    result = judged(drop=["clean"], extra=[clean(first(0.05))])
     assert (result.verdict, result.claim.status, result.robust) == ("INVALID", "NONE", [])
-    assert "batch-dependence" in fired(result)
+    assert "chance-accuracy" in fired(result)
+
+
+def test_answers_that_depend_on_the_batch_have_both_numbers():
+    honest = clean(facts={"batch_dependent": 0.4}, alone=first(0.7))
+    result = judged(drop=["clean"], extra=[honest])
+    assert (result.verdict, result.claim.status) == ("SUSPECT", "HOLDS")
+    (finding,) = (f for f in result.findings if f.id == "batch-dependence")
+    assert finding.fired and "100.0 % are classified correctly in their batch, and 70.0 % alone" in finding.evidence
 
 
 def test_probabilities_leave_a_number_and_a_note():

@@ -81,9 +81,7 @@ def test_verdict_and_claim_stand_apart(masked: str) -> None:
 
 def test_checks_of_all_three_outcomes_are_shown_alike(masked: str) -> None:
     strip = rows_of(masked.split("<h3>Checks</h3>")[1].split("</table>")[0])
-    assert strip[0].split(" | ") == [
-        *("", "Control experiment", "Mechanism", "Symptom", "Claimed attack", "Validity")
-    ]
+    assert strip[0].split(" | ") == [*("", "Control experiment", "Mechanism", "Symptom", "Claimed attack", "Validity")]
     shown = {row.split(":")[0]: row.split(" | ") for row in strip[1:]}
     assert shown["Found"][0] == "Found: 3" and "✕ logit-scale Same model" in shown["Found"][1]
     assert "✕ not-converged The attack had not converged" in shown["Found"][4], (
