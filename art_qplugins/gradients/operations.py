@@ -136,7 +136,8 @@ class Operations(TorchFunctionMode):
             self._running.append(path)
             return self._substituted(args)
 
-    def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _leave_module(self, module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> Any:
+        # After an exception torch calls it without keyword arguments and without an output.
         path = self._paths.get(id(module))
         with self._watching() as counts:
             if not counts or path not in self._running:

@@ -19,8 +19,10 @@ __all__ = ["BeforeSaturation", "before_saturation"]
 
 #: Images, and points near each.
 _IMAGES, _POINTS = 31, 4
-#: The share of points at which the two must have the same class. Ties of votes and of rounded logits are broken anyhow.
+#: The share of points at which the two must have the same class.
 _AGREEMENT = 0.95
+#: It must be the same at this share also where ties are broken as the network breaks them.
+_SAME = 0.8
 #: The logits saturate where their margin varies less than this share of that of the tensor, on this share of images.
 _FLAT, _SHARE = 0.25, 0.3
 
@@ -30,27 +32,37 @@ class BeforeSaturation(nn.Module):
 
     :param keys: the operations whose results it is the mean of: one, or all of a loop over copies of an image.
     :param saturates: the operation behind the last of them.
+    :param logits: the operation that returns the logits.
     :param interleaved: operations that put the copies of an image beside each other.
     :ivar answer: the logits (N, K) of the network in the last call, without gradient.
     """
 
-    def __init__(self, network: nn.Module, keys: Sequence[Key], saturates: Key, interleaved: Collection[Key]) -> None:
+    def __init__(
+        self, network: nn.Module, keys: Sequence[Key], saturates: Key, logits: Key, interleaved: Collection[Key]
+    ) -> None:
         super().__init__()
         self.network = network
-        self.keys, self.saturates, self._interleaved = tuple(keys), saturates, frozenset(interleaved)
+        self.keys, self.saturates, self._logits = tuple(keys), saturates, logits
+        self._interleaved = frozenset(interleaved)
         self.answer: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         found: dict[Key, Tensor] = {}
+        self.answer = None
 
-        def visit(key: Key, tensor: Tensor, _: frozenset[Key]) -> None:
+        def visit(key: Key, tensor: Tensor, _: frozenset[Key]) -> Tensor | None:
             if key in self.keys:
                 found[key] = _rows(key, tensor.clone(), self._interleaved)
+            if key != self._logits or not found:
+                return None
+            self.answer = tensor.detach()
+            return torch.stack([*found.values()]).mean(0)  # what the network returns, so that hooks on it count passes
 
         with Operations(self.network, len(x), visit):
             logits: Tensor = self.network(x.clone())
-        self.answer = logits.detach()
-        return torch.stack([*found.values()]).mean(0) if found else logits
+        if self.answer is None:
+            self.answer = logits.detach()
+        return logits
 
     def record(self) -> dict[str, str]:
         """What saturates, as JSON."""
@@ -82,7 +94,7 @@ def before_saturation(module: nn.Module, x: Tensor, *, radius: float, seed: int 
         # The nearest to the logits, unless it is flat itself beside another one.
         if not any(values.flatter(chosen, other) >= _SHARE for other in flat if other != chosen):
             behind = next(key for key in effects.order if chosen[-1] in effects.after[key])
-            return BeforeSaturation(module, chosen, behind, effects.interleaved)
+            return BeforeSaturation(module, chosen, behind, logits, effects.interleaved)
     return None
 
 
@@ -101,7 +113,7 @@ def _rows(key: Key, tensor: Tensor, interleaved: Collection[Key]) -> Tensor:
 
 
 class _Values:
-    """Classes and margins of candidates at images, at points very near, and at points in the ball, (points, N) each."""
+    """Values (points, N, K) and margins (points, N) of candidates at images, at points very near and at points in the ball."""
 
     def __init__(self, effects: Effects, x: Tensor, candidates: Sequence[tuple[Key, ...]]) -> None:
         generator = torch.Generator().manual_seed(derive_seed(effects.seed, "saturation"))
@@ -111,7 +123,7 @@ class _Values:
         found += [
             self._at(effects, (x + length * sign).clamp(0, 1), candidates) for length in lengths for sign in signs
         ]
-        self.classes = {c: torch.stack([f[c].argmax(1) for f in found]) for c in candidates}
+        self.values = {c: torch.stack([f[c] for f in found]) for c in candidates}
         self.margins = {c: torch.stack([_gap(f[c], found[0][c]) for f in found]) for c in candidates}
 
     @staticmethod
@@ -128,7 +140,12 @@ class _Values:
         return {c: torch.stack([found[key] for key in c]).mean(0) for c in candidates}
 
     def agreement(self, one: tuple[Key, ...], other: tuple[Key, ...]) -> float:
-        return float((self.classes[one] == self.classes[other]).double().mean())
+        """The share of points at which the class of ``one`` has the largest value of ``other``, or one as large."""
+        values = self.values[other]
+        chosen = values.gather(2, self.values[one].argmax(2, keepdim=True))[..., 0]
+        ties = float((chosen == values.amax(2)).double().mean())
+        same = float((values.argmax(2) == self.values[one].argmax(2)).double().mean())
+        return ties if same >= _SAME else same
 
     def flatter(self, one: tuple[Key, ...], other: tuple[Key, ...]) -> float:
         """The share of images near which the margin of ``one`` hardly varies, relative to its size, and that of ``other`` does.

@@ -10,7 +10,9 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.quantizers import QuantReLU
 
-OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in ("artq:clean", "artq:pgd-margin", "artq:substitute")]
+#: artq:unsaturated refuses the logits of these networks, which do not saturate. artq:substitute takes no gradient of theirs.
+_OTHERS = ("artq:clean", "artq:pgd-margin", "artq:unsaturated", "artq:substitute")
+OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in _OTHERS]
 DETERMINISTIC = [n for n in OURS if n != "artq:eot"]
 SCALINGS = ["per-image", "jacobian", "hessian"]
 

@@ -74,6 +74,13 @@ def classifier(model, shape, nb_classes=10):
     return QuantizedClassifier(model, nn.CrossEntropyLoss(), shape, nb_classes, device_type="cpu")
 
 
+class Steep(nn.Module):
+    """Probabilities that are near 0 and 1."""
+
+    def forward(self, z):
+        return (200 * z).softmax(1)
+
+
 def example(name):
     """A small network of the kind that the attack is for, four colour images and its own answers."""
     torch.manual_seed(3)
@@ -82,6 +89,8 @@ def example(name):
         net = StochasticEnsemble(quantize(net, activation_bits=3, clip=2.0, alpha=2.0), 2)
     elif ATTACKS[name].quantized:
         net = quantize(net, activation_bits=3, clip=2.0)
+    elif name == "artq:unsaturated":
+        net = nn.Sequential(net, Steep())
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(5)) * 0.6 + 0.2
     with torch.no_grad():
         y = net.eval()(x).argmax(1)

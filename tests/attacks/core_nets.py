@@ -28,6 +28,15 @@ def cheap(name):
 
 #: Attacks that need something to undo.
 QUANTIZED = ("artq:full-precision", "artq:bits", "artq:joint")
+#: Attacks that need logits that saturate.
+SATURATED = ("artq:unsaturated",)
+
+
+class Steep(nn.Module):
+    """Probabilities that are near 0 and 1."""
+
+    def forward(self, z):
+        return (200 * z).softmax(1)
 
 
 def network(stochastic=False, quantized=False):
@@ -41,6 +50,8 @@ def network(stochastic=False, quantized=False):
 def example(name):
     """A small model of the kind that the attack is for, images, and the labels that the model itself gives them."""
     model = network(ATTACKS[name].models == "stochastic", name in QUANTIZED)
+    if name in SATURATED:
+        model = nn.Sequential(model, Steep()).eval()
     x = torch.rand(N, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         y = model(x).argmax(1)

@@ -41,6 +41,13 @@ class Fine(nn.Module):
         return self.activation(x)
 
 
+class Steep(nn.Module):
+    """Probabilities that are near 0 and 1."""
+
+    def forward(self, z):
+        return (10 * z).softmax(1)
+
+
 class Noisy(nn.Module):
     """A little noise of its own on every pixel, from torch's global generator."""
 
@@ -63,7 +70,8 @@ def linear(name, nb_classes=10, bias=0.0):
         head.bias[0] += bias
         x = torch.rand(8, channels, 8, 8, generator=generator) * 0.4 + 0.3
         y = head(x.flatten(1)).argmax(1)
-    return nn.Sequential(*front, nn.Flatten(), head).eval(), x, y
+    answer = nn.Sequential(head, Steep()) if name == "artq:unsaturated" else head
+    return nn.Sequential(*front, nn.Flatten(), answer).eval(), x, y
 
 
 def attacked(name, network, x, y, norm, eps, nb_classes=10, **options):

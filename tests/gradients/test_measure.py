@@ -169,7 +169,7 @@ def test_a_rounding_layer_is_named(fp32, digits):
     found = measured(Wrapped(fp32, lambda x: (x * 4).round() / 4), x, y)
     assert found.cell["blocking"] == {"layer": "Wrapped", "op": "RoundBackward0", "share": 1.0}
     (lost,) = found.cell["lost"]
-    assert (lost["layer"], lost["op"], lost["ordinal"], lost["how"]) == ("", "round", 0, "identity")
+    assert (lost["layer"], lost["op"], lost["ordinal"]) == ("", "round", 0)
     assert lost["before"] < 0.1 and lost["after"] > 0.5
     assert (found.samples["fidelity"] == 0).all() and (found.samples["gradient"] == 0).all()
     cut = measured(Wrapped(fp32, torch.Tensor.detach), x, y).cell
@@ -298,17 +298,20 @@ def test_a_stochastic_ensemble_agrees_with_itself_more_than_one_draw(stochastic,
 @pytest.mark.parametrize(
     ("draws", "calls", "directions"), [(1, 4, 5), (2, 4, 5), (3, 3, 6), (5, 2, 10), (8, 1, 20), (9, 1, 20)]
 )
-def test_slopes_of_a_random_module_are_averaged_over_eight_draws_in_four_calls_at_most(draws, calls, directions):
+def test_slopes_of_a_random_module_are_averaged_over_eight_draws_in_four_calls_at_most(
+    draws, calls, directions, monkeypatch
+):
     """Told by the passes. Fewer directions make up for more calls, and what needs no average takes one call."""
     x, y = images()
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     network = quantize(network, activation_bits=2, clip=1.0, alpha=2.0)
+    monkeypatch.setattr("art_qplugins.gradients.measure.way_facts", lambda *_, **__: {})  # its cost depends on what it finds
     found = measured(StochasticEnsemble(network, draws).eval(), x, y).cell
     assert not found["skipped"]
-    # The ledger, the batch dependence, dL/dx at two points and in float64, and twice for coherence; three averaged slopes.
-    slopes = 7 + 3 * calls
-    # The logits, six answers for flips, two images for replaceable operations; the margins at an image and after its moves.
-    answers = 1 + 6 + 2 / 12 + (1 + 2 * directions) * calls
+    # The ledger, the batch dependence, dL/dx at two points, and twice for coherence; three averaged slopes.
+    slopes = 6 + 3 * calls
+    # The logits; the margins at an image and after its moves.
+    answers = 1 + (1 + 2 * directions) * calls
     assert found["costs"] == pytest.approx({"forward": draws * (slopes + answers), "backward": draws * slopes})
 
 
