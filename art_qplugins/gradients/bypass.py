@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_qplugins.gradients.bridges import Bridge, Bypassed, Crossing, straight_path
 from art_qplugins.gradients.lost import FAITHFUL, lossy_operations, nearest_alike
@@ -23,14 +23,11 @@ _AGREEMENT = 0.8
 _IMAGES, _ROUNDS, _LEVELS = 61, 12, 3
 
 
-def find_bypass(module: nn.Module, x: Tensor, *, radius: float, seed: int = 0) -> Bypassed | None:
-    """The twin of ``module``; ``None`` where its gradient arrives, or where no operation can be left out.
+def find_bypass(effects: Effects, x: Tensor) -> Bypassed | None:
+    """The twin of the module; ``None`` where its gradient arrives, or where no operation can be left out.
 
-    :param x: (N, C, H, W) in [0, 1].
-    :param radius: half the side of the cube that an attack searches, above 0.
-    :param seed: fixes steps and draws.
+    :param x: (N, C, H, W) in [0, 1]; 61 images are used to compare classes.
     """
-    effects = Effects(module, x, radius=radius, seed=seed)
     images = x.detach()[:_IMAGES]
     classes = _classes(effects, images, {})
     left_out: dict[Key, Bridge] = {}
@@ -50,7 +47,7 @@ def find_bypass(module: nn.Module, x: Tensor, *, radius: float, seed: int = 0) -
                 best, top = offered, agreement
         left_out |= best
         refused |= {key for key in lossy if key not in best}
-    return Bypassed(module, [*left_out.values()], effects.interleaved) if left_out else None
+    return Bypassed(effects.module, [*left_out.values()], effects.interleaved) if left_out else None
 
 
 def _straight(effects: Effects, current: Gradients, key: Key, index: int, refused: set[Key]) -> Bridge | None:

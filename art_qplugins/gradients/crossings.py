@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_qplugins.gradients.bridges import Bridge, Bridged, Crossing
 from art_qplugins.gradients.learned import receptive_fields
@@ -31,16 +31,13 @@ _ROUNDS, _PASSES, _FITS, _FEW = 12, 60, 8, 4
 Bridges = dict[Key, Bridge]
 
 
-def find_bridges(module: nn.Module, x: Tensor, *, radius: float, seed: int = 0) -> Bridged | None:
-    """A view of ``module`` with a way back to the pixels; ``None`` where its gradient arrives, or no bridge helps.
+def find_bridges(effects: Effects, x: Tensor) -> Bridged | None:
+    """A view of the module with a way back to the pixels; ``None`` where its gradient arrives, or no bridge helps.
 
-    :param x: (N, C, H, W) in [0, 1]; 17 images are used, and 61 to fit bridges.
-    :param radius: half the side of the cube that an attack searches, above 0.
-    :param seed: fixes steps and draws.
+    :param x: (N, C, H, W) in [0, 1]; 61 images are used to fit bridges.
     """
-    effects = Effects(module, x, radius=radius, seed=seed)
     bridges = _Search(effects, x.detach()).run()
-    return Bridged(module, bridges, effects.interleaved) if bridges else None
+    return Bridged(effects.module, bridges, effects.interleaved) if bridges else None
 
 
 class _Search:
@@ -66,7 +63,8 @@ class _Search:
             if not lossy:
                 break
             current = self.round(current, lossy)
-        if current.fidelity(self.logits) < plain.fidelity(self.logits) + _GAIN:
+        without = plain.fidelity(self.logits)
+        if current.fidelity(self.logits) < without + (_GAIN if without else _IDLE):  # any gradient is better than none
             return []
         return self.needed(current.fidelity(self.logits))
 

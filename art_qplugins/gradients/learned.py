@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 __all__ = ["Learned", "fit", "receptive_fields"]
 
-_WIDTH = 64
-_STEPS, _BATCH = 150, 2048
+_WIDTH, _WEIGHTS = 64, 2**17
+_STEPS, _BATCH = 120, 1024
 
 
 class Learned(nn.Module):
@@ -50,9 +50,12 @@ class Learned(nn.Module):
 
 
 def receptive_fields(shapes: Sequence[tuple[int, ...]], target: tuple[int, ...]) -> tuple[int, ...]:
-    """The receptive fields worth a try: 1 and 3 between feature maps (C, H, W) of one size, else 3; 0 between others."""
+    """The receptive fields worth a try: 1 and 3 between feature maps (C, H, W) of one size, else 3; 0 between others.
+
+    There is none where the map would have too many weights for the few images that it is fitted on.
+    """
     if len(target) != 3 or any(len(shape) != 3 for shape in shapes):
-        return (0,)
+        return (0,) if sum(map(math.prod, shapes)) * math.prod(target) <= _WEIGHTS else ()
     return (1, 3) if all(shape[1:] == target[1:] for shape in shapes) else (3,)
 
 

@@ -305,7 +305,9 @@ def test_slopes_of_a_random_module_are_averaged_over_eight_draws_in_four_calls_a
     x, y = images()
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     network = quantize(network, activation_bits=2, clip=1.0, alpha=2.0)
-    monkeypatch.setattr("art_qplugins.gradients.measure.way_facts", lambda *_, **__: {})  # its cost depends on what it finds
+    monkeypatch.setattr(
+        "art_qplugins.gradients.measure.way_facts", lambda *_, **__: {}
+    )  # its cost depends on what it finds
     found = measured(StochasticEnsemble(network, draws).eval(), x, y).cell
     assert not found["skipped"]
     # The ledger, the batch dependence, dL/dx at two points, and twice for coherence; three averaged slopes.

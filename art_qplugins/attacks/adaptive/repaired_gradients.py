@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
 from art_qplugins.attacks.adaptive.run import AttackRun
-from art_qplugins.gradients.bridges import Bypassed
-from art_qplugins.gradients.bypass import find_bypass
 from art_qplugins.gradients.fidelity import fidelity
 from art_qplugins.gradients.nodes import find_path, is_named
 from art_qplugins.gradients.repair import GradientRepair
-from art_qplugins.gradients.way_back import way_back
+from art_qplugins.gradients.way_back import twin_and_way_back
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.quantizers.surrogates import SURROGATES, surrogate, surrogate_layers
@@ -61,9 +59,10 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
         if kind != "straight-through" or any(settings):
             kinds[kind] = partial(_with_surrogate, module, kind)
     kinds["repaired"] = _unchanged(GradientRepair(module))
-    if bridged := way_back(module, run.x, radius=4 * run.pixel_step(), seed=run.seed):
+    bypassed, bridged = twin_and_way_back(module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
+    if bridged is not None:
         kinds["bridged"] = _unchanged(bridged)
-    if bypassed := _bypassed(run):
+    if bypassed is not None:
         kinds["bypassed"] = _unchanged(bypassed)
     if _takes_signs(module, run.x, run.seed):
         kinds["clipped-sign"] = _unchanged(StraightThroughSteps(module))
@@ -94,13 +93,6 @@ def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
             )
         scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
     return sorted(kinds, key=lambda kind: -scores[kind])
-
-
-def _bypassed(run: AttackRun) -> Bypassed | None:
-    try:
-        return find_bypass(run.module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
-    except Exception:  # a network that cannot be traced
-        return None
 
 
 def _takes_signs(module: nn.Module, x: Tensor, seed: int) -> bool:
