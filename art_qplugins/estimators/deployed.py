@@ -8,6 +8,7 @@ part                                gradient
 ==================================  ===================================================================================
 standardisation                     its own
 thermometer encoding                that of smooth steps; ART's estimate is 0 for black pixels
+spatial smoothing                   that of the median; ART's estimate is the identity
 another preprocessor in PyTorch     its own, or that of its ``estimate_forward``
 another preprocessor                its ``estimate_gradient``; the identity where that is 0 or not given (Athalye et al.
                                     2018, section 4.1). None where the shape changes and no estimate is given
@@ -17,22 +18,20 @@ postprocessor                       the identity
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from art.defences.postprocessor.postprocessor import Postprocessor
-from art.defences.preprocessor import ThermometerEncoding
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
-from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
 from torch import Tensor, nn
 
 from art_qplugins.estimators.base import QuantizedClassifier
+from art_qplugins.estimators.twins import TWINS
 from art_qplugins.quantizers.functional import straight_through
 
 __all__ = ["Deployed", "as_module", "deployed"]
@@ -101,56 +100,9 @@ def _is_identity(defence: Preprocessor) -> bool:
 
 
 def _step(defence: Preprocessor) -> nn.Module:
-    if isinstance(defence, _STANDARDISATIONS):
-        return _Standardised(defence)
-    if type(defence) is ThermometerEncoding:  # a subclass may encode otherwise
-        return _Thermometer(defence)
+    if type(defence) in TWINS:  # a subclass may do otherwise
+        return TWINS[type(defence)](defence)
     return _Differentiable(defence) if isinstance(defence, PreprocessorPyTorch) else _OnArrays(defence)
-
-
-class _Standardised(nn.Module):
-    """Pixels minus a mean, divided by a deviation; each is a number, or one for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, defence: Any) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(defence.mean))
-        self.register_buffer("std", torch.tensor(defence.std))
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, std = broadcastable_mean_std(x, self.mean, self.std)
-        standard: Tensor = (x - mean) / std
-        return standard
-
-
-class _Thermometer(nn.Module):
-    """Level k of a pixel u in [0, 1] is 1 above k / K, else 0; level 0 is always 1 (Buckman et al. 2018).
-
-    ART encodes one pixel at a time. This gives the same for the whole batch. The gradient of a step is that of
-    arctan(2 K (u - k / K)) / pi, which is nowhere 0.
-    """
-
-    def __init__(self, defence: ThermometerEncoding) -> None:
-        super().__init__()
-        self.levels = int(defence.num_space)
-        self.low, self.high = (float(value) for value in defence.clip_values)
-        self.channels_first = bool(defence.channels_first)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C K, H, W), or with channels last to (N, C, H, W K)."""
-        axis = 1 if self.channels_first else x.dim() - 1
-        unit = (straight_through(x.clamp(self.low, self.high), x) - self.low) / x.new_tensor(self.high - self.low)
-        pixels = unit.unsqueeze(axis + 1)
-        steps = x.new_tensor([k / self.levels for k in range(1, self.levels)])
-        steps = steps.view(-1, *[1] * (x.dim() - 1 - axis))
-        smooth = torch.atan(2 * self.levels * (pixels - steps)) / math.pi
-        hard = straight_through((pixels > steps).to(x.dtype), smooth)
-        return torch.cat([torch.ones_like(pixels), hard], axis + 1).flatten(axis, axis + 1)
-
-    def extra_repr(self) -> str:
-        return f"levels={self.levels}, low={self.low}, high={self.high}, channels_first={self.channels_first}"
 
 
 class _Held(nn.Module):

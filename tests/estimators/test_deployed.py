@@ -20,6 +20,7 @@ from torch import nn
 from art_qplugins.attacks.craft import craft
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import Deployed, QuantizedClassifier, deployed
+from art_qplugins.estimators.precision import in_float64
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.gradients.counting import passes
 from art_qplugins.guard import isolated
@@ -97,6 +98,8 @@ PREPROCESSORS = {
     "jpeg": before.JpegCompression(CLIP, quality=50, channels_first=True),
     "squeezing": before.FeatureSqueezing(CLIP, bit_depth=2),
     "smoothing": before.SpatialSmoothing(3, channels_first=True),
+    "smoothing-even": before.SpatialSmoothing(4, channels_first=True, clip_values=(0.2, 0.6)),
+    "smoothing-last": before.SpatialSmoothing(2),
     "smoothing-torch": before.SpatialSmoothingPyTorch(3, channels_first=True, device_type="cpu"),
     "thermometer": before.ThermometerEncoding(CLIP, num_space=5, channels_first=True),
     "thermometer-last": before.ThermometerEncoding(CLIP, num_space=3),
@@ -197,6 +200,17 @@ def test_a_median_in_pytorch_is_differentiated_through():
     x = X.clone().requires_grad_()
     value = linear()(PREPROCESSORS["smoothing-torch"].forward(x)[0])[:, 0].sum()
     torch.testing.assert_close(found, torch.autograd.grad(value, x)[0])
+
+
+def test_the_gradient_through_a_median_is_that_of_a_small_step():
+    """Where no two pixels are equal, a step that changes no order."""
+    whole = in_float64(deployed(classifier(preprocessing_defences=PREPROCESSORS["smoothing"])).model)
+    x = torch.randperm(64).double().view(1, *SHAPE) / 64
+    (found,) = torch.autograd.grad(whole(leaf := x.clone().requires_grad_())[0, 0], leaf)
+    step = 1e-3 * torch.eye(64, dtype=torch.float64).view(64, *SHAPE)
+    inside = (x + step).clamp(0, 1)
+    slopes = (whole(inside)[:, 0] - whole(x)[:, 0]) / 1e-3
+    torch.testing.assert_close(found.flatten(), slopes, rtol=1e-6, atol=1e-9)
 
 
 def test_the_gradient_through_a_thermometer_points_where_levels_change_and_is_never_zero():
