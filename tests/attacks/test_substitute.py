@@ -41,7 +41,7 @@ ANSWERS = {
 def test_what_can_be_broken_is_broken_through_answers_alone(answer):
     model, x, y = linear(10)
     hidden = Hidden(model, ANSWERS[answer])
-    options = {"rounds": 2, "steps": 100, "n_queries": 200, "targets": 4}
+    options = {"rounds": 3, "steps": 150, "n_queries": 200, "targets": 4}
     crafted = craft(estimator(hidden, 10), "artq:substitute", x, y, threat=THREAT, options=options)
     check_legal(x, crafted.x_adv, THREAT)
     can = worst_margin(model, x, y, THREAT) < -0.3
