@@ -56,6 +56,32 @@ def failed_cells(records: ModelRecords, threshold: float) -> Measurement:
     )
 
 
+def no_answers(records: ModelRecords, threshold: float) -> Measurement:
+    silent = [o for o in records.failed if o.cell.raised]
+    if not silent:
+        return Measurement(False, 0.0, "The model answered for every image that it was asked for.")
+    return Measurement(
+        True,
+        float(len(silent)),
+        f"{_labels(silent)} failed because the model has no answer for a legal image: {silent[0].cell.error_line}.",
+    )
+
+
+def other_answers(records: ModelRecords, threshold: float) -> Measurement:
+    cells = [o for o in (records.clean, *records.attacks, *records.failed) if o.cell.drift is not None]
+    if not cells:
+        return Measurement(None, None, "Not measured: no cell asked the model again after its attack.")
+    worst = max(cells, key=lambda o: o.cell.drift or 0.0)
+    largest, several = float(worst.cell.drift or 0.0), [o for o in cells if (o.cell.drift or 0.0) > threshold]
+    if not several:
+        return Measurement(False, largest, "The model answers for the same clean images as before each attack.")
+    return Measurement(
+        True,
+        largest,
+        f"During {_labels(several)} the answers for the same clean images changed, by {percent(largest)} of the largest logit.",
+    )
+
+
 def chance_accuracy(records: ModelRecords, threshold: float) -> Measurement:
     classes = max(2, int(records.clean.column("label").max()) + 1)
     correct, n = int((records.clean.labelled >= 0.5).sum()), records.n
@@ -174,6 +200,7 @@ def test_time_optimisation(records: ModelRecords, threshold: float) -> Measureme
     return replace(_dynamic(records, threshold), present=np.ones(records.n, dtype=bool))
 
 
+adapted_model = _fact("adapted", "The model {}.", "The model takes batches, leaves them as they are and gives float32.")
 random_model = _fact(
     "random",
     "Two forward passes of one image give different logits.",
@@ -197,6 +224,33 @@ VALIDITY: tuple[Indicator, ...] = (
         help="Cells of this model failed",
         formula="Cells of this model failed",
         mitigation="Read the errors in the table of cells, fix their cause and run the same command again.",
+    ),
+    _validity(
+        name="no-answer",
+        target=f"{__name__}:no_answers",
+        help="The model has no answer for some images",
+        formula="cells that failed because the model raises on an image in [0, 1], asked again alone, or gives NaN for it",
+        shows="Nobody knows whether these images break the model.",
+        mitigation="Let the model answer for every image in [0, 1]. If it means to reject some, give it a rejection class.",
+        alone="INVALID",
+    ),
+    _validity(
+        name="changing-answers",
+        target=f"{__name__}:other_answers",
+        help="The model gives other answers after it was asked often",
+        threshold=0.01,
+        formula="largest change of a logit between two calls for the same clean images with the same draws, one before and "
+        "one after an attack, relative to the largest logit; not of a model whose answers differ from call to call",
+        mitigation="Make the answer depend on the image alone: no counters, no caches, no learning at test time.",
+        alone="INVALID",
+    ),
+    _validity(
+        name="adapted-model",
+        target=f"{__name__}:adapted_model",
+        help="The model is asked in another way than it is written for",
+        formula="what is done so that attacks can ask it: image by image, with copies of the images, or logits as float32",
+        shows="How the model was asked. Its answers are its own.",
+        mitigation="Take batches, leave the images as they are, and give float32 logits: attacks then cost less.",
     ),
     _validity(
         name="idle-attack",

@@ -45,6 +45,7 @@ class Adapted(nn.Module):
     def __init__(self, network: nn.Module, needs: _Needs) -> None:
         super().__init__()
         self.network, self.needs = network, needs
+        self.training = False  # the modes inside it stay as they are
 
     def forward(self, x: Tensor) -> Tensor:
         if self.needs.copies:
@@ -75,7 +76,7 @@ def adapted(estimator: QuantizedClassifier, x: Tensor) -> QuantizedClassifier:
 def adapted_module(module: nn.Module, x: Tensor) -> nn.Module:
     """``module``, or a wrapper around it where it needs one. What it raises is left to whoever asks it next."""
     needs = _needs(module, x[:2] if len(x) > 1 else x.repeat(2, 1, 1, 1))
-    return module if needs == _Needs() else Adapted(module, needs).eval()
+    return module if needs == _Needs() else Adapted(module, needs)
 
 
 def adaptations(module: nn.Module) -> list[str]:
@@ -85,9 +86,13 @@ def adaptations(module: nn.Module) -> list[str]:
 
 def _needs(module: nn.Module, x: Tensor) -> _Needs:
     """:param x: (2, C, H, W)."""
-    given = x.clone()
-    before, both = given._version, _answer(module, given)
-    copies = given._version != before or not torch.equal(given, x)
+    given = [x.clone(), 0.9 * x + 0.05]  # between the levels of grey, which some modules round to
+    was = [(image.clone(), image._version) for image in given]
+    both, _ = (_answer(module, images) for images in given)
+    copies = any(
+        images._version != version or not torch.equal(images, old)
+        for images, (old, version) in zip(given, was, strict=True)
+    )
     if _fits(both, 2):
         return _Needs(copies=copies, dtype=_other_float(both))
     one = _answer(module, x[:1].clone())

@@ -59,6 +59,7 @@ class WithDetector(nn.Module):
         )
         super().__init__()
         self.classifier, self.detector, self.threshold = classifier, detector, threshold
+        self.training = False  # the modes inside it stay as they are
         self._inner = [] if inner is None else [inner]  # in a list, because it is a part of the classifier already
 
     def forward(self, x: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def with_detector(
         network = deployed(detector.detector).model
     if isinstance(detector, BinaryActivationDetector):
         inner = _layer(classifier, detector)
-    both = WithDetector(deployed(classifier).model, network, threshold, inner=inner).to(classifier.device).eval()
+    both = WithDetector(deployed(classifier).model, network, threshold, inner=inner).to(classifier.device)
     classes = classifier.nb_classes
     made = QuantizedClassifier(
         both,

@@ -159,6 +159,7 @@ class _Unfinished:
                 "seconds": math.fsum(cell.seconds for cell in cells),
                 "visited": None if cells[0].visited is None else any(cell.visited for cell in cells),
                 "undefined": sum(cell.undefined for cell in cells),
+                "drift": max((cell.drift for cell in cells if cell.drift is not None), default=None),
                 "notes": list(dict.fromkeys(note for cell in cells for note in cell.notes)),
                 "rows": None if self.spec.rows is None else self.rows,
                 "of": None if self.spec.rows is None else cells[0].of,

@@ -88,6 +88,10 @@ class Cell(Record):
     notes: list[str] = []  # warnings that the attack's library gave, or why the cell was skipped
     visited: bool | None = None  # whether the attack asked its source for any point that is no clean image
     undefined: Count = 0  # points with NaN or infinity that it asked for, and gradients with them that it got
+    # How much the answers to a few clean images differed after the attack, relative to the largest logit; 1 where they are
+    # other answers altogether, None where that was not asked or the model is random.
+    drift: Share | None = None
+    raised: bool = False  # whether the model has no answer for a legal image: it raises, or gives NaN
     crafted_in: str | None = None  # id of the cell of this run that the images were crafted for, at its cost
     grid: Count | None = None  # pixel levels for the next two fields; per image: measures["grid_correct"]
     grid_accuracy: Share | None = None
@@ -98,9 +102,10 @@ class Cell(Record):
 
     @property
     def error_line(self) -> str:
-        """The last line of the traceback."""
+        """The last line of the traceback, without the path of an error of this package."""
         lines = (self.error or "").strip().splitlines()
-        return lines[-1] if lines else "no message was recorded"
+        kind, colon, said = (lines[-1] if lines else "no message was recorded").partition(": ")
+        return f"{kind.rpartition('.')[2] if kind.startswith('art_qplugins.') else kind}{colon}{said}"
 
     @property
     def label(self) -> str:

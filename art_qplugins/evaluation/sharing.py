@@ -102,6 +102,7 @@ def _scored(
             "rows": None if spec.rows is None else rows,
             "of": None if spec.rows is None else len(evaluator),
             "crafted_in": found.cell.id,
+            "drift": None,
             **dict.fromkeys(("grid", "grid_accuracy", "grid_interval")),
         }
     )

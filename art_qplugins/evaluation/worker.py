@@ -27,6 +27,7 @@ from art_qplugins.evaluation.outcome import Columns, Outcome, means
 from art_qplugins.evaluation.outputs import LogProbabilities
 from art_qplugins.evaluation.records import Cell
 from art_qplugins.evaluation.score import check_legal, finite_columns, score
+from art_qplugins.evaluation.steadiness import Steadiness, no_answer
 from art_qplugins.gradients.counting import counting
 from art_qplugins.gradients.facts import output_facts
 from art_qplugins.gradients.measure import measure
@@ -37,6 +38,8 @@ from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
 __all__ = ["Attempt", "attempt", "cell_without_number", "failed"]
+
+_ASKED = 8  # clean images that the model is asked for before and after each attack
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +58,24 @@ class Attempt:
 
 def attempt(evaluator: Evaluator, shard: Shard) -> Attempt:
     """Craft and score the images of a shard. A failure is returned as an attempt with its traceback."""
+    target = evaluator.estimators[shard.spec.model]
+    steadiness = Steadiness(target.model, evaluator.x[:_ASKED].to(target.device))
     try:
-        return _within_memory(evaluator, shard)
-    except (Exception, SystemExit):  # a network may exit
+        made = _within_memory(evaluator, shard)
+    except (Exception, SystemExit) as error:  # a network may exit
         logger.debug("%s failed", shard.id, exc_info=True)
-        return failed(shard, traceback.format_exc())
+        made = failed(shard, traceback.format_exc(), raised=no_answer(error, target.model))
+    return replace(made, outcome=made.outcome.with_cell(drift=steadiness.drift()))
 
 
-def failed(shard: Shard, error: str) -> Attempt:
-    """The attempt of a shard that failed."""
+def failed(shard: Shard, error: str, *, raised: bool = False) -> Attempt:
+    """The attempt of a shard that failed.
+
+    :param raised: whether it failed because the model has no answer for a legal image.
+    """
     spec = shard.spec
     params = {**spec.options, **({"check": spec.check} if spec.check else {})}
-    cell = cell_without_number(shard.cell, spec, status="error", params=params, error=error)
+    cell = cell_without_number(shard.cell, spec, status="error", params=params, error=error, raised=raised)
     return Attempt(shard, Outcome(cell), None)
 
 

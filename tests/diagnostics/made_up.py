@@ -30,7 +30,7 @@ FACTS = {
         "quantizers": 0,
     },
     **{"probabilities": False, "dynamic": False, "stateful": [], "batch_dependent": 0.0, "random": False},
-    **{"pixels": 64, "skipped": {}},
+    **{"adapted": [], "pixels": 64, "skipped": {}},
 }
 
 

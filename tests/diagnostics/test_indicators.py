@@ -216,6 +216,12 @@ PLANTED = {
     "noisy-gradient": ([clean(coherence=0.1), claim()], [clean(coherence=0.9), claim()]),
     "no-gradient": ([clean(facts={"reaches_pixels": False, "ends_at": "detach"}), claim()], [claim()]),
     "failed-cells": ([claim(), failed("art:fgsm")], [claim()]),
+    "no-answer": ([claim(), failed("art:fgsm").with_cell(raised=True)], [claim(), failed("art:fgsm")]),
+    "changing-answers": (
+        [claim(), cell("art:fgsm", 0.5).with_cell(drift=0.02)],
+        [claim(), cell("art:fgsm", 0.5).with_cell(drift=0.005)],
+    ),
+    "adapted-model": ([clean(facts={"adapted": ["is asked image by image"]}), claim()], [claim()]),
     "idle-attack": (
         [claim(), cell("art:bim", 1.0, visited=False, distance=0.0)],
         [claim(), cell("art:bim", 1.0, visited=False, distance=0.05), cell("art:deepfool", 1.0, distance=0.0)],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -119,6 +121,142 @@ class Dynamic(Odd):
         return self.network(x + 0.001 * slope.sign())
 
 
+class OneImage(Odd):
+    """It takes no batch, and gives no batch."""
+
+    def forward(self, x):
+        if len(x) != 1:
+            raise RuntimeError("one image at a time")
+        return self.network(x)[0]
+
+
+class FirstImage(Odd):
+    """Of a batch it answers for the first image only."""
+
+    def forward(self, x):
+        return self.network(x[:1])
+
+
+class Writes(Odd):
+    """It rounds its input in place, where no version counter sees it. The clean images are rounded already."""
+
+    def forward(self, x):
+        x.data.mul_(16).round_().div_(16)
+        return self.network(x)
+
+
+class Clamps(Odd):
+    """In place, which a leaf that needs a gradient forbids."""
+
+    def forward(self, x):
+        return self.network(x.clamp_(-1, 2))
+
+
+class Keeps(Odd):
+    """It writes into the images of the call before."""
+
+    kept = None
+
+    def forward(self, x):
+        if self.kept is not None:
+            self.kept.data.zero_()
+        self.kept = x
+        return self.network(x)
+
+
+class Double(Odd):
+    def forward(self, x):
+        return self.network(x).double()
+
+
+class Half(Odd):
+    def forward(self, x):
+        return self.network(x).half()
+
+
+class Meddles(Odd):
+    """It leaves global states other than they were."""
+
+    def forward(self, x):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        return self.network(x)
+
+
+class Pair(Odd):
+    def forward(self, x):
+        return self.network(x), x
+
+
+class Table(Odd):
+    def forward(self, x):
+        return {"logits": self.network(x)}
+
+
+class Array(Odd):
+    def forward(self, x):
+        return self.network(x).detach().numpy()
+
+
+class Whole(Odd):
+    def forward(self, x):
+        return self.network(x).mul(1000).long()
+
+
+class Often(Odd):
+    """It answers wrongly once it was asked often, which no parameter and no buffer shows."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        logits = self.network(x)
+        return logits if self.calls < 100 else logits.roll(1, 1)
+
+
+class Shapes(Often):
+    def forward(self, x):
+        self.calls += 1
+        return self.network(x)[:, : 10 if self.calls < 60 else 9]
+
+
+class Remembers(Odd):
+    """It gives its first answer for a batch of a size for ever."""
+
+    def __init__(self, network):
+        super().__init__(network)
+        self.answers = {}
+
+    def forward(self, x):
+        return self.answers.setdefault(len(x), self.network(x).detach()) + 0 * x.sum()
+
+
+class RaisesForMost(Odd):
+    """Of attacked images it answers for those of one step of 0.1 from digits, whose 16 levels then end in .4 or .6."""
+
+    def known(self, x):
+        part = (16 * x) % 1
+        return torch.stack([(part - end).abs() < 1e-3 for end in (0.0, 0.4, 0.6, 1.0)]).any(0).flatten(1).all(1)
+
+    def forward(self, x):
+        if not self.known(x).all():
+            raise ValueError("no such digit")
+        return self.network(x)
+
+
+class NanForMost(RaisesForMost):
+    def forward(self, x):
+        return torch.where(self.known(x)[:, None], self.network(x), torch.nan)
+
+
+class RaisesForBright(Odd):
+    def forward(self, x):
+        if (x.mean((1, 2, 3)) > 0.35).any():
+            raise ValueError("too bright")
+        return self.network(x)
+
+
 class Counting(Odd):
     def __init__(self, network):
         super().__init__(network)
@@ -188,6 +326,16 @@ def fired(found):
         (Numpy, "art:pgd failed"),
         (NoGrad, "art:pgd failed"),
         (Flat, "clean images could not be scored"),
+        (Pair, "gives tuple"),
+        (Table, "gives dict"),
+        (Array, "gives ndarray"),
+        (Whole, "of torch.int64"),
+        (Often, "other answers after it was asked often"),
+        (Shapes, "other answers after it was asked often"),
+        (Remembers, "depends on the other images in its batch"),
+        (RaisesForMost, "no answer for some images"),
+        (NanForMost, "no answer for some images"),
+        (RaisesForBright, "too bright"),
     ],
 )
 def test_a_model_that_cannot_be_evaluated_has_no_number_and_says_why(make, says, fp32, images):
@@ -210,6 +358,42 @@ def test_a_model_that_cannot_be_evaluated_has_no_number_and_says_why(make, says,
 def test_what_is_odd_about_a_model_is_a_finding(make, finding, verdicts, fp32, images):
     found = asked(make(copy.deepcopy(fp32)), images, level=1)
     assert finding in fired(found) and found.verdict in verdicts
+
+
+@pytest.mark.parametrize("make", [RaisesForMost, NanForMost])
+def test_a_model_without_an_answer_for_other_attacks_than_the_claimed_one_is_not_believed(make, fp32, images):
+    found = asked(make(copy.deepcopy(fp32)), images, claimed="art:fgsm", level=1)
+    assert found.verdict == "INVALID" and "no answer for some images" in found.summary
+    assert "no-answer" in fired(found)
+    (claimed,) = (cell for cell in found.run.cells if cell.attack == "art:fgsm" and cell.role == "attack")
+    assert claimed.status == "success"
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (OneImage, "image by image"),
+        (FirstImage, "image by image"),
+        (Clamps, "copies of the images"),
+        (Keeps, "copies of the images"),
+        (Double, "torch.float64"),
+        (Half, "torch.float16"),
+        (Meddles, None),
+    ],
+)
+def test_a_model_that_must_be_asked_in_another_way_has_the_numbers_of_its_network(make, says, fp32, images):
+    plain, found = (asked(m, images, level=1) for m in (copy.deepcopy(fp32), make(copy.deepcopy(fp32))))
+    assert found.claim.accuracy == pytest.approx(plain.claim.accuracy, abs=1 / N)
+    assert found.corrected_accuracy == pytest.approx(plain.corrected_accuracy, abs=1 / N)
+    assert found.verdict == plain.verdict
+    (finding,) = (f for f in found.findings if f.id == "adapted-model")
+    assert finding.fired is (says is not None) and (says or "takes batches") in finding.evidence
+
+
+def test_a_model_that_writes_into_its_images_changes_none_of_an_attack(fp32, images):
+    found = asked(Writes(copy.deepcopy(fp32)), images, level=1)
+    assert "adapted-model" in fired(found) and "failed-cells" not in fired(found)
+    assert found.corrected_accuracy is not None
 
 
 def test_probabilities_have_a_number_and_a_finding(fp32, images):
