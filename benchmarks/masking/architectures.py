@@ -29,7 +29,7 @@ class Transformer(nn.Module):
     def __init__(self, size: _Size, width: int = 32) -> None:
         super().__init__()
         channels, height, _ = size
-        patch = 2 if height < 16 else 4
+        patch = height // 4
         self.patches = nn.Conv2d(channels, width, patch, stride=patch)
         self.positions = nn.Parameter(0.02 * torch.randn(1, (height // patch) ** 2, width))
         layer = nn.TransformerEncoderLayer(
@@ -119,8 +119,10 @@ def _recipe(site: Site, eps: float | None, epochs: int, learning_rate: float, st
     return Recipe(loss=loss, options=options, epochs=epochs, learning_rate=learning_rate)
 
 
-def transformer(site: Site, eps: float | None = None) -> nn.Module:
-    recipe = _recipe(site, eps, 60 if site.dataset == "digits" else 8, 0.1)
+def transformer(site: Site, noise: float = 0.0) -> nn.Module:
+    """:param noise: standard deviation of Gaussian noise on the training images."""
+    epochs = 40 if site.dataset == "digits" else 10
+    recipe = Recipe(options=(("noise", noise),), epochs=epochs)
     return _taught(site, _source(Transformer), lambda: Transformer(site.shape), recipe)
 
 

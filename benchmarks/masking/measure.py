@@ -18,7 +18,7 @@ Half C is sealed (``halves.py``). It is run only where ``--half C`` says so.
 model; where that is random, its version ``rand`` runs with two EOT draws, each an average already. Of a detector it is a PGD
 that aims past it. Without ``--reference``, the corrected accuracy stands for it.
 
-``--commit`` writes ``records.jsonl`` and ``results.md`` beside this file. ``--report-only`` without ``--read`` and ``--out``
+``--commit`` writes ``records.jsonl`` and ``results.md`` beside this file. What ``notes.md`` says stands above the tables. ``--report-only`` without ``--read`` and ``--out``
 makes the tables of the former again.
 """
 
@@ -199,7 +199,9 @@ def main() -> int:
         arguments.minutes = arguments.minutes or 15
     jobs = nightly(chosen(arguments)) if arguments.nightly else chosen(arguments)
     if arguments.check:
-        records = list(_progress(run_all(check, jobs, arguments.workers), lambda r: check_table([r])[-2]))
+        records = list(
+            _progress(run_all(check, jobs, arguments.workers, arguments.ray), lambda r: check_table([r])[-2])
+        )
         print("\n".join(check_table(records)))
         return 0
     out = arguments.out or Path("results/masking.jsonl")
@@ -208,7 +210,8 @@ def main() -> int:
         known = list(read(paths, None).values())
     else:
         known = _run(arguments, jobs, out)
-    text = report(known)
+    notes = COMMITTED.with_name("notes.md")
+    text = report(known, notes.read_text(encoding="utf-8") if notes.exists() else "")
     print(text)
     if arguments.commit:
         commit(known)

@@ -35,22 +35,11 @@ ART: dict[str, Any] = {
 }
 
 
-class Predicts(nn.Module):
-    """What an estimator predicts, without a gradient."""
-
-    def __init__(self, estimator: PyTorchClassifier) -> None:
-        super().__init__()
-        self.estimator = estimator
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(self.estimator.predict(x.detach().numpy()), np.float32))
-
-
 class Processed(OnPixels):
-    """A network behind one of ART's preprocessors."""
+    """A network behind one of ART's preprocessors, outside autograd."""
 
-    def __init__(self, network: nn.Module, defence: Any) -> None:
-        super().__init__(network, through=True)
+    def __init__(self, network: nn.Module, defence: Any, through: bool = False) -> None:
+        super().__init__(network, through)
         self.defence = defence
 
     def change(self, x: Tensor) -> Tensor:
@@ -83,8 +72,8 @@ def behind(name: str, make: Make, twin: Make | None = None) -> Build:
     def build(site: Site) -> Built:
         network = make(site)
         estimator = _pipeline(network, site, preprocessing_defences=[ART[name]()])
-        honest = Processed(network, ART[name]()) if twin is None else twin(site)
-        return Built(Predicts(estimator), honest, estimator)
+        honest = Processed(network, ART[name](), through=True) if twin is None else twin(site)
+        return Built(Processed(network, ART[name]()), honest, estimator)
 
     return build
 
@@ -96,7 +85,7 @@ def before(make: Make) -> Build:
         network = make(site)
         probabilities = nn.Sequential(network, nn.Softmax(1))
         estimator = _pipeline(probabilities, site, postprocessing_defences=[ReverseSigmoid(beta=0.5, gamma=0.1)])
-        return Built(Predicts(estimator), network, estimator)
+        return Built(network, None, estimator)
 
     return build
 
@@ -108,6 +97,6 @@ def standardized(make: Make, mean: float = 0.3, deviation: float = 0.35) -> Buil
         network = make(site)
         inner = Standardized(network, -mean / deviation, 1 / deviation)  # takes back what ART does
         estimator = _pipeline(inner, site, preprocessing=(mean, deviation))
-        return Built(Predicts(estimator), network, estimator)
+        return Built(network, None, estimator)
 
     return build

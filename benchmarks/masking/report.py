@@ -29,8 +29,11 @@ _ROC = {
 }
 
 
-def report(records: Sequence[Record]) -> str:
-    """The tables, those of each number of images apart."""
+def report(records: Sequence[Record], notes: str = "") -> str:
+    """The tables, those of each number of images apart.
+
+    :param notes: what a person says of them, in Markdown.
+    """
     if not records:
         return "Nothing was measured yet."
     datasets, seeds = sorted({r["dataset"] for r in records}), sorted({r["seed"] for r in records})
@@ -49,6 +52,7 @@ def report(records: Sequence[Record]) -> str:
         "intervals, by families of rows and by trained networks drawn anew. Thresholds are tuned on half A and checked "
         "on B; C is sealed until the end. A family of rows is in one half only.",
         "",
+        *([notes.strip(), ""] if notes.strip() else []),
     ]
     sizes = sorted({r["n"] for r in records}, key=lambda n: (-sum(r["n"] == n for r in records), n))
     for n in sizes:

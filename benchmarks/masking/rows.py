@@ -44,8 +44,8 @@ class Built:
     """A model under test.
 
     :ivar twin: for a planted failure, the same function with an honest gradient, to attack the model through.
-    :ivar estimator: what is diagnosed, where that is more than an estimator around ``model``. ``model`` then answers as it
-        predicts.
+    :ivar estimator: what is diagnosed, where that is more than an estimator around ``model``. ``model`` then gives the same
+        classes.
     """
 
     model: nn.Module

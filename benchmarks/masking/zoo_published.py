@@ -162,7 +162,7 @@ _HONEST = (
     honest("detector-trades", "detector", _detector(trades), "of TRADES", eps=ROBUST, abstain=REJECTED, claim=past_the_threshold),
     # Architectures
     honest("transformer", "transformer", transformer, "attention, layer norm, GELU"),
-    honest("transformer-at", "transformer", lambda s: transformer(s, ROBUST[s.dataset]), "adversarially trained", eps=ROBUST),
+    honest("transformer-noise", "transformer", lambda s: transformer(s, 0.2), "trained with noise"),
     honest("equilibrium", "equilibrium", equilibrium, "a fixed point, with its implicit gradient"),
     honest("equilibrium-at", "equilibrium", lambda s: equilibrium(s, ROBUST[s.dataset]), "adversarially trained", eps=ROBUST),
     honest("equilibrium-unrolled", "equilibrium", lambda s: equilibrium(s, implicit=False), "through its thirty iterations"),

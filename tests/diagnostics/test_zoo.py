@@ -155,7 +155,7 @@ def test_a_row_is_built_and_answers_as_its_twin(name, one_run, site):
         (slope,) = torch.autograd.grad(nn.functional.cross_entropy(built.twin(leaf), y), leaf)
         assert slope.isfinite().all() and slope.any()
     if built.estimator is not None:
-        assert torch.equal(torch.from_numpy(built.estimator.predict(x.numpy())), answers)
+        assert (built.estimator.predict(x.numpy()).argmax(1) == answers.argmax(1).numpy()).all()
 
 
 @pytest.mark.parametrize("name", ["4bit", "x1e4", "rounded", "sign", "detached", "three-steps"])
