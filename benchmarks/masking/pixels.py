@@ -165,7 +165,8 @@ class Thermometer(Wrapped):
 
     The first is always 1, as in ART.
 
-    :param through: with the slope of its soft version as backward pass (Athalye et al. 2018, section 4.1.2).
+    :param through: with the slope of a soft version as backward pass (as Athalye et al. 2018, section 4.1.2), where a level
+        counts within 0.2 of the pixel, so that an eps of that size can be seen.
     """
 
     def __init__(self, network: nn.Module, levels: int, through: bool = False) -> None:
@@ -175,7 +176,7 @@ class Thermometer(Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         above = torch.cat([x + 1, *(x - level / self.levels for level in range(1, self.levels))], dim=1)
         code = (above > 0).float()
-        soft = above.clamp(0, 1)
+        soft = (above / 0.4 + 0.5).clamp(0, 1)
         return self.logits(soft + (code - soft).detach() if self.through else code)
 
 

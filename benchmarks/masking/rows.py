@@ -127,7 +127,7 @@ _MECHANISMS = {
         *("clipped-logits", "rounded-logits", "votes", "purified", "detector-squeezing", "cifar-jpeg"),
     ),
     "bad-gradient": ("sign-steep", "k-winners", "ripples", "wrong-backward", "reverse-sigmoid", "anti-adversary"),
-    "rugged": ("fgsm-at", "squeezed", "thermometer-bpda"),
+    "rugged": ("fgsm-at", "squeezed"),
     "output": ("output", "ensemble-softmax", "art-output"),
     "random": ("one-draw", "noisy", "random-resize", "sq-alone"),
     "art": ("art-jpeg", "art-filters", "art-thermometer", "art-variation"),
