@@ -81,6 +81,8 @@ RULES: Mapping[str, Rule] = {
     "unbounded-attack-fails": Rule(alone="SUSPECT"),
     # Validity
     "failed-cells": Rule(alone="INCONCLUSIVE"),
+    "no-answer": Rule(alone="INVALID"),
+    "changing-answers": Rule(alone="INVALID"),
     "chance-accuracy": Rule(alone="INVALID"),
     "eps-too-large": Rule(alone="INVALID"),
     "batch-dependence": Rule(alone="SUSPECT"),

@@ -232,7 +232,6 @@ VALIDITY: tuple[Indicator, ...] = (
         formula="cells that failed because the model raises on an image in [0, 1], asked again alone, or gives NaN for it",
         shows="Nobody knows whether these images break the model.",
         mitigation="Let the model answer for every image in [0, 1]. If it means to reject some, give it a rejection class.",
-        alone="INVALID",
     ),
     _validity(
         name="changing-answers",
@@ -242,7 +241,6 @@ VALIDITY: tuple[Indicator, ...] = (
         formula="largest change of a logit between two calls for the same clean images with the same draws, one before and "
         "one after an attack, relative to the largest logit; not of a model whose answers differ from call to call",
         mitigation="Make the answer depend on the image alone: no counters, no caches, no learning at test time.",
-        alone="INVALID",
     ),
     _validity(
         name="adapted-model",
