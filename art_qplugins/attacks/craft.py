@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -160,25 +160,18 @@ def craft(
             view = view.with_model(Connected(view.model).eval())
             notes.append("no gradient reaches the pixels, so the attack was given zeros")
         adapter: Adapter = attack.load()
-        parts, places = [], []
-        for seen, labels, rows in _seen(view, estimator.abstain, y):
-            more: dict[str, Tensor] = {} if start is None else {"start": start[rows]}
+
+        def attacked(seen: QuantizedClassifier, x: Tensor, y: Tensor, begin: Tensor | None) -> Tensor:
+            more = {} if begin is None else {"start": begin}
             settings = dict(resolved)
-            parts.append(
-                adapter(
-                    seen,
-                    attack,
-                    x[rows],
-                    labels,
-                    threat=threat,
-                    options=settings,
-                    batch_size=batch_size,
-                    seed=seed,
-                    **more,
-                )
+            return adapter(
+                seen, attack, x, y, threat=threat, options=settings, batch_size=batch_size, seed=seed, **more
             )
-            places.append(rows)
-        x_adv = torch.cat(parts)[torch.cat(places).argsort()] if len(parts) > 1 else parts[0]
+
+        if estimator.abstain is None:
+            x_adv = attacked(view, x, y, start)
+        else:
+            x_adv = _by_label(attacked, view, estimator.abstain, x, y, start)
     if temperature is not None:
         resolved["temperature"] = temperature
     return Crafted(
@@ -193,17 +186,22 @@ def craft(
     )
 
 
-def _seen(
-    view: QuantizedClassifier, abstain: int | None, y: Tensor
-) -> Iterator[tuple[QuantizedClassifier, Tensor, Tensor]]:
-    """What the attack is given: an estimator, the labels of some images there, and the rows of these images."""
-    if abstain is None:
-        yield view, y, torch.arange(len(y), device=y.device)
-        return
+def _by_label(
+    attacked: Callable[[QuantizedClassifier, Tensor, Tensor, Tensor | None], Tensor],
+    view: QuantizedClassifier,
+    abstain: int,
+    x: Tensor,
+    y: Tensor,
+    start: Tensor | None,
+) -> Tensor:
+    """Run an attack on the images of each label in turn, on the view in which a rejection counts as this label."""
+    parts, places = [], []
     for label in y.unique().tolist():
         rows = (y == label).nonzero()[:, 0]
-        merged = RejectionAsLabel(view.model, label, abstain).eval()
-        yield view.with_model(merged, nb_classes=view.nb_classes - 1), y[rows] - int(label > abstain), rows
+        seen = view.with_model(RejectionAsLabel(view.model, label, abstain).eval(), nb_classes=view.nb_classes - 1)
+        parts.append(attacked(seen, x[rows], y[rows] - int(label > abstain), None if start is None else start[rows]))
+        places.append(rows)
+    return torch.cat(parts)[torch.cat(places).argsort()]
 
 
 def _tracked(

@@ -98,7 +98,8 @@ def arts(module):
 
 def from_factory(monkeypatch):
     monkeypatch.setattr(art_qplugins.recipes.factory, "make_module", lambda name: Linear().to(SECOND))
-    monkeypatch.setattr(art_qplugins.recipes.factory, "_try", lambda *_: None)  # a tensor without memory has no values
+    for name in ("adapted", "_try"):  # a tensor without memory has no values
+        monkeypatch.setattr(art_qplugins.recipes.factory, name, lambda estimator, *_: estimator)
     return make_estimator("mine:net", None, load("digits", "test"))
 
 
