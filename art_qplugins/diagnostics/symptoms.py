@@ -65,6 +65,8 @@ def unbounded_attack_fails(records: ModelRecords, threshold: float) -> Measureme
     found = records.at_larger_eps({"artq:apgd-margin"})
     if not found:
         return Measurement.not_run("no attack was run at an unbounded eps.")
+    if records.clean.cell.rejected is not None:
+        return Measurement.does_not_apply("a model that may reject can be robust at any eps, by rejecting.")
     correct = found[0].column("correct")
     correct = correct[~np.isnan(correct)]
     classes = max(2, int(records.clean.column("label").max()) + 1)
