@@ -34,7 +34,7 @@ def find_bypass(effects: Effects, x: Tensor) -> Bypassed | None:
     refused: set[Key] = set()
     for _ in range(_ROUNDS):
         current = Gradients(effects, Crossing(left_out.values(), effects.interleaved, bypass=True))
-        if current.fidelity(effects.order[-1]) >= FAITHFUL:
+        if current.fidelity(effects.answer) >= FAITHFUL:
             break
         lossy = lossy_operations(effects, current, bridged=left_out, refused=refused)
         if not lossy:

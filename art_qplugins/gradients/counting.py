@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.gradients.operations import unseen
+
 __all__ = ["BackwardPasses", "Counter", "counting", "counting_backward_passes", "passes"]
 
 
@@ -31,6 +33,7 @@ def counting(module: nn.Module) -> Iterator[Counter]:
     """Count the forward and backward passes of images through ``module`` within the context."""
     counter = Counter()
 
+    @unseen
     def count(_: nn.Module, __: Any, output: Any) -> None:
         if isinstance(output, Tensor):
             counter.forward += passes(module, requires_grad=output.requires_grad) * len(output)

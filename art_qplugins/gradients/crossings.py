@@ -49,7 +49,7 @@ class _Search:
 
     def __init__(self, effects: Effects, x: Tensor) -> None:
         self.effects, self.x = effects, x
-        self.logits = effects.order[-1]
+        self.logits = effects.answer
         self.bridges: Bridges = {}
         self.refused: set[Key] = set()
         self.passes = self.fits = 0
@@ -95,10 +95,11 @@ class _Search:
             for key, bridge in bridges.items():
                 gain = tried.fidelity(key) - current.fidelity(key)
                 if gain >= gains[key]:
-                    best[key], gains[key] = bridge, gain
-            if tried.fidelity(self.logits) >= top:
-                chosen, top = bridges, tried.fidelity(self.logits)
-            if top >= FAITHFUL:
+                    best[key], gains[key] = bridge, gain + _IDLE  # the first of two that are as good is the simpler one
+            reached = tried.fidelity(self.logits)
+            if reached >= top:
+                chosen, top = bridges, reached + _IDLE
+            if reached >= FAITHFUL:
                 break
         accepted = self.attempt({**self.bridges, **chosen}) if chosen else None
         self.refused |= {key for key in lossy if accepted is None or key not in chosen}

@@ -30,7 +30,7 @@ def lossy_operations(
     :param bridged: operations that are not asked again.
     :param refused: operations that no bridge helps. They count as part of the operations behind them.
     """
-    logits = effects.order[-1]
+    logits = effects.answer
     found, seen, stack = [], {logits}, [logits]
     while stack:
         key = stack.pop()

@@ -11,11 +11,12 @@ loop over images, integers, and a way through NumPy.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["PIXELS", "Key", "Operations", "Visit"]
+__all__ = ["PIXELS", "Key", "Operations", "Visit", "unseen"]
+
+P = ParamSpec("P")
 
 
 class Key(NamedTuple):
@@ -84,6 +87,17 @@ class Operations(TorchFunctionMode):
         self._latest: frozenset[Key] = frozenset()
         self._thread, self._inside = threading.get_ident(), False
         self._stack = contextlib.ExitStack()
+
+    def key(self, tensor: Tensor) -> Key:
+        """The operation that a tensor is the result of.
+
+        :raises ValueError: where it was not reported.
+        """
+        seen: _Seen | None = self._seen.get(tensor)
+        if seen is None or len(seen.after) != 1 or not self._is_reported(tensor):
+            raise ValueError("no operation that was seen returns this tensor")
+        (key,) = seen.after
+        return key
 
     # --- What is watched
 
@@ -224,6 +238,17 @@ def _tensors(values: Any) -> list[Tensor]:
 
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
+
+
+def unseen(look: Callable[P, None]) -> Callable[P, None]:
+    """A hook that only looks. Its own operations are none of the network's."""
+
+    @functools.wraps(look)
+    def hook(*args: P.args, **kwargs: P.kwargs) -> None:
+        with torch._C.DisableTorchFunction():
+            look(*args, **kwargs)
+
+    return hook
 
 
 @contextlib.contextmanager

@@ -79,7 +79,7 @@ def before_saturation(module: nn.Module, x: Tensor, *, radius: float, seed: int 
     :param seed: fixes steps and draws.
     """
     effects = Effects(module, x, radius=radius, seed=seed)
-    logits = effects.order[-1]
+    logits = effects.answer
     upstream = _upstream(effects, logits)
     keys = [key for key in effects.order if key in upstream and key.shape == logits.shape]
     loops = [tuple(key for key in keys if key[:4] == alike) for alike in dict.fromkeys(key[:4] for key in keys)]

@@ -39,16 +39,13 @@ def half_side(threat: Threat, x: Tensor) -> float:
 
 def pass_through(
     module: nn.Module, x: Tensor, visit: Visit, *, seed: int, with_gradient: bool = False
-) -> tuple[Tensor, bool]:
-    """The logits of one call that ``visit`` sees, and whether the module switches gradients off on the way.
-
-    Draws are those of ``seed`` in every call.
-    """
+) -> tuple[Tensor, Operations]:
+    """The logits of one call that ``visit`` sees, and what was watched. Draws are those of ``seed`` in every call."""
     drawn = derive_seed(seed, "trace")
     operations = Operations(module, len(x), visit, with_gradient=with_gradient)
     with isolated(module, drawn), draws_from(module, drawn), operations:
         logits: Tensor = module(x)
-    return logits, operations.without_gradient
+    return logits, operations
 
 
 class Effects:
@@ -58,7 +55,8 @@ class Effects:
     :param radius: half the side of the cube that an attack searches. Steps are corners of the cube and of one with a quarter
         of its side, clipped to [0, 1].
 
-    :ivar order: the operations in the order of the pass. The first is the pixels, the last are the logits.
+    :ivar order: the operations in the order of the pass. The first is the pixels.
+    :ivar answer: the operation that returns the logits.
     :ivar after: the last reported operations before each.
     :ivar interleaved: operations that put the copies of an image beside each other; others put batches one after another.
     """
@@ -70,16 +68,17 @@ class Effects:
         lengths = torch.tensor([radius / 4, radius], device=x.device).view(2, 1, 1, 1, 1, 1)
         self.points = (self.x + lengths * signs.sign()).clamp(0, 1)
         self.after: dict[Key, frozenset[Key]] = {}
-        self.logits = self._watched(self.x, self._first)
-        self.order = list(self.after)
+        with torch.no_grad():
+            logits, operations = pass_through(module, self.x, self._first, seed=seed)
+        self.order, self.answer = list(self.after), operations.key(logits)
         self.interleaved: set[Key] = set()
-        self._weights: dict[Key, Tensor] = {self.order[-1]: _margin(self.logits)}
+        self._weights: dict[Key, Tensor] = {self.answer: _margin(logits)}
         if any(key.copies > 1 for key in self.order):
             self._watched(torch.cat([self.points[1, 0, :1], self.x[1:]]), self._arranged)
 
-    def _watched(self, x: Tensor, visit: Visit) -> Tensor:
+    def _watched(self, x: Tensor, visit: Visit) -> None:
         with torch.no_grad():
-            return pass_through(self.module, x, visit, seed=self.seed)[0]
+            pass_through(self.module, x, visit, seed=self.seed)
 
     def _first(self, key: Key, tensor: Tensor, after: frozenset[Key]) -> None:
         self.after[key] = after
@@ -165,9 +164,10 @@ class Gradients:
             return instead
 
         with torch.enable_grad():
-            _, self.without_gradient = pass_through(
+            _, operations = pass_through(
                 effects.module, self._pixels.clone(), watch, seed=effects.seed, with_gradient=with_gradient
             )
+        self.without_gradient = operations.without_gradient
 
     def _result(self, key: Key) -> Tensor:
         """The result with its graph. What was changed in place since is a clone from before."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from art_qplugins.geometry import TOLERANCE, distances
 from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.operations import unseen
 from art_qplugins.quantizers.stochastic import is_stochastic
 from art_qplugins.threat import Threat
 
@@ -172,6 +173,7 @@ def tracking(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, abstain
     """
     path = Path(x, y, threat, one_draw=is_stochastic(module), abstain=abstain)
 
+    @unseen
     def look(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         points = inputs[0] if inputs else None
         if (

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.gradients.operations import unseen
+
 __all__ = ["Visits", "watching"]
 
 
@@ -66,6 +68,7 @@ def watching(module: nn.Module, x: Tensor) -> Iterator[Visits]:
     """
     visits = Visits(x)
 
+    @unseen
     def look(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         if inputs and isinstance(inputs[0], Tensor):
             visits.see(inputs[0])
