@@ -69,15 +69,16 @@ class _Search:
         return self.needed(current.fidelity(self.logits))
 
     def attempt(self, bridges: Bridges) -> Gradients | None:
-        """A pass with these bridges; ``None`` where the network raises, as it may where it differentiates within its forward."""
+        """Both passes with these bridges; ``None`` where one raises, as where a network differentiates within its forward."""
         self.passes += 1
         switched_on = any(bridge.how == "gradient" for bridge in bridges.values())
         try:
-            return Gradients(
-                self.effects, Crossing(bridges.values(), self.effects.interleaved), with_gradient=switched_on
-            )
+            visit = Crossing(bridges.values(), self.effects.interleaved)
+            found = Gradients(self.effects, visit, with_gradient=switched_on)
+            found.fidelity(self.logits)
         except Exception:
             return None
+        return found
 
     def round(self, current: Gradients, lossy: list[Key]) -> Gradients:
         """Try the kinds of bridges in turn at all of these operations. Accept the kind that serves the logits best.

@@ -83,6 +83,8 @@ def _first_layer(module: nn.Module, x: Tensor, seed: int) -> str | None:
     called: list[str] = []
     hooks = []
     for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):  # it takes no hooks
+            continue
         if path and any(p is not None and p.dim() > 1 for p in part._parameters.values()):
 
             def see(_: nn.Module, args: Any, path: str = path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 
 import torch
@@ -37,13 +37,19 @@ def half_side(threat: Threat, x: Tensor) -> float:
     return float(threat.eps / x[0].numel() ** (1 / ORDERS[threat.norm]))
 
 
+@contextlib.contextmanager
+def _same_draws(module: nn.Module, seed: int) -> Iterator[None]:
+    drawn = derive_seed(seed, "trace")
+    with isolated(module, drawn), draws_from(module, drawn):
+        yield
+
+
 def pass_through(
     module: nn.Module, x: Tensor, visit: Visit, *, seed: int, with_gradient: bool = False
 ) -> tuple[Tensor, Operations]:
     """The logits of one call that ``visit`` sees, and what was watched. Draws are those of ``seed`` in every call."""
-    drawn = derive_seed(seed, "trace")
     operations = Operations(module, len(x), visit, with_gradient=with_gradient)
-    with isolated(module, drawn), draws_from(module, drawn), operations:
+    with _same_draws(module, seed), operations:
         logits: Tensor = module(x)
     return logits, operations
 
@@ -208,7 +214,10 @@ class Gradients:
         tensor = self._result(key)
         if not tensor.requires_grad or not to:
             return (None,) * len(to)
-        with contextlib.suppress(NotImplementedError):
+        # A backward pass that raises gives nothing. At the logits it says that the view cannot be used.
+        raised = NotImplementedError if key == self._effects.answer else RuntimeError
+        # Checkpoints call parts of the module again, with the same draws.
+        with contextlib.suppress(raised), _same_draws(self._effects.module, self._effects.seed):
             return torch.autograd.grad(
                 (tensor * self._effects.weights(key, tensor)).sum(), to, retain_graph=True, allow_unused=True
             )
