@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.gradients.operations import PIXELS, Key, Operations
-from art_qplugins.gradients.trace import per_image
+from art_qplugins.gradients.trace import Effects, per_image
 
-__all__ = ["Bridge", "Bridged", "Bypassed", "Crossing", "Path", "instead_of", "straight_path"]
+__all__ = ["Bridge", "Bridged", "Bypassed", "Crossing", "Layout", "Path", "instead_of", "layout_of", "straight_path"]
 
 How = Literal["gradient", "identity", "surrogate"]
-#: From sources (N, copies, *shape) to a result (N, copies, *shape).
-Path: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
+#: From sources (N, copies, *shape), and the number of copies of the result, to a result (N, copies, *shape).
+Path: TypeAlias = Callable[[Sequence[Tensor], int], Tensor]
+Kind: TypeAlias = tuple[str, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,69 +65,95 @@ def instead_of(value: Tensor, path: Tensor) -> Tensor:
     return result
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What the trace knows of the rows of results.
+
+    :param traced: the operations of the trace.
+    :param interleaved: those that put the copies of an image beside each other; others put batches one after another.
+    """
+
+    traced: frozenset[Key]
+    interleaved: frozenset[Key]
+
+
+def layout_of(effects: Effects) -> Layout:
+    return Layout(frozenset(effects.order), frozenset(effects.interleaved))
+
+
 class Crossing:
     """The visit of one forward pass that puts the bridges in.
 
-    :param interleaved: operations that put the copies of an image beside each other.
+    A network may take its copies in chunks that depend on the size of the batch. So an operation that was not traced, with other
+    copies or a higher ordinal, gets the bridge of its kind: the same layer, name and shape.
+
     :param bypass: go over the bridges in the forward pass too, which changes values.
     """
 
-    def __init__(self, bridges: Iterable[Bridge], interleaved: Iterable[Key] = (), *, bypass: bool = False) -> None:
-        self._bypass = bypass
+    def __init__(self, bridges: Iterable[Bridge], layout: Layout, *, bypass: bool = False) -> None:
+        self._bypass, self._layout = bypass, layout
         self._bridges = {bridge.key: bridge for bridge in bridges if bridge.path is not None}
-        self._sources = {key for bridge in self._bridges.values() for key in bridge.sources}
-        self._interleaved = set(interleaved)
-        self._held: dict[Key, Tensor] = {}
+        self._kinds = {_kind(key): bridge for key, bridge in self._bridges.items()}
+        self._interleaved = {_kind(key) for key in layout.interleaved}
+        self._sources = {_kind(key) for bridge in self._bridges.values() for key in bridge.sources}
+        self._held: dict[Key | Kind, Tensor] = {}  # by operation, and the latest of each kind
 
     def __call__(self, key: Key, tensor: Tensor, _: frozenset[Key]) -> Tensor | None:
-        bridge, instead = self._bridges.get(key), None
-        if bridge is not None and bridge.path is not None and self._held.keys() >= {*bridge.sources}:
-            path = bridge.path([self._held[source] for source in bridge.sources])
-            if key not in self._interleaved:
-                path = path.transpose(0, 1)
-            path = path.flatten(0, 1)
-            instead = path if self._bypass else instead_of(tensor, path)
-        if key in self._sources:
-            held = tensor.clone() if instead is None else instead
-            self._held[key] = per_image(held, key, interleaved=key in self._interleaved)
+        kind, instead = _kind(key), None
+        known = key in self._layout.traced
+        bridge = self._bridges.get(key) if known else self._kinds.get(kind)
+        if bridge is not None and bridge.path is not None:
+            sources = [self._held.get(source if known else _kind(source)) for source in bridge.sources]
+            held = [source for source in sources if source is not None]
+            if len(held) == len(sources):
+                path = bridge.path(held, key.copies)
+                path = (path if kind in self._interleaved else path.transpose(0, 1)).flatten(0, 1)
+                instead = path if self._bypass else instead_of(tensor, path)
+        if kind in self._sources:
+            taken = tensor.clone() if instead is None else instead
+            self._held[key] = self._held[kind] = per_image(taken, key, interleaved=kind in self._interleaved)
         return instead
 
 
-def straight_path(slope: float, key: Key) -> Path:
+def _kind(key: Key) -> Kind:
+    return key.layer, key.op, key.shape
+
+
+def straight_path(slope: float, shape: tuple[int, ...]) -> Path:
     """The identity times ``slope``. Several sources are added up, and copies are averaged where the result has fewer."""
 
-    def path(sources: Sequence[Tensor]) -> Tensor:
-        total = _in_shape(sources[0], key)
+    def path(sources: Sequence[Tensor], copies: int) -> Tensor:
+        total = _in_shape(sources[0], copies, shape)
         for source in sources[1:]:
-            total = total + _in_shape(source, key)
+            total = total + _in_shape(source, copies, shape)
         return total * slope
 
     return path
 
 
-def _in_shape(source: Tensor, key: Key) -> Tensor:
-    if source.shape[1] != key.copies:
-        source = source.mean(1, keepdim=True).expand(-1, key.copies, *source.shape[2:])
-    return source.reshape(len(source), key.copies, *key.shape)
+def _in_shape(source: Tensor, copies: int, shape: tuple[int, ...]) -> Tensor:
+    if source.shape[1] != copies:
+        source = source.mean(1, keepdim=True).expand(-1, copies, *source.shape[2:])
+    return source.reshape(len(source), copies, *shape)
 
 
 class Bridged(nn.Module):
     """The answers of ``network``, bit for bit, with a backward pass over ``bridges``. Without gradients it is the network.
 
-    :param interleaved: operations that put the copies of an image beside each other.
+    :param layout: of the trace in which the bridges were found.
     """
 
-    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], interleaved: Iterable[Key] = ()) -> None:
+    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], layout: Layout) -> None:
         super().__init__()
         self.network = network
-        self.bridges, self._interleaved = tuple(bridges), frozenset(interleaved)
+        self.bridges, self._layout = tuple(bridges), layout
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and x.requires_grad):
             answer: Tensor = self.network(x)
             return answer
         switched_on = any(bridge.how == "gradient" for bridge in self.bridges)
-        visit = Crossing(self.bridges, self._interleaved)
+        visit = Crossing(self.bridges, self._layout)
         with Operations(self.network, len(x), visit, with_gradient=switched_on):
             logits: Tensor = self.network(x.clone())
         return logits
@@ -156,14 +183,14 @@ class Bypassed(nn.Module):
     :ivar answer: the logits (N, K) of ``network`` in the last call, without gradient.
     """
 
-    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], interleaved: Iterable[Key] = ()) -> None:
+    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], layout: Layout) -> None:
         super().__init__()
         self.network = network
-        self.bridges, self._interleaved = tuple(bridges), frozenset(interleaved)
+        self.bridges, self._layout = tuple(bridges), layout
         self.answer: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        with Operations(self.network, len(x), Crossing(self.bridges, self._interleaved, bypass=True)):
+        with Operations(self.network, len(x), Crossing(self.bridges, self._layout, bypass=True)):
             logits: Tensor = self.network(x.clone())
         with torch.no_grad():
             self.answer = self.network(x)

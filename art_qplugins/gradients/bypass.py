@@ -11,7 +11,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from art_qplugins.gradients.bridges import Bridge, Bypassed, Crossing, straight_path
+from art_qplugins.gradients.bridges import Bridge, Bypassed, Crossing, layout_of, straight_path
 from art_qplugins.gradients.lost import FAITHFUL, lossy_operations, nearest_alike
 from art_qplugins.gradients.operations import Key
 from art_qplugins.gradients.trace import Effects, Gradients, pass_through
@@ -33,7 +33,7 @@ def find_bypass(effects: Effects, x: Tensor) -> Bypassed | None:
     left_out: dict[Key, Bridge] = {}
     refused: set[Key] = set()
     for _ in range(_ROUNDS):
-        current = Gradients(effects, Crossing(left_out.values(), effects.interleaved, bypass=True))
+        current = Gradients(effects, Crossing(left_out.values(), layout_of(effects), bypass=True))
         if current.fidelity(effects.answer) >= FAITHFUL:
             break
         lossy = lossy_operations(effects, current, bridged=left_out, refused=refused)
@@ -47,7 +47,7 @@ def find_bypass(effects: Effects, x: Tensor) -> Bypassed | None:
                 best, top = offered, agreement
         left_out |= best
         refused |= {key for key in lossy if key not in best}
-    return Bypassed(effects.module, [*left_out.values()], effects.interleaved) if left_out else None
+    return Bypassed(effects.module, [*left_out.values()], layout_of(effects)) if left_out else None
 
 
 def _straight(effects: Effects, current: Gradients, key: Key, index: int, refused: set[Key]) -> Bridge | None:
@@ -55,7 +55,7 @@ def _straight(effects: Effects, current: Gradients, key: Key, index: int, refuse
     levels = nearest_alike(effects, current, key, refused=refused)
     sources = (k for level in levels for k in level if k.copies == key.copies)
     source = next(itertools.islice(sources, index, None), None)
-    return source and Bridge(key=key, how="identity", sources=(source,), path=straight_path(1.0, key))
+    return source and Bridge(key=key, how="identity", sources=(source,), path=straight_path(1.0, key.shape))
 
 
 def _agreement(effects: Effects, x: Tensor, classes: Tensor, bridges: dict[Key, Bridge]) -> float:
@@ -66,6 +66,6 @@ def _agreement(effects: Effects, x: Tensor, classes: Tensor, bridges: dict[Key, 
 
 
 def _classes(effects: Effects, x: Tensor, bridges: dict[Key, Bridge]) -> Tensor:
-    crossing = Crossing(bridges.values(), effects.interleaved, bypass=True)
+    crossing = Crossing(bridges.values(), layout_of(effects), bypass=True)
     with torch.no_grad():
         return pass_through(effects.module, x, crossing, seed=effects.seed)[0].argmax(1)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from art_qplugins.gradients.bridges import Bridge, Bridged, Crossing
+from art_qplugins.gradients.bridges import Bridge, Bridged, Crossing, layout_of
 from art_qplugins.gradients.learned import receptive_fields
 from art_qplugins.gradients.lost import FAITHFUL, KNOWN, lossy_operations, nearest_alike, nearest_known
 from art_qplugins.gradients.operations import Key
@@ -37,7 +37,7 @@ def find_bridges(effects: Effects, x: Tensor) -> Bridged | None:
     :param x: (N, C, H, W) in [0, 1]; 61 images are used to fit bridges.
     """
     bridges = _Search(effects, x.detach()).run()
-    return Bridged(effects.module, bridges, effects.interleaved) if bridges else None
+    return Bridged(effects.module, bridges, layout_of(effects)) if bridges else None
 
 
 class _Search:
@@ -73,7 +73,7 @@ class _Search:
         self.passes += 1
         switched_on = any(bridge.how == "gradient" for bridge in bridges.values())
         try:
-            visit = Crossing(bridges.values(), self.effects.interleaved)
+            visit = Crossing(bridges.values(), layout_of(self.effects))
             found = Gradients(self.effects, visit, with_gradient=switched_on)
             found.fidelity(self.logits)
         except Exception:

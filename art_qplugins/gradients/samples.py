@@ -28,7 +28,7 @@ class Samples:
 
     def __init__(self, effects: Effects, x: Tensor, key: Key, sources: Sequence[Key]) -> None:
         self._effects, self._key, self._sources = effects, key, sources
-        x = x[:_IMAGES]
+        x = x[:_IMAGES] if self._has_all(x[:_IMAGES]) else effects.x  # chunks may depend on the size of the batch
         generator = torch.Generator().manual_seed(derive_seed(effects.seed, "trace/samples"))
         noise = (torch.rand((_POINTS, *x.shape), generator=generator).to(x) * 2 - 1) * effects.radius
         images = self._values(x)
@@ -46,14 +46,18 @@ class Samples:
             pass_through(self._effects.module, x, visit, seed=self._effects.seed)
         return found
 
+    def _has_all(self, x: Tensor) -> bool:
+        return self._values(x).keys() >= {self._key, *self._sources}
+
     def line(self) -> Path | None:
         """The identity times the slope of least squares; ``None`` where no source changes."""
-        path = straight_path(1.0, self._key)
-        start, end = (path([self._pairs[s][i] for s in self._sources]).double() for i in (0, 1))
-        before, after = self._pairs[self._key]
+        key = self._key
+        path = straight_path(1.0, key.shape)
+        start, end = (path([self._pairs[s][i] for s in self._sources], key.copies).double() for i in (0, 1))
+        before, after = self._pairs[key]
         square = float((end - start).square().sum())
         slope = float(((end - start) * (after - before)).sum()) / square if square > 0 else math.nan
-        return straight_path(slope, self._key) if math.isfinite(slope) else None
+        return straight_path(slope, key.shape) if math.isfinite(slope) else None
 
     def learned(self, field: int) -> Path:
         """A learned surrogate. Where copies match it is one of single rows, else of the mean over copies.
@@ -70,8 +74,8 @@ class Samples:
         seed = derive_seed(self._effects.seed, f"surrogate/{key}")
         surrogate = fit(pairs, (flat(self._pairs[key][0]), flat(self._pairs[key][1])), field=field, seed=seed)
 
-        def path(sources: Sequence[Tensor]) -> Tensor:
+        def path(sources: Sequence[Tensor], copies: int) -> Tensor:
             found: Tensor = surrogate(*map(flat, sources))
-            return found.unflatten(0, (-1, key.copies)) if by_row else found[:, None].expand(-1, key.copies, *key.shape)
+            return found.unflatten(0, (-1, copies)) if by_row else found[:, None].expand(-1, copies, *key.shape)
 
         return path

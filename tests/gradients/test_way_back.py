@@ -18,6 +18,7 @@ from art_qplugins.gradients.first_layer import at_first_layer
 from art_qplugins.gradients.trajectory import tracking
 from art_qplugins.gradients.visits import watching
 from art_qplugins.gradients.way_back import twin_and_way_back, way_back
+from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.protocol import activation_quantizers
 from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from
 from art_qplugins.threat import Threat
@@ -373,3 +374,13 @@ def test_a_hook_on_the_network_is_a_part_of_it():
     model.register_forward_hook(lambda module, args, output: output.detach())
     view = way_back(model, x, radius=RADIUS)
     assert cosine(view, linear(), x) > 0.99
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_an_ensemble_whose_chunks_depend_on_the_batch_is_bridged_in_every_batch(chunk):
+    torch.manual_seed(8)
+    layers = nn.Flatten(), nn.Linear(64, 32), OddlyStochastic(4, clip=1.0, low=-1.0), nn.Linear(32, 5)
+    model, x = StochasticEnsemble(nn.Sequential(*layers), 8, rule="mean-logits", eot_chunk=chunk).eval(), pictures(120)
+    honest, view = nn.Sequential(layers[0], layers[1], layers[3]), way_back(model, x, radius=RADIUS)
+    for n in (1, 5, 17, 100, 120):
+        assert cosine(view, honest, x[:n]) > 0.9
