@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.attacks.adaptive.at_test_time import views_at_test_time
 from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.gradients.fidelity import fidelity
@@ -49,6 +50,8 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
     * ``bypassed``: a twin that leaves out the operations that lose the gradient, where it gives the same classes. Its outputs
       are its own;
     * ``clipped-sign``: straight-through at PyTorch's own step functions, the clip for sign;
+    * ``unrolled``: through steps that the network takes without a gradient;
+    * ``inner``: the gradient of a network inside it that it asks several times, or about other pixels;
     * ``smoothed``: the mean gradient around each image.
     """
     module = run.module
@@ -66,6 +69,8 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
         kinds["bypassed"] = _unchanged(bypassed)
     if _takes_signs(module, run.x, run.seed):
         kinds["clipped-sign"] = _unchanged(StraightThroughSteps(module))
+    views = views_at_test_time(module, run.x, batch_size=run.batch_size, seed=run.seed)
+    kinds |= {kind: _unchanged(view) for kind, view in views.items()}
     kinds["smoothed"] = _unchanged(Smoothed(module, run.pixel_step(), seed=run.seed))
     return kinds
 
