@@ -121,3 +121,15 @@ def test_a_loop_at_test_time_is_broken_as_the_network_within_it(kind):
         left[name] = float((margin(network, crafted.x_adv, y) > 0)[can].float().mean())
     assert int(can.sum()) > 20 and left["artq:apgd-margin"] > 0.6
     assert left["artq:surrogates"] < 0.45
+
+
+def test_targeted_passes_follow_a_gradient_even_where_none_is_faithful():
+    """A vote does not change in small steps, so no gradient predicts it; that of the copies leads across all the same."""
+    model, x, y = linear(10)
+    vote = Vote(model).eval()
+    can, left = worst_margin(model, x, y, THREAT) < -0.3, {}
+    for targets in (0, 9):
+        crafted = craft(estimator(vote, 10), "artq:surrogates", x, y, threat=THREAT, options={"targets": targets})
+        left[targets] = int((margin(vote, crafted.x_adv, y) > 0)[can].sum())
+    assert left[9] < left[0]
+    assert left[9] <= 0.1 * int(can.sum())

@@ -57,7 +57,7 @@ def test_it_asks_no_more_than_its_row_says(noisy):
     for norm in ("Linf", "L2"):
         crafted = craft(estimator(hidden, 10), "artq:substitute", x, y, threat=Threat(norm, 1e-3), options={"steps": 5})
         judged = 16 if noisy else 1
-        asked = 300 + 1000 // judged * judged + (6 + 10) * judged
+        asked = 300 + 2500 // judged * judged + (6 + 10) * judged
         assert crafted.forward_samples / len(x) == pytest.approx(asked, abs=2)
 
 

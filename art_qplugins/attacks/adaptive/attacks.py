@@ -29,7 +29,7 @@ from art_qplugins.attacks.adaptive.objectives import (
     targeted_loss,
     watched,
 )
-from art_qplugins.attacks.adaptive.repaired_gradients import by_fidelity, current_kind, repaired_gradients
+from art_qplugins.attacks.adaptive.repaired_gradients import View, by_fidelity, current_kind, repaired_gradients
 from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.scalings import SCALINGS
 from art_qplugins.attacks.adaptive.substitute import attack_substitute
@@ -100,7 +100,10 @@ def _surrogates(run: AttackRun, options: Options) -> None:
             known = f"{did_you_mean(str(kind), offered)}; here apply {', '.join(offered)}"
             raise InputError(f"{run.name}: kinds has {kind!r}, which does not apply{known}")
     start, targets = run.starts("surrogates"), options["targets"]
-    order = [str(kind) for kind in wanted] or by_fidelity(run, offered)
+    # A gradient that misleads is at least a gradient: a pass needs one, and the targeted passes take the first kind.
+    order = [str(kind) for kind in wanted] or sorted(
+        by_fidelity(run, offered), key=lambda kind: _dead(run, offered[kind])
+    )
     for name in order:
         with offered[name]() as view:
             draws = needed_draws(run, view) if run.random else 1
@@ -109,6 +112,12 @@ def _surrogates(run: AttackRun, options: Options) -> None:
     if targets:
         with offered[order[0]]() as view:
             _aim(run, view, targets, needed_draws(run, view) if run.random else 1)
+
+
+def _dead(run: AttackRun, context: View) -> bool:
+    """Whether no image of a sample has a gradient in a view."""
+    with context() as view:
+        return not bool(evaluate(view, run.x[:_SAMPLE], lambda logits: logit_margin(logits, run.y[:_SAMPLE]))[2].any())
 
 
 def _unsaturated(run: AttackRun, options: Options) -> None:

@@ -69,11 +69,11 @@ ROWS: list[Attack] = [
             "points": Option(50, count(10_000)),
             "steps": Option(200, count(100_000)),
             "targets": Option(9, count(10_000)),
-            "n_queries": 1000,
+            "n_queries": 2500,
         },
         needs="scores",
         takes_start=True,
-        cost=(0, 1319),
+        cost=(0, 2819),
     ),
     _own(
         "rescaled",
