@@ -30,6 +30,7 @@ from art.preprocessing.standardisation_mean_std.numpy import StandardisationMean
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
+from art_qplugins.errors import InputError
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.estimators.twins import TWINS
 from art_qplugins.quantizers.functional import straight_through
@@ -72,7 +73,16 @@ class Deployed(nn.Module):
 
 
 def deployed(estimator: PyTorchClassifier) -> QuantizedClassifier:
-    """The estimator whose module does all that ``predict`` does; ``estimator`` itself where its module does already."""
+    """The estimator whose module does all that ``predict`` does; ``estimator`` itself where its module does already.
+
+    :raises InputError: where its class has a ``predict`` of its own, which no module here repeats.
+    """
+    own = next((c for c in type(estimator).__mro__ if "predict" in vars(c)), PyTorchClassifier)
+    if own not in (PyTorchClassifier, QuantizedClassifier):
+        raise InputError(
+            f"estimators: {own.__name__} has a predict of its own, which attacks would not see; put what it does into the "
+            "module, and wrap that in a PyTorchClassifier"
+        )
     before = [p for p in estimator.preprocessing_operations if p.apply_predict and not _is_identity(p)]
     after = [p for p in estimator.postprocessing_defences or () if p.apply_predict]
     around = bool(estimator.preprocessing_operations or estimator.postprocessing_defences)

@@ -20,7 +20,6 @@ from torch import nn
 from art_qplugins.attacks.craft import craft
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import Deployed, QuantizedClassifier, deployed
-from art_qplugins.estimators.precision import in_float64
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.gradients.counting import passes
 from art_qplugins.guard import isolated
@@ -204,7 +203,7 @@ def test_a_median_in_pytorch_is_differentiated_through():
 
 def test_the_gradient_through_a_median_is_that_of_a_small_step():
     """Where no two pixels are equal, a step that changes no order."""
-    whole = in_float64(deployed(classifier(preprocessing_defences=PREPROCESSORS["smoothing"])).model)
+    whole = copy.deepcopy(deployed(classifier(preprocessing_defences=PREPROCESSORS["smoothing"])).model).double()
     x = torch.randperm(64).double().view(1, *SHAPE) / 64
     (found,) = torch.autograd.grad(whole(leaf := x.clone().requires_grad_())[0, 0], leaf)
     step = 1e-3 * torch.eye(64, dtype=torch.float64).view(64, *SHAPE)
@@ -310,3 +309,14 @@ def test_every_library_attacks_the_whole_of_it(attack):
 def test_the_input_shape_may_be_that_of_the_network_behind():
     module = Deployed(linear(320), [PREPROCESSORS["thermometer"]], [])
     assert module.takes(SHAPE) and not module.takes((5, 8, 8))
+
+
+def test_an_estimator_that_predicts_otherwise_than_its_module_is_refused_in_one_line():
+    class Smoothing(PyTorchClassifier):
+        def predict(self, x, **kwargs):
+            return super().predict(x, **kwargs).round()
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    estimator = Smoothing(network, nn.CrossEntropyLoss(), (1, 2, 2), 3, clip_values=(0, 1))
+    with pytest.raises(InputError, match="Smoothing has a predict of its own"):
+        deployed(estimator)
