@@ -138,7 +138,10 @@ def craft(
     attack.require()
     if start is not None and not attack.takes_start:
         raise InputError(f"{attack.name} takes no start; leave start out, or use artq:apgd-margin")
-    model = estimator.model
+    model, blind = estimator.model, False
+    if attack.knowledge == "white-box" and attack.gradient != "repaired":
+        with as_current(estimator.device), isolated(model, seed), draws_from(model, seed):
+            blind = not reaches_pixels(model, x[:1])
     with (
         as_current(estimator.device),
         isolated(model, seed),
@@ -156,7 +159,7 @@ def craft(
                     "leave gap out, or give temperature"
                 )
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
-        if attack.knowledge == "white-box" and attack.gradient != "repaired" and not reaches_pixels(model, x[:1]):
+        if blind:
             view = view.with_model(Connected(view.model).eval())
             notes.append("no gradient reaches the pixels, so the attack was given zeros")
         adapter: Adapter = attack.load()

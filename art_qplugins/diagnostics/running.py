@@ -18,12 +18,14 @@ from art_qplugins.evaluation.cost import Cost, expected_cost
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Step
 
-__all__ = ["run_steps"]
+__all__ = ["QUERIES", "run_steps"]
 
 _Run = Callable[[CellSpec], Outcome]
 #: Told before each step: the step, and the gradients and forward passes per image that it may take.
 _Announce = Callable[[DiagnosisStep, float, float], None]
 
+#: Forward passes per image that a diagnosis may spend by default.
+QUERIES = 20_000.0
 #: A search with fewer queries finds nothing.
 _FEWEST = 100
 
@@ -37,7 +39,7 @@ def run_steps(
     others: Iterable[str] = (),
     level: int | None = None,
     budget: float | None = None,
-    queries: float | None = None,
+    queries: float = QUERIES,
     passes: int = 1,
     announce: _Announce = lambda step, gradients, queries: None,
 ) -> tuple[list[Outcome], list[Step]]:
@@ -56,7 +58,7 @@ def run_steps(
     """
     known, records, spent, top = list(outcomes), [], Cost(0, 0), 2 if level is None else level
     names = tuple(others)
-    limits = Cost(math.inf if budget is None else budget, math.inf if queries is None else queries)
+    limits = Cost(math.inf if budget is None else budget, queries)
     for step in STEPS:
         if step.level == 3 and level is None and top == 2 and verdict_of(known, claimed) in ("MASKED", "SUSPECT"):
             top = 3

@@ -37,7 +37,15 @@ _ARGUMENTS: dict[str, Domain] = {
 
 
 def fidelity(
-    module: nn.Module, x: Tensor, y: Tensor, *, step: float, directions: int = 20, seed: int = 0, calls: int = 1
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    step: float,
+    directions: int = 20,
+    seed: int = 0,
+    calls: int = 1,
+    network: nn.Module | None = None,
 ) -> Tensor:
     """Per image, the fidelity of the gradient g of the logit margin m, in [-1, 1]; (N,) float64.
 
@@ -50,11 +58,12 @@ def fidelity(
     :param directions: number of directions, at least 2.
     :param seed: fixes the directions, and the draws of a random module, which are the same at every point.
     :param calls: number of calls of a random module to average, as an attack that averages over draws does.
+    :param network: whose real changes count, if not those of ``module``: what the gradient of a twin says about it.
     :raises InputError: where ``step`` or ``directions`` is out of range.
     """
     check_all(locals(), _ARGUMENTS)
     moves = sign_moves(x, step, directions, seed)
-    m = margins(module, x, y, moves, seed=seed, calls=calls)
+    m = margins(network or module, x, y, moves, seed=seed, calls=calls)
     return _agreement(module, x, y, moves, m, seed, calls)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from art_qplugins import diagnostics
+from art_qplugins.diagnostics.running import QUERIES
 from art_qplugins.evaluation.outcome import Outcome, legal_at, robust_at, worst_case, worst_images
 from art_qplugins.evaluation.records import ModelResult, Robust, Spent, Step
 from art_qplugins.evaluation.scheduler import Scheduler
@@ -46,7 +47,7 @@ def assess_model(
             others=[name for name, e in estimators.items() if not is_stochastic(e.model)],
             level=diagnosis.level,
             budget=diagnosis.budget,
-            queries=diagnosis.queries,
+            queries=QUERIES if diagnosis.queries is None else diagnosis.queries,
             passes=scheduler.evaluator.passes(model.claim),
             announce=lambda step, gradients, queries: progress.step(model.name, step.title, gradients, queries),
         )

@@ -91,8 +91,8 @@ def _rescaled(run: AttackRun, options: Options) -> None:
 def _surrogates(run: AttackRun, options: Options) -> None:
     """One pass of Auto-PGD for each other backward pass, on the images still robust, from their best points so far.
 
-    Then a targeted pass on each of the ``targets`` nearest classes through the most faithful backward pass. The gradients of
-    a random network are means over draws.
+    Then a targeted pass on each of the ``targets`` nearest classes through the most faithful backward pass, and through the
+    twin where there is one. The gradients of a random network are means over draws.
     """
     offered, wanted = repaired_gradients(run), [current_kind(kind) for kind in options["kinds"]]
     for kind in wanted:
@@ -109,8 +109,9 @@ def _surrogates(run: AttackRun, options: Options) -> None:
             draws = needed_draws(run, view) if run.random else 1
             run.maximize(_ascent(run, view, margin_loss(run.y), draws), start)
         start = run.image
-    if targets:
-        with offered[order[0]]() as view:
+    through = dict.fromkeys([order[0], *(name for name in order if name == "bypassed")])
+    for name in through if targets else ():
+        with offered[name]() as view:
             _aim(run, view, targets, needed_draws(run, view) if run.random else 1)
 
 

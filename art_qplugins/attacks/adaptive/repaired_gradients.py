@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from art_qplugins.attacks.adaptive.at_test_time import views_at_test_time
 from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
 from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.gradients.bridges import Bypassed
 from art_qplugins.gradients.fidelity import fidelity
 from art_qplugins.gradients.nodes import find_path, is_named
 from art_qplugins.gradients.repair import GradientRepair
@@ -94,7 +95,14 @@ def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
     for kind, context in kinds.items():
         with context() as view:
             found = fidelity(
-                view, x, y, step=run.pixel_step(), directions=10, seed=run.seed, calls=_CALLS if run.random else 1
+                view,
+                x,
+                y,
+                step=run.pixel_step(),
+                directions=10,
+                seed=run.seed,
+                calls=_CALLS if run.random else 1,
+                network=run.module if isinstance(view, Bypassed) else None,
             )
         scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
     return sorted(kinds, key=lambda kind: -scores[kind])
