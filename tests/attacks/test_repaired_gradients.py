@@ -173,10 +173,10 @@ def test_kinds_are_sorted_by_the_median_fidelity_on_the_first_64_images(random, 
         "high": [0.8] * 64 + [0.0] * 66,
     }
 
-    def fidelity(network, x, y, *, calls, **_):
+    def fidelity(view, x, y, *, calls, **_):
         asked.append(calls)
         assert len(x) == len(y)
-        return torch.tensor(fidelities[network][: len(x)])
+        return torch.tensor(fidelities[view][: len(x)])
 
     monkeypatch.setattr("art_qplugins.attacks.adaptive.repaired_gradients.fidelity", fidelity)
     run = AttackRun(

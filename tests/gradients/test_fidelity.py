@@ -188,3 +188,12 @@ def test_a_choice_that_is_none_is_refused():
         best_surrogate(saturated(0.5), x, y, step=0.1, kinds=["leakyy"])
     with pytest.raises(InputError, match=r"^kinds: it is \[\]; give"):
         best_surrogate(saturated(0.5), x, y, step=0.1, kinds=[])
+
+
+def test_a_twin_is_judged_by_what_it_says_about_the_network():
+    model, (x, y) = linear(), images()
+    other = linear()
+    with torch.no_grad():
+        other[1].weight.copy_(-model[1].weight)
+    assert (fidelity(other, x, y, step=0.01) > 0.99).all()
+    assert (fidelity(other, x, y, step=0.01, network=model) < -0.99).all()
