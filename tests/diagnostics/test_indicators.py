@@ -269,7 +269,7 @@ def test_a_planted_failure_is_found_and_its_healthy_twin_is_not_accused(name):
 def test_a_model_that_rejects_whatever_is_far_from_the_data_is_not_accused_of_it():
     outcomes = [clean().with_cell(rejected=0.0), claim(), unlimited(1.0)]
     measurement = INDICATORS["unbounded-attack-fails"].measure(records_of(outcomes, outcomes[1]))
-    assert measurement.fired is None and "by rejecting" in measurement.evidence
+    assert measurement.answer == "does not apply" and "by rejecting" in measurement.evidence
 
 
 def test_an_attack_that_has_no_image_to_move_is_not_idle():

@@ -24,7 +24,9 @@ COMPARED = {
     **dict.fromkeys(["one-step", "cross-entropy", "margin", "scale", "defaults", "unbounded"], ("claim",)),
     **dict.fromkeys(["doubling", "restart"], (*FIRST, "defaults")),
     **dict.fromkeys(["targeted", "diversified"], OWN),
-    **dict.fromkeys(["surrogates", "unsaturated", "full-precision", "averaging", "transfer", "search"], AS_IS),
+    **dict.fromkeys(
+        ["surrogates", "unsaturated", "full-precision", "averaging", "transfer", "search", "substitute"], AS_IS
+    ),
 }
 NO_NUMBER = {"unbounded", "power", "binarization"}
 
@@ -177,6 +179,7 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
         "full-precision": "no quantized activation",
         "averaging": "not random",
         "transfer": "no other deterministic model",
+        "substitute": "can be followed",
         "power": "no mechanism is open",
         "rescaled": "is not large",
         "bits": "no quantized activation",
@@ -218,7 +221,9 @@ def test_a_budget_is_never_exceeded_and_what_it_leaves_out_is_said(budget):
     left_out = [s for s in steps if s.status == "skipped"]
     why = ("are left of the budget", "found little more", "no mechanism is open")
     assert left_out and all(any(words in s.reason for words in why) for s in left_out)
-    assert {"search", "search-long"} <= {s.id for s in steps if s.status == "run"}  # they take no gradient
+    assert {"search", "search-long", "substitute"} <= {
+        s.id for s in steps if s.status == "run"
+    }  # they take no gradient
     if budget >= 100:
         assert {"one-step", "cross-entropy", "margin"} <= {s.id for s in steps if s.status == "run"}
 

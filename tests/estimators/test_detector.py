@@ -86,7 +86,6 @@ def test_it_is_diagnosed_as_any_other_estimator(tmp_path):
         (lambda: net(1), True, "threshold: it is True"),
         (lambda: "detector", 0.0, "detector: it is 'detector'"),
         (lambda: None, 0.0, "detector: it is None"),
-        (lambda: BinaryInputDetector(art(net(2), 2, preprocessing=(0.5, 2.0))), None, "detector: move its pre-"),
         (lambda: BinaryActivationDetector(art(net(3), 3), art(net(2), 2), 1), None, "of another classifier"),
     ],
 )
