@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "isolated", "restoring"]
+__all__ = ["evaluating", "isolated", "restoring", "takes_hooks"]
 
 
 @contextlib.contextmanager
@@ -62,6 +62,11 @@ def isolated(module: nn.Module, seed: int) -> Iterator[None]:
                 p.requires_grad_(requires_grad)
 
 
+def takes_hooks(module: nn.Module) -> bool:
+    """Whether torch lets hooks be registered on it. A scripted module takes none."""
+    return not isinstance(module, torch.jit.ScriptModule)
+
+
 @contextlib.contextmanager
 def restoring(module: nn.Module) -> Iterator[Callable[[], list[str]]]:
     """Restore the values of parameters and buffers at the end of the context.
@@ -80,7 +85,7 @@ class _Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self._tables: list[tuple[str, dict[str, Any], dict[str, Tensor | None]]] = [
-            (path, table, dict(table))
+            (path, table, dict(table.items()))
             for path, part in module.named_modules()
             for table in (part._parameters, part._buffers)
         ]
@@ -93,16 +98,17 @@ class _Snapshot:
             {
                 f"{path}.{key}".lstrip(".")
                 for path, table, old in self._tables
-                for key in table
-                if not self._is_kept(old.get(key), table[key])
+                for key, value in table.items()
+                if not self._is_kept(old.get(key), value)
             }
         )
 
     @torch.no_grad()
     def restore(self) -> None:
         for _, table, old in self._tables:
-            table.clear()
-            table.update(old)
+            if isinstance(table, dict):  # a scripted module lets nobody replace its tensors
+                table.clear()
+                table.update(old)
             for tensor in old.values():
                 if tensor is not None and not self._is_kept(tensor, tensor):
                     tensor.copy_(self._values[id(tensor)])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.estimators.base import QuantizedClassifier
-from art_qplugins.guard import isolated, restoring
+from art_qplugins.guard import isolated, restoring, takes_hooks
 from art_qplugins.quantizers.stochastic import draws_from
 
 __all__ = ["Adapted", "adaptations", "adapted", "adapted_module"]
@@ -26,16 +26,19 @@ class _Needs:
     :param single: it takes one image at a time.
     :param copies: it writes into the images that it is given.
     :param dtype: its logits have this type, and not float32.
+    :param scripted: it takes no hooks.
     """
 
     single: bool = False
     copies: bool = False
     dtype: torch.dtype | None = None
+    scripted: bool = False
 
     @property
     def words(self) -> list[str]:
         found = ["is asked image by image, because it takes no batch"] if self.single else []
         found += ["is given copies of the images, because it writes into them"] if self.copies else []
+        found += ["is scripted, so what happens inside it cannot be seen"] if self.scripted else []
         return found + ([f"has its {self.dtype} logits cast to float32"] if self.dtype is not None else [])
 
 
@@ -93,11 +96,12 @@ def _needs(module: nn.Module, x: Tensor) -> _Needs:
         images._version != version or not torch.equal(images, old)
         for images, (old, version) in zip(given, was, strict=True)
     )
+    scripted = not takes_hooks(module)
     if _fits(both, 2):
-        return _Needs(copies=copies, dtype=_other_float(both))
+        return _Needs(copies=copies, dtype=_other_float(both), scripted=scripted)
     one = _answer(module, x[:1].clone())
     alone = isinstance(one, Tensor) and one.numel() > 1 and one.shape in ((one.numel(),), (1, one.numel()))
-    return _Needs(single=True, copies=copies, dtype=_other_float(one)) if alone else _Needs()
+    return _Needs(single=True, copies=copies, dtype=_other_float(one), scripted=scripted) if alone else _Needs()
 
 
 def _fits(answer: Any, n: int) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.guard import takes_hooks
+
 __all__ = ["leave_graph"]
 
 
@@ -19,7 +21,7 @@ def leave_graph(module: nn.Module) -> None:
     # ART's wrapper calls the children of a Sequential one by one, so hooks of the Sequential itself do not run.
     parts = list(module.children()) if isinstance(module, nn.Sequential) else []
     end = parts[-1] if parts else module
-    if _detached not in end._forward_hooks.values():
+    if takes_hooks(end) and _detached not in end._forward_hooks.values():
         end.register_forward_hook(_detached)
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.guard import takes_hooks
+
 __all__ = ["accept_float64"]
 
 
@@ -17,7 +19,7 @@ def accept_float64(module: nn.Module) -> None:
     """
     # ART's wrapper calls the children of a Sequential one by one, so hooks of the Sequential itself do not run.
     entry = next(iter(module.children()), module) if isinstance(module, nn.Sequential) else module
-    if _to_dtype_of_weights not in entry._forward_pre_hooks.values():
+    if takes_hooks(entry) and _to_dtype_of_weights not in entry._forward_pre_hooks.values():
         entry.register_forward_pre_hook(_to_dtype_of_weights)
 
 

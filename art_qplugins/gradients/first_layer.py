@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from art_qplugins.gradients.bridges import instead_of
 from art_qplugins.gradients.fidelity import fidelity
-from art_qplugins.guard import isolated
+from art_qplugins.guard import isolated, takes_hooks
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["AtFirstLayer", "at_first_layer"]
@@ -83,7 +83,7 @@ def _first_layer(module: nn.Module, x: Tensor, seed: int) -> str | None:
     called: list[str] = []
     hooks = []
     for path, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):  # it takes no hooks
+        if not takes_hooks(part):
             continue
         if path and any(p is not None and p.dim() > 1 for p in part._parameters.values()):
 

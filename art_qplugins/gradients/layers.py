@@ -11,6 +11,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from art_qplugins.gradients.nodes import find_path
+from art_qplugins.guard import takes_hooks
 
 __all__ = ["Layers"]
 
@@ -27,6 +28,8 @@ class Layers(contextlib.AbstractContextManager["Layers"]):
 
     def __enter__(self) -> Layers:
         for path, part in self._module.named_modules():
+            if not takes_hooks(part):
+                continue
             name = path or type(part).__name__
             self._handles.append(part.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(part.register_forward_hook(self._leaver(name), with_kwargs=True))

@@ -59,7 +59,7 @@ class LiveProgress(Progress):
 
     def step(self, model: str, title: str, gradients: float, queries: float) -> None:
         most = f"at most {words.count(round(gradients))} gradients, {words.count(round(queries))} passes an image"
-        self.console.print(Text(f"{visible(model)}: {title} ({most})", style="dim"), soft_wrap=True)
+        self.console.print(Text(f"{visible(model)}: {title}; {most}", style="dim"))
 
     def training(self, model: str, epoch: int, epochs: int, loss: float) -> None:
         task = self._tasks.get(model)

@@ -238,3 +238,19 @@ def test_images_may_have_another_shape_than_the_network_behind_an_encoder():
         assert result.clean_accuracy == 1 and result.robust[0].accuracy < 0.5
     with pytest.raises(InputError, match="give images of that shape"):
         evaluate(plain, (torch.rand(12, 1, 9, 9), y), Threat("Linf", 0.3), ["art:fgsm"])
+
+
+@pytest.mark.parametrize("where", ["whole", "first", "inside"])
+def test_a_scripted_network_has_the_number_of_its_plain_one(where):
+    """torch lets nobody look into it, or register a hook on it."""
+    scripted = torch.jit.script(Rounding(linear()))
+    model = {
+        "whole": lambda: scripted,
+        "first": lambda: nn.Sequential(scripted, nn.Identity()),
+        "inside": lambda: Scaled(scripted),
+    }[where]()
+    x = images(linear())[0]
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    found = diagnose(classifier(model), x, y, Threat("Linf", 0.03), level=2)
+    assert (found.verdict, found.corrected_accuracy) == ("MASKED", robust_accuracy(linear()[1], x, y, 0.03, 4))

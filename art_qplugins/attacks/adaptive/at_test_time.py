@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from art_qplugins.gradients.probe import gradient
+from art_qplugins.guard import takes_hooks
 from art_qplugins.quantizers.functional import straight_through
 
 __all__ = ["ThroughInner", "Unrolled", "inner_network", "views_at_test_time"]
@@ -89,7 +90,7 @@ def inner_network(module: nn.Module, x: Tensor) -> nn.Module | None:
             shapes.setdefault(part, set()).add((inputs[0].shape, output.shape))
 
     shapes: dict[nn.Module, set[tuple[torch.Size, torch.Size]]] = {}
-    hooks = [part.register_forward_hook(note) for part in module.modules() if part is not module]
+    hooks = [part.register_forward_hook(note) for part in module.modules() if part is not module and takes_hooks(part)]
     try:
         logits = module(x)
     finally:
