@@ -240,6 +240,7 @@ def test_images_may_have_another_shape_than_the_network_behind_an_encoder():
         evaluate(plain, (torch.rand(12, 1, 9, 9), y), Threat("Linf", 0.3), ["art:fgsm"])
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("where", ["whole", "first", "inside"])
 def test_a_scripted_network_has_the_number_of_its_plain_one(where):
     """torch lets nobody look into it, or register a hook on it."""
