@@ -9,14 +9,16 @@ import numpy as np
 
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.model_records import ModelRecords
-from art_qplugins.diagnostics.thresholds import CONTROL, LARGE_GAP, SMALL_GAP
+from art_qplugins.diagnostics.thresholds import LARGE_GAP, SMALL_GAP
 
 __all__ = ["diversified", "mean_gradient", "repair", "saturation", "scale", "substitute"]
 
 #: No other gradient is expected to help above this fidelity and this cosine of two gradients in the ball.
 _FAITHFUL, _ALIGNED = 0.8, 0.75
-#: Longer attacks that break more than this share of all images beyond the first ones have not converged.
-_STILL = 0.01
+#: Longer attacks have not converged that break more than this share of all images beyond the first ones, ...
+_STILL = 0.04
+#: ... or more than this beyond the claimed attack and 20-step PGD. Most honest models stay below both.
+_BEYOND = 0.08
 
 
 def scale(records: ModelRecords) -> str:
@@ -50,7 +52,7 @@ def diversified(records: ModelRecords) -> str:
     """For restarts from diversified starts. They go on where longer attacks along the same gradient still found something."""
     further, _, _ = records.accuracy_gap(records.first, records.as_is)
     beyond, _, _ = records.accuracy_gap([records.claimed, *records.reference], records.as_is)
-    if not (further > _STILL or beyond > CONTROL):
+    if not (further > _STILL or beyond > _BEYOND):
         return "longer, restarted and targeted attacks found little more"
     return ""
 
