@@ -48,12 +48,14 @@ def _is_mechanism(name: str, rule: Rule, measurements: _Measurements) -> bool:
 def _ended(name: str, rule: Rule, measurements: _Measurements) -> Mechanism:
     answers = {control: measurements.get(control, _NOT_RUN) for control in rule.controls}
 
-    def first(wanted: Callable[[Measurement], bool]) -> str | None:
-        return next((control for control, answer in answers.items() if wanted(answer)), None)
+    def largest(wanted: Callable[[Measurement], bool]) -> str | None:
+        """The control with the largest effect of those wanted."""
+        found = [control for control, answer in answers.items() if wanted(answer)]
+        return max(found, key=lambda control: answers[control].value or 0.0, default=None)
 
-    proof = first(lambda control: _explains(measurements[name], control))
-    apart = first(lambda control: bool(control.fired))
-    settled = first(lambda control: control.answer == "silent" and control.settles)
+    proof = largest(lambda control: _explains(measurements[name], control))
+    apart = largest(lambda control: bool(control.fired))
+    settled = largest(lambda control: control.answer == "silent" and control.settles)
     ends: list[tuple[End, str | None]] = [("proved", proof), ("apart", apart), ("settled", settled)]
     end, control = next(((end, control) for end, control in ends if control is not None), ("open", None))
     return Mechanism(id=name, end=end, control=control, controls=list(rule.controls))

@@ -265,15 +265,17 @@ def ordered(findings: list[Finding]) -> list[Finding]:
 def reasons(model: ModelResult) -> list[tuple[str, str, str]]:
     """For each mechanism that was found: what hides the gradient, what its control experiment showed, how that ended."""
     findings = {finding.id: finding for finding in model.findings}
-    told = []
+    told: list[tuple[str, str, str]] = []
     for mechanism in model.mechanisms:
         found, control = findings.get(mechanism.id), findings.get(mechanism.control or "")
         if found is None:
             continue
         tried = ", ".join(mechanism.controls) or "none"
         shown = f"None of its control experiments decided it: {tried}." if control is None else control.evidence
-        what = "" if found is control else f"{found.title}. {found.evidence}"
-        told.append((what or f"{found.title}.", shown, ENDS[mechanism.end]))
+        what = f"{found.title}." if found is control else f"{found.title}. {found.evidence}"
+        if any(shown == before for _, before, _ in told):
+            shown = f"By the same control experiment, {mechanism.control}."
+        told.append((what, shown, ENDS[mechanism.end]))
     return told
 
 
