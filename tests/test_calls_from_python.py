@@ -202,7 +202,7 @@ CALLS = [
         {"num_bits": BITS, "symmetric": FLAG, "granularity": CHOICE, "narrow_range": FLAG},
     ),
     Call(MuLawMapping, dict, {"mu": POSITIVE, "normalize": FLAG}),
-    Call(TwinGradient, lambda: {"network": network(), "twin": network()}, {"network": OBJECT, "twin": OBJECT}),
+    Call(TwinGradient, lambda: {"network": network(), "twin": network()}, {"network": NONE, "twin": OBJECT}),
     Call(Surrogate, lambda: {"kind": "leaky"}, {"kind": CHOICE, "options": TABLE}, also={"kind": "surrogate"}),
     Call(
         quantize,
@@ -477,6 +477,7 @@ CALLS = [
             "directions": COUNT,
             "seed": SEED,
             "calls": COUNT,
+            "network": OBJECT,
         },
     ),
     Call(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.domains import POSITIVE, SEED, TEXT, Domain, ListOf, Number, OneOf, check, check_all
+from art_qplugins.domains import POSITIVE, SEED, TEXT, Domain, ListOf, Maybe, Number, OneOf, check, check_all
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.probe import gradient, margins
 from art_qplugins.quantizers.surrogates import SURROGATES, surrogate
@@ -61,7 +61,7 @@ def fidelity(
     :param network: whose real changes count, if not those of ``module``: what the gradient of a twin says about it.
     :raises InputError: where ``step`` or ``directions`` is out of range.
     """
-    check_all(locals(), _ARGUMENTS)
+    check_all(locals(), {**_ARGUMENTS, "network": Maybe(MODULE)})
     moves = sign_moves(x, step, directions, seed)
     m = margins(network or module, x, y, moves, seed=seed, calls=calls)
     return _agreement(module, x, y, moves, m, seed, calls)
