@@ -202,7 +202,7 @@ CALLS = [
         {"num_bits": BITS, "symmetric": FLAG, "granularity": CHOICE, "narrow_range": FLAG},
     ),
     Call(MuLawMapping, dict, {"mu": POSITIVE, "normalize": FLAG}),
-    Call(TwinGradient, lambda: {"network": network(), "twin": network()}, {"network": NONE, "twin": OBJECT}),
+    Call(TwinGradient, lambda: {"network": network(), "twin": network()}, {"network": OBJECT, "twin": OBJECT}),
     Call(Surrogate, lambda: {"kind": "leaky"}, {"kind": CHOICE, "options": TABLE}, also={"kind": "surrogate"}),
     Call(
         quantize,
@@ -259,7 +259,7 @@ CALLS = [
         StochasticEnsemble,
         lambda: {"network": random_network()},
         {
-            "network": OBJECT,
+            "network": NONE,
             "draws": COUNT,
             "rule": CHOICE,
             "eot_draws": NONE,
@@ -477,7 +477,7 @@ CALLS = [
             "directions": COUNT,
             "seed": SEED,
             "calls": COUNT,
-            "network": OBJECT,
+            "network": NONE,
         },
     ),
     Call(
