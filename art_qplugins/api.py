@@ -13,11 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
 from art_qplugins.data import Dataset, from_arrays
-from art_qplugins.domains import (
-    TEXT,
-    check,
-    check_all,
-)
+from art_qplugins.domains import TEXT, check, check_all
 from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.estimators import Deployed, QuantizedClassifier, deployed
 from art_qplugins.evaluation.outcome import legal_at, worst_images
@@ -289,19 +285,15 @@ def _images(data: Images | None, named: Mapping[str, QuantizedClassifier]) -> Da
         classes = [str(i) for i in range(next(iter(named.values())).nb_classes)] if named else None
         data = from_arrays(*data, name="data", classes=classes)
     for name, estimator in named.items():
-        if tuple(estimator.input_shape) != data.shape and not _takes(estimator, data.shape):
+        if tuple(estimator.input_shape) == data.shape:
+            continue
+        if isinstance(estimator.model, Deployed) and estimator.model.takes(data.shape):
+            estimator._input_shape = data.shape  # ART's was that of the network behind a preprocessor
+        else:
             raise InputError(
                 f"data: images are {data.shape}, and {name} takes {tuple(estimator.input_shape)}; give images of that shape"
             )
     return data
-
-
-def _takes(estimator: QuantizedClassifier, shape: tuple[int, ...]) -> bool:
-    """Whether images have this shape, and ``input_shape`` is that of the network behind a preprocessor."""
-    if not isinstance(estimator.model, Deployed) or not estimator.model.takes(shape):
-        return False
-    estimator._input_shape = shape
-    return True
 
 
 def _named(estimators: Estimators) -> dict[str, QuantizedClassifier]:

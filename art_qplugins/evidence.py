@@ -57,8 +57,8 @@ class Replay:
     """The predictions of the module on the images of an evidence file.
 
     ``wrong`` is the share of deployments that misclassify each image and do not reject it. It is 0 or 1 unless
-    ``stochastic``. ``before`` is the same for the clean image. ``distance`` is the recomputed distance from the clean image; ``None`` where an image is
-    not legal.
+    ``stochastic``. ``before`` is the same for the clean image. ``distance`` is the recomputed distance from the clean
+    image; ``None`` where an image is not legal.
     """
 
     wrong: NDArray[np.float64]

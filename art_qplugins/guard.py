@@ -38,8 +38,8 @@ def evaluating(module: nn.Module, *, training: bool = False) -> Iterator[None]:
 def isolated(module: nn.Module, seed: int) -> Iterator[None]:
     """Put ``module`` into eval mode with frozen parameters, and seed every global generator, within the context.
 
-    Afterwards modes, ``requires_grad`` flags, torch's gradient mode, the trace function, and the states of Python's, NumPy's and torch's generators
-    are restored. These include the generators of accelerators that hold parameters.
+    Afterwards modes, ``requires_grad`` flags, torch's gradient mode, the trace function, and the states of Python's,
+    NumPy's and torch's generators are restored. These include the generators of accelerators that hold parameters.
     """
     frozen = [(p, p.requires_grad) for p in module.parameters()]
     numpy_state, python_state, trace = np.random.get_state(), random.getstate(), sys.gettrace()

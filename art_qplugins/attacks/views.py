@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.counting import passes
 from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.stochastic import draws_from
@@ -29,10 +28,6 @@ class Connected(nn.Module):
         if not (torch.is_grad_enabled() and x.requires_grad) or logits.requires_grad:
             return logits
         return straight_through(logits, logits + 0 * x.flatten(1).sum(1, keepdim=True))
-
-    def passes(self, requires_grad: bool) -> int:
-        """Those of the network, see :func:`~art_qplugins.gradients.counting.passes`."""
-        return passes(self.network, requires_grad=requires_grad)
 
 
 def reaches_pixels(network: nn.Module, x: Tensor) -> bool:
@@ -87,10 +82,6 @@ class RejectionAsLabel(nn.Module):
         logits = self.network(x)
         y = torch.full((len(logits),), self.label, device=logits.device)
         return rejection_as_label(logits, y, self.abstain)[0]
-
-    def passes(self, requires_grad: bool) -> int:
-        """Those of the network, see :func:`~art_qplugins.gradients.counting.passes`."""
-        return passes(self.network, requires_grad=requires_grad)
 
 
 def median_gap(network: nn.Module, x: Tensor, *, seed: int = 0, batch_size: int = 250) -> float:

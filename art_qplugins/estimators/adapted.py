@@ -5,7 +5,6 @@ They are asked through a wrapper that changes no answer. It is put around a modu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,11 +57,6 @@ class Adapted(nn.Module):
             return logits.float()
         return torch.cat([self.network(image).reshape(1, -1) for image in x.split(1)]).float()
 
-    def passes(self, requires_grad: bool) -> int:
-        """Forward passes of each image in one call: those of the network."""
-        draws: Callable[[bool], int] = getattr(self.network, "passes", lambda requires_grad: 1)
-        return draws(requires_grad)
-
 
 def adapted(estimator: QuantizedClassifier, x: Tensor) -> QuantizedClassifier:
     """``estimator``, with a wrapper around its module where that needs one.
@@ -70,10 +64,7 @@ def adapted(estimator: QuantizedClassifier, x: Tensor) -> QuantizedClassifier:
     :param x: (N, C, H, W) in [0, 1]; the first two are tried.
     """
     module = adapted_module(estimator.model, x[:2].to(estimator.device))
-    if module is estimator.model:
-        return estimator
-    changed = estimator.with_model(module)
-    return changed if estimator.abstain is None else changed.rejecting(estimator.abstain)
+    return estimator if module is estimator.model else estimator.with_model(module)
 
 
 def adapted_module(module: nn.Module, x: Tensor) -> nn.Module:

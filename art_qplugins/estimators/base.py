@@ -159,7 +159,9 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
     ) -> QuantizedClassifier:
         """A plain estimator for another view of the same network, e.g. its logits divided by a constant.
 
-        It has the same pre- and postprocessing.
+        It has the same pre- and postprocessing, and the same rejection class.
+
+        :param nb_classes: of a view with other outputs, which has no rejection class.
         """
         return QuantizedClassifier(
             model,
@@ -171,6 +173,7 @@ class QuantizedClassifier(Pickling, FittingMixin, Activations):
             postprocessing_defences=self.postprocessing_defences,
             preprocessing=self.preprocessing,
             device_type=str(self.device),
+            abstain=self.abstain if nb_classes is None else None,
         )
 
 

@@ -83,7 +83,4 @@ def as_logits(estimator: QuantizedClassifier, x: Tensor) -> QuantizedClassifier:
             view = LogProbabilities(module, _floor(answers)) if are_probabilities(answers) else None
     except (Exception, SystemExit):  # others' code; the clean cell will fail and say why
         return estimator
-    if view is None:
-        return estimator
-    made = estimator.with_model(view)
-    return made if estimator.abstain is None else made.rejecting(estimator.abstain)
+    return estimator if view is None else estimator.with_model(view)

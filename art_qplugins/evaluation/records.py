@@ -128,10 +128,8 @@ class Finding(Record):
     threshold: float
     evidence: str  # a sentence with the numbers in it
     mitigation: str
-    p_value: Share | None = (
-        None  # symptoms: before Holm's correction, for the hypothesis "no more than the material share"
-    )
-    group: str | None = None  # symptoms of one group count once
+    p_value: Share | None = None  # symptoms: before Holm's correction, of "no more than the material share"
+    group: str | None = None  # symptoms of the group "claimed attack" say nothing about the model
     shows_not: str = ""  # what it does not prove
     source: str = ""
 

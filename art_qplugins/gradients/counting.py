@@ -23,25 +23,29 @@ class Counter:
 
 def passes(module: nn.Module, *, requires_grad: bool) -> int:
     """Number of forward passes of each image in one call: the draws of the ensemble that ``module`` is or holds, else 1."""
+    return _draws(module)(requires_grad)
+
+
+def _draws(module: nn.Module) -> Callable[[bool], int]:
     ensembles = (part for part in module.modules() if callable(getattr(part, "passes", None)))
-    draws: Callable[[bool], int] = getattr(next(ensembles, None), "passes", lambda requires_grad: 1)
-    return draws(requires_grad)
+    found: Callable[[bool], int] = getattr(next(ensembles, None), "passes", lambda requires_grad: 1)
+    return found
 
 
 @contextlib.contextmanager
 def counting(module: nn.Module) -> Iterator[Counter]:
     """Count the forward and backward passes of images through ``module`` within the context."""
-    counter = Counter()
+    counter, draws = Counter(), _draws(module)
 
     @unseen
     def count(_: nn.Module, __: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            counter.forward += passes(module, requires_grad=output.requires_grad) * len(output)
+            counter.forward += draws(output.requires_grad) * len(output)
             if output.requires_grad:
                 output.register_hook(count_backward)
 
     def count_backward(grad: Tensor) -> None:
-        counter.backward += passes(module, requires_grad=True) * len(grad)
+        counter.backward += draws(True) * len(grad)
 
     hook = module.register_forward_hook(count)
     try:

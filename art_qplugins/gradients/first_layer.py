@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from art_qplugins.gradients.bridges import instead_of
 from art_qplugins.gradients.fidelity import fidelity
+from art_qplugins.gradients.trace import IMAGES
 from art_qplugins.guard import isolated, takes_hooks
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["AtFirstLayer", "at_first_layer"]
 
-_IMAGES = 17
 #: The fidelity of the margin must rise by this much.
 _GAIN = 0.1
 
@@ -63,7 +63,7 @@ def at_first_layer(module: nn.Module, x: Tensor, *, radius: float, seed: int = 0
     :param x: (N, C, H, W) in [0, 1]; 17 images are used.
     :param radius: half the side of the cube that an attack searches, above 0.
     """
-    x = x.detach()[:_IMAGES]
+    x = x.detach()[:IMAGES]
     path = _first_layer(module, x, seed)
     if path is None:
         return None

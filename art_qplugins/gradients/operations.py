@@ -25,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["PIXELS", "Key", "Operations", "Visit", "unseen"]
+__all__ = ["PIXELS", "Key", "Operations", "Visit", "unseen", "version_of"]
 
 P = ParamSpec("P")
 
@@ -103,7 +103,7 @@ class Operations(TorchFunctionMode):
 
     def __enter__(self) -> Operations:
         for tensor in (*self._module.parameters(), *self._module.buffers()):
-            self._seen[tensor] = _Seen(_version(tensor), frozenset())
+            self._seen[tensor] = _Seen(version_of(tensor), frozenset())
         with contextlib.ExitStack() as stack:
             for hook in (
                 register_module_forward_pre_hook(self._enter_module),
@@ -173,7 +173,7 @@ class Operations(TorchFunctionMode):
             inputs = _tensors((args, kwargs))
             after = frozenset[Key]().union(*map(self._after, inputs))
             args, kwargs = self._substituted(args), self._substituted(kwargs)
-            taken = [(t, _version(t)) for t in _tensors((args, kwargs))]
+            taken = [(t, version_of(t)) for t in _tensors((args, kwargs))]
             switched_off = not torch.is_grad_enabled()
             self.without_gradient |= switched_off and bool(after)
             with _gradient() if self._with_gradient and not name.startswith("_set_") else contextlib.nullcontext():
@@ -183,10 +183,10 @@ class Operations(TorchFunctionMode):
                 after = self._left  # values may have come back, as in torch.tensor(array)
             elif not results and not is_getter and output is not None:
                 self._left |= after
-            changed = [t for t, version in taken if _version(t) != version]
+            changed = [t for t, version in taken if version_of(t) != version]
             for tensor in (*results, *changed):
                 known = self._seen.get(tensor)
-                if known is None or known.version != _version(tensor):
+                if known is None or known.version != version_of(tensor):
                     self._result(tensor, self._layer, name, after)
             return output if switched_off else self._substituted(output)
 
@@ -199,7 +199,7 @@ class Operations(TorchFunctionMode):
         seen: _Seen | None = self._seen.get(tensor)
         if seen is None:
             return self._result(tensor, self._layer, "from elsewhere", self._left | self._latest)
-        if seen.version != _version(tensor):  # changed through another tensor that shares its memory
+        if seen.version != version_of(tensor):  # changed through another tensor that shares its memory
             return self._result(tensor, self._layer, "shared memory", seen.after | self._latest)
         return seen.after
 
@@ -213,9 +213,9 @@ class Operations(TorchFunctionMode):
                 instead = self._visit(key, tensor, after)
             after = self._latest = frozenset([key])
             if instead is not None:
-                self._seen[instead] = _Seen(_version(instead), after)
+                self._seen[instead] = _Seen(version_of(instead), after)
                 self._instead[tensor] = instead
-        self._seen[tensor] = _Seen(_version(tensor), after)
+        self._seen[tensor] = _Seen(version_of(tensor), after)
         return after
 
     def _is_reported(self, tensor: Tensor) -> bool:
@@ -236,7 +236,8 @@ def _tensors(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def _version(tensor: Tensor) -> int:
+def version_of(tensor: Tensor) -> int:
+    """How often in-place operations changed a tensor. One of inference mode does not count them."""
     return 0 if tensor.is_inference() else tensor._version
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.geometry import ORDERS
-from art_qplugins.gradients.operations import Key, Operations, Visit
+from art_qplugins.gradients.operations import Key, Operations, Visit, version_of
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.seeds import derive_seed
@@ -74,12 +74,13 @@ class Effects:
         lengths = torch.tensor([radius / 4, radius], device=x.device).view(2, 1, 1, 1, 1, 1)
         self.points = (self.x + lengths * signs.sign()).clamp(0, 1)
         self.after: dict[Key, frozenset[Key]] = {}
+        self._copied: dict[Key, Tensor] = {}
         with torch.no_grad():
             logits, operations = pass_through(module, self.x, self._first, seed=seed)
         self.order, self.answer = list(self.after), operations.key(logits)
         self.interleaved: set[Key] = set()
         self._weights: dict[Key, Tensor] = {self.answer: _margin(logits)}
-        if any(key.copies > 1 for key in self.order):
+        if self._copied:
             self._watched(torch.cat([self.points[1, 0, :1], self.x[1:]]), self._arranged)
 
     def _watched(self, x: Tensor, visit: Visit) -> None:
@@ -89,7 +90,7 @@ class Effects:
     def _first(self, key: Key, tensor: Tensor, after: frozenset[Key]) -> None:
         self.after[key] = after
         if key.copies > 1:
-            self._copied = {**getattr(self, "_copied", {}), key: tensor.detach().clone()}
+            self._copied[key] = tensor.detach().clone()
 
     def _arranged(self, key: Key, tensor: Tensor, _: frozenset[Key]) -> None:
         """Only the first image has moved: the rows that change are its copies."""
@@ -166,7 +167,7 @@ class Gradients:
         def watch(key: Key, tensor: Tensor, after: frozenset[Key]) -> Tensor | None:
             instead = None if visit is None else visit(key, tensor, after)
             kept = tensor if instead is None else instead
-            self._results[key] = kept, _version(kept), kept.clone()
+            self._results[key] = kept, version_of(kept), kept.clone()
             return instead
 
         with torch.enable_grad():
@@ -178,7 +179,7 @@ class Gradients:
     def _result(self, key: Key) -> Tensor:
         """The result with its graph. What was changed in place since is a clone from before."""
         tensor, version, clone = self._results[key]
-        return tensor if _version(tensor) == version else clone
+        return tensor if version_of(tensor) == version else clone
 
     def fidelity(self, key: Key) -> float:
         """The mean over images of the cosine, for the better length of steps; 0 where nothing arrives or nothing changes."""
@@ -222,7 +223,3 @@ class Gradients:
                 (tensor * self._effects.weights(key, tensor)).sum(), to, retain_graph=True, allow_unused=True
             )
         return (None,) * len(to)
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version

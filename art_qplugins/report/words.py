@@ -198,10 +198,10 @@ SIGNS: dict[Answer, str] = {"fired": "✕", "silent": "✓", "does not apply": "
 
 #: The ends of a mechanism, as in the table of the diagnosis.
 ENDS: dict[End, str] = {
-    "proved": "proved: with the mechanism taken away, the same images break",
-    "apart": "not explained: a control experiment broke other images",
-    "settled": "settled: a control experiment that could have found something found nothing",
-    "open": "open: no control experiment could have found anything",
+    "proved": "with the mechanism taken away, the same images break",
+    "apart": "a control experiment broke other images, so it explains nothing",
+    "settled": "a control experiment that could have found something found nothing",
+    "open": "no control experiment could have found anything",
 }
 
 
@@ -275,7 +275,7 @@ def reasons(model: ModelResult) -> list[tuple[str, str, str]]:
         what = f"{found.title}." if found is control else f"{found.title}. {found.evidence}"
         if any(shown == before for _, before, _ in told):
             shown = f"By the same control experiment, {mechanism.control}."
-        told.append((what, shown, ENDS[mechanism.end]))
+        told.append((what, shown, f"{mechanism.end}: {ENDS[mechanism.end]}"))
     return told
 
 

@@ -96,7 +96,7 @@ def _whole() -> Iterable[str]:
     yield from _table()
     yield "\nEnds of a mechanism:"
     for name, told in words.ENDS.items():
-        yield f"  {name}: {told.partition(': ')[2]}"
+        yield f"  {name}: {told}"
     yield "\nartq explain NAME says more about a verdict or a check."
 
 
