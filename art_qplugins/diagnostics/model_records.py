@@ -129,8 +129,10 @@ class ModelRecords:
 
     @cached_property
     def black_box(self) -> list[Outcome]:
-        """Black-box attacks."""
-        return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "black-box")
+        """Black-box attacks. A search from the images of other attacks owes part of what it finds to them."""
+        return self.where(
+            lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "black-box" and o.cell.attack != "artq:search"
+        )
 
     @cached_property
     def transferred(self) -> list[Outcome]:

@@ -117,7 +117,8 @@ def _within(spec: CellSpec, left: float, n: int, passes: int) -> CellSpec:
     asked = spec.options.get("n_queries")
     if asked is None or not _queries(spec, n, passes) > left:
         return spec
-    affordable = int(left / _queries(spec, n, passes) * asked)
+    each = passes * (n if spec.rows is None else len(spec.rows)) / n
+    affordable = asked + math.floor((left - _queries(spec, n, passes)) / each)
     return spec if affordable < _FEWEST else replace(spec, options={**spec.options, "n_queries": affordable})
 
 

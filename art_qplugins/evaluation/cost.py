@@ -19,13 +19,14 @@ class Cost(NamedTuple):
 
 
 #: The cost is proportional to these options.
-_FACTORS = ("max_iter", "num_random_init", "eot_iter", "n_queries", "nb_restarts", "targets")
+_FACTORS = ("max_iter", "num_random_init", "eot_iter", "nb_restarts", "targets")
 
 
 def expected_cost(attack: str, options: Mapping[str, Any] | None = None) -> Cost | None:
     """An approximate upper bound per attacked image, for a model with one pass per call; ``None`` where it is unknown.
 
-    It is the registry's cost at the default options, scaled to these options, else the number of steps in the options.
+    It is the registry's cost at the default options, scaled to these options, else the number of steps in the options. The
+    queries of a search are added to that.
     """
     entry = ATTACKS[attack]
     resolved = entry.resolve(options or {})
@@ -37,7 +38,9 @@ def expected_cost(attack: str, options: Mapping[str, Any] | None = None) -> Cost
         default, value = entry.defaults.get(name), resolved.get(name)
         if default and value is not None:
             factor *= value / default
-    return Cost(known[0] * factor, known[1] * factor)
+    searched = entry.defaults.get("n_queries") or 0
+    asked = (resolved.get("n_queries") or 0) * (min(1, known[1] / searched) if searched else 1)
+    return Cost(known[0] * factor, max(known[1] - searched, 0) * factor + asked)
 
 
 def _steps(attack: str, options: Mapping[str, Any]) -> Cost | None:

@@ -25,6 +25,8 @@ _AGREEMENT = 0.95
 _SAME = 0.8
 #: The logits saturate where their margin varies less than this share of that of the tensor, on this share of images.
 _FLAT, _SHARE = 0.25, 0.3
+#: The largest value does not change: by less than this share of the spread of all values. Two margins are the same above this cosine.
+_STILL, _ALIKE = 1e-6, 0.95
 
 
 class BeforeSaturation(nn.Module):
@@ -150,13 +152,28 @@ class _Values:
     def flatter(self, one: tuple[Key, ...], other: tuple[Key, ...]) -> float:
         """The share of images near which the margin of ``one`` hardly varies, relative to its size, and that of ``other`` does.
 
-        The larger of the shares for points very near and for points in the ball.
+        Or near which its largest value does not change, and that of ``other`` does, and changes the margin. The larger of the
+        shares for points very near and for points in the ball.
         """
         shares = []
         for points in (slice(0, 1 + _POINTS), slice(1 + _POINTS, None)):
             mine, theirs = (self._variation(self.margins[k][points]) for k in (one, other))
-            shares.append(float((mine < _FLAT * theirs).double().mean()))
+            clipped = self._clipped(one, other, points)
+            shares.append(float(((mine < _FLAT * theirs) | clipped).double().mean()))
         return max(shares)
+
+    def _clipped(self, one: tuple[Key, ...], other: tuple[Key, ...], points: slice) -> Tensor:
+        """(N,) the logarithm of a softmax is flat at the top too, but its margin is that of what it takes."""
+        first = self.values[one][:1].argmax(2, keepdim=True)
+        mine, theirs = (
+            self.values[k][points].gather(2, first.expand(self.values[k][points].shape[0], -1, 1))[..., 0].std(0)
+            / self.values[k].std().clamp_min(1e-300)
+            for k in (one, other)
+        )
+        margins = torch.stack([self.margins[k][points] for k in (one, other)])
+        moved = margins - margins.mean(1, keepdim=True)
+        same = torch.nn.functional.cosine_similarity(moved[0], moved[1], dim=0) > _ALIKE
+        return (mine < _STILL) & (theirs > 1e3 * _STILL) & ~same
 
     @staticmethod
     def _variation(margins: Tensor) -> Tensor:

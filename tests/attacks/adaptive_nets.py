@@ -14,7 +14,14 @@ from art_qplugins.quantizers import QuantReLU
 _OTHERS = ("artq:clean", "artq:pgd-margin", "artq:unsaturated", "artq:substitute")
 OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in _OTHERS]
 DETERMINISTIC = [n for n in OURS if n != "artq:eot"]
+#: Its passes are queries.
+SEARCH = "artq:search"
 SCALINGS = ["per-image", "jacobian", "hessian"]
+
+
+def short(name, steps):
+    """Options of few steps."""
+    return {"n_queries": 5 * steps} if name == SEARCH else {"max_iter": steps}
 
 
 def estimator(model, nb_classes, shape=(1, 8, 8)):

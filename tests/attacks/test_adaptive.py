@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from adaptive_nets import OURS, SCALINGS, Noisy, estimator, linear, margin, worst_margin
+from adaptive_nets import OURS, SCALINGS, Noisy, estimator, linear, margin, short, worst_margin
 from torch import nn
 
 from art_qplugins import InputError, Threat
@@ -142,12 +142,12 @@ def test_all_is_as_before_also_after_a_failure_at_any_time(name, calls):
     example = estimator(model, 10)
     model[len(front)].train()
     before = state(model)
-    settings = {"threat": Threat("Linf", 1e-3), "options": {"max_iter": 30}}
+    settings = {"threat": Threat("Linf", 1e-3), "options": short(name, 30)}
     if calls < 10**9:
         with pytest.raises(RuntimeError, match="the network's own failure"):
             craft(example, name, x, y, **settings)
     else:
-        craft(example, name, x, y, **settings | {"options": {"max_iter": 2}})
+        craft(example, name, x, y, **settings | {"options": short(name, 2)})
     assert state(model) == before
 
 

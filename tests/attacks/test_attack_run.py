@@ -157,11 +157,12 @@ def test_joint_passes_weigh_the_network_against_its_twin_and_start_from_the_best
         assert deployed
 
 
-def test_surrogate_passes_start_from_the_best_images_so_far_and_targeted_ones_anew():
+def test_surrogate_passes_start_from_the_best_images_so_far_and_targeted_ones_at_random():
     run = made(Net(bits=3), images(4), kind=Passes)
     ADAPTIVE["surrogates"](run, {"kinds": ["as-is", "identity"], "targets": 2})
-    assert [deployed for _, deployed, _ in run.passes] == [True] * 4
-    expected = [run.starts("surrogates"), run.x + 1e-3, run.starts("target 0"), run.starts("target 1")]
+    targeted = [f"{fresh}target {index}" for fresh in ("", "fresh ") for _ in range(2) for index in range(2)]
+    expected = [run.starts("surrogates"), run.x + 1e-3, *map(run.starts, targeted)]
+    assert [deployed for _, deployed, _ in run.passes] == [True] * len(expected)
     for (start, *_), wanted in zip(run.passes, expected, strict=True):
         torch.testing.assert_close(start, wanted)
 

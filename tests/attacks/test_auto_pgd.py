@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adaptive_nets import DETERMINISTIC, OURS, SCALINGS, Fine, Noisy, Rounded, estimator, linear, margin, worst_margin
+from adaptive_nets import (
+    DETERMINISTIC,
+    OURS,
+    SCALINGS,
+    SEARCH,
+    Fine,
+    Noisy,
+    Rounded,
+    estimator,
+    linear,
+    margin,
+    short,
+    worst_margin,
+)
 from torch import nn
 
 from art_qplugins import ATTACKS, Threat
@@ -18,7 +31,8 @@ from art_qplugins.quantizers import QuantReLU
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize(
     ("name", "options"),
-    [(n, {}) for n in OURS if n != "artq:rescaled"] + [("artq:rescaled", {"scaling": s}) for s in SCALINGS],
+    [(n, {}) for n in OURS if n not in ("artq:rescaled", SEARCH)]
+    + [("artq:rescaled", {"scaling": s}) for s in SCALINGS],
 )
 def test_each_attack_finds_the_worst_point_of_a_linear_model(name, options, norm):
     front = {"artq:eot": [Noisy(0.05)]}.get(name, [Fine()])
@@ -56,7 +70,7 @@ def test_images_are_legal_where_the_box_binds_and_the_seed_fixes_them(name, norm
     x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(2)).round()  # black and white
     y = model(x).argmax(1)
     threat = Threat(norm, {"Linf": 0.3, "L2": 2.0}[norm])
-    settings = {"threat": threat, "options": {"max_iter": 5}}
+    settings = {"threat": threat, "options": short(name, 5)}
     first, again = (craft(estimator(model, 10), name, x, y, **settings, seed=3).x_adv for _ in range(2))
     other = craft(estimator(model, 10), name, x, y, **settings, seed=4).x_adv
     check_legal(x, first, threat)
@@ -67,7 +81,7 @@ def test_images_are_legal_where_the_box_binds_and_the_seed_fixes_them(name, norm
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_the_batch_size_does_not_matter(name):
     model, x, y = linear(10, [QuantReLU(8, 1.0)])
-    settings = {"threat": Threat("Linf", 0.04), "options": {"max_iter": 6}}
+    settings = {"threat": Threat("Linf", 0.04), "options": short(name, 6)}
     whole = craft(estimator(model, 10), name, x, y, **settings, batch_size=40).x_adv
     parts = craft(estimator(model, 10), name, x, y, **settings, batch_size=7).x_adv
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)

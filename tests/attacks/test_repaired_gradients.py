@@ -190,6 +190,6 @@ def test_kinds_are_sorted_by_the_median_fidelity_on_the_first_64_images(random, 
         max_iter=1,
         random=random,
     )
-    order = by_fidelity(run, {kind: lambda kind=kind: nullcontext(kind) for kind in fidelities})
+    order = [*by_fidelity(run, {kind: lambda kind=kind: nullcontext(kind) for kind in fidelities})]
     assert order == ["high", "middle", "edge", "low", "tie", "unknown"]
     assert asked == [4 if random else 1] * 6  # draws cost calls

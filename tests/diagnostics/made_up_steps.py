@@ -62,11 +62,12 @@ def step_of(spec: CellSpec) -> str:
         return "closing" if options else "targeted"
     if spec.attack == "artq:surrogates":
         return "closing-repaired" if options else "surrogates"
-    if spec.attack == "autoattack:square":
-        return "search" if options["n_queries"] <= 1000 else "search-long"
+    if spec.attack == "artq:unsaturated":
+        return "closing-unsaturated" if "targets" in options else "unsaturated"
     if spec.attack == CLAIM.attack:
         return "defaults"
     names = {"art:fgsm": "one-step", "art:pgd": "cross-entropy", "artq:eot": "averaging"}
+    names |= {"autoattack:square": "search", "artq:search": "search-long"}
     return names.get(spec.attack, spec.attack.removeprefix("artq:"))
 
 

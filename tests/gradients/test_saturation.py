@@ -55,10 +55,30 @@ def test_the_tensor_before_a_saturation_has_its_classes_and_still_varies(name):
 
 @pytest.mark.parametrize(
     "after",
-    [None, lambda z: z * 1e4, lambda z: z / 1e4, lambda z: z.log_softmax(1), lambda z: z - z.mean(1, keepdim=True)],
+    [
+        None,
+        lambda z: z * 1e4,
+        lambda z: z / 1e4,
+        lambda z: z.log_softmax(1),
+        lambda z: (40 * z).log_softmax(1),
+        lambda z: z - z.mean(1, keepdim=True),
+    ],
 )
 def test_logits_that_vary_have_none(after):
     assert before_saturation(network(after), pictures(), radius=0.1) is None
+
+
+@pytest.mark.parametrize(("limit", "clips"), [(8.0, True), (50.0, False)])
+def test_a_largest_logit_that_cannot_be_seen_to_fall_is_a_saturation_though_the_margin_varies(limit, clips):
+    quarter = torch.arange(64) // 16
+    head = nn.Linear(64, 4)
+    with torch.no_grad():
+        head.weight.copy_((torch.arange(4)[:, None] == quarter).float())
+    x = 0.3 * pictures().flatten(1)
+    x = (x + 0.5 * (quarter == torch.arange(60)[:, None] % 4)).view(60, 1, 8, 8)  # one quarter is bright
+    model = nn.Sequential(nn.Flatten(), head, FunctionLayer(lambda z: z.clamp(max=limit))).eval()
+    assert 2 * model(x).std(0).min() > 1
+    assert (before_saturation(model, x, radius=0.1) is not None) is clips
 
 
 def test_copies_of_an_image_are_averaged():

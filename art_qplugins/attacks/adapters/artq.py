@@ -47,7 +47,7 @@ def run(
         threat=threat,
         batch_size=batch_size,
         seed=seed,
-        max_iter=options["max_iter"],
+        max_iter=options.get("max_iter", 0),  # a search takes no gradient
         start=start,
         random=answers_at_random(estimator.model, x, seed),
     )

@@ -48,18 +48,6 @@ def run(
     return x_adv
 
 
-def square(
-    model: nn.Module, x: Tensor, y: Tensor, *, threat: Threat, n_queries: int, batch_size: int, seed: int
-) -> Tensor:
-    """Square on any module that gives scores. Images like ``x``, within the threat."""
-    package, auto = _make(model, threat, "standard", str(x.device), seed)
-    auto.attacks_to_run, auto.square.n_queries = ["square"], n_queries
-    size = "batch_size" if package == "pyautoattack" else "bs"
-    found = auto.run_standard_evaluation(x, y, **{size: batch_size})
-    x_adv: Tensor = found[0] if package == "pyautoattack" else found
-    return x_adv
-
-
 def _make(model: nn.Module, threat: Threat, version: str, device: str, seed: int) -> tuple[str, Any]:
     """The name of the installed package, and its attack."""
     settings = {"norm": threat.norm, "eps": threat.eps, "seed": seed, "version": version, "device": device}

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.attacks.adapters.autoattack import square
 from art_qplugins.attacks.adaptive.diversified import diversified
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
 from art_qplugins.attacks.adaptive.objectives import (
@@ -32,6 +31,7 @@ from art_qplugins.attacks.adaptive.objectives import (
 from art_qplugins.attacks.adaptive.repaired_gradients import View, by_fidelity, current_kind, repaired_gradients
 from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.scalings import SCALINGS
+from art_qplugins.attacks.adaptive.search import search
 from art_qplugins.attacks.adaptive.substitute import attack_substitute
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
@@ -45,6 +45,7 @@ __all__ = ["ADAPTIVE", "needed_draws"]
 _SAMPLE = 64  # images on which the number of draws is found
 _DRAWS = (1, 4, 8, 16, 32)  # for a mean gradient, until two of them agree ...
 _AGREEMENT = 0.6  # ... by this cosine
+_AS_FAITHFUL = 0.8  # of the best fidelity is nearly as faithful
 
 Options = Mapping[str, Any]
 
@@ -65,12 +66,16 @@ def _multi_targeted(run: AttackRun, options: Options) -> None:
     _aim(run, run.module, options["targets"], options["eot_iter"] if run.random else 1)
 
 
-def _aim(run: AttackRun, view: nn.Module, targets: int, draws: int) -> None:
-    """One pass towards each of the ``targets`` nearest classes along the gradient of ``view``, a mean over ``draws``."""
+def _aim(run: AttackRun, view: nn.Module, targets: int, draws: int, *, fresh: bool = False) -> None:
+    """One pass towards each of the ``targets`` nearest classes along the gradient of ``view``, a mean over ``draws``.
+
+    :param fresh: from random points, even where a start is given.
+    """
     order = run.nearest_classes()
     for index in range(min(targets, order.shape[1])):
-        loss = targeted_loss(run.y, order[:, index])
-        run.maximize(_ascent(run, view, loss, draws), run.starts(f"target {index}"))
+        purpose = f"target {index}"
+        start = run.random_starts(f"fresh {purpose}") if fresh else run.starts(purpose)
+        run.maximize(_ascent(run, view, targeted_loss(run.y, order[:, index]), draws), start)
 
 
 def _diversified(run: AttackRun, options: Options) -> None:
@@ -91,28 +96,32 @@ def _rescaled(run: AttackRun, options: Options) -> None:
 def _surrogates(run: AttackRun, options: Options) -> None:
     """One pass of Auto-PGD for each other backward pass, on the images still robust, from their best points so far.
 
-    Then a targeted pass on each of the ``targets`` nearest classes through the most faithful backward pass, and through the
-    twin where there is one. The gradients of a random network are means over draws.
+    Then a targeted pass on each of the ``targets`` nearest classes through every backward pass that is nearly as faithful as
+    the best, or named in ``kinds``, from the best points and then from random ones. The gradients of a random network are
+    means over draws.
     """
     offered, wanted = repaired_gradients(run), [current_kind(kind) for kind in options["kinds"]]
     for kind in wanted:
         if kind not in offered:
             known = f"{did_you_mean(str(kind), offered)}; here apply {', '.join(offered)}"
             raise InputError(f"{run.name}: kinds has {kind!r}, which does not apply{known}")
-    start, targets = run.starts("surrogates"), options["targets"]
-    # A gradient that misleads is at least a gradient: a pass needs one, and the targeted passes take the first kind.
-    order = [str(kind) for kind in wanted] or sorted(
-        by_fidelity(run, offered), key=lambda kind: _dead(run, offered[kind])
-    )
+    start, fidelities = run.starts("surrogates"), {} if wanted else by_fidelity(run, offered)
+    # A gradient that misleads is at least a gradient, and a pass needs one.
+    order = [str(kind) for kind in wanted] or sorted(fidelities, key=lambda kind: _dead(run, offered[kind]))
     for name in order:
         with offered[name]() as view:
             draws = needed_draws(run, view) if run.random else 1
             run.maximize(_ascent(run, view, margin_loss(run.y), draws), start)
         start = run.image
-    through = dict.fromkeys([order[0], *(name for name in order if name == "bypassed")])
-    for name in through if targets else ():
-        with offered[name]() as view:
-            _aim(run, view, targets, needed_draws(run, view) if run.random else 1)
+    if not options["targets"]:
+        return
+    least = _AS_FAITHFUL * fidelities.get(order[0], 0.0)
+    through = [name for name in order if wanted or name == order[0] or fidelities[name] >= least > 0]
+    for fresh in (False, True):
+        for name in through:
+            with offered[name]() as view:
+                draws = needed_draws(run, view) if run.random else 1
+                _aim(run, view, options["targets"], draws, fresh=fresh)
 
 
 def _dead(run: AttackRun, context: View) -> bool:
@@ -122,7 +131,7 @@ def _dead(run: AttackRun, context: View) -> bool:
 
 
 def _unsaturated(run: AttackRun, options: Options) -> None:
-    """Attack the tensor before the saturation: its margin, each of the nearest classes, then by search."""
+    """Attack the tensor before the saturation: its margin, each of the nearest classes, then by random search from there."""
     view = before_saturation(run.module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
     if view is None:
         raise InputError(f"{run.name}: the logits of {type(run.module).__name__} do not saturate; use artq:apgd-margin")
@@ -132,11 +141,11 @@ def _unsaturated(run: AttackRun, options: Options) -> None:
     order = other_classes(inner, run.y)
     for index in range(min(options["targets"], order.shape[1])):
         run.maximize(watched(view, run.y, targeted_loss(run.y, order[:, index])), run.starts(f"target {index}"))
-    rows = run.robust_rows()
-    if options["n_queries"] and len(rows):
-        settings = {"n_queries": options["n_queries"], "seed": run.seed, "batch_size": run.batch_size}
-        found = square(view, run.x[rows], run.y[rows], threat=run.threat, **settings)
-        run.record(rows, found, logit_margin(run.logits(found), run.y[rows]))
+    search(run, options["n_queries"], view)
+
+
+def _search(run: AttackRun, options: Options) -> None:
+    search(run, options["n_queries"])
 
 
 def _full_precision(run: AttackRun, options: Options) -> None:
@@ -218,6 +227,7 @@ ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "rescaled": _rescaled,
     "surrogates": _surrogates,
     "unsaturated": _unsaturated,
+    "search": _search,
     "full_precision": _full_precision,
     "bits": _bits,
     "joint": _joint,

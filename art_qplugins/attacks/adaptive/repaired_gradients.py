@@ -89,8 +89,8 @@ def current_kind(kind: object) -> object:
     return _OLD_KINDS[kind]
 
 
-def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
-    """The kinds sorted by the fidelity of their gradients, highest first. Ties keep their order."""
+def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> dict[str, float]:
+    """The fidelity of the gradient of each kind, -1 where it is not known. The highest is first, and ties keep their order."""
     x, y, scores = run.x[:_SAMPLE], run.y[:_SAMPLE], {}
     for kind, context in kinds.items():
         with context() as view:
@@ -105,7 +105,7 @@ def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> list[str]:
                 network=run.module if isinstance(view, Bypassed) else None,
             )
         scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
-    return sorted(kinds, key=lambda kind: -scores[kind])
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
 
 def _takes_signs(module: nn.Module, x: Tensor, seed: int) -> bool:

@@ -88,9 +88,11 @@ class AttackRun:
         return self.threat.eps / 4 / (1 if self.threat.norm == "Linf" else math.sqrt(self.x[0].numel()))
 
     def starts(self, purpose: str) -> Tensor:
-        """The given starting points, or random ones: uniform in the cube (Linf) or on the sphere (L2)."""
-        if self.start is not None:
-            return self.start
+        """The given starting points, or random ones."""
+        return self.random_starts(purpose) if self.start is None else self.start
+
+    def random_starts(self, purpose: str) -> Tensor:
+        """Random starting points: uniform in the cube (Linf) or on the sphere (L2)."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, f"start/{purpose}"))
         if self.threat.norm == "Linf":
             noise = torch.rand(self.x.shape, generator=generator) * 2 - 1
@@ -135,13 +137,17 @@ class AttackRun:
             self.broken[rows] |= margin < 0
         return ~(margin < 0)
 
-    def judge(self, rows: Tensor, points: Tensor) -> None:
-        """Ask the deployed network about points (N, C, H, W) in these rows, and keep them where they are the best so far."""
-        for part in rows.split(self.batch_size) if len(rows) else ():
-            if self.random:
-                self._select(part, points[part])
-            else:
-                self.record(part, points[part], logit_margin(self.logits(points[part]), self.y[part]))
+    def judge(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Ask the deployed network about points (n, C, H, W) of these rows, and keep them where they are the best so far.
+
+        :return: (n,) their margins.
+        """
+        if self.random:
+            parts = zip(rows.split(self.batch_size), points.split(self.batch_size), strict=True)
+            return torch.cat([self._select(part, image) for part, image in parts])
+        margin = logit_margin(self.logits(points), self.y[rows])
+        self.record(rows, points, margin)
+        return margin
 
     def nearest_classes(self) -> Tensor:
         """(N, K - 1) the other classes at the best points so far, the nearest first. The margins there are kept."""
@@ -155,12 +161,13 @@ class AttackRun:
         with torch.no_grad():
             return torch.cat([self.module(part) for part in points.split(self.batch_size)])
 
-    def _select(self, rows: Tensor, points: Tensor) -> None:
-        """Keep these points of a random network where their mean margin is the lowest so far."""
+    def _select(self, rows: Tensor, points: Tensor) -> Tensor:
+        """Keep these points of a random network where their mean margin is the lowest so far. Returns (n,) that margin."""
         with torch.no_grad(), drawing(self.module, derive_seed(self.seed, "selection"), points.device):
             margins = torch.stack([logit_margin(self.module(points), self.y[rows]) for _ in range(_SELECTION)])
         self.record(rows, points, margins.mean(0))
         self.broken[rows] |= _clearly_wrong(margins)
+        return margins.mean(0)
 
 
 def _clearly_wrong(margins: Tensor) -> Tensor:

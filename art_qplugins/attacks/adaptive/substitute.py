@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.attacks.adaptive.auto_pgd import project
 from art_qplugins.attacks.adaptive.objectives import Loss, direct, margin_loss, targeted_loss
 from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.attacks.adaptive.search import search
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["attack_substitute"]
@@ -49,38 +49,15 @@ def attack_substitute(run: AttackRun, *, rounds: int, points: int, steps: int, t
         target = order[:, index % order.shape[1]]
         loss = targeted_loss(run.y, target) if index < targets else margin_loss(run.y)
         _descend(run, lesson.substitute, loss, f"target {index}")
-    _search(run, n_queries)
+    search(run, n_queries)
 
 
 def _descend(run: AttackRun, substitute: nn.Module, loss: Loss, purpose: str) -> Tensor:
     """The points that a pass on the substitute reaches. The network judges them."""
     reached = run.maximize(direct(substitute, run.y, loss, deployed=False), run.starts(purpose), deployed=False)
-    run.judge(run.robust_rows(), reached)
+    rows = run.robust_rows()
+    run.judge(rows, reached[rows])
     return reached
-
-
-def _search(run: AttackRun, n_queries: int) -> None:
-    """Random search from the best points so far: a square of pixels moves to the border of the ball (Andriushchenko et al. 2020).
-
-    The squares shrink from a quarter of the image to a pixel.
-    """
-    random = torch.Generator().manual_seed(derive_seed(run.seed, "search"))
-    height, width = run.x.shape[2:]
-    tries = n_queries // run.draws
-    for index in range(tries):
-        rows = run.robust_rows()
-        if not len(rows):
-            return
-        size = max(1, round(min(height, width) * 0.5 * (1 - index / tries) ** 2))
-        top = torch.randint(height - size + 1, (len(rows), 1, 1, 1), generator=random)
-        left = torch.randint(width - size + 1, (len(rows), 1, 1, 1), generator=random)
-        row, column = torch.arange(height)[:, None], torch.arange(width)
-        inside = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
-        signs = torch.randint(2, (len(rows), run.x.shape[1], 1, 1), generator=random) * 2 - 1
-        points = run.image.clone()
-        change = 2 * _STEPS * run.pixel_step() * (inside * signs).to(points)
-        points[rows] = project(points[rows] + change, run.x[rows], run.threat)
-        run.judge(rows, points)
 
 
 class _Lesson:

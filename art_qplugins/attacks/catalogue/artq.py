@@ -101,7 +101,7 @@ ROWS: list[Attack] = [
     _own(
         "unsaturated",
         "unsaturated",
-        "Auto-PGD on the tensor before the saturation of the logits, then towards each of the nearest classes, then Square",
+        "Auto-PGD on the tensor before the saturation of the logits, then towards each of the nearest classes, then random search",
         {
             "max_iter": 20,
             "targets": Option(3, count(10_000, least=0)),
@@ -111,6 +111,15 @@ ROWS: list[Attack] = [
         scale_free=True,
         takes_start=True,
         cost=(80, 92),
+    ),
+    _own(
+        "search",
+        "search",
+        "random search with squares of pixels from the best images so far",
+        {"n_queries": 5000},
+        needs="scores",
+        takes_start=True,
+        cost=(0, 5000),
     ),
     _own(
         "full-precision",
