@@ -12,6 +12,7 @@ from architectures import by_hand, encoded, equilibrium, inverted, library, resi
 from builders import ROBUST, plain, robust, shaped, trades, tuned
 from builders import on as around
 from claims import past_the_threshold, pgd_on_output, through_the_network, unaware_of_rejection
+from later import Decisions, Dithered, Embedded, Median, MedianOnArrays, TinyBackward
 from networks import Site
 from pipelines import before, behind, standardized
 from pixels import (
@@ -73,6 +74,14 @@ def _codebook(base: Make, words: int) -> Build:
         network, (x, _) = base(site), site.train()
         of = (network, x[:2000], words, 16)
         return Built(Codebook(*of), Codebook(*of, through=True))
+
+    return build
+
+
+def _embedded(base: Make) -> Build:
+    def build(site: Site) -> Built:
+        of = (base(site), site.train()[0][:1000], 6)
+        return Built(Embedded(*of), Embedded(*of, through=True))
 
     return build
 
@@ -230,4 +239,17 @@ _WEAK = (
     weak("detector-unaimed", "detector-unaimed", alone(_detector(plain)), "an attack that does not aim past the detector", abstain=REJECTED, claim=unaware_of_rejection),
 )  # fmt: skip
 
-PUBLISHED: tuple[Row, ...] = (*_HONEST, *_PLANTED, *_MISLEADING, *_WEAK)
+_LATER = (
+    honest("median-torch", "median-honest", lambda s: Median(plain(s)), "a median, with the derivative of autograd"),
+    honest("median-torch-at", "median-honest", lambda s: Median(robust(s)), "of a robust network", eps=ROBUST),
+    masked("median", "median", _through(MedianOnArrays, plain), "a median over pixels by NumPy"),
+    masked("dithered", "dithered", _through(Dithered, plain, 4), "ordered dithering to four levels"),
+    masked("dithered-at", "dithered", _through(Dithered, robust, 4), "of a robust network", eps=COARSE),
+    masked("embedded", "embedded", _embedded(plain), "features looked up by the bin that they fall in"),
+    masked("embedded-at", "embedded", _embedded(robust), "of a robust network", eps=COARSE),
+    masked("tiny-backward", "tiny-backward", around(plain, TinyBackward), "a backward pass that underflows"),
+    masked("decisions", "decisions", around(plain, Decisions), "classes alone"),
+    masked("decisions-at", "decisions", around(robust, Decisions), "of a robust network", eps=COARSE),
+)  # fmt: skip
+
+PUBLISHED: tuple[Row, ...] = (*_HONEST, *_PLANTED, *_MISLEADING, *_WEAK, *_LATER)
