@@ -123,6 +123,7 @@ _MECHANISMS = {
             "numpy-pixels",
             "thermometer",
         ),
+        *("median", "dithered", "embedded", "tiny-backward", "decisions"),
         *("codebook", "steep-pixels", "inverted-rounded", "hidden-tanh", "no-grad-pixels", "scripted-rounded"),
         *("clipped-logits", "rounded-logits", "votes", "purified", "detector-squeezing", "cifar-jpeg"),
     ),
