@@ -104,7 +104,11 @@ def chosen(arguments: argparse.Namespace) -> list[Job]:
     """The jobs that are asked for, in a fixed order. Rows of the sealed half are refused unless that is asked for."""
     halves = arguments.half or ["A", "B"]
     rows = [
-        r for r in ROWS if arguments.kind in (None, r.kind) and (arguments.rows is None or r.name in arguments.rows)
+        r
+        for r in ROWS
+        if arguments.kind in (None, r.kind)
+        and (arguments.rows is None or r.name in arguments.rows)
+        and r.name not in arguments.without
     ]
     sealed = [r.name for r in rows if r.half == "C"]
     if arguments.rows is not None and sealed and "C" not in halves:
@@ -152,6 +156,9 @@ def _line(record: Record) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=[r.name for r in ROWS], metavar="NAME")
+    parser.add_argument(
+        "--without", nargs="+", choices=[r.name for r in ROWS], metavar="NAME", default=[], help="e.g. slow rows"
+    )
     parser.add_argument("--kind", choices=("masked", "misleading", "weak", "invalid", "honest"))
     parser.add_argument("--dataset", nargs="+", choices=DATASETS, default=list(DATASETS))
     parser.add_argument("--half", nargs="+", choices=("A", "B", "C"), help="A to tune, B to check (both); C is sealed")
