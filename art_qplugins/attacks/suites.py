@@ -71,6 +71,11 @@ SUITES: Registry[Suite] = Registry(
             "autoattack:rand",
         ),
         _suite(
+            "worst-case",
+            "one attack for the number: what AutoAttack leaves, for a small part of its gradients",
+            "artq:worst-case",
+        ),
+        _suite(
             "adaptive",
             "adaptive attacks for quantized and random models, which are known to mask gradients",
             "artq:apgd-margin",

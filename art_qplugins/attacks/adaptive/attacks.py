@@ -5,6 +5,7 @@ An attack is called with a run and the resolved options. The run keeps the best 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -33,6 +34,7 @@ from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.scalings import SCALINGS
 from art_qplugins.attacks.adaptive.search import search
 from art_qplugins.attacks.adaptive.substitute import attack_substitute
+from art_qplugins.attacks.adaptive.worst_case import EFFORTS, worst_case
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.gradients.bridges import Bypassed
@@ -84,6 +86,12 @@ def _diversified(run: AttackRun, options: Options) -> None:
 
 def _substitute(run: AttackRun, options: Options) -> None:
     attack_substitute(run, **{name: options[name] for name in ("rounds", "points", "steps", "targets", "n_queries")})
+
+
+def _worst_case(run: AttackRun, options: Options) -> None:
+    draws = needed_draws(run, run.module) if run.random else 1
+    budget = options["budget"]
+    worst_case(run, EFFORTS[options["effort"]], budget=math.inf if budget is None else budget, draws=draws)
 
 
 def _rescaled(run: AttackRun, options: Options) -> None:
@@ -228,6 +236,7 @@ ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "surrogates": _surrogates,
     "unsaturated": _unsaturated,
     "search": _search,
+    "worst_case": _worst_case,
     "full_precision": _full_precision,
     "bits": _bits,
     "joint": _joint,

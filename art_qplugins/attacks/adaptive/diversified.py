@@ -21,7 +21,7 @@ from art_qplugins.attacks.adaptive.objectives import Loss, direct, evaluate, mar
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.seeds import derive_seed
 
-__all__ = ["diversified"]
+__all__ = ["diversified", "diversify", "random_mix"]
 
 _STEPS = 2  # of a start, each of eps
 _SIZES = (2.0, 0.5, 0.125)  # first steps in units of eps: 4, 1 and 1/4 times eps / 2
@@ -40,26 +40,30 @@ def diversified(run: AttackRun, restarts: int) -> None:
         rows = run.robust_rows()
         if not len(rows):
             return
-        generator = torch.Generator().manual_seed(derive_seed(run.seed, f"diversified {index}"))
-        w = torch.rand(order.shape[0], order.shape[1] + 1, generator=generator).to(run.x) * 2 - 1
         target = order[:, (index - 1) % order.shape[1]] if index else None
-        if target is not None and index % 2 == 0:
-            w = w.scatter(1, target[:, None], 1.0).scatter(1, y[:, None], -1.0)
+        w = random_mix(run, f"diversified {index}", order.shape[1] + 1, target if index % 2 == 0 else None)
         start = run.starts(f"diversified {index}")
         if index or run.start is None:
-            start = _diversify(run, start, rows, w)
+            start = diversify(run, start, rows, w)
         part = _own_alone(y) if index % 2 else _other_alone(y, target)
         start = run.maximize(direct(module, y, part), start, max_iter=max(1, run.max_iter // _SHARE))
         whole = margin_loss(y) if target is None else targeted_loss(y, target)
         run.maximize(direct(module, y, whole), start, step_size=_SIZES[index % len(_SIZES)])
 
 
-def _diversify(run: AttackRun, start: Tensor, rows: Tensor, w: Tensor) -> Tensor:
+def random_mix(run: AttackRun, purpose: str, classes: int, target: Tensor | None) -> Tensor:
+    """(N, K) random directions w in [-1, 1]^K. Towards a target (N,) they rise with its logit and fall with the label's."""
+    generator = torch.Generator().manual_seed(derive_seed(run.seed, purpose))
+    w = torch.rand(len(run.x), classes, generator=generator).to(run.x) * 2 - 1
+    return w if target is None else w.scatter(1, target[:, None], 1.0).scatter(1, run.y[:, None], -1.0)
+
+
+def diversify(run: AttackRun, start: Tensor, rows: Tensor, w: Tensor, *, steps: int = _STEPS) -> Tensor:
     """``start`` with full steps along w . z in these rows."""
     start = start.clone()
     for part in rows.split(run.batch_size):
         point, mix = start[part], _mix(w[part])
-        for _ in range(_STEPS):
+        for _ in range(steps):
             gradient = evaluate(run.module, point, mix)[2]
             point = project(point + run.threat.eps * steepest(gradient, run.threat.norm), run.x[part], run.threat)
         start[part] = point

@@ -9,6 +9,7 @@ because the noise of the others would change with the batch, and their losses co
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,9 @@ from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
 __all__ = ["AttackRun", "answers_at_random", "other_classes"]
+
+#: A loop that maximizes an objective, as :func:`~art_qplugins.attacks.adaptive.auto_pgd.auto_pgd` does.
+Ascent = Callable[..., tuple[Tensor, Tensor]]
 
 _SELECTION = 16  # forward passes of a random network that decide which image is kept
 _CLEAR = 2.0  # standard deviations of a draw by which a mean margin is clearly below 0
@@ -78,6 +82,11 @@ class AttackRun:
         """Rows of the images that are still robust."""
         return self.all_rows()[~self.broken]
 
+    def nearest(self, share: float) -> Tensor:
+        """Rows of this share of the images that are still robust, those with the lowest margins, the lowest first."""
+        rows = self.robust_rows()
+        return rows[self.margin[rows].argsort(stable=True)[: math.ceil(share * len(rows))]]
+
     @property
     def draws(self) -> int:
         """Forward passes that judge a point."""
@@ -108,20 +117,24 @@ class AttackRun:
         deployed: bool = True,
         max_iter: int | None = None,
         step_size: float = 2.0,
+        rows: Tensor | None = None,
+        ascent: Ascent = auto_pgd,
     ) -> Tensor:
-        """One pass of Auto-PGD over the robust rows. Returns the points (N, C, H, W). The other rows keep ``start``.
+        """One pass over the robust rows. Returns the points (N, C, H, W). The other rows keep ``start``.
 
         :param deployed: whether the module is the deployed network, so that its outputs decide which points are kept.
         :param max_iter: by default that of the run.
         :param step_size: the first step size in units of eps.
+        :param rows: some of the robust rows. By default it is all of them.
+        :param ascent: the loop.
         """
         reached = start.clone()
         record = self.record if deployed and not self.random else None
         settings: dict[str, Any] = {"threat": self.threat, "max_iter": max_iter or self.max_iter}
-        robust = self.robust_rows()
-        for rows in robust.split(self.batch_size) if len(robust) else ():
-            last, best = auto_pgd(
-                objective, self.x[rows], start[rows], rows, record=record, step_size=step_size, **settings
+        chosen = self.robust_rows() if rows is None else rows
+        for part in chosen.split(self.batch_size) if len(chosen) else ():
+            last, best = ascent(
+                objective, self.x[part], start[part], part, record=record, step_size=step_size, **settings
             )
             reached[last] = best
             if deployed and self.random and len(last):

@@ -22,19 +22,31 @@ _LARGEST = 0.5  # side of the first squares, relative to the shorter side of the
 _BORDER = 8.0  # a move in units of eps / 4: across the ball
 
 
-def search(run: AttackRun, n_queries: int, view: BeforeSaturation | None = None) -> None:
+def search(
+    run: AttackRun,
+    n_queries: int,
+    view: BeforeSaturation | None = None,
+    *,
+    among: Tensor | None = None,
+    purpose: str = "search",
+    varied: bool = False,
+) -> None:
     """Search from the best points of a run, on its images that are still robust.
 
     :param n_queries: forward passes per image. A random network is asked several times about each point.
     :param view: the tensor before a saturation. Its margin leads where that of the logits is flat. Of a random network it is
         not used.
+    :param among: some of its rows. By default it is all of them.
+    :param purpose: another one gives other squares.
+    :param varied: every second move has a random length, up to that across the ball. Of few pixels the worst point may lie
+        inside it.
     """
-    random = torch.Generator().manual_seed(derive_seed(run.seed, "search"))
+    random = torch.Generator().manual_seed(derive_seed(run.seed, purpose))
     height, width = run.x.shape[2:]
     tries = n_queries // run.draws
     best, lowest = run.image.clone(), torch.full_like(run.margin, torch.inf)
     for index in range(tries):
-        rows = run.robust_rows()
+        rows = run.robust_rows() if among is None else among[~run.broken[among]]
         if not len(rows):
             return
         points = best[rows]
@@ -45,7 +57,8 @@ def search(run: AttackRun, n_queries: int, view: BeforeSaturation | None = None)
             row, column = torch.arange(height)[:, None], torch.arange(width)
             inside = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
             signs = torch.randint(2, (len(rows), run.x.shape[1], 1, 1), generator=random) * 2 - 1
-            change = _BORDER * run.pixel_step() * (inside * signs).to(points)
+            length = torch.rand((len(rows), 1, 1, 1), generator=random) if varied and index % 2 else 1.0
+            change = _BORDER * run.pixel_step() * (length * inside * signs).to(points)
             points = project(points + change, run.x[rows], run.threat)
         margin = _margin(run, rows, points, view)
         better = margin <= lowest[rows]

@@ -7,7 +7,7 @@ from functools import partial
 from art_qplugins.attacks.catalogue.libraries import ARTQ
 from art_qplugins.attacks.catalogue.options import ITERATIVE, count
 from art_qplugins.attacks.catalogue.row import Attack, attack_of
-from art_qplugins.domains import ListOf, Number, OneOf, Option
+from art_qplugins.domains import ListOf, Maybe, Number, OneOf, Option
 
 __all__ = ["KINDS", "ROWS"]
 
@@ -21,6 +21,19 @@ _OLD_KINDS = ("revived", "straight", "clipped", "repaired-straight-through")
 _ADAPTER = "art_qplugins.attacks.adapters.artq"
 
 ROWS: list[Attack] = [
+    _own(
+        "worst-case",
+        "worst_case",
+        "what AutoAttack leaves, for a small part of its gradients: cheap moves first, then rounds on the images nearest to falling",
+        {
+            "effort": Option("standard", OneOf(("quick", "standard", "thorough"))),
+            "budget": Option(None, Maybe(Number(1, 1_000_000))),
+        },
+        scale_free=True,
+        targeted=True,
+        takes_start=True,
+        cost=(350, 2_400),
+    ),
     _own(
         "pgd-margin",
         "ProjectedGradientDescentPyTorch",

@@ -1,0 +1,50 @@
+"""Steps whose size falls along a cosine, from the first step to none: strong for few gradients."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from art_qplugins.attacks.adaptive.auto_pgd import Record, project, steepest
+from art_qplugins.attacks.adaptive.objectives import Objective
+from art_qplugins.threat import Threat
+
+__all__ = ["cosine_ascent"]
+
+
+def cosine_ascent(
+    objective: Objective,
+    x: Tensor,
+    start: Tensor,
+    rows: Tensor,
+    *,
+    threat: Threat,
+    max_iter: int,
+    record: Record | None,
+    step_size: float = 2.0,
+) -> tuple[Tensor, Tensor]:
+    """Maximize ``objective`` on a batch, as :func:`~art_qplugins.attacks.adaptive.auto_pgd.auto_pgd` does.
+
+    Step t of T has size ``step_size`` eps (1 + cos(pi t / T)) / 2. It takes at most ``max_iter`` gradients and one further
+    forward pass per image. Parameters and results are those of Auto-PGD.
+    """
+    answer = objective(start, rows, step=0)
+    point, best, top = start, start, answer.loss
+    for step in range(max_iter + 1):
+        if record is not None and answer.margin is not None:
+            stay = record(rows, point, answer.margin)
+            rows, x, point, best, top = (tensor[stay] for tensor in (rows, x, point, best, top))
+            gradient = answer.gradient[stay]
+        else:
+            gradient = answer.gradient
+        if step == max_iter or not len(rows) or (step == 0 and not bool(gradient.any())):
+            break
+        size = step_size * threat.eps * (1 + math.cos(math.pi * step / max_iter)) / 2
+        point = project(point + size * steepest(gradient, threat.norm), x, threat)
+        answer = objective(point, rows, step=step + 1, backward=step + 1 < max_iter)
+        better = answer.loss > top
+        top = torch.where(better, answer.loss, top)
+        best = torch.where(better[:, None, None, None], point, best)
+    return rows, best

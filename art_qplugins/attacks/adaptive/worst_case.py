@@ -1,0 +1,146 @@
+"""The worst case image by image: what AutoAttack leaves, for a small part of its gradients.
+
+Cheap moves come first, and an image leaves once it is broken:
+
+1. a few steps on the margin, whose size falls along a cosine;
+2. the nearest classes by clean logits, one at a time (Gowal et al. 2019);
+3. rounds on the images that are nearest to falling: a random start, in turn with an output-diversified one (Tashiro et al.
+   2020, equation 2), steps on the margin in turn with steps towards a class, and a short random search from the best point.
+   The share of images in a round shrinks when a round breaks none (as Liu et al. 2022 discard images), and rounds end when
+   several in a row break none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from art_qplugins.attacks.adaptive.cosine import cosine_ascent
+from art_qplugins.attacks.adaptive.diversified import diversify, random_mix
+from art_qplugins.attacks.adaptive.objectives import (
+    Answer,
+    Loss,
+    Objective,
+    averaged,
+    direct,
+    margin_loss,
+    targeted_loss,
+)
+from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
+from art_qplugins.attacks.adaptive.search import search
+
+__all__ = ["EFFORTS", "Effort", "worst_case"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long each part goes on.
+
+    :ivar margin: steps on the margin, on every image.
+    :ivar targets: nearest classes, each with ``steps`` steps on the share ``near`` of the images that stand.
+    :ivar rounds: at most. ``share`` is that of the first one; one that breaks no image multiplies it by ``shrink``.
+    :ivar idle: rounds in a row without a broken image that end it.
+    :ivar diversify: steps of a diversified start.
+    :ivar queries: of the search in each round, per image in it.
+    """
+
+    margin: int
+    targets: int
+    near: float
+    steps: int
+    rounds: int
+    share: float
+    shrink: float
+    idle: int
+    diversify: int
+    queries: int
+
+
+EFFORTS: Mapping[str, Effort] = {
+    "quick": Effort(
+        margin=8, targets=2, near=0.5, steps=10, rounds=4, share=0.3, shrink=0.5, idle=1, diversify=3, queries=50
+    ),
+    "standard": Effort(
+        margin=10, targets=3, near=0.6, steps=12, rounds=20, share=0.5, shrink=0.6, idle=3, diversify=3, queries=100
+    ),
+    "thorough": Effort(
+        margin=20, targets=9, near=1.0, steps=20, rounds=100, share=1.0, shrink=0.7, idle=6, diversify=5, queries=300
+    ),
+}
+#: The classes that rounds aim at in turn.
+_CYCLE = 4
+
+
+def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draws: int = 1) -> None:
+    """Attack the images of a run.
+
+    :param budget: gradients per image of the run. What does not fit into it is left out: the images farthest from falling.
+    :param draws: of a random network, that a gradient averages.
+    """
+    y, order = run.y, other_classes(run.logits(run.x), run.y)
+    moves = _Moves(run, budget * len(run.x), draws, order.shape[1] + 1)
+    moves.ascend(margin_loss(y), run.starts("margin"), 1.0, effort.margin)
+    for index in range(min(effort.targets, order.shape[1])):
+        moves.ascend(targeted_loss(y, order[:, index]), run.starts(f"target {index}"), effort.near, effort.steps)
+    share, idle = effort.share, 0
+    for index in range(effort.rounds):
+        standing = len(run.robust_rows())
+        target = order[:, index // 2 % min(_CYCLE, order.shape[1])] if index % 2 else None
+        rows = moves.affordable(share, effort.diversify + effort.steps)
+        if not len(rows):
+            return
+        moves.restart(rows, target, index, effort)
+        if not run.random:
+            search(run, effort.queries, among=rows, purpose=f"search {index}", varied=True)
+        broke = standing - len(run.robust_rows())
+        idle = 0 if broke else idle + 1
+        share = share if broke else share * effort.shrink
+        if idle == effort.idle:
+            return
+
+
+class _Moves:
+    """Moves along gradients, and what they spend.
+
+    :ivar left: gradients.
+    """
+
+    def __init__(self, run: AttackRun, budget: float, draws: int, classes: int) -> None:
+        self.run, self.left, self.draws, self.classes = run, budget, draws, classes
+
+    def affordable(self, share: float, steps: int) -> Tensor:
+        """The images nearest to falling, of this share of those that stand, for which this many steps are left."""
+        rows = self.run.nearest(share)
+        return rows[: max(0, math.floor(min(len(rows), self.left / (steps * self.draws))))]
+
+    def ascend(self, loss: Loss, start: Tensor, share: float, steps: int, rows: Tensor | None = None) -> None:
+        """Steps of falling size, from ``start`` (N, C, H, W)."""
+        rows = self.affordable(share, steps) if rows is None else rows
+        self.run.maximize(self._objective(loss), start, max_iter=steps, rows=rows, ascent=cosine_ascent)
+
+    def restart(self, rows: Tensor, target: Tensor | None, index: int, effort: Effort) -> None:
+        """Steps on the margin, or towards ``target`` (N,)."""
+        run, purpose = self.run, f"round {index}"
+        start = run.random_starts(purpose)
+        if index // 2 % 2 == 0:
+            self.left -= effort.diversify * len(rows)
+            mix = random_mix(run, purpose, self.classes, target)
+            start = diversify(run, start, rows, mix, steps=effort.diversify)
+        loss = margin_loss(run.y) if target is None else targeted_loss(run.y, target)
+        self.ascend(loss, start, 1.0, effort.steps, rows[~run.broken[rows]])
+
+    def _objective(self, loss: Loss) -> Objective:
+        run = self.run
+        if run.random:
+            inner = averaged(run.module, loss, draws=self.draws, seed=run.seed)
+        else:
+            inner = direct(run.module, run.y, loss)
+
+        def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
+            self.left -= self.draws * len(points) * backward
+            return inner(points, rows, step=step, backward=backward)
+
+        return objective
