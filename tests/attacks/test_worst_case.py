@@ -90,7 +90,7 @@ def test_a_budget_is_never_exceeded(budget):
 
 def test_a_budget_of_less_than_a_step_is_refused():
     model, x, y = linear(10)
-    with pytest.raises(InputError, match="option budget: it is 0.5"):
+    with pytest.raises(InputError, match=r"option budget: it is 0\.5"):
         craft(estimator(model, 10), "artq:worst-case", x, y, threat=Threat("Linf", 0.1), options={"budget": 0.5})
 
 
