@@ -21,7 +21,7 @@ SCALINGS = ["per-image", "jacobian", "hessian"]
 
 def short(name, steps):
     """Options of few steps."""
-    return {"n_queries": 5 * steps} if name == SEARCH else {"max_iter": steps}
+    return {SEARCH: {"n_queries": 5 * steps}, "artq:worst-case": {"budget": steps}}.get(name, {"max_iter": steps})
 
 
 def estimator(model, nb_classes, shape=(1, 8, 8)):

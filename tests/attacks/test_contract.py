@@ -149,7 +149,11 @@ FIXED = [
     for name in PLAIN
     if ATTACKS[name].needs == "gradients"
     and not ATTACKS[name].minimum_norm
-    and name not in ("art:uap", "artq:surrogates", "autoattack:standard", "autoattack:plus", "autoattack:fab")
+    and name
+    not in (
+        *("art:uap", "artq:surrogates", "artq:worst-case"),
+        *("autoattack:standard", "autoattack:plus", "autoattack:fab"),
+    )
 ]
 
 

@@ -1,0 +1,159 @@
+"""What ``artq:worst-case`` leaves and takes beside AutoAttack ``standard``, network by network.
+
+    python benchmarks/speed/worst_case.py --cache DIR [--networks ROW:DATASET[:EPS] ...] [--n 400] [--minutes 100]
+    python benchmarks/speed/worst_case.py --report-only
+
+Networks are rows of ``benchmarks/masking``. Both attacks see the same images, one after the other, in one process with one
+thread. Each network becomes a line of ``worst_case.jsonl`` when it is finished, and is not run again. ``worst_case.md`` is
+the table. Gradients are backward passes per image of the whole set, and shares are of AutoAttack's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import art_qplugins
+from art_qplugins import Threat
+from art_qplugins.attacks.craft import craft
+
+_HERE = Path(__file__).parent
+sys.path.insert(0, str(_HERE.parent / "masking"))
+from networks import CLASSES, Site  # noqa: E402
+from one_run import row_named  # noqa: E402
+from rows import classifier  # noqa: E402
+
+RECORDS, TABLE = _HERE / "worst_case.jsonl", _HERE / "worst_case.md"
+EFFORTS = ("quick", "standard", "thorough")
+NETWORKS = (
+    # Digits
+    *("plain:digits:0.1", "wide:digits:0.1", "mlp:digits:0.1", "residual:digits:0.1", "gelu:digits:0.1"),
+    *("at:digits", "at:digits:0.2", "trades:digits", "at-small-eps:digits", "at-large-eps:digits"),
+    *("8bit:digits:0.1", "3bit:digits:0.1", "2bit-weights:digits:0.1", "at-8bit:digits", "at-4bit-tuned:digits"),
+    *("plain-l2:digits", "at-l2:digits", "transformer-noise:digits:0.1", "equilibrium:digits:0.1"),
+    # MNIST
+    *("plain:mnist:0.05", "at:mnist", "at-large-eps:mnist", "trades:mnist", "at-8bit:mnist", "3bit:mnist:0.05"),
+)
+
+Record = dict[str, Any]
+
+
+def measured(name: str, n: int, cache: Path | None, root: Path | None) -> Record:
+    """Both attacks on one network."""
+    row_name, dataset, *eps = name.split(":")
+    row, site = row_named(row_name), Site(dataset, 0, root, cache)
+    x, y = site.test(n)
+    model, threat = row.build(site).model, row.threat(dataset)
+    threat = Threat(threat.norm, float(eps[0])) if eps else threat
+    estimator = classifier(model, x, CLASSES)
+    attacks = [("autoattack:standard", {}), *(("artq:worst-case", {"effort": effort}) for effort in EFFORTS)]
+    found: dict[str, dict[str, float]] = {}
+    for attack, options in attacks:
+        started = time.perf_counter()
+        crafted = craft(estimator, attack, x, y, threat=threat, options=options)
+        with torch.no_grad():
+            standing = int((torch.cat([model(part) for part in crafted.x_adv.split(500)]).argmax(1) == y).sum())
+        found[options.get("effort", "autoattack")] = {
+            "standing": standing,
+            "forward": crafted.forward_samples / n,
+            "backward": crafted.backward_samples / n,
+            "seconds": time.perf_counter() - started,
+        }
+    return {"network": name, "norm": threat.norm, "eps": threat.eps, "n": n, "date": _today(), **_machine(), **found}
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _machine() -> Record:
+    return {"torch": torch.__version__, "version": art_qplugins.__version__, "processor": platform.machine()}
+
+
+def table(records: Sequence[Record]) -> str:
+    """The table, in Markdown."""
+    lines = [
+        "# The worst case beside AutoAttack",
+        "",
+        f"{records[-1]['date']}; art_qplugins {records[-1]['version']}, torch {records[-1]['torch']}, one CPU thread. "
+        "`python benchmarks/speed/worst_case.py` measures, `--report-only` prints this again.",
+        "",
+        "Robust accuracy in percent; difference from AutoAttack `standard` in points; backward passes and seconds as shares of "
+        "AutoAttack's.",
+        "",
+        "| network | norm, eps | n | AutoAttack | gradients | "
+        + " | ".join(f"{e}: difference | gradients | seconds" for e in EFFORTS)
+        + " |",
+        "| --- | --- | --- | --- | --- | " + " | ".join(["--- | --- | ---"] * len(EFFORTS)) + " |",
+    ]
+    for record in records:
+        full, n = record["autoattack"], record["n"]
+        cells = [
+            f"{100 * (record[e]['standing'] - full['standing']) / n:+.2f} | {_share(record, e, 'backward')} | "
+            f"{_share(record, e, 'seconds')}"
+            for e in EFFORTS
+        ]
+        accuracy = f"{100 * full['standing'] / n:.2f} | {full['backward']:.0f}"
+        lines.append(
+            f"| {record['network']} | {record['norm']}, {record['eps']:.3g} | {n} | {accuracy} | {' | '.join(cells)} |"
+        )
+    lines += [
+        "",
+        "| effort | at most 0.25 above | largest difference | median share of gradients | largest | seconds |",
+    ]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    for effort in EFFORTS:
+        above = [100 * (r[effort]["standing"] - r["autoattack"]["standing"]) / r["n"] for r in records]
+        shares = [r[effort]["backward"] / r["autoattack"]["backward"] for r in records]
+        seconds = [r[effort]["seconds"] / r["autoattack"]["seconds"] for r in records]
+        lines.append(
+            f"| {effort} | {sum(a <= 0.25 + 1e-9 for a in above)} of {len(above)} | {max(above):+.2f} | "
+            f"{statistics.median(shares):.1%} | {max(shares):.1%} | median {statistics.median(seconds):.1%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _share(record: Record, effort: str, what: str) -> str:
+    return f"{record[effort][what] / record['autoattack'][what]:.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), metavar="ROW:DATASET[:EPS]")
+    parser.add_argument("--n", type=int, default=400)
+    parser.add_argument("--cache", type=Path, help="folder of trained weights")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further network after this time")
+    parser.add_argument("--report-only", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    done = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    started = time.monotonic()
+    for name in [] if arguments.report_only else arguments.networks:
+        if (name, arguments.n) in {(r["network"], r["n"]) for r in done}:
+            continue
+        if time.monotonic() - started > 60 * arguments.minutes:
+            print("the time is over; the same command goes on")
+            break
+        record = measured(name, arguments.n, arguments.cache, arguments.data_root)
+        done.append(record)
+        with RECORDS.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(name, {k: v for k, v in record.items() if isinstance(v, dict)}, flush=True)
+    if done:
+        TABLE.write_text(table(done))
+        print(table(done))
+
+
+if __name__ == "__main__":
+    main()
