@@ -13,6 +13,7 @@ from art_qplugins._version import __version__
 if TYPE_CHECKING:
     from art_qplugins.api import Diagnosis, Run, diagnose, evaluate, run
     from art_qplugins.attacks import ATTACKS
+    from art_qplugins.audit import Audit, WorstCase, worst_case
     from art_qplugins.data import Dataset, load
     from art_qplugins.defences.training import train
     from art_qplugins.errors import InputError
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ATTACKS": "attacks",
+    "Audit": "audit",
     "DQClassifier": "estimators",
     "Dataset": "data",
     "Diagnosis": "api",
@@ -56,6 +58,7 @@ _HOME = {
     "TwinGradient": "quantizers",
     "UniformWeightQuantizer": "quantizers",
     "WithDetector": "estimators",
+    "WorstCase": "audit",
     "diagnose": "api",
     "evaluate": "api",
     "load": "data",
@@ -66,10 +69,12 @@ _HOME = {
     "surrogate": "quantizers",
     "train": "defences.training",
     "with_detector": "estimators",
+    "worst_case": "audit",
 }
 
 __all__ = [
     "ATTACKS",
+    "Audit",
     "DQClassifier",
     "Dataset",
     "Diagnosis",
@@ -86,6 +91,7 @@ __all__ = [
     "TwinGradient",
     "UniformWeightQuantizer",
     "WithDetector",
+    "WorstCase",
     "__version__",
     "diagnose",
     "evaluate",
@@ -97,6 +103,7 @@ __all__ = [
     "surrogate",
     "train",
     "with_detector",
+    "worst_case",
 ]
 
 

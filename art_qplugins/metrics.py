@@ -8,7 +8,16 @@ from numpy.typing import ArrayLike, NDArray
 from art_qplugins.domains import COUNT, Number, check
 from art_qplugins.errors import InputError, shown
 
-__all__ = ["accuracy", "finite", "gap_lower_bound", "resampled_means", "shares", "wilson_interval", "worst_case"]
+__all__ = [
+    "accuracy",
+    "finite",
+    "gap_lower_bound",
+    "most_in_population",
+    "resampled_means",
+    "shares",
+    "wilson_interval",
+    "worst_case",
+]
 
 _BETWEEN = Number(0, 1, above=True, below=True)
 
@@ -40,6 +49,23 @@ def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
     """
     values = shares(correct, name="correct")
     return float(values.mean()), wilson_interval(float(values.sum()), len(values))
+
+
+def most_in_population(found: int, *, drawn: int, population: int, confidence: float = 0.95) -> int:
+    """The upper end of a one-sided exact interval for how many of a population have a property.
+
+    :param found: those that have it, of ``drawn`` that were drawn without replacement.
+    :return: the largest number for which as few as ``found`` in the sample have a probability above 1 - ``confidence``.
+    :raises ValueError: where ``drawn`` is above ``population``, or ``found`` above ``drawn``.
+    """
+    from scipy.stats import hypergeom
+
+    check("drawn", drawn, Number(0, population, whole=True))
+    check("found", found, Number(0, drawn, whole=True))
+    check("confidence", confidence, _BETWEEN)
+    possible = np.arange(found, population - drawn + found + 1)
+    likely = hypergeom.cdf(found, population, possible, drawn) > 1 - confidence
+    return int(possible[likely].max())
 
 
 def shares(values: ArrayLike, *, name: str = "values") -> NDArray[np.float64]:

@@ -1,0 +1,103 @@
+"""The worst case from Python, and the audit by sampling: exact, covered as often as it says, counted in the number."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import hypergeom
+from torch import nn
+
+from art_qplugins import InputError, QuantizedClassifier, Threat, metrics, worst_case
+from art_qplugins.audit import Audit
+
+
+def test_the_largest_number_that_a_sample_allows_is_exact():
+    for population, drawn, found in [(601, 40, 0), (601, 236, 0), (30, 10, 3), (12, 12, 5), (7, 1, 1)]:
+        most = metrics.most_in_population(found, drawn=drawn, population=population)
+        assert hypergeom.cdf(found, population, most, drawn) > 0.05
+        more = most + 1
+        assert more > population - drawn + found or hypergeom.cdf(found, population, more, drawn) <= 0.05
+    assert metrics.most_in_population(5, drawn=12, population=12) == 5  # all were asked
+
+
+def test_what_an_audit_can_show():
+    nothing = Audit(standing=601, asked=40, broke=0, n=1000, gradients=1900.0)
+    assert nothing.interval == pytest.approx((0.560, 0.601), abs=0.001) and nothing.estimate == 0.601
+    assert str(nothing) == ("AutoAttack on 40 of 601 standing images broke 0: it would leave 60.1 % [56.0, 60.1]")
+    low, high = Audit(standing=601, asked=236, broke=0, n=1000, gradients=0.0).interval
+    assert high - low < 0.006
+
+
+@pytest.mark.parametrize(("standing", "breakable"), [(300, 8), (300, 0), (80, 30)])
+def test_the_interval_covers_the_full_answer_as_often_as_it_says(standing, breakable):
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(1000):
+        broke = int((random.permutation(standing)[:40] < breakable).sum())
+        low, high = Audit(standing=standing, asked=40, broke=broke, n=400, gradients=0.0).interval
+        covered += low - 1e-9 <= (standing - breakable) / 400 <= high + 1e-9
+    assert covered >= 930  # 950 on average, and 7 is a standard deviation
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    x = torch.rand(60, 1, 8, 8)
+    return network, x, network(x).argmax(1)
+
+
+def estimator(network, nb_classes=10):
+    return QuantizedClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), nb_classes, device_type="cpu")
+
+
+def test_of_a_linear_model_nothing_is_left_for_the_audit(model):
+    network, x, y = model
+    found = worst_case(estimator(network), x, y, Threat("Linf", 0.02), audit=10)
+    assert 0 < found.accuracy < 1 and found.n == 60
+    assert (found.audit.asked, found.audit.broke) == (10, 0)
+    assert np.mean(network(torch.from_numpy(found.x_adv)).argmax(1).numpy() == y.numpy()) == found.accuracy
+    assert str(found).startswith("worst-case leaves") and "AutoAttack on 10 of" in str(found)
+    assert found.gradients < found.audit.gradients
+
+
+def test_what_the_audit_breaks_counts(model):
+    network, x, y = model
+    cheap = worst_case(estimator(network), x, y, Threat("Linf", 0.03), effort="quick", budget=1)
+    full = worst_case(estimator(network), x, y, Threat("Linf", 0.03), effort="quick", budget=1, audit=1000)
+    assert full.audit.asked == full.audit.standing == round(60 * cheap.accuracy)
+    assert full.accuracy == pytest.approx(cheap.accuracy - full.audit.broke / 60)
+    assert full.audit.interval == pytest.approx((full.accuracy, full.accuracy))
+    left = network(torch.from_numpy(full.x_adv)).argmax(1) == y
+    assert float(left.float().mean()) == pytest.approx(full.accuracy)
+
+
+def test_where_no_image_stands_there_is_nothing_to_audit(model):
+    network, x, y = model
+    found = worst_case(estimator(network), x, (y + 1) % 10, Threat("Linf", 0.02), audit=10)
+    assert found.accuracy == 0 and found.audit is None and "AutoAttack" not in str(found)
+
+
+class Noisy(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x) + 0.3 * torch.randn(len(x), 10)
+
+
+def test_a_random_model_is_not_audited(model):
+    network, x, y = model
+    with pytest.raises(InputError, match="audit: the model is random"):
+        worst_case(estimator(Noisy(network)), x, y, Threat("Linf", 0.005), effort="quick", audit=5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [({"audit": 0}, "audit"), ({"effort": "most"}, "effort"), ({"budget": 0.1}, "budget")]
+)
+def test_what_cannot_be_used_is_said(model, given, said):
+    network, x, y = model
+    with pytest.raises(InputError, match=said):
+        worst_case(estimator(network), x, y, Threat("Linf", 0.02), **given)
