@@ -64,7 +64,7 @@ EFFORTS: Mapping[str, Effort] = {
         margin=8, targets=2, near=0.5, steps=10, rounds=4, share=0.3, shrink=0.5, idle=1, diversify=3, queries=50
     ),
     "standard": Effort(
-        margin=10, targets=3, near=0.6, steps=12, rounds=20, share=0.5, shrink=0.6, idle=3, diversify=3, queries=100
+        margin=10, targets=3, near=0.6, steps=10, rounds=20, share=0.5, shrink=0.8, idle=5, diversify=3, queries=100
     ),
     "thorough": Effort(
         margin=20, targets=9, near=1.0, steps=20, rounds=100, share=1.0, shrink=0.7, idle=6, diversify=5, queries=300
@@ -72,6 +72,8 @@ EFFORTS: Mapping[str, Effort] = {
 }
 #: The classes that rounds aim at in turn.
 _CYCLE = 4
+#: Images that a move takes in any case, relative to all.
+_FEW = 0.1
 
 
 def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draws: int = 1) -> None:
@@ -112,8 +114,12 @@ class _Moves:
         self.run, self.left, self.draws, self.classes = run, budget, draws, classes
 
     def affordable(self, share: float, steps: int) -> Tensor:
-        """The images nearest to falling, of this share of those that stand, for which this many steps are left."""
-        rows = self.run.nearest(share)
+        """The images nearest to falling, of this share of those that stand, for which this many steps are left.
+
+        Where few stand, the share is larger: they cost little.
+        """
+        standing = len(self.run.robust_rows())
+        rows = self.run.nearest(min(1.0, max(share, _FEW * len(self.run.x) / max(standing, 1))))
         return rows[: max(0, math.floor(min(len(rows), self.left / (steps * self.draws))))]
 
     def ascend(self, loss: Loss, start: Tensor, share: float, steps: int, rows: Tensor | None = None) -> None:
