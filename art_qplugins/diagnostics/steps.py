@@ -271,6 +271,13 @@ STEPS: tuple[DiagnosisStep, ...] = (
         cost=0,
     ),
     DiagnosisStep(
+        id="search-on",
+        level=2,
+        title="random search from the best image so far, 1000 queries",
+        plan=_attack("artq:search", "all", n_queries=1000),
+        cost=0,
+    ),
+    DiagnosisStep(
         id="substitute",
         level=2,
         title="a substitute fitted to the model's answers, then search from there",

@@ -66,8 +66,14 @@ def step_of(spec: CellSpec) -> str:
         return "closing-unsaturated" if "targets" in options else "unsaturated"
     if spec.attack == CLAIM.attack:
         return "defaults"
-    names = {"art:fgsm": "one-step", "art:pgd": "cross-entropy", "artq:eot": "averaging"}
-    names |= {"autoattack:square": "search", "artq:search": "search-long"}
+    if spec.attack == "artq:search":
+        return "search-on" if options["n_queries"] <= 1000 else "search-long"
+    names = {
+        "art:fgsm": "one-step",
+        "art:pgd": "cross-entropy",
+        "artq:eot": "averaging",
+        "autoattack:square": "search",
+    }
     return names.get(spec.attack, spec.attack.removeprefix("artq:"))
 
 
