@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from art_qplugins import metrics
 from art_qplugins.api import evaluate
-from art_qplugins.domains import SEED, Domain, Is, Maybe, Number, check_all
-from art_qplugins.errors import InputError
+from art_qplugins.domains import COUNT, SEED, Domain, Is, Maybe, Number, OneOf, check_all
+from art_qplugins.errors import InputError, shown
 from art_qplugins.evaluation.outcome import legal_at, worst_images
 from art_qplugins.runner.run import Run
 from art_qplugins.seeds import derive_seed
@@ -27,8 +27,11 @@ __all__ = ["Audit", "WorstCase", "worst_case"]
 
 _ARGUMENTS: dict[str, Domain] = {
     "threat": Is(Threat, "a Threat, e.g. Threat('Linf', 8 / 255)"),
+    "effort": OneOf(("quick", "standard", "thorough")),
+    "budget": Maybe(Number(1, 1_000_000)),
     "audit": Maybe(Number(1, 10_000_000, whole=True)),
     "seed": SEED,
+    "batch_size": COUNT,
 }
 
 
@@ -116,6 +119,8 @@ def worst_case(
     :raises InputError: where an argument cannot be used; the message names it.
     """
     check_all(locals(), _ARGUMENTS)
+    if not isinstance(estimator, PyTorchClassifier):
+        raise InputError(f"estimator: it is {shown(estimator)}; give one ART PyTorchClassifier")
     attacks = [("artq:worst-case", {"effort": effort, "budget": budget})]
     settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
     found = evaluate(estimator, (x, y), threat, attacks, recipe={"diagnose": False}, **settings)

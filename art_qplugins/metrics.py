@@ -60,6 +60,7 @@ def most_in_population(found: int, *, drawn: int, population: int, confidence: f
     """
     from scipy.stats import hypergeom
 
+    check("population", population, Number(1, 10_000_000, whole=True))
     check("drawn", drawn, Number(0, population, whole=True))
     check("found", found, Number(0, drawn, whole=True))
     check("confidence", confidence, _BETWEEN)

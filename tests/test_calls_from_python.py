@@ -443,6 +443,21 @@ CALLS = [
         },
         tuple(EXECUTION),
     ),
+    Call(
+        art_qplugins.worst_case,
+        lambda: {"estimator": estimator(), "x": X, "y": Y, "threat": Threat("Linf", 0.1)},
+        {
+            "estimator": (),
+            "x": IMAGES,
+            "y": LABELS,
+            "threat": (),
+            "effort": CHOICE,
+            "budget": (*NONE, "2.5"),
+            "audit": NONE,
+            "seed": SEED,
+            "batch_size": COUNT,
+        },
+    ),
     # files
     Call(
         save_checkpoint,
@@ -513,6 +528,11 @@ CALLS = [
         lambda: {"successes": 0, "n": 3},
         {"successes": ("0", "2.5"), "n": COUNT, "confidence": ()},
     ),
+    Call(
+        metrics.most_in_population,
+        lambda: {"found": 0, "drawn": 1, "population": 3},
+        {"found": SEED, "drawn": SEED, "population": (), "confidence": ()},
+    ),
     Call(metrics.accuracy, lambda: {"correct": [1.0]}, {"correct": ()}),
     Call(metrics.shares, lambda: {"values": [1.0]}, {"values": (), "name": tuple(ODD)}),
     Call(
@@ -532,7 +552,7 @@ ARTS_ERRORS = {"layer", "label"}
 
 #: Public names that are no functions, or that make records, or whose arguments are checked by their own tests.
 OTHERS = {
-    *("ATTACKS", "Dataset", "Diagnosis", "InputError", "Run", "__version__"),
+    *("ATTACKS", "Audit", "WorstCase", "Dataset", "Diagnosis", "InputError", "Run", "__version__"),
     *("ActivationQuantizer", "Part", "QUANTIZERS", "Quantizer", "SURROGATES", "HasSurrogate"),
     *("DATASETS", "check_images", "check_labels", "entry_of", "make_dataset", "row_ids", "check_classes"),
     *("as_surrogate", "has_surrogate", "surrogate_layers", "RULES", "Pixels"),

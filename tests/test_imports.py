@@ -19,6 +19,7 @@ ROOT = PACKAGE.parent
 LAYERS = [
     ["__main__"],
     ["cli"],
+    ["audit"],
     ["api", "terminal"],
     ["evidence"],
     ["runner"],
@@ -111,7 +112,7 @@ def test_only_the_adapters_import_the_libraries_of_attacks():
         "pyautoattack": {"attacks"},
         "autoattack": {"attacks"},
         "foolbox": {"attacks"},
-        "art": {"attacks", "estimators", "api"},
+        "art": {"attacks", "estimators", "api", "audit"},
     }
     for module, path in MODULES.items():
         for imported in imports_of(path):
