@@ -1,0 +1,121 @@
+"""The worst case for few gradients: exact oracles, what it spends, and what its options do."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from adaptive_nets import Noisy, Rounded, estimator, linear, margin, worst_margin
+from torch import nn
+
+from art_qplugins import InputError, Threat
+from art_qplugins.attacks.craft import craft
+from art_qplugins.evaluation.score import check_legal
+from art_qplugins.gradients.margin import logit_margin
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_of_a_linear_model_it_breaks_exactly_what_can_be_broken(norm):
+    model, x, y = linear(10)
+    threat = Threat(norm, {"Linf": 0.06, "L2": 0.35}[norm])
+    worst = worst_margin(model, x, y, threat)
+    crafted = craft(estimator(model, 10), "artq:worst-case", x, y, threat=threat)
+    check_legal(x, crafted.x_adv, threat)
+    clear = worst.abs() > 1e-3
+    assert 5 < int((worst < 0).sum()) < len(x) - 5
+    assert torch.equal((margin(model, crafted.x_adv, y) < 0)[clear], (worst < 0)[clear])
+
+
+def piecewise(hidden, seed):
+    """A network of three pixels with one hidden layer of ReLUs, and images around its boundaries."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3, hidden), nn.ReLU(), nn.Linear(hidden, 4)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(hidden, 3, generator=generator))
+        model[1].bias.copy_(
+            -(model[1].weight * torch.rand(hidden, 3, generator=generator)).sum(1)
+        )  # lines cross the cube
+        model[3].weight.copy_(torch.randn(4, hidden, generator=generator))
+        model[3].bias.zero_()
+        x = torch.rand(150, 1, 1, 3, generator=generator)
+        return model, x, model(x).argmax(1)
+
+
+def exact(model, x, y, eps):
+    """min of the margin over the box: within each cell of the planes the margin is concave, so it is at a corner of one."""
+    weight, bias = model[1].weight.double(), model[1].bias.double()
+    network = nn.Sequential(*model).double()
+    worst = []
+    for image, label in zip(x.double(), y, strict=True):
+        point = image.flatten()
+        low, high = (point - eps).clamp(0, 1), (point + eps).clamp(0, 1)
+        sides = torch.eye(3, dtype=torch.float64)
+        normals = torch.cat([weight, sides, sides])
+        offsets = torch.cat([-bias, low, high])
+        triples = torch.tensor(list(itertools.combinations(range(len(normals)), 3)))
+        matrices, wanted = normals[triples], offsets[triples]
+        regular = torch.linalg.det(matrices).abs() > 1e-9
+        corners = torch.linalg.solve(matrices[regular], wanted[regular])
+        inside = ((corners >= low - 1e-9) & (corners <= high + 1e-9)).all(1)
+        corners = corners[inside].view(-1, 1, 1, 3)
+        worst.append(logit_margin(network(corners), label.expand(len(corners))).min())
+    network.float()
+    return torch.stack(worst).float()
+
+
+def test_of_small_relu_networks_it_breaks_all_but_a_percent_of_what_can_be_broken():
+    missed = possible = 0
+    for seed in range(4):
+        model, x, y = piecewise(10, seed)
+        threat = Threat("Linf", 0.08)
+        with torch.no_grad():
+            worst = exact(model, x, y, threat.eps)
+            crafted = craft(estimator(model, 4, (1, 1, 3)), "artq:worst-case", x, y, threat=threat)
+            broken = model(crafted.x_adv).argmax(1) != y
+        assert int((worst > 1e-4).sum()) > 20
+        assert not broken[worst > 1e-4].any()
+        can = worst < -1e-4
+        missed, possible = missed + int((~broken)[can].sum()), possible + int(can.sum())
+    assert possible > 200 and missed <= 0.01 * possible
+
+
+@pytest.mark.parametrize("budget", [1, 7.5, 30])
+def test_a_budget_is_never_exceeded(budget):
+    model, x, y = linear(10)
+    threat = Threat("Linf", 1e-4)  # nothing breaks
+    crafted = craft(estimator(model, 10), "artq:worst-case", x, y, threat=threat, options={"budget": budget})
+    assert 0 < crafted.backward_samples <= budget * len(x)
+
+
+def test_a_budget_of_less_than_a_step_is_refused():
+    model, x, y = linear(10)
+    with pytest.raises(InputError, match=r"option budget: it is 0\.5"):
+        craft(estimator(model, 10), "artq:worst-case", x, y, threat=Threat("Linf", 0.1), options={"budget": 0.5})
+
+
+def test_more_effort_spends_more_and_leaves_no_more():
+    model, x, y = linear(10, [Rounded(30)])  # steps: gradients say nothing, and the search does
+    spent, left = [], []
+    for effort in ("quick", "standard", "thorough"):
+        crafted = craft(
+            estimator(model, 10), "artq:worst-case", x, y, threat=Threat("Linf", 0.06), options={"effort": effort}
+        )
+        spent.append(crafted.forward_samples)
+        left.append(int((margin(model, crafted.x_adv, y) >= 0).sum()))
+    assert spent == sorted(spent) and left[2] <= left[0]
+
+
+def test_an_image_that_is_broken_costs_nothing_more():
+    model, x, y = linear(2)
+    wrong = craft(estimator(model, 2), "artq:worst-case", x, 1 - y, threat=Threat("Linf", 1e-4))
+    assert wrong.backward_samples == len(x)
+
+
+def test_of_a_random_network_it_keeps_the_lowest_mean_margin():
+    model, x, y = linear(10, [Noisy(0.05)])
+    threat = Threat("Linf", 0.06)
+    can = worst_margin(model, x, y, threat) < -0.5
+    crafted = craft(estimator(model, 10), "artq:worst-case", x, y, threat=threat, options={"effort": "quick"})
+    mean = nn.Sequential(*model[1:])
+    assert int(can.sum()) > 10 and (margin(mean, crafted.x_adv, y)[can] < 0).float().mean() > 0.9
