@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from art_qplugins import metrics
 from art_qplugins.api import evaluate
-from art_qplugins.domains import COUNT, SEED, Domain, Is, Maybe, Number, OneOf, check_all
+from art_qplugins.attacks import ATTACKS
+from art_qplugins.domains import COUNT, SEED, Domain, Is, Maybe, Number, check_all
 from art_qplugins.errors import InputError, shown
 from art_qplugins.evaluation.outcome import legal_at, worst_images
 from art_qplugins.runner.run import Run
@@ -27,8 +28,7 @@ __all__ = ["Audit", "WorstCase", "worst_case"]
 
 _ARGUMENTS: dict[str, Domain] = {
     "threat": Is(Threat, "a Threat, e.g. Threat('Linf', 8 / 255)"),
-    "effort": OneOf(("quick", "standard", "thorough")),
-    "budget": Maybe(Number(1, 1_000_000)),
+    **{name: ATTACKS["artq:worst-case"].options[name].domain for name in ("effort", "budget")},
     "audit": Maybe(Number(1, 10_000_000, whole=True)),
     "seed": SEED,
     "batch_size": COUNT,

@@ -54,7 +54,7 @@ def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
 def most_in_population(found: int, *, drawn: int, population: int, confidence: float = 0.95) -> int:
     """The upper end of a one-sided exact interval for how many of a population have a property.
 
-    :param found: those that have it, of ``drawn`` that were drawn without replacement.
+    :param found: those that have it, of ``drawn`` that were drawn without replacement from ``population``.
     :return: the largest number for which as few as ``found`` in the sample have a probability above 1 - ``confidence``.
     :raises ValueError: where ``drawn`` is above ``population``, or ``found`` above ``drawn``.
     """

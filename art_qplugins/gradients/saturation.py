@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from art_qplugins.gradients.operations import Key, Operations
 from art_qplugins.gradients.trace import Effects, pass_through, per_image
@@ -25,8 +26,10 @@ _AGREEMENT = 0.95
 _SAME = 0.8
 #: The logits saturate where their margin varies less than this share of that of the tensor, on this share of images.
 _FLAT, _SHARE = 0.25, 0.3
-#: The largest value does not change: by less than this share of the spread of all values. Two margins are the same above this cosine.
-_STILL, _ALIKE = 1e-6, 0.95
+#: A largest value stays where it is below this change, relative to the spread of all values, and moves above that one.
+_STILL, _MOVES = 1e-6, 1e-3
+#: Two margins change alike above this cosine.
+_ALIKE = 0.95
 
 
 class BeforeSaturation(nn.Module):
@@ -163,17 +166,21 @@ class _Values:
         return max(shares)
 
     def _clipped(self, one: tuple[Key, ...], other: tuple[Key, ...], points: slice) -> Tensor:
-        """(N,) the logarithm of a softmax is flat at the top too, but its margin is that of what it takes."""
+        """(N,) whether the largest value of ``one`` stays where it is, and that of ``other`` moves, so that their margins differ.
+
+        The logarithm of a softmax may stay too, at 0. Its margin is then that of what it takes, so it is not clipped.
+        """
         first = self.values[one][:1].argmax(2, keepdim=True)
-        mine, theirs = (
-            self.values[k][points].gather(2, first.expand(self.values[k][points].shape[0], -1, 1))[..., 0].std(0)
-            / self.values[k].std().clamp_min(1e-300)
-            for k in (one, other)
-        )
-        margins = torch.stack([self.margins[k][points] for k in (one, other)])
-        moved = margins - margins.mean(1, keepdim=True)
-        same = torch.nn.functional.cosine_similarity(moved[0], moved[1], dim=0) > _ALIKE
-        return (mine < _STILL) & (theirs > 1e3 * _STILL) & ~same
+        stays, moves = (self._movement(k, first, points) for k in (one, other))
+        mine, theirs = (self.margins[k][points] - self.margins[k][points].mean(0) for k in (one, other))
+        same = F.cosine_similarity(mine, theirs, dim=0) > _ALIKE
+        return (stays < _STILL) & (moves > _MOVES) & ~same
+
+    def _movement(self, key: tuple[Key, ...], classes: Tensor, points: slice) -> Tensor:
+        """(N,) how much the values of these classes (1, N, 1) change, relative to the spread of all values."""
+        values = self.values[key][points]
+        chosen = values.gather(2, classes.expand(len(values), -1, 1))[..., 0]
+        return chosen.std(0) / self.values[key].std().clamp_min(1e-300)
 
     @staticmethod
     def _variation(margins: Tensor) -> Tensor:

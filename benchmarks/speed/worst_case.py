@@ -25,6 +25,7 @@ import torch
 
 import art_qplugins
 from art_qplugins import Threat
+from art_qplugins.attacks.adaptive.worst_case import EFFORTS
 from art_qplugins.attacks.craft import craft
 
 _HERE = Path(__file__).parent
@@ -34,7 +35,6 @@ from one_run import row_named  # noqa: E402
 from rows import classifier  # noqa: E402
 
 RECORDS, TABLE = _HERE / "worst_case.jsonl", _HERE / "worst_case.md"
-EFFORTS = ("quick", "standard", "thorough")
 NETWORKS = (
     # Digits
     *("plain:digits:0.1", "wide:digits:0.1", "mlp:digits:0.1", "residual:digits:0.1", "gelu:digits:0.1"),

@@ -47,7 +47,7 @@ def run(
         threat=threat,
         batch_size=batch_size,
         seed=seed,
-        max_iter=options.get("max_iter", 0),  # a search takes no gradient
+        max_iter=options.get("max_iter", 0),  # a search has no steps, and the worst case its own
         start=start,
         random=answers_at_random(estimator.model, x, seed),
     )

@@ -116,10 +116,11 @@ def _surrogates(run: AttackRun, options: Options) -> None:
     start, fidelities = run.starts("surrogates"), {} if wanted else by_fidelity(run, offered)
     # A gradient that misleads is at least a gradient, and a pass needs one.
     order = [str(kind) for kind in wanted] or sorted(fidelities, key=lambda kind: _dead(run, offered[kind]))
+    draws = {}
     for name in order:
         with offered[name]() as view:
-            draws = needed_draws(run, view) if run.random else 1
-            run.maximize(_ascent(run, view, margin_loss(run.y), draws), start)
+            draws[name] = needed_draws(run, view) if run.random else 1
+            run.maximize(_ascent(run, view, margin_loss(run.y), draws[name]), start)
         start = run.image
     if not options["targets"]:
         return
@@ -128,8 +129,7 @@ def _surrogates(run: AttackRun, options: Options) -> None:
     for fresh in (False, True):
         for name in through:
             with offered[name]() as view:
-                draws = needed_draws(run, view) if run.random else 1
-                _aim(run, view, options["targets"], draws, fresh=fresh)
+                _aim(run, view, options["targets"], draws[name], fresh=fresh)
 
 
 def _dead(run: AttackRun, context: View) -> bool:

@@ -43,6 +43,7 @@ def search(
     """
     random = torch.Generator().manual_seed(derive_seed(run.seed, purpose))
     height, width = run.x.shape[2:]
+    row, column = torch.arange(height)[:, None], torch.arange(width)
     tries = n_queries // run.draws
     best, lowest = run.image.clone(), torch.full_like(run.margin, torch.inf)
     for index in range(tries):
@@ -54,7 +55,6 @@ def search(
             size = max(1, round(min(height, width) * _LARGEST * (1 - index / tries) ** 2))
             top = torch.randint(height - size + 1, (len(rows), 1, 1, 1), generator=random)
             left = torch.randint(width - size + 1, (len(rows), 1, 1, 1), generator=random)
-            row, column = torch.arange(height)[:, None], torch.arange(width)
             inside = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
             signs = torch.randint(2, (len(rows), run.x.shape[1], 1, 1), generator=random) * 2 - 1
             length = torch.rand((len(rows), 1, 1, 1), generator=random) if varied and index % 2 else 1.0

@@ -37,7 +37,7 @@ __all__ = ["EFFORTS", "Effort", "worst_case"]
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How long each part goes on.
+    """How long each part goes on. The names of the efforts are in the catalogue.
 
     :ivar margin: steps on the margin, on every image.
     :ivar targets: nearest classes, each with ``steps`` steps on the share ``near`` of the images that stand.
@@ -79,7 +79,8 @@ _FEW = 0.1
 def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draws: int = 1) -> None:
     """Attack the images of a run.
 
-    :param budget: gradients per image of the run. What does not fit into it is left out: the images farthest from falling.
+    :param budget: gradients per image of the run. What does not fit into it is left out: the images farthest from falling, and in
+        the first move, before any margin is known, the last ones.
     :param draws: of a random network, that a gradient averages.
     """
     y, order = run.y, other_classes(run.logits(run.x), run.y)
