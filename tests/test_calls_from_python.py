@@ -394,6 +394,7 @@ CALLS = [
             "options": (*NONE, *TABLE),
             "temperature": (*NONE, *POSITIVE),
             "gap": (*NONE, *POSITIVE),
+            "gradient_scale": (*NONE, *POSITIVE),
             "start": NONE,
             "batch_size": COUNT,
             "seed": SEED,

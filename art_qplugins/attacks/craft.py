@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from art_qplugins.attacks.catalogue import ATTACKS, Attack
-from art_qplugins.attacks.views import Connected, LogitScale, RejectionAsLabel, median_gap, reaches_pixels
-from art_qplugins.domains import COUNT, POSITIVE, SEED, TABLE, TEXT, Domain, Is, Maybe, check_all
+from art_qplugins.attacks.views import (
+    Connected,
+    GradientScale,
+    LogitScale,
+    RejectionAsLabel,
+    median_gap,
+    reaches_pixels,
+)
+from art_qplugins.domains import COUNT, POSITIVE, SEED, TABLE, TEXT, Domain, Is, Maybe, Number, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.devices import as_current
@@ -40,6 +47,7 @@ _ARGUMENTS: dict[str, Domain] = {
     "options": Maybe(TABLE),
     "temperature": Maybe(POSITIVE),
     "gap": Maybe(POSITIVE),
+    "gradient_scale": Maybe(Number(0, 2.0**127, above=True)),
     "start": Maybe(IMAGES),
     "batch_size": COUNT,
     "seed": SEED,
@@ -80,7 +88,7 @@ class Crafted:
     """The images of an attack before they are judged, and their cost in images through the network.
 
     :ivar notes: warnings that the library logged.
-    :ivar options: the resolved options, with the temperature if logits were divided.
+    :ivar options: the resolved options, with the temperature if logits were divided, and the factor of the gradient.
     :ivar visited: whether the attack asked the model for any point that is none of ``x``.
     :ivar undefined: number of points with NaN or infinity that it asked the model for, and of gradients with them.
     :ivar path: for a white-box attack: measures of the points that it visited, (N,) by name.
@@ -108,6 +116,7 @@ def craft(
     options: Mapping[str, Any] | None = None,
     temperature: float | None = None,
     gap: float | None = None,
+    gradient_scale: float | None = None,
     start: Tensor | None = None,
     batch_size: int = 250,
     seed: int = 0,
@@ -123,6 +132,7 @@ def craft(
     :param y: (N,) int64, the true labels.
     :param temperature: the attack sees the network with its logits divided by this. Below 1 it multiplies them.
     :param gap: the same, with the temperature that makes the median gap of the top two logits equal to ``gap``.
+    :param gradient_scale: the attack sees the network with its gradient times this.
     :param start: legal images like ``x`` to start from, for an attack with ``takes_start``.
     :param seed: seed of the attack's randomness, and of the draws of a stochastic model that the attack sees.
     :raises InputError: where the attack, its options, the norm, the start or the number of classes do not fit, or where
@@ -159,6 +169,8 @@ def craft(
                     "leave gap out, or give temperature"
                 )
         view = estimator if temperature is None else estimator.with_model(LogitScale(model, temperature).eval())
+        if gradient_scale is not None:
+            view = view.with_model(GradientScale(view.model, float(gradient_scale)).eval())
         if blind:
             view = view.with_model(Connected(view.model).eval())
             notes.append("no gradient reaches the pixels, so the attack was given zeros")
@@ -177,6 +189,8 @@ def craft(
             x_adv = _by_label(attacked, view, estimator.abstain, x, y, start)
     if temperature is not None:
         resolved["temperature"] = temperature
+    if gradient_scale is not None:
+        resolved["gradient_scale"] = float(gradient_scale)
     return Crafted(
         x_adv.detach(),
         counter.forward,

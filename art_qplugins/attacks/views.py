@@ -1,4 +1,4 @@
-"""Views of a network: on another logit scale, without its rejection class, or with a gradient of zero. A loss that no logit scale can saturate."""
+"""Views of a network: on another scale of logits or gradients, without its rejection class, or with a gradient of zero. A loss that no logit scale can saturate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.quantizers.functional import straight_through
 from art_qplugins.quantizers.stochastic import draws_from
 
-__all__ = ["Connected", "LogitScale", "MarginLoss", "RejectionAsLabel", "median_gap", "reaches_pixels"]
+__all__ = ["Connected", "GradientScale", "LogitScale", "MarginLoss", "RejectionAsLabel", "median_gap", "reaches_pixels"]
 
 
 class Connected(nn.Module):
@@ -63,6 +63,19 @@ class LogitScale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
         return logits / self.temperature
+
+
+class GradientScale(nn.Module):
+    """The same network, its gradient times ``factor``: the same direction, unless its numbers underflow or overflow."""
+
+    def __init__(self, network: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.network = network
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return straight_through(logits, logits * self.factor)
 
 
 class RejectionAsLabel(nn.Module):

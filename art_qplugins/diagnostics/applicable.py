@@ -11,7 +11,16 @@ from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.diagnostics.model_records import ModelRecords
 from art_qplugins.diagnostics.thresholds import LARGE_GAP, SMALL_GAP
 
-__all__ = ["diversified", "mean_gradient", "repair", "saturation", "scale", "substitute"]
+__all__ = [
+    "diversified",
+    "gradient_scale",
+    "logit_scale",
+    "mean_gradient",
+    "repair",
+    "saturation",
+    "scale",
+    "substitute",
+]
 
 #: No other gradient is expected to help above this fidelity and this cosine of two gradients in the ball.
 _FAITHFUL, _ALIGNED = 0.8, 0.75
@@ -22,6 +31,18 @@ _BEYOND = 0.08
 
 
 def scale(records: ModelRecords) -> str:
+    """For the claimed attack on logits or gradients times a constant."""
+    return "" if gradient_scale(records) else logit_scale(records)
+
+
+def gradient_scale(records: ModelRecords) -> float | None:
+    """The factor of the gradient, for the claimed attack with its gradient times a constant. ``None`` if it does not apply."""
+    scaled: float | None = records.facts.get("gradient_scale")
+    attack = ATTACKS[records.claimed.cell.attack]
+    return scaled if attack.knowledge == "white-box" and attack.gradient != "repaired" else None
+
+
+def logit_scale(records: ModelRecords) -> str:
     """For the claimed attack on logits times a constant."""
     gap = records.logit_gap
     if ATTACKS[records.claimed.cell.attack].ignores_scale:

@@ -59,15 +59,20 @@ def logit_scale(records: ModelRecords, threshold: float) -> Measurement:
             return Measurement.does_not_apply(f"{why}.")
         if not (records.worst_case([records.claimed]) > 0).any():
             return Measurement(False, 0.0, "The claimed attack breaks every image, so no image is left to attack.")
-        return Measurement.not_run("the claimed attack was not repeated on rescaled logits.")
+        return Measurement.not_run("the claimed attack was not repeated on rescaled logits or gradients.")
     fired, gap, bound, broke = material(records, [records.claimed], records.rescaled, threshold)
     best = min(records.rescaled, key=lambda o: o.cell.accuracy or 0.0)
+    params = best.cell.params
+    change = (
+        f"A gradient times {params.get('gradient_scale', 1):.3g} keeps its direction, unless its numbers underflow."
+    )
+    if "temperature" in params:
+        change = f"Dividing the logits by {params['temperature']:.3g} changes no prediction."
     return Measurement(
         fired,
         gap,
-        f"Dividing the logits by {best.cell.params['temperature']:.3g} changes no prediction. The same attack with the "
-        f"same seed then breaks {int(broke.sum())} more of {records.n} images (at least {percent(bound)} with 95 % "
-        "confidence).",
+        f"{change} The same attack with the same seed then breaks {int(broke.sum())} more of {records.n} images (at least "
+        f"{percent(bound)} with 95 % confidence).",
         broke=broke,
     )
 
@@ -169,16 +174,16 @@ CONTROLS: tuple[Indicator, ...] = (
     Indicator(
         name="logit-scale",
         target=f"{__name__}:logit_scale",
-        help="The claimed accuracy depends on the scale of the logits",
+        help="The claimed accuracy depends on the scale of logits or gradients",
         class_="P",
         threshold=MATERIAL,
-        formula="the claimed attack on z/T, T = median gap of the top two logits / 5 and / 1, against itself on z, beyond what "
-        "trying again breaks",
+        formula="the claimed attack on z/T, T = median gap of the top two logits / 5 and / 1, and with its gradient times a power "
+        "of two, against itself on z, beyond what trying again breaks",
         cost="the claimed attack again, on the images that it did not break",
-        shows="The claimed attack fails for numerical reasons: z/T gives the same predictions.",
+        shows="The claimed attack fails for numerical reasons: the predictions are the same.",
         shows_not="Anything about attacks whose loss does not depend on the scale.",
         source="invariance; Gupta & Ajanthan 2022 use it to attack",
-        mitigation="Attack the logits divided by a constant, or use a margin or DLR loss (Gupta & Ajanthan 2022).",
+        mitigation="Attack the logits divided by a constant, use a margin or DLR loss (Gupta & Ajanthan 2022), or multiply the loss.",
     ),
     Indicator(
         name="surrogate-gradient",

@@ -121,11 +121,24 @@ def large_logits(records: ModelRecords, threshold: float) -> Measurement:
     )
 
 
-gradient_underflow = _share(
+_underflow = _share(
     "the gradient of cross-entropy is smaller than 1e-6 times the gradient of the margin",
     "gradient_ratio",
     _about_to_vanish,
 )
+
+
+def gradient_underflow(records: ModelRecords, threshold: float) -> Measurement:
+    scale = records.facts.get("gradient_scale")
+    if not scale:
+        return _underflow(records, threshold)
+    return Measurement(
+        True,
+        None,
+        f"The gradient of cross-entropy points elsewhere when it is multiplied by {scale:.3g}. A direction cannot depend on a "
+        "factor: numbers underflow or overflow on the way back.",
+        np.ones(records.n, dtype=bool),
+    )
 
 
 def blocking_operation(records: ModelRecords, threshold: float) -> Measurement:
@@ -238,12 +251,13 @@ MECHANISMS: tuple[Indicator, ...] = (
         help="The gradient of the loss is about to underflow",
         class_="M",
         threshold=0.50,
-        formula="share of correct images with ||d CE|| / ||d margin|| < 1e-6; for L2 also with a squared norm of 0",
+        formula="share of correct images with ||d CE|| / ||d margin|| < 1e-6; for L2 also with a squared norm of 0; or another direction "
+        "of d CE times a power of two on 10 % of the images",
         cost="2 B",
         shows="Normalised steps (L2, L1) divide by a norm that has underflowed.",
         shows_not="Anything about sign-gradient steps, as long as the gradient is not exactly zero.",
         source="numerics of softmax in float32",
-        mitigation="Normalise per image in float64, or use a margin loss.",
+        mitigation="Normalise per image in float64, use a margin loss, or multiply the loss by a power of two.",
     ),
     Indicator(
         name="blocking-operation",

@@ -103,9 +103,9 @@ class ModelRecords:
 
     @cached_property
     def rescaled(self) -> list[Outcome]:
-        """The claimed attack on the logits of the same network times a constant."""
+        """The claimed attack on the logits or the gradients of the same network times a constant."""
         same = self.claimed.cell.attack
-        return self.where(lambda o: _own(o) and o.cell.attack == same and "temperature" in o.cell.params)
+        return self.where(lambda o: _own(o) and o.cell.attack == same and o.cell.rescaled)
 
     @cached_property
     def repaired(self) -> list[Outcome]:
@@ -207,5 +207,4 @@ def _own(o: Outcome) -> bool:
 
 
 def _white(o: Outcome) -> bool:
-    scaled = "temperature" in o.cell.params
-    return ATTACKS[o.cell.attack].knowledge == "white-box" and not scaled
+    return ATTACKS[o.cell.attack].knowledge == "white-box" and not o.cell.rescaled

@@ -109,9 +109,12 @@ def _defaults(state: DiagnosisState) -> Plan:
 def _scale(state: DiagnosisState) -> Plan:
     if why := applicable.scale(state.records):
         return why
-    rows = state.robust_images([state.records.claimed])
-    options = state.claim.options
-    return _on(state, state.claim.attack, rows, *({"options": options, "gap": wanted} for wanted in _GAPS))
+    changes: list[dict[str, float | None]] = [
+        {} if applicable.logit_scale(state.records) else {"gap": wanted} for wanted in _GAPS
+    ]
+    changes.append({"gradient_scale": applicable.gradient_scale(state.records)})
+    asked = [{"options": state.claim.options, **change} for change in changes if any(change.values())]
+    return _on(state, state.claim.attack, state.robust_images([state.records.claimed]), *asked)
 
 
 def _margin_again(**change: object) -> _Planner:
@@ -229,7 +232,7 @@ STEPS: tuple[DiagnosisStep, ...] = (
     DiagnosisStep(id="one-step", level=1, title="one step (FGSM)", plan=_attack("art:fgsm", "claim"), cost=1),
     DiagnosisStep(id="cross-entropy", level=1, title="PGD on cross-entropy", plan=_cross_entropy),
     DiagnosisStep(id="margin", level=1, title="20 steps on the margin", plan=_attack("artq:apgd-margin", "claim")),
-    DiagnosisStep(id="scale", level=1, title="the claimed attack on rescaled logits", plan=_scale),
+    DiagnosisStep(id="scale", level=1, title="the claimed attack on rescaled logits or gradients", plan=_scale),
     DiagnosisStep(
         id="defaults", level=2, title="the claimed attack with its default options", plan=_defaults, cost=100
     ),

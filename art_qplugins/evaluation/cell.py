@@ -35,6 +35,7 @@ class CellSpec:
     role: Role = "attack"
     options: Mapping[str, Any] = field(default_factory=dict)
     gap: float | None = None  # the attack sees logits divided so that the median gap of the top two is this
+    gradient_scale: float | None = None  # the attack sees gradients times this
     rows: tuple[int, ...] | None = None  # positions of the images to attack; None for all
     check: Literal["binarization"] | None = None  # run this test of the attack instead of attacking the model
     start: tuple[str, ...] = ()  # ids of finished cells: start each image from the one with the lowest margin
@@ -66,7 +67,7 @@ def images_key(spec: CellSpec) -> tuple[Any, ...]:
     """Everything that the adversarial images of a cell depend on, except its rows. The scored model is not part of it."""
     options = _options(spec.attack, spec.options) if spec.options else _defaults(spec.attack)
     kept = (spec.source, spec.attack, spec.norm, spec.eps, spec.seed, spec.restart)
-    return (*kept, options, spec.gap, spec.start, spec.check)
+    return (*kept, options, spec.gap, spec.gradient_scale, spec.start, spec.check)
 
 
 def _options(attack: str, options: Mapping[str, Any]) -> str:

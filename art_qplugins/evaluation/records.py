@@ -33,6 +33,10 @@ FindingClass = Literal["P", "M", "S", "V"]
 Answer = Literal["fired", "silent", "does not apply", "not run"]
 End = Literal["proved", "settled", "open", "apart"]
 Role = Literal["clean", "attack", "probe"]
+_SCALES = (
+    "temperature",
+    "gradient_scale",
+)  # among the params of a cell: what the attack saw was divided or multiplied by
 
 
 class Record(BaseModel):
@@ -110,8 +114,14 @@ class Cell(Record):
     @property
     def label(self) -> str:
         """The id of the attack, with the settings that differ from its plain form."""
-        temperature = self.params.get("temperature")
-        return self.attack + (f", logits / {temperature:.3g}" if isinstance(temperature, (int, float)) else "")
+        temperature, scale = (self.params.get(name) for name in _SCALES)
+        logits = f", logits / {temperature:.3g}" if isinstance(temperature, (int, float)) else ""
+        return self.attack + logits + (f", gradient * {scale:.3g}" if isinstance(scale, (int, float)) else "")
+
+    @property
+    def rescaled(self) -> bool:
+        """Whether the attack saw other logits or gradients of the same network, times a constant."""
+        return any(name in self.params for name in _SCALES)
 
 
 class Finding(Record):

@@ -189,6 +189,7 @@ def _crafted(
         options=spec.options,
         gap=spec.gap if first else None,
         temperature=None if first else _temperature(evaluator, spec, source, derive_seed(spec.seed, purpose)),
+        gradient_scale=spec.gradient_scale,
         start=None if shard.start is None else torch.from_numpy(shard.start).to(source.device),
         batch_size=batch_size,
         seed=derive_seed(_seed(shard), purpose),

@@ -18,6 +18,7 @@ from art_qplugins.gradients.ledger import Ledger, blocking_operation, ledger
 from art_qplugins.gradients.lost import FAITHFUL
 from art_qplugins.gradients.probe import answer, gradient, same_answers
 from art_qplugins.gradients.saturation import before_saturation
+from art_qplugins.gradients.underflow import gradient_scale
 from art_qplugins.gradients.way_back import way_back
 from art_qplugins.quantizers.protocol import activation_quantizers
 from art_qplugins.quantizers.stochastic import is_stochastic
@@ -50,6 +51,7 @@ def module_facts(
         "quantizers": len(activation_quantizers(module)),
         **_ledger_facts(found),
         **output_facts(logits),
+        "gradient_scale": attempt("gradient_scale", lambda: gradient_scale(module, x, y, seed=seed)),
         "batch_dependent": None,
     }
     if logits is not None and len(x) >= 3:

@@ -99,6 +99,8 @@ def measure(
     ``ends_at``          the layer in whose forward the graph ends, where it does not reach the pixels
     ``blocking``         the blocking operation: its layer, its name, and the share of images that it leaves without
                          a gradient (:func:`~art_qplugins.gradients.ledger.blocking_operation`)
+    ``gradient_scale``   the power of two that gives the gradient its direction back where its numbers underflow or overflow
+                         on the way back (:func:`~art_qplugins.gradients.underflow.gradient_scale`); ``None`` elsewhere
     ``lost``             where the gradient is lost and can be brought back: for each operation its ``layer``, ``op`` and
                          ``ordinal``, ``how`` it is bridged, and the fidelity of the logits ``before`` and ``after``
     ``saturates``        the ``layer`` and ``op`` that flatten the logits, if a tensor before them has the same classes

@@ -11,6 +11,7 @@ from art_qplugins import InputError, Threat
 from art_qplugins.attacks.craft import craft
 from art_qplugins.attacks.views import LogitScale, MarginLoss, median_gap
 from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.quantizers.functional import straight_through
 
 
 def test_a_temperature_changes_no_answer_and_divides_the_logits():
@@ -41,6 +42,27 @@ def test_the_attack_sees_the_logits_divided_and_the_model_stays_as_it_was():
     assert freed.options["temperature"] == pytest.approx(median_gap(estimator.model, x))
     fixed = craft(estimator, "art:fgsm", x, y, threat=threat, temperature=freed.options["temperature"])
     assert torch.equal(fixed.x_adv, freed.x_adv)
+
+
+def test_an_attack_on_a_gradient_that_underflows_gets_it_times_a_factor():
+    estimator, x, y = linear(3)
+    network = estimator.model
+    tiny = classifier(nn.Sequential(_Tiny(), network).eval(), nb_classes=3)
+    settings = {"threat": Threat("L2", 0.5)}
+    stuck, freed, honest = (
+        craft(seen, "art:fgsm", x, y, **settings, **scale)
+        for seen, scale in ((tiny, {}), (tiny, {"gradient_scale": 2.0**120}), (estimator, {}))
+    )
+    assert torch.equal(stuck.x_adv, x)
+    torch.testing.assert_close(freed.x_adv, honest.x_adv, atol=1e-4, rtol=0)
+    assert freed.options["gradient_scale"] == 2.0**120 and "gradient_scale" not in stuck.options
+
+
+class _Tiny(nn.Module):
+    """The images. Their gradient is multiplied by 1e-40."""
+
+    def forward(self, x):
+        return straight_through(x, x * 1e-40)
 
 
 def test_small_logits_are_multiplied_so_that_cross_entropy_follows_the_nearest_class():

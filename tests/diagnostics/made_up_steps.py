@@ -48,7 +48,7 @@ def step_of(spec: CellSpec) -> str:
         return "claim"
     if spec.check:
         return "binarization"
-    if spec.gap:
+    if spec.gap or spec.gradient_scale:
         return "scale"
     if spec.restart:
         return "restart"
@@ -114,6 +114,7 @@ class MadeUp:
         ]
         params = ATTACKS[spec.attack].resolve(spec.options)
         params |= {"temperature": 9.0} if spec.gap else {}
+        params |= {"gradient_scale": spec.gradient_scale} if spec.gradient_scale else {}
         params |= {"restart": spec.restart} if spec.restart else {}
         params |= {"check": spec.check} if spec.check else {}
         cost = round(COST.get(step, 0) * len(samples))

@@ -272,6 +272,22 @@ def test_a_model_that_rejects_whatever_is_far_from_the_data_is_not_accused_of_it
     assert measurement.answer == "does not apply" and "by rejecting" in measurement.evidence
 
 
+def test_a_gradient_that_points_elsewhere_times_a_factor_underflows():
+    yes, no = (found("gradient-underflow", [clean(facts={"gradient_scale": s}), claim()]) for s in (2.0**60, None))
+    assert (yes.fired, no.fired) == (True, False) and "multiplied by 1.15e+18" in yes.evidence
+
+
+def test_the_claimed_attack_with_its_gradient_times_a_factor_is_a_control():
+    again = cell("art:pgd", 0.0, params={"gradient_scale": 2.0**60})
+    measured = found("logit-scale", [clean(facts={"gradient_scale": 2.0**60}), claim(), again])
+    assert measured.fired and measured.evidence.startswith("A gradient times 1.15e+18")
+
+
+def test_a_search_has_no_gradient_to_multiply():
+    search = cell("autoattack:square", 0.5, role="attack")
+    assert found("logit-scale", [clean(facts={"gradient_scale": 2.0**60}), search]).answer == "does not apply"
+
+
 def test_an_attack_that_has_no_image_to_move_is_not_idle():
     wrong = [clean(0.0), cell("art:bim", 0.0, role="attack", visited=False, distance=0.0)]
     records = records_of(wrong, wrong[1])

@@ -33,9 +33,9 @@ def test_a_cell_is_legal_or_of_another_threat_or_failed_or_a_test():
     assert ids(records.attacks) == ids([CLAIM, smaller, larger, l2])
 
 
-@pytest.mark.parametrize("temperature", [1.5, 0.5])
-def test_logits_are_rescaled_where_they_are_divided_or_multiplied(temperature):
-    scaled = cell("art:pgd", 0.5, params={"temperature": temperature})
+@pytest.mark.parametrize("change", [{"temperature": 1.5}, {"temperature": 0.5}, {"gradient_scale": 2.0**60}])
+def test_logits_are_rescaled_where_they_or_their_gradients_are_divided_or_multiplied(change):
+    scaled = cell("art:pgd", 0.5, params=change)
     assert ids(sorted_with(scaled, cell("art:pgd", 0.5)).rescaled) == ids([scaled])
 
 

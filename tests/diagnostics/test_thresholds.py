@@ -348,6 +348,13 @@ def test_logits_are_rescaled_where_their_gap_is_large_or_small(gap, gaps):
     assert ("neither large nor small" in why["scale"]) is (gaps is None)
 
 
+@pytest.mark.parametrize(("gap", "gaps"), [(7.0, []), (10.0, [5.0, 1.0])])
+def test_a_gradient_that_loses_its_direction_is_multiplied(gap, gaps):
+    asked, _ = steps(margin=gap, facts={"gradient_scale": 2.0**60})
+    assert [spec.gap for spec in asked["scale"]] == [*gaps, None]
+    assert [spec.gradient_scale for spec in asked["scale"]] == [*(None for _ in gaps), 2.0**60]
+
+
 @pytest.mark.parametrize(
     ("measures", "runs"),
     [

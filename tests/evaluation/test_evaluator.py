@@ -214,6 +214,7 @@ def test_the_key_holds_everything_that_changes_the_answer():
         here.id_of(dataclasses.replace(pgd, options={"max_iter": 21})),
         here.id_of(dataclasses.replace(pgd, gap=1.0)),
         here.id_of(dataclasses.replace(pgd, gap=5.0)),
+        here.id_of(dataclasses.replace(pgd, gradient_scale=2.0**60)),
         here.id_of(transfer),
         other.id_of(SPEC),
         evaluator(a=network(), b=network(3)).id_of(transfer),

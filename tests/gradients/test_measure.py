@@ -310,8 +310,9 @@ def test_slopes_of_a_random_module_are_averaged_over_eight_draws_in_four_calls_a
     )  # its cost depends on what it finds
     found = measured(StochasticEnsemble(network, draws).eval(), x, y).cell
     assert not found["skipped"]
-    # The ledger, the batch dependence, dL/dx at two points, and twice for coherence; three averaged slopes.
-    slopes = 6 + 3 * calls
+    # The ledger, the batch dependence, dL/dx at two points, twice for coherence, with a factor and without;
+    # three averaged slopes.
+    slopes = 8 + 3 * calls
     # The logits; the margins at an image and after its moves.
     answers = 1 + (1 + 2 * directions) * calls
     assert found["costs"] == pytest.approx({"forward": draws * (slopes + answers), "backward": draws * slopes})
