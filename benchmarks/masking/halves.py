@@ -22,10 +22,13 @@ MOVED: Mapping[str, str] = {
     "clipped-logits": "a clipped largest logit became a saturation",
     "codebook": "the last attacks go on from the best images, and through more than one backward pass",
     "jpeg-pil": "as codebook",
+    "tiny-backward": "a gradient that underflows is multiplied",
     "steep-pixels": "looked at with them, though nothing was changed for it",
 }
 #: Families that took their place in C, before any row of theirs was run.
-_IN_THEIR_PLACE = frozenset({"median-honest", "median", "dithered", "embedded", "tiny-backward", "decisions"})
+_IN_THEIR_PLACE = frozenset(
+    "median-honest median dithered embedded decisions half-honest half-range frequencies patches deflected".split()  # noqa: SIM905
+)
 
 #: Families that are older than half C.
 _OLD = frozenset(

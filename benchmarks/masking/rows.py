@@ -123,14 +123,14 @@ _MECHANISMS = {
             "numpy-pixels",
             "thermometer",
         ),
-        *("median", "dithered", "embedded", "tiny-backward", "decisions"),
+        *("median", "dithered", "embedded", "tiny-backward", "decisions", "half-range", "frequencies", "patches"),
         *("codebook", "steep-pixels", "inverted-rounded", "hidden-tanh", "no-grad-pixels", "scripted-rounded"),
         *("clipped-logits", "rounded-logits", "votes", "purified", "detector-squeezing", "cifar-jpeg"),
     ),
     "bad-gradient": ("sign-steep", "k-winners", "ripples", "wrong-backward", "reverse-sigmoid", "anti-adversary"),
     "rugged": ("fgsm-at", "squeezed"),
     "output": ("output", "ensemble-softmax", "art-output"),
-    "random": ("one-draw", "noisy", "random-resize", "sq-alone"),
+    "random": ("one-draw", "noisy", "random-resize", "sq-alone", "deflected"),
     "art": ("art-jpeg", "art-filters", "art-thermometer", "art-variation"),
 }
 

@@ -13,6 +13,7 @@ from builders import ROBUST, plain, robust, shaped, trades, tuned
 from builders import on as around
 from claims import past_the_threshold, pgd_on_output, through_the_network, unaware_of_rejection
 from later import Decisions, Dithered, Embedded, Median, MedianOnArrays, TinyBackward
+from latest import Deflected, HalfRange, InHalf, LowFrequencies, Patches
 from networks import Site
 from pipelines import before, behind, standardized
 from pixels import (
@@ -67,6 +68,15 @@ def _through(kind: type[nn.Module], base: Make, *settings: object) -> Build:
 
 def _honestly(kind: type[nn.Module], base: Make, *settings: object) -> Make:
     return lambda site: kind(base(site), *settings, through=True)
+
+
+def _patches(base: Make, words: int) -> Build:
+    def build(site: Site) -> Built:
+        network, (x, _) = base(site), site.train()
+        of = (network, x[:2000], words)
+        return Built(Patches(*of), Patches(*of, through=True))
+
+    return build
 
 
 def _codebook(base: Make, words: int) -> Build:
@@ -250,6 +260,14 @@ _LATER = (
     masked("tiny-backward", "tiny-backward", around(plain, TinyBackward), "a backward pass that underflows"),
     masked("decisions", "decisions", around(plain, Decisions), "classes alone"),
     masked("decisions-at", "decisions", around(robust, Decisions), "of a robust network", eps=COARSE),
+    honest("half", "half-honest", lambda s: InHalf(plain(s)), "a network in half precision"),
+    honest("half-at", "half-honest", lambda s: InHalf(robust(s)), "of a robust network", eps=ROBUST),
+    masked("half-range", "half-range", _through(HalfRange, plain), "half precision at a scale that its gradient underflows"),
+    masked("frequencies", "frequencies", _through(LowFrequencies, plain, 0.5), "the largest Fourier coefficients, by NumPy"),
+    masked("frequencies-at", "frequencies", _through(LowFrequencies, robust, 0.5), "of a robust network", eps=COARSE),
+    masked("patches", "patches", _patches(plain, 256), "patches replaced by the nearest of those of training"),
+    masked("patches-at", "patches", _patches(robust, 256), "of a robust network", eps=COARSE),
+    masked("deflected", "deflected", lambda s: Built(Deflected(plain(s), 0.1), Deflected(plain(s), 0.1, bank=8)), "pixels moved at random by NumPy", expected=MASKED | SUSPECT, options={"max_iter": 10}),
 )  # fmt: skip
 
 PUBLISHED: tuple[Row, ...] = (*_HONEST, *_PLANTED, *_MISLEADING, *_WEAK, *_LATER)
