@@ -1,8 +1,4 @@
-"""Robust accuracy for few gradients, and an audit of it: full AutoAttack on a random sample of the images that stand.
-
-The audit is exact for the size of its sample. Of S standing images AutoAttack would break D. It breaks k of m that are drawn
-without replacement, so k is hypergeometric.
-"""
+"""Robust accuracy for few gradients, and an audit of it: full AutoAttack on a random sample of the images that stand."""
 
 from __future__ import annotations
 
@@ -14,14 +10,13 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from numpy.typing import NDArray
 
-from art_qplugins import metrics
 from art_qplugins.api import evaluate
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.domains import COUNT, SEED, Domain, Is, Maybe, Number, check_all
 from art_qplugins.errors import InputError, shown
 from art_qplugins.evaluation.outcome import legal_at, worst_images
+from art_qplugins.evaluation.records import Audit
 from art_qplugins.runner.run import Run
-from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
 __all__ = ["Audit", "WorstCase", "worst_case"]
@@ -33,42 +28,6 @@ _ARGUMENTS: dict[str, Domain] = {
     "seed": SEED,
     "batch_size": COUNT,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Audit:
-    """What full AutoAttack did to a sample of the images that stood.
-
-    :ivar standing: images that stood before it, and ``asked`` of them were drawn; it ``broke`` this many.
-    :ivar n: images of the whole set.
-    :ivar gradients: backward passes per image of the sample.
-    """
-
-    standing: int
-    asked: int
-    broke: int
-    n: int
-    gradients: float
-
-    @property
-    def estimate(self) -> float:
-        """The robust accuracy that AutoAttack would leave, on average over samples."""
-        return self.standing * (1 - self.broke / self.asked) / self.n if self.asked else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """(lower, upper) for the robust accuracy that AutoAttack would leave. The lower end holds in 95 % of samples, the
-        upper one always.
-        """
-        most = metrics.most_in_population(self.broke, drawn=self.asked, population=self.standing)
-        return (self.standing - most) / self.n, (self.standing - self.broke) / self.n
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return (
-            f"AutoAttack on {self.asked} of {self.standing} standing images broke {self.broke}: it would leave "
-            f"{100 * self.estimate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,60 +74,34 @@ def worst_case(
     :param effort: ``"quick"``, ``"standard"`` or ``"thorough"``.
     :param budget: gradients per image, at least 1, without the audit.
     :param audit: run AutoAttack ``standard`` on this many of the images that stand, drawn at random, or on all if there are
-        fewer. It costs about 1,900 gradients and 5,000 queries for each.
+        fewer. It costs about 1,900 gradients and 5,000 queries for each. A random model is not audited.
     :raises InputError: where an argument cannot be used; the message names it.
     """
     check_all(locals(), _ARGUMENTS)
     if not isinstance(estimator, PyTorchClassifier):
         raise InputError(f"estimator: it is {shown(estimator)}; give one ART PyTorchClassifier")
-    attacks = [("artq:worst-case", {"effort": effort, "budget": budget})]
-    settings: dict[str, Any] = {"seed": seed, "batch_size": batch_size}
-    found = evaluate(estimator, (x, y), threat, attacks, recipe={"diagnose": False}, **settings)
-    images = np.asarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x, dtype=np.float32)
-    labels = np.asarray(y.detach().cpu().numpy() if isinstance(y, torch.Tensor) else y)
-    correct, x_adv = _worst(found, threat, images)
-    cell = next(c for c in found.cells if c.role != "clean")
-    audited = None
-    if audit is not None and correct.any():
-        if not np.isin(correct, (0, 1)).all():
-            raise InputError("audit: the model is random, and AutoAttack judges it on one draw; leave audit out")
-        standing = np.flatnonzero(correct)
-        random = np.random.default_rng(derive_seed(seed, "audit"))
-        rows = np.sort(random.choice(standing, min(audit, len(standing)), replace=False))
-        again = evaluate(
-            estimator,
-            (images[rows], labels[rows]),
-            threat,
-            ["autoattack:standard"],
-            recipe={"diagnose": False},
-            **settings,
-        )
-        left, stronger = _worst(again, threat, images[rows])
-        correct[rows], x_adv[rows] = left, np.where(left[:, None, None, None] > 0, x_adv[rows], stronger)
-        audited = Audit(
-            standing=len(standing),
-            asked=len(rows),
-            broke=int((left == 0).sum()),
-            n=len(images),
-            gradients=sum(c.backward_samples for c in again.cells) / len(rows),
-        )
-    accuracy, interval = metrics.accuracy(correct)
-    return WorstCase(
-        accuracy=accuracy,
-        interval=interval,
-        n=len(images),
-        gradients=cell.backward_samples / len(images),
-        x_adv=x_adv,
-        audit=audited,
-        run=found,
+    found = evaluate(
+        estimator,
+        (x, y),
+        threat,
+        [("artq:worst-case", {"effort": effort, "budget": budget})],
+        seed=seed,
+        batch_size=batch_size,
+        recipe={"diagnose": False, "audit": audit},
     )
-
-
-def _worst(run: Run, threat: Threat, images: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """(images,) correctness at the strongest legal image of each, and these images."""
-    failed = [o.cell for o in run.outcomes if not o.ok]
+    failed = [o.cell for o in found.outcomes if not o.ok]
     if failed:
         raise InputError(f"{failed[0].label}: {failed[0].error_line}")
-    legal = legal_at(run.outcomes, threat.norm, threat.eps)
-    correct = metrics.worst_case([o.column("correct") for o in legal], [o.column("selection") for o in legal])
-    return correct.copy(), worst_images(legal, run.store, images)[1].copy()
+    images = np.asarray(x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x, dtype=np.float32)
+    legal = legal_at(found.outcomes, threat.norm, threat.eps)
+    model = found.models[0]
+    cell = next(c for c in found.cells if c.attack == "artq:worst-case")
+    return WorstCase(
+        accuracy=model.robust[0].accuracy,
+        interval=model.robust[0].interval,
+        n=len(images),
+        gradients=cell.backward_samples / len(images),
+        x_adv=worst_images(legal, found.store, images)[1].copy(),
+        audit=model.audits[0] if model.audits else None,
+        run=found,
+    )

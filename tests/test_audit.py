@@ -8,8 +8,12 @@ import torch
 from scipy.stats import hypergeom
 from torch import nn
 
-from art_qplugins import InputError, QuantizedClassifier, Threat, metrics, worst_case
-from art_qplugins.audit import Audit
+from art_qplugins import InputError, QuantizedClassifier, Threat, evaluate, metrics, worst_case
+from art_qplugins.runner.audit import audited
+
+
+def audit_of(**counts):
+    return audited(norm="Linf", eps=0.1, **counts)
 
 
 def test_the_largest_number_that_a_sample_allows_is_exact():
@@ -22,10 +26,10 @@ def test_the_largest_number_that_a_sample_allows_is_exact():
 
 
 def test_what_an_audit_can_show():
-    nothing = Audit(standing=601, asked=40, broke=0, n=1000, gradients=1900.0)
+    nothing = audit_of(standing=601, asked=40, broke=0, n=1000, gradients=1900.0)
     assert nothing.interval == pytest.approx((0.560, 0.601), abs=0.001) and nothing.estimate == 0.601
     assert str(nothing) == ("AutoAttack on 40 of 601 standing images broke 0: it would leave 60.1 % [56.0, 60.1]")
-    low, high = Audit(standing=601, asked=236, broke=0, n=1000, gradients=0.0).interval
+    low, high = audit_of(standing=601, asked=236, broke=0, n=1000, gradients=0.0).interval
     assert high - low < 0.006
 
 
@@ -35,7 +39,7 @@ def test_the_interval_covers_the_full_answer_as_often_as_it_says(standing, break
     covered = 0
     for _ in range(1000):
         broke = int((random.permutation(standing)[:40] < breakable).sum())
-        low, high = Audit(standing=standing, asked=40, broke=broke, n=400, gradients=0.0).interval
+        low, high = audit_of(standing=standing, asked=40, broke=broke, n=400, gradients=0.0).interval
         covered += low - 1e-9 <= (standing - breakable) / 400 <= high + 1e-9
     assert covered >= 930  # 950 on average, and 7 is a standard deviation
 
@@ -90,8 +94,29 @@ class Noisy(nn.Module):
 
 def test_a_random_model_is_not_audited(model):
     network, x, y = model
-    with pytest.raises(InputError, match="audit: the model is random"):
-        worst_case(estimator(Noisy(network)), x, y, Threat("Linf", 0.005), effort="quick", audit=5)
+    found = worst_case(estimator(Noisy(network)), x, y, Threat("Linf", 0.005), effort="quick", audit=5)
+    assert (found.audit.asked, found.audit.cell) == (0, None) and found.audit.interval[0] == 0
+    assert str(found).endswith("; no audit: the model is random, and AutoAttack judges it on one draw")
+
+
+def test_a_model_that_autoattack_cannot_attack_is_not_audited_and_keeps_its_number(model):
+    x = model[1]
+    three = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    found = worst_case(estimator(three, 3), x, three(x).argmax(1), Threat("Linf", 0.02), effort="quick", audit=5)
+    assert found.audit.asked == 0 and "classes" in found.audit.reason and 0 < found.accuracy < 1
+
+
+def test_a_run_audits_every_eps_and_counts_what_the_audits_break(model):
+    network, x, y = model
+    settings = {"diagnose": False, "audit": 12}
+    threats = [Threat("Linf", eps) for eps in (0.01, 0.03)]
+    found = evaluate(estimator(network), (x, y), threats, ["art:fgsm"], recipe=settings).models[0]
+    assert [audit.eps for audit in found.audits] == [0.01, 0.03]
+    for audit, robust in zip(found.audits, found.robust, strict=True):
+        assert audit.asked == min(12, audit.standing) and audit.n == 60 and audit.cell in robust.attacks
+        assert robust.accuracy == pytest.approx((audit.standing - audit.broke) / 60)
+        assert audit.interval[0] <= audit.estimate <= audit.interval[1] == pytest.approx(robust.accuracy)
+    assert found.spent.gradients < 10  # without the audits
 
 
 @pytest.mark.parametrize(

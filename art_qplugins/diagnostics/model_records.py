@@ -128,6 +128,11 @@ class ModelRecords:
         return "own" if gradient == "mean" and self.facts.get("random") is False else gradient
 
     @cached_property
+    def white_box(self) -> list[Outcome]:
+        """Attacks along any gradient of the model. What a search finds is no fault of a loss."""
+        return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "white-box")
+
+    @cached_property
     def black_box(self) -> list[Outcome]:
         """Black-box attacks. A search from the images of other attacks owes part of what it finds to them."""
         return self.where(

@@ -17,7 +17,7 @@ from art_qplugins.diagnostics.model_records import ModelRecords, records_of
 from art_qplugins.diagnostics.summary import lower_first, summary
 from art_qplugins.diagnostics.thresholds import MATERIAL
 from art_qplugins.diagnostics.verdict import decide, invalidating, mechanisms
-from art_qplugins.evaluation.outcome import Outcome, robust_at, worst_case
+from art_qplugins.evaluation.outcome import Outcome, attacked, robust_at, worst_case
 from art_qplugins.evaluation.records import (
     Claim,
     Finding,
@@ -137,9 +137,7 @@ def _invalid(reasons: Sequence[str], findings: Sequence[Finding] = ()) -> _Judge
 
 def _robust(outcomes: Sequence[Outcome]) -> list[Robust]:
     """The robust accuracy at every norm and eps at which a cell attacked all images."""
-    whole = [o for o in outcomes if o.ok and o.cell.eps > 0 and o.cell.rows is None]
-    threats = sorted({(o.cell.norm, o.cell.eps) for o in whole})
-    return [robust_at(outcomes, norm, eps) for norm, eps in threats]
+    return [robust_at(outcomes, norm, eps) for norm, eps in attacked(outcomes)]
 
 
 def _claim(records: ModelRecords, robust: Robust, claimed_accuracy: float | None, attack_gap: Measurement) -> Claim:

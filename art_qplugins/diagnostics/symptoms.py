@@ -115,11 +115,11 @@ def misled_loss(records: ModelRecords, threshold: float) -> Measurement:
     if records.logit_gap < SMALL_GAP:
         return Measurement.does_not_apply("with logits this small, cross-entropy is nearly flat.")
     weaker = [records.claimed, *records.reference]
-    fired, gap, bound, _ = material(records, weaker, records.legal, threshold)
+    fired, gap, bound, _ = material(records, weaker, records.white_box, threshold)
     return Measurement(
         fired,
         gap,
-        f"Other attacks break {percent(gap)} of all images that neither the claimed attack nor 20-step PGD breaks, at least "
+        f"Other white-box attacks break {percent(gap)} of all images that neither the claimed attack nor 20-step PGD breaks, at least "
         f"{percent(bound)} with 95 % confidence.",
     )
 
@@ -207,7 +207,7 @@ SYMPTOMS: tuple[Indicator, ...] = (
         help="20-step PGD on cross-entropy misses many images",
         threshold=MISLED,
         cost="0 beyond the attacks themselves",
-        formula="share that all attacks break beyond the claimed one and 20-step PGD; logits not tiny",
+        formula="share that all white-box attacks break beyond the claimed one and 20-step PGD; logits not tiny",
         source="this package; honest models of the zoo stay below",
         shows="Cross-entropy misleads attacks on this model.",
     ),

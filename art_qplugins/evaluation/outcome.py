@@ -14,7 +14,7 @@ from art_qplugins import metrics
 from art_qplugins.errors import shown
 from art_qplugins.evaluation.records import Cell, Robust, Sample
 
-__all__ = ["Columns", "Outcome", "check", "legal_at", "means", "robust_at", "worst_case", "worst_images"]
+__all__ = ["Columns", "Outcome", "attacked", "check", "legal_at", "means", "robust_at", "worst_case", "worst_images"]
 
 #: Arrays with one number per attacked image, by name: the numeric fields of a :class:`Sample`, and its measures.
 #: ``None`` of a sample is NaN.
@@ -171,6 +171,11 @@ def legal_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> list[Outcome
         for o in outcomes
         if o.ok and "check" not in o.cell.params and (o.cell.eps == 0 or (o.cell.norm == norm and o.cell.eps <= eps))
     ]
+
+
+def attacked(outcomes: Iterable[Outcome]) -> list[tuple[str, float]]:
+    """Every (norm, eps) at which a cell attacked all images."""
+    return sorted({(o.cell.norm, o.cell.eps) for o in outcomes if o.ok and o.cell.eps > 0 and o.cell.rows is None})
 
 
 def worst_case(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:

@@ -187,6 +187,35 @@ class Robust(Record):
     attacks: list[str]  # ids of the cells that count here (all with the same norm and at most this eps)
 
 
+class Audit(Record):
+    """What full AutoAttack did to a sample of the images that still stood, drawn without replacement.
+
+    Of S standing images AutoAttack would break D, and it breaks k of the m that are drawn, so k is hypergeometric. The lower
+    end of the interval holds in 95 % of samples, the upper one always.
+    """
+
+    norm: Norm
+    eps: Size
+    standing: Count  # images that stood before it
+    asked: Count  # images that were drawn; 0 where there is a reason
+    broke: Count = 0  # of those
+    n: Count  # images in all
+    estimate: Share  # robust accuracy that AutoAttack would leave, on average over samples
+    interval: Interval  # of that accuracy
+    gradients: Size = 0.0  # backward passes per image of the sample
+    cell: str | None = None  # id of its cell; its seed drew the sample, and its rows are the sample
+    reason: str = ""  # why it was not run
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"no audit: {self.reason}"
+        low, high = (100 * end for end in self.interval)
+        return (
+            f"AutoAttack on {self.asked} of {self.standing} standing images broke {self.broke}: it would leave "
+            f"{100 * self.estimate:.1f} % [{low:.1f}, {high:.1f}]"
+        )
+
+
 class Step(Record):
     """One step of the diagnosis: the attack, its cost, or the reason why it was skipped."""
 
@@ -232,7 +261,8 @@ class ModelResult(Record):
     mechanisms: list[Mechanism] = []  # those that were found; none in records of earlier versions
     steps: list[Step] = []
     layer: Layer | None = None
-    spent: Spent | None = None  # on all cells, including the diagnosis
+    spent: Spent | None = None  # on all cells, including the diagnosis, without the audits
+    audits: list[Audit] = []  # by eps, if the recipe asks for them
     evidence: str | None = None  # file in the run's folder with the adversarial images that prove it
 
 

@@ -268,6 +268,8 @@ class Recipe(Settings):
 
     :param strategy: ``"matrix"`` runs every attack on every image, for tables. ``"cascade"`` runs cheap attacks first, and
         each next one on images that are still robust, for the worst case.
+    :param audit: at each eps, run AutoAttack ``standard`` on so many of the images that stand in the end, drawn at random. It
+        tells what full AutoAttack would leave, with an interval.
     :param grid: score the images also as rounded to this many levels.
     :param suite_notes: what its suites leave out or do otherwise than their papers, written when they are expanded.
     """
@@ -287,6 +289,7 @@ class Recipe(Settings):
     diagnosis: Diagnosis = Diagnosis()
     strategy: Literal["matrix", "cascade"] = "matrix"
     budget: Budget = Budget()
+    audit: Count | None = None
     grid: Annotated[int, _within(Number(2, 65536, whole=True))] | None = None
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]

@@ -90,6 +90,7 @@ def _model(model: ModelResult, run: Run) -> list[str]:
     parts[-1] += _text(words.VERDICTS[model.verdict].short)
     parts.append(_text(model.summary))
     parts += [_text(f"{what} {shown} ({end})") for what, shown, end in words.reasons(model)]
+    parts += [_text(f"Audit, {line}") for line in words.audits(model)]
     if model.evidence:
         parts.append(f"Evidence: {_text(model.evidence)}")
     if model.steps:

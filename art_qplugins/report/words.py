@@ -376,6 +376,11 @@ def clean(model: ModelResult) -> str:
     return accuracy(model.clean_accuracy, model.clean_interval) + rejected
 
 
+def audits(model: ModelResult) -> list[str]:
+    """What each audit by full AutoAttack found, or why there was none."""
+    return [f"{threat(audit.norm, audit.eps)}: {audit}." for audit in model.audits]
+
+
 def counted(model: ModelResult) -> str:
     """``n = 200``."""
     return f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{model.n}"

@@ -8,11 +8,12 @@ import numpy as np
 
 from art_qplugins import diagnostics
 from art_qplugins.diagnostics.running import QUERIES
-from art_qplugins.evaluation.outcome import Outcome, legal_at, robust_at, worst_case, worst_images
-from art_qplugins.evaluation.records import ModelResult, Robust, Spent, Step
+from art_qplugins.evaluation.outcome import Outcome, attacked, legal_at, robust_at, worst_case, worst_images
+from art_qplugins.evaluation.records import Audit, ModelResult, Robust, Spent, Step
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.quantizers import is_stochastic
 from art_qplugins.recipes.schema import Diagnosis
+from art_qplugins.runner.audit import run_audits
 from art_qplugins.runner.plan import ModelUnderTest
 from art_qplugins.runner.progress import Progress
 
@@ -25,12 +26,14 @@ def assess_model(
     *,
     covered: Iterable[tuple[str, str, float]] = (),
     diagnosis: Diagnosis | None = None,
+    audit: int | None = None,
     progress: Progress = Progress(),
 ) -> ModelResult:
     """The result of one model, from all its cells in this run and those that its diagnosis adds.
 
     :param covered: (model, norm, eps) at which a cascade knows the worst case, even if no cell attacked every image.
     :param diagnosis: settings of the diagnosis. ``None`` runs no diagnosis.
+    :param audit: images in the sample of an audit at each eps. ``None`` runs none.
     :param progress: told before each step of the diagnosis what it may cost.
     """
     estimators = scheduler.evaluator.estimators
@@ -51,6 +54,12 @@ def assess_model(
             passes=scheduler.evaluator.passes(model.claim),
             announce=lambda step, gradients, queries: progress.step(model.name, step.title, gradients, queries),
         )
+    at = {(norm, eps) for name, norm, eps in covered if name == model.name}
+    spent = scheduler.spent(model.name)
+    audits: list[Audit] = []
+    if audit is not None and clean.ok:
+        threats = sorted(at | set(attacked(outcomes)))
+        outcomes, audits = run_audits(scheduler, model.clean, outcomes, threats, size=audit, progress=progress)
     result = diagnostics.assess(
         model.name,
         outcomes,
@@ -60,11 +69,10 @@ def assess_model(
         stochastic=is_stochastic(estimators[model.name].model),
         steps=steps,
     )
-    spent = scheduler.spent(model.name)
-    at = {(norm, eps) for name, norm, eps in covered if name == model.name}
     update = {
         "spent": Spent(gradients=spent.gradients, queries=spent.queries),
         "robust": _with_covered(result.robust, outcomes, at),
+        "audits": audits,
     }
     if claimed is not None and claimed.ok:
         update["evidence"] = _keep_evidence(scheduler, model.name, outcomes, claimed)

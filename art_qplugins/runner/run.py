@@ -49,7 +49,9 @@ class Run:
             bounds = [(f"{r.norm} {r.eps:.4g}", _interval(r.accuracy, r.interval)) for r in m.robust] or [("", "")]
             rows += [(m.name, clean, *bound, m.verdict) for bound in bounds]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        audits = [f"{m.name}, {a.norm} {a.eps:.4g}: {a}" for m in self.models for a in m.audits]
+        return "\n".join([*lines, *audits])
 
     def _repr_html_(self) -> str:
         from html import escape

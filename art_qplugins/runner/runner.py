@@ -155,7 +155,12 @@ class Runner:
                     attacks.run(cells, until="diagnosis" if diagnosis and claims else "end")
                     found = [
                         assess_model(
-                            scheduler, model, covered=attacks.covered, diagnosis=diagnosis, progress=self.progress
+                            scheduler,
+                            model,
+                            covered=attacks.covered,
+                            diagnosis=diagnosis,
+                            audit=recipe.audit,
+                            progress=self.progress,
                         )
                         for model in models
                     ]
