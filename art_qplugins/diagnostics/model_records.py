@@ -72,7 +72,11 @@ class ModelRecords:
 
     @cached_property
     def as_is(self) -> list[Outcome]:
-        """White-box attacks along the model's own gradient, the claimed attack first."""
+        """White-box attacks along the model's own gradient, the claimed attack first.
+
+        Attacks that also search, such as AutoAttack, are not among them, unless they are claimed: the proof that a gradient
+        hides images must not depend on whether somebody ran them too.
+        """
         return [self.claimed, *self.where(lambda o: _own(o) and _white(o) and self._follows(o) == "own")]
 
     @cached_property
@@ -123,14 +127,14 @@ class ModelRecords:
         return self._follows(self.claimed) == "mean"
 
     def _follows(self, o: Outcome) -> str:
-        """The gradient that an attack follows: "own", "repaired" or "mean". For a deterministic model "mean" is "own"."""
+        """The gradient that an attack follows: "own", "repaired", "mean" or "mixed". For a deterministic model "mean" is "own"."""
         gradient = ATTACKS[o.cell.attack].follows(o.cell.params)
         return "own" if gradient == "mean" and self.facts.get("random") is False else gradient
 
     @cached_property
     def white_box(self) -> list[Outcome]:
-        """Attacks along any gradient of the model. What a search finds is no fault of a loss."""
-        return self.where(lambda o: _own(o) and ATTACKS[o.cell.attack].knowledge == "white-box")
+        """Attacks along gradients alone. What a search finds is no fault of a loss."""
+        return self.where(lambda o: _own(o) and _gradients_alone(o))
 
     @cached_property
     def black_box(self) -> list[Outcome]:
@@ -209,6 +213,11 @@ def _on_margin(o: Outcome) -> bool:
 
 def _own(o: Outcome) -> bool:
     return o.cell.source == o.cell.model
+
+
+def _gradients_alone(o: Outcome) -> bool:
+    attack = ATTACKS[o.cell.attack]
+    return attack.knowledge == "white-box" and attack.gradient != "mixed"
 
 
 def _white(o: Outcome) -> bool:

@@ -95,3 +95,13 @@ def test_a_test_of_the_attack_that_failed_says_why():
     boom = failed("art:pgd").with_cell(params={"check": "binarization"})
     assert binarization.measure(sorted_with(boom)).evidence == "Not run: Boom: it failed."
     assert binarization.measure(sorted_with()).evidence == "Not run: the diagnosis ended before this test."
+
+
+@pytest.mark.parametrize("attack", ["artq:worst-case", "autoattack:standard", "autoattack:plus"])
+def test_an_attack_that_also_searches_is_none_along_a_gradient_unless_it_is_claimed(attack):
+    mixed = cell(attack, 0.0)
+    records = sorted_with(mixed, cell("art:bim", 0.5))
+    assert mixed in records.legal
+    assert not any(o is mixed for o in (*records.as_is, *records.white_box, *records.repaired, *records.black_box))
+    claimed = cell(attack, 0.0, role="attack")
+    assert records_of([clean(), claimed], claimed).as_is == [claimed]

@@ -29,6 +29,7 @@ ROWS: list[Attack] = [
             "effort": Option("standard", OneOf(("quick", "standard", "thorough"))),
             "budget": Option(None, Maybe(Number(1, 1_000_000))),
         },
+        gradient="mixed",
         scale_free=True,
         targeted=True,
         takes_start=True,

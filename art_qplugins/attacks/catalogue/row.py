@@ -37,6 +37,7 @@ class Attack(Entry):
     :ivar gradient: the gradient that it follows at its default options, see :meth:`follows`. ``"own"`` is the model's
         gradient in one call. ``"repaired"`` comes from another backward pass or another network. ``"mean"`` is a mean
         over several calls per step, at the point or around it. For a random model it is also a mean over draws.
+        ``"mixed"``: a search without a gradient is part of it, so what it breaks proves nothing about a gradient.
     :ivar scale_free: its loss does not depend on the logit scale: it crafts the same images for scaled logits. In a
         suite one such loss is enough. The loss of Carlini and Wagner, a margin plus a distance, depends on the scale.
     :ivar targeted: it attacks towards each of the nearest classes in turn.
@@ -62,7 +63,7 @@ class Attack(Entry):
     needs_classes: int = 2
     one_step: bool = False
     cost: tuple[int, int] | None = None
-    gradient: Literal["own", "repaired", "mean"] = "own"
+    gradient: Literal["own", "repaired", "mean", "mixed"] = "own"
     scale_free: bool = False
     targeted: bool = False
     quantized: bool = False
@@ -100,7 +101,7 @@ class Attack(Entry):
         """Whether the logit scale cannot mislead it, because of its loss or because it uses no gradient."""
         return self.scale_free or self.knowledge == "black-box"
 
-    def follows(self, options: Mapping[str, Any]) -> Literal["own", "repaired", "mean"]:
+    def follows(self, options: Mapping[str, Any]) -> Literal["own", "repaired", "mean", "mixed"]:
         """The :attr:`gradient` with these options. ``eot_iter`` is the number of calls that a gradient averages."""
         calls = options.get("eot_iter")
         if calls is None:
