@@ -10,6 +10,7 @@ from torch import nn
 
 from art_qplugins import InputError, QuantizedClassifier, Threat, evaluate, metrics, worst_case
 from art_qplugins.runner.audit import audited
+from art_qplugins.runner.progress import Progress
 
 
 def audit_of(**counts):
@@ -119,8 +120,56 @@ def test_a_run_audits_every_eps_and_counts_what_the_audits_break(model):
     assert found.spent.gradients < 10  # without the audits
 
 
+class Told(Progress):
+    def __init__(self):
+        self.steps = []
+
+    def step(self, model, title, gradients, queries):
+        self.steps.append((title, gradients))
+
+
+def test_until_asks_about_as_many_images_as_the_bound_needs(model):
+    network, x, y = model
+    told = Told()
+    found = worst_case(estimator(network), x, y, Threat("Linf", 0.01), until=10.0, progress=told)
+    audit, standing = found.audit, found.audit.standing
+    assert audit.broke == 0 and len(found.runs) == 2  # one effort and one look, since a linear model hides nothing
+    most = [
+        metrics.most_in_population(0, drawn=m, population=standing, confidence=0.975)
+        for m in (audit.asked - 1, audit.asked)
+    ]
+    assert most[1] <= 6 < most[0]  # 10 % of 60 images
+    assert [title for title, _ in told.steps] == [f"audit of {audit.asked} images"]
+    assert audit.interval[0] >= found.accuracy - 0.1 and told.steps[0][1] > 100
+
+
+def test_until_takes_more_effort_where_an_audit_breaks_too_many(model):
+    """With one gradient an image no effort gets far, and the audits break what is left."""
+    network, x, y = model
+    threat = Threat("Linf", 0.03)
+    found = worst_case(estimator(network), x, y, threat, until=2.0, budget=1)
+    efforts = [run.cells[-1].params.get("effort", "audit") for run in found.runs]
+    full = evaluate(estimator(network), (x, y), threat, ["autoattack:standard"], recipe={"diagnose": False})
+    assert efforts[:4] == ["quick", "audit", "standard", "audit"]
+    assert found.accuracy - full.models[0].robust[0].accuracy <= 0.02
+    assert found.audit.interval[0] <= full.models[0].robust[0].accuracy + 1e-9
+
+
+def test_until_ends_where_no_image_stands_or_none_can_be_audited(model):
+    network, x, y = model
+    assert worst_case(estimator(network), x, (y + 1) % 10, Threat("Linf", 0.02), until=1.0).audit is None
+    assert worst_case(estimator(Noisy(network)), x, y, Threat("Linf", 0.005), until=1.0).audit is None
+
+
 @pytest.mark.parametrize(
-    ("given", "said"), [({"audit": 0}, "audit"), ({"effort": "most"}, "effort"), ({"budget": 0.1}, "budget")]
+    ("given", "said"),
+    [
+        ({"audit": 0}, "audit"),
+        ({"effort": "most"}, "effort"),
+        ({"budget": 0.1}, "budget"),
+        ({"until": 0}, "until"),
+        ({"audit": 3, "until": 1.0}, "leave one"),
+    ],
 )
 def test_what_cannot_be_used_is_said(model, given, said):
     network, x, y = model

@@ -98,7 +98,7 @@ def _beyond(attack: str, pick: _Pick, applies: _Applies = lambda records: "") ->
                 else Measurement.not_run(f"there is no {attack} at this eps.")
             )
         fired, gap, bound, broke = material(records, records.as_is, picked, threshold)
-        settles, power = _power(records, picked)
+        settles, power = _power(records, picked, threshold)
         return Measurement(
             fired,
             gap,
@@ -112,12 +112,13 @@ def _beyond(attack: str, pick: _Pick, applies: _Applies = lambda records: "") ->
     return measure
 
 
-def _power(records: ModelRecords, picked: Sequence[Outcome]) -> tuple[bool, str]:
+def _power(records: ModelRecords, picked: Sequence[Outcome], threshold: float) -> tuple[bool, str]:
     """Whether these attacks could have found something, and the sentence that says so.
 
-    They could where they break the images that they did not break at a larger eps.
+    They could where they break the images that they did not break at a larger eps. Where so few images are left that even
+    all of them would be no material effect, nothing is hidden.
     """
-    if not (records.worst_case([*records.as_is, *picked]) > 0).any():
+    if (records.worst_case([*records.as_is, *picked]) > 0).mean() <= threshold:
         return True, ""
     larger = records.at_larger_eps({o.cell.attack for o in picked})
     if not larger:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from art_qplugins import metrics
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.errors import InputError
+from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.cost import expected_cost
 from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
@@ -20,9 +21,10 @@ from art_qplugins.runner.progress import Progress
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["audited", "run_audits"]
+__all__ = ["AUDITOR", "audited", "run_audits", "unfit"]
 
-_ATTACK = "autoattack:standard"
+#: The attack that audits.
+AUDITOR = "autoattack:standard"
 
 
 def run_audits(
@@ -48,13 +50,13 @@ def run_audits(
         if not len(standing):
             continue
         rows = _sample(standing, size, seed=clean.seed, purpose=f"audit/{clean.model}/{norm}/{eps}")
-        reason = _unfit(scheduler, clean.model, known, norm, eps)
+        reason = unfit(scheduler.evaluator.estimators[clean.model], known, Threat(norm, eps))
         broke, cell = 0, None
         if not reason:
             spec = CellSpec(
                 model=clean.model,
                 source=clean.model,
-                attack=_ATTACK,
+                attack=AUDITOR,
                 role="probe",
                 norm=norm,
                 eps=eps,
@@ -83,9 +85,13 @@ def run_audits(
     return known, audits
 
 
-def audited(*, standing: int, asked: int, broke: int, n: int, **more: object) -> Audit:
-    """An audit, with its estimate and interval. ``more`` are its other fields."""
-    most = metrics.most_in_population(broke, drawn=asked, population=standing)
+def audited(*, standing: int, asked: int, broke: int, n: int, level: float = 0.05, **more: object) -> Audit:
+    """An audit, with its estimate and interval.
+
+    :param level: of the lower end. A sequential audit has a smaller one.
+    :param more: the other fields.
+    """
+    most = metrics.most_in_population(broke, drawn=asked, population=standing, confidence=1 - level)
     return Audit.model_validate(
         {
             "standing": standing,
@@ -104,15 +110,17 @@ def _sample(standing: NDArray[np.int64], size: int, *, seed: int, purpose: str) 
     return np.sort(random.choice(standing, min(size, len(standing)), replace=False))
 
 
-def _unfit(scheduler: Scheduler, model: str, outcomes: Sequence[Outcome], norm: str, eps: float) -> str:
-    """Why AutoAttack cannot audit this model at this threat."""
-    estimator = scheduler.evaluator.estimators[model]
-    attack = ATTACKS[_ATTACK]
+def unfit(estimator: QuantizedClassifier, outcomes: Sequence[Outcome], threat: Threat) -> str:
+    """Why AutoAttack cannot audit this model at this threat, or ``""``.
+
+    :param outcomes: cells of the model so far.
+    """
+    attack = ATTACKS[AUDITOR]
     if is_stochastic(estimator.model) or any(_at_random(o) for o in outcomes):
         return "the model is random, and AutoAttack judges it on one draw"
     try:
         attack.require()
-        attack.check({}, Threat(norm, eps), estimator.nb_classes, estimator.input_shape)
+        attack.check({}, threat, estimator.nb_classes, estimator.input_shape)
     except InputError as error:
         return str(error)
     return ""

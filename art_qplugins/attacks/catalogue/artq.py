@@ -9,7 +9,7 @@ from art_qplugins.attacks.catalogue.options import ITERATIVE, count
 from art_qplugins.attacks.catalogue.row import Attack, attack_of
 from art_qplugins.domains import ListOf, Maybe, Number, OneOf, Option
 
-__all__ = ["KINDS", "ROWS"]
+__all__ = ["EFFORTS", "KINDS", "ROWS"]
 
 _own = partial(attack_of, ARTQ)
 #: The backward passes of ``repaired_gradients``.
@@ -20,13 +20,16 @@ KINDS = (
 _OLD_KINDS = ("revived", "straight", "clipped", "repaired-straight-through")
 _ADAPTER = "art_qplugins.attacks.adapters.artq"
 
+#: Of ``artq:worst-case``, the cheapest first.
+EFFORTS = ("quick", "standard", "thorough")
+
 ROWS: list[Attack] = [
     _own(
         "worst-case",
         "worst_case",
         "what AutoAttack leaves, for a small part of its gradients: cheap moves first, then rounds on the images nearest to falling",
         {
-            "effort": Option("standard", OneOf(("quick", "standard", "thorough"))),
+            "effort": Option("standard", OneOf(EFFORTS)),
             "budget": Option(None, Maybe(Number(1, 1_000_000))),
         },
         gradient="mixed",
