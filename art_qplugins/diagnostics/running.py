@@ -51,12 +51,15 @@ def run_steps(
     :param others: names of the models to transfer from.
     :param level: the highest level to run, 0 to 3. ``None`` runs level 2, and level 3 if level 2 found something.
     :param budget: gradient evaluations per image of the whole set that may be spent beyond the claimed attack.
-    :param queries: the same for forward passes. A search gets as many queries as are left.
+    :param queries: forward passes per image of the whole set, with those of the claimed and the clean cell. A search gets as
+        many queries as are left.
     :param passes: passes through the network per call: the draws of a random model. Each of them counts.
     :param announce: told before each step what it may cost.
     :return: all outcomes, and a record of each step with the reason where it was skipped.
     """
-    known, records, spent, top = list(outcomes), [], Cost(0, 0), 2 if level is None else level
+    known, records, top = list(outcomes), [], 2 if level is None else level
+    clean = next(o.cell for o in outcomes if o.cell.role == "clean")
+    spent = Cost(0, sum(cell.forward_samples / cell.n for cell in (clean, claimed.cell) if cell.n))
     names = tuple(others)
     limits = Cost(math.inf if budget is None else budget, queries)
     for step in STEPS:

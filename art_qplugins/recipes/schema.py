@@ -255,7 +255,8 @@ class Diagnosis(Settings):
 
     :param level: 0 to 3. By default it is 2, and 3 if level 2 found something.
     :param budget: gradient evaluations per image that it may spend beyond the claimed attack.
-    :param queries: forward passes per image that it may spend, 20,000 by default. Each draw of a random model counts.
+    :param queries: forward passes per image that it may spend with the claimed attack, 20,000 by default. Each draw of a
+        random model counts.
     """
 
     level: Annotated[int, _within(Number(0, 3, whole=True))] | None = None

@@ -235,7 +235,8 @@ def test_a_search_gets_the_queries_that_are_left_and_every_draw_counts(queries, 
     made = MadeUp({}, **PLAIN)
     claimed, outcomes = made.begin()
     _, steps = run_steps(CLAIM, claimed, outcomes, made, queries=queries, passes=passes)
-    spent = 0
+    spent = sum(o.cell.forward_samples / o.cell.n for o in outcomes)  # the claimed attack counts too
+    assert spent > 0
     for spec in made.asked:
         cost = expected_cost(spec.attack, spec.options).queries * passes
         assert spent + cost <= queries or step_of(spec) == "power"
