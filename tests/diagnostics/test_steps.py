@@ -238,9 +238,10 @@ def test_a_search_gets_the_queries_that_are_left_and_every_draw_counts(queries, 
     _, steps = run_steps(CLAIM, outcomes[1], outcomes, made, queries=queries, passes=passes)
     spent = 20
     for spec in made.asked:
-        cost = expected_cost(spec.attack, spec.options).queries * passes
+        share = 1 if spec.rows is None else len(spec.rows) / N
+        cost = expected_cost(spec.attack, spec.options).queries * passes * share
         assert spent + cost <= queries or step_of(spec) == "power"
-        spent += 2 * COST[step_of(spec)]  # what the made-up cells say that they took
+        spent += 2 * COST[step_of(spec)] * share  # what the made-up cells say that they took
     (search,) = [s for s in steps if s.id == "search"]
     budgeted = [spec.options["n_queries"] for spec in made.asked if step_of(spec) == "search"]
     if passes == 1 or queries == 1e9:
