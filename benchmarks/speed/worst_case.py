@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import art_qplugins
-from art_qplugins import Threat
+from art_qplugins import QuantizedClassifier, Threat
 from art_qplugins.attacks.adaptive.worst_case import EFFORTS
 from art_qplugins.attacks.craft import craft
 
@@ -48,14 +48,21 @@ NETWORKS = (
 Record = dict[str, Any]
 
 
-def measured(name: str, n: int, cache: Path | None, root: Path | None) -> Record:
-    """Both attacks on one network."""
+def network_of(
+    name: str, n: int, cache: Path | None, root: Path | None
+) -> tuple[QuantizedClassifier, torch.Tensor, torch.Tensor, Threat]:
+    """A network by its row, data set and eps, with images and labels."""
     row_name, dataset, *eps = name.split(":")
     row, site = row_named(row_name), Site(dataset, 0, root, cache)
     x, y = site.test(n)
     model, threat = row.build(site).model, row.threat(dataset)
-    threat = Threat(threat.norm, float(eps[0])) if eps else threat
-    estimator = classifier(model, x, CLASSES)
+    return classifier(model, x, CLASSES), x, y, Threat(threat.norm, float(eps[0])) if eps else threat
+
+
+def measured(name: str, n: int, cache: Path | None, root: Path | None) -> Record:
+    """Both attacks on one network."""
+    estimator, x, y, threat = network_of(name, n, cache, root)
+    model = estimator.model
     attacks = [("autoattack:standard", {}), *(("artq:worst-case", {"effort": effort}) for effort in EFFORTS)]
     found: dict[str, dict[str, float]] = {}
     for attack, options in attacks:
