@@ -104,6 +104,39 @@ def clean_gradients(model: ModelResult, run: Run) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """One attack on every image, its cost, and the worst case over it and all cheaper ones."""
+
+    cell: Cell
+    gradients: float  # per image
+    accuracy: float
+    worst: float
+
+
+def spending(model: ModelResult, run: Run) -> list[Spent]:
+    """The white-box attacks on the model itself at its norm and eps, the cheapest first."""
+    cells = [c for c in attacks(model, run.results) if c.knowledge == "white-box" and c.source == c.model and c.n]
+    cells = [c for c in cells if c.backward_samples and run.samples.get(c.id)]
+    first = clean(model, run.results)
+    if first is None or not run.samples.get(first.id):
+        return []
+    order = [sample.sample for sample in run.samples[first.id]]
+
+    def columns(cell: Cell) -> tuple[list[float], list[float]]:
+        rows = {sample.sample: sample for sample in run.samples[cell.id]}
+        return [rows[name].correct for name in order], [rows[name].selection for name in order]
+
+    found: list[Spent] = []
+    known = [columns(first)]
+    for cell in sorted(cells, key=lambda c: c.backward_samples):
+        known.append(columns(cell))
+        worst = metrics.worst_case([correct for correct, _ in known], [selection for _, selection in known])
+        gradients = cell.backward_samples / cell.n
+        found.append(Spent(cell=cell, gradients=gradients, accuracy=cell.accuracy or 0.0, worst=float(worst.mean())))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnGrid:
     """The worst case after pixels were rounded to ``levels`` values, at the model's norm and eps."""
 

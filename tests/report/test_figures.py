@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,27 @@ def test_zero_gradients_have_a_bar_of_their_own(folder: Path) -> None:
 def test_gradients_of_any_size_can_be_drawn(values: list[float]) -> None:
     low, high = histograms.gradient_histogram(values).axes[0].get_xlim()
     assert low < high
+
+
+def test_what_gradients_bought_is_the_worst_case_over_all_attacks_that_cost_no_more(folder: Path) -> None:
+    run = read_run(folder)
+    model = run.results.models[0]
+    found = select.spending(model, run)
+    assert len(found) > 1
+    assert [spent.gradients for spent in found] == sorted(spent.gradients for spent in found)
+    clean = select.clean(model, run.results)
+    assert clean is not None
+    so_far = {sample.sample: sample.correct for sample in run.samples[clean.id]}
+    for spent in found:
+        assert spent.cell.knowledge == "white-box" and spent.cell.rows is None
+        rows = {sample.sample: sample.correct for sample in run.samples[spent.cell.id]}
+        so_far = {name: min(correct, rows[name]) for name, correct in so_far.items()}
+        assert spent.worst == pytest.approx(sum(so_far.values()) / len(so_far))
+        assert spent.worst <= spent.accuracy
+    svg = plain((folder / "figures" / "gradients-spent.svg").read_text(encoding="utf-8"))
+    assert f"{model.name}: {words.percent(found[0].worst)}".replace("\xa0", " ") in svg
+
+
+def test_without_samples_nothing_is_known_of_what_gradients_bought(folder: Path) -> None:
+    run = read_run(folder)
+    assert select.spending(run.results.models[0], dataclasses.replace(run, samples={})) == []

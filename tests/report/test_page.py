@@ -51,7 +51,7 @@ def test_page_is_well_formed(html: str) -> None:
     assert sorted(set(page.ids)) == sorted(page.ids), "an id is used twice"
     assert [link for link in page.links if link.startswith("#") and link[1:] not in page.ids] == []
     assert page.tags.count("h1") == 1
-    assert page.tags.count("svg") == 14
+    assert page.tags.count("svg") == 15
     shown = html.split("<script>")[0]
     assert "NaN" not in shown and "None" not in shown
 
@@ -142,7 +142,7 @@ def test_a_single_model_is_the_page(tmp_path: Path) -> None:
     write_results(tmp_path, results.model_copy(update={"models": results.models[2:3]}))
     page = Page(write_report(tmp_path)[-1].read_text(encoding="utf-8"))
     assert '<ul class="cards"' not in page.text and page.tags.count("h1") == 1
-    assert page.ids[0] == "model-1" and page.tags.count("svg") == 4
+    assert page.ids[0] == "model-1" and page.tags.count("svg") == 5
 
 
 def test_gallery_comes_from_the_cell_that_goes_furthest_beyond_the_claim(tmp_path: Path) -> None:

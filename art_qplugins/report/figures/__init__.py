@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.files import short_name
 from art_qplugins.report import select
-from art_qplugins.report.figures import bars, bits, curves, histograms, transfer
+from art_qplugins.report.figures import bars, bits, costs, curves, histograms, transfer
 from art_qplugins.report.figures.svg import to_svg
 from art_qplugins.report.files import Run
 
@@ -32,6 +32,7 @@ class Figures:
     """All figures of one run. Lists with one figure per model have the order of ``results.models``."""
 
     curves: Drawing | None
+    costs: Drawing | None
     transfer: Drawing | None
     bits: list[Drawing]
     bars: list[Drawing | None]
@@ -39,7 +40,7 @@ class Figures:
     gradients: list[Drawing | None]
 
     def all(self) -> list[Drawing]:
-        across = (self.curves, self.transfer, *self.bits)
+        across = (self.curves, self.costs, self.transfer, *self.bits)
         each = (*self.bars, *self.margins, *self.gradients)
         return [drawing for drawing in (*across, *each) if drawing is not None]
 
@@ -49,6 +50,7 @@ def draw(run: Run) -> Figures:
     results = run.results
     return Figures(
         curves=_curves(results),
+        costs=_costs(run),
         transfer=_transfer(results),
         bits=[
             _drawing(f"bits-{index}", bits.bit_bars_alt(sweep), bits.bit_bars(sweep))
@@ -64,6 +66,14 @@ def _curves(results: Results) -> Drawing | None:
     if not any(model.robust for model in results.models):
         return None
     return _drawing("robust-accuracy", curves.curves_alt(results), curves.robust_curves(results))
+
+
+def _costs(run: Run) -> Drawing | None:
+    found = {model.name: select.spending(model, run) for model in run.results.models}
+    found = {name: attacks for name, attacks in found.items() if attacks}
+    if not any(len(attacks) > 1 for attacks in found.values()):
+        return None
+    return _drawing("gradients-spent", costs.spending_alt(found), costs.spending(found))
 
 
 def _transfer(results: Results) -> Drawing | None:

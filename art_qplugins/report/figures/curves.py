@@ -31,13 +31,18 @@ def robust_curves(results: Results) -> Figure:
     panels = figure.subplots(len(norms), 1, squeeze=False)[:, 0]
     for axes, norm in zip(panels, norms, strict=True):
         for index, model in enumerate(results.models):
-            colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
-            _curve(axes, model, norm, colour, marker, _DASHES[index % len(_DASHES)])
+            colour, marker, dash = look(index)
+            _curve(axes, model, norm, colour, marker, dash)
             _failed_claim(axes, model, norm, colour, marker)
         _label(axes, results, norm)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=2, handlelength=3.2, columnspacing=1.4)
     return figure
+
+
+def look(index: int) -> tuple[str, str, str | tuple[float, tuple[float, ...]]]:
+    """Colour, marker and dash of a model by its place, the same in every figure with lines."""
+    return _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)], _DASHES[index % len(_DASHES)]
 
 
 def _label(axes: Axes, results: Results, norm: str) -> None:
