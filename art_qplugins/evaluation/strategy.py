@@ -1,6 +1,6 @@
 """The order, the images and the budget of the attacks of a recipe: every attack on every image, or a cascade.
 
-A cascade computes the worst case without a table of every attack. Cheap attacks run first. Each further attack runs only on
+A cascade computes the worst case without a table of every attack. ``artq:worst-case`` runs first, then cheap attacks. Each further attack runs only on
 images that are still robust. An image broken at a smaller eps counts as broken at a larger eps. An image robust to an attack
 at a larger eps is not attacked again by the same attack at a smaller eps. So each attack starts at the largest eps. The
 result is an upper bound on robustness like any other.
@@ -26,6 +26,9 @@ from art_qplugins.evaluation.worker import cell_without_number
 from art_qplugins.recipes.schema import Budget
 
 __all__ = ["Attacks", "narrowed", "ordered"]
+
+#: It breaks more images for its gradients than any other attack (``benchmarks/speed/worst_case.md``).
+_FIRST = "artq:worst-case"
 
 
 class Attacks:
@@ -105,7 +108,7 @@ def _at(spec: CellSpec) -> tuple[str, str, float]:
 def ordered(specs: Iterable[CellSpec]) -> list[list[CellSpec]]:
     """Groups of cells with the same adversarial images, in the order in which they run.
 
-    Groups are sorted by the expected number of passes. Attacks of unknown cost come last in the order of the recipe. Each
+    After ``artq:worst-case``, groups are sorted by the expected number of passes. Attacks of unknown cost come last in the order of the recipe. Each
     attack runs at its largest eps first.
     """
     groups: dict[tuple[Any, ...], list[CellSpec]] = {}
@@ -116,7 +119,8 @@ def ordered(specs: Iterable[CellSpec]) -> list[list[CellSpec]]:
     def place(group: Sequence[CellSpec]) -> tuple[float, int, float]:
         spec = group[0]
         cost = expected_cost(spec.attack, spec.options)
-        price = -1.0 if spec.role == "clean" else math.inf if cost is None else cost.gradients + cost.queries
+        price = math.inf if cost is None else cost.gradients + cost.queries
+        price = -1.0 if spec.role == "clean" else 0.0 if spec.attack == _FIRST else price
         return price, listed[_attack_key(spec)], -spec.eps
 
     return sorted(groups.values(), key=place)

@@ -110,10 +110,11 @@ def test_one_sources_images_are_crafted_for_all_of_its_targets_together():
 
 def test_the_order_is_by_cost_and_from_the_largest_budget_down():
     listed = [spec("autoattack:standard"), spec(eps=0.1), spec(eps=0.3), spec("art:fgsm"), CLEAN]
-    listed += [spec(options={"num_random_init": 5})]
+    listed += [spec(options={"num_random_init": 5}), spec("artq:worst-case")]
     order = [(g[0].attack, g[0].eps, dict(g[0].options)) for g in ordered(listed)]
     assert order == [
         ("artq:clean", 0.0, {}),
+        ("artq:worst-case", 0.1, {}),
         ("art:fgsm", 0.1, {}),
         ("art:pgd", 0.3, {}),
         ("art:pgd", 0.1, {}),
