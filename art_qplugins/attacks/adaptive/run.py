@@ -48,6 +48,8 @@ class AttackRun:
     :ivar max_iter: gradient evaluations per image in one pass.
     :ivar start: legal images to start from instead of random ones.
     :ivar random: whether the network is random.
+    :ivar certainty: standard errors, over draws, by which another point of a random network must be better to be kept. Of many
+        points that are equally good, noise would choose one that is good for these draws alone.
     :ivar image: the best images so far, like ``x``.
     :ivar margin: (N,) margin of the deployed network at ``image``, for a random network the mean margin. It is infinite
         where it is not known yet.
@@ -64,6 +66,7 @@ class AttackRun:
     max_iter: int
     start: Tensor | None = None
     random: bool = False
+    certainty: float = 0.0
     image: Tensor = field(init=False)
     margin: Tensor = field(init=False)
     broken: Tensor = field(init=False)
@@ -72,6 +75,7 @@ class AttackRun:
         self.image = (self.x if self.start is None else self.start).clone()
         self.margin = torch.full(self.y.shape, torch.inf, device=self.x.device)
         self.broken = torch.zeros_like(self.y, dtype=torch.bool)
+        self._drawn = self.margin.repeat(_SELECTION, 1)  # the margins of single draws at the best points
         if self.random and self.start is not None:  # the attack may end worse than it began
             self.judge(self.all_rows(), self.start)
 
@@ -178,9 +182,13 @@ class AttackRun:
         """Keep these points of a random network where their mean margin is the lowest so far. Returns (n,) that margin."""
         with torch.no_grad(), drawing(self.module, derive_seed(self.seed, "selection"), points.device):
             margins = torch.stack([logit_margin(self.module(points), self.y[rows]) for _ in range(_SELECTION)])
-        self.record(rows, points, margins.mean(0))
+        gain, mean = self._drawn[:, rows] - margins, margins.mean(0)
+        errors = gain.std(0) / math.sqrt(_SELECTION)
+        better = self.margin[rows].isinf() | (gain.mean(0) > self.certainty * errors)
+        self.record(rows[better], points[better], mean[better])
+        self._drawn[:, rows[better]] = margins[:, better]
         self.broken[rows] |= _clearly_wrong(margins)
-        return margins.mean(0)
+        return mean
 
 
 def _clearly_wrong(margins: Tensor) -> Tensor:

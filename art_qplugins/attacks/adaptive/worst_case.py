@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -72,6 +73,8 @@ EFFORTS: Mapping[str, Effort] = {
 }
 #: The classes that rounds aim at in turn.
 _CYCLE = 4
+#: Of every second climb on a random network. It averages noise away, and overshoots on steps.
+_MOMENTUM = 0.75
 #: Images that a move takes in any case, relative to all.
 _FEW = 0.1
 
@@ -83,6 +86,8 @@ def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draw
         the first move, before any margin is known, the last ones.
     :param draws: of a random network, that a gradient averages.
     """
+    if run.random:
+        run.certainty, effort = 1.0, _at_random(effort)
     y, order = run.y, other_classes(run.logits(run.x), run.y)
     moves = _Moves(run, budget * len(run.x), draws, order.shape[1] + 1)
     moves.ascend(margin_loss(y), run.starts("margin"), 1.0, effort.margin)
@@ -105,6 +110,11 @@ def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draw
             return
 
 
+def _at_random(effort: Effort) -> Effort:
+    """The same on a random network: a longer first climb and fewer tries, since noise chooses among many."""
+    return replace(effort, margin=20, targets=0, rounds=min(effort.rounds, 10), share=min(effort.share, 0.4))
+
+
 class _Moves:
     """Moves along gradients, and what they spend.
 
@@ -112,7 +122,7 @@ class _Moves:
     """
 
     def __init__(self, run: AttackRun, budget: float, draws: int, classes: int) -> None:
-        self.run, self.left, self.draws, self.classes = run, budget, draws, classes
+        self.run, self.left, self.draws, self.classes, self.climbs = run, budget, draws, classes, 0
 
     def affordable(self, share: float, steps: int) -> Tensor:
         """The images nearest to falling, of this share of those that stand, for which this many steps are left.
@@ -126,7 +136,11 @@ class _Moves:
     def ascend(self, loss: Loss, start: Tensor, share: float, steps: int, rows: Tensor | None = None) -> None:
         """Steps of falling size, from ``start`` (N, C, H, W)."""
         rows = self.affordable(share, steps) if rows is None else rows
-        self.run.maximize(self._objective(loss), start, max_iter=steps, rows=rows, ascent=cosine_ascent)
+        ascent = cosine_ascent
+        if self.run.random:
+            self.climbs += 1
+            ascent = partial(cosine_ascent, noisy=True, momentum=_MOMENTUM * (self.climbs % 2))
+        self.run.maximize(self._objective(loss), start, max_iter=steps, rows=rows, ascent=ascent)
 
     def restart(self, rows: Tensor, target: Tensor | None, index: int, effort: Effort) -> None:
         """Steps on the margin, or towards ``target`` (N,)."""
