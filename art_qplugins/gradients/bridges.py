@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from art_qplugins.gradients.operations import PIXELS, Key, Operations
 from art_qplugins.gradients.trace import Effects, per_image
 
-__all__ = ["Bridge", "Bridged", "Bypassed", "Crossing", "Layout", "Path", "instead_of", "layout_of", "straight_path"]
+__all__ = [
+    "Bridge",
+    "Bridged",
+    "Bypassed",
+    "Crossing",
+    "Layout",
+    "Path",
+    "Twin",
+    "instead_of",
+    "layout_of",
+    "straight_path",
+]
 
 How = Literal["gradient", "identity", "surrogate"]
 #: From sources (N, copies, *shape), and the number of copies of the result, to a result (N, copies, *shape).
@@ -175,19 +186,24 @@ class Bridged(nn.Module):
         return ", ".join(f"{b.key.layer or 'forward'}:{b.key.op} by {b.how}" for b in self.bridges)
 
 
-class Bypassed(nn.Module):
-    """Another network: it takes the bridges in the forward pass too, and so leaves out what is between their ends.
-
-    Its answers are not those of ``network``. It is a source of images that transfer, a twin without the lossy operations.
+class Twin(nn.Module):
+    """Another network than ``network``, as a source of images that transfer to it. Its answers are its own.
 
     :ivar answer: the logits (N, K) of ``network`` in the last call, without gradient.
     """
 
-    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], layout: Layout) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.bridges, self._layout = tuple(bridges), layout
         self.answer: Tensor | None = None
+
+
+class Bypassed(Twin):
+    """It takes the bridges in the forward pass too, and so leaves out what is between their ends: the lossy operations."""
+
+    def __init__(self, network: nn.Module, bridges: Sequence[Bridge], layout: Layout) -> None:
+        super().__init__(network)
+        self.bridges, self._layout = tuple(bridges), layout
 
     def forward(self, x: Tensor) -> Tensor:
         with Operations(self.network, len(x), Crossing(self.bridges, self._layout, bypass=True)):

@@ -8,7 +8,13 @@ from adaptive_nets import estimator, linear, margin, worst_margin
 from torch import nn
 
 from art_qplugins import Threat
-from art_qplugins.attacks.adaptive.at_test_time import ThroughInner, Unrolled, inner_network, views_at_test_time
+from art_qplugins.attacks.adaptive.at_test_time import (
+    InnerAlone,
+    ThroughInner,
+    Unrolled,
+    inner_network,
+    views_at_test_time,
+)
 from art_qplugins.attacks.craft import craft
 
 THREAT = Threat("Linf", 0.06)
@@ -90,7 +96,14 @@ def test_what_applies_is_found_by_trying():
         network: [*views_at_test_time(network.eval(), x, batch_size=40, seed=0)]
         for network in (model, nn.Sequential(model), FixedPoint(model), Away(model), Vote(model), Numpy(model))
     }
-    assert list(found.values()) == [[], [], ["unrolled"], ["unrolled", "inner"], ["inner"], []]
+    assert list(found.values()) == [
+        [],
+        [],
+        ["unrolled"],
+        ["unrolled", "inner", "inner-alone"],
+        ["inner", "inner-alone"],
+        [],
+    ]
 
 
 def test_steps_that_do_not_fit_into_memory_are_not_unrolled(monkeypatch):
@@ -121,6 +134,14 @@ def test_a_loop_at_test_time_is_broken_as_the_network_within_it(kind):
         left[name] = float((margin(network, crafted.x_adv, y) > 0)[can].float().mean())
     assert int(can.sum()) > 20 and left["artq:apgd-margin"] > 0.6
     assert left["artq:surrogates"] < 0.45
+
+
+def test_the_inner_network_alone_answers_for_itself_and_knows_the_answer_of_the_whole():
+    model, x, _ = linear(10)
+    whole = Away(model).eval()
+    alone = InnerAlone(whole, model)
+    assert torch.equal(alone(x), model(x)) and torch.equal(alone.answer, whole(x))
+    torch.testing.assert_close(slope(alone, x), slope(model, x))
 
 
 def test_targeted_passes_follow_a_gradient_even_where_none_is_faithful():

@@ -218,6 +218,7 @@ def test_choices_are_those_that_there_are():
         "clipped-sign",
         "unrolled",
         "inner",
+        "inner-alone",
         "smoothed",
     } == set(KINDS)
     for scaling in SCALINGS:

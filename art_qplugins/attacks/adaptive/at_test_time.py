@@ -2,6 +2,8 @@
 
 They have the same outputs. ``unrolled`` differentiates through steps that the network takes without a gradient. ``inner`` takes
 the gradient of the network that is asked, and passes what stands around it straight through (BPDA, Athalye et al. 2018).
+``inner-alone`` attacks that network as if nothing stood around it: where the steps undo every small move, only images that
+already fool it go through.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from art_qplugins.gradients.bridges import Twin
 from art_qplugins.gradients.probe import gradient
 from art_qplugins.guard import takes_hooks
 from art_qplugins.quantizers.functional import straight_through
 
-__all__ = ["ThroughInner", "Unrolled", "inner_network", "views_at_test_time"]
+__all__ = ["InnerAlone", "ThroughInner", "Unrolled", "inner_network", "views_at_test_time"]
 
 _TRIED = 2  # images on which it is found out what applies
 _MEMORY = 2**31  # bytes of an unrolled batch
 
 
 def views_at_test_time(module: nn.Module, x: Tensor, *, batch_size: int, seed: int) -> dict[str, nn.Module]:
-    """``unrolled`` and ``inner``, each where it applies to this network.
+    """``unrolled``, ``inner`` and ``inner-alone``, each where it applies to this network.
 
     ``unrolled`` applies where its gradient is another one, and where the steps of a batch fit into 2 GiB.
 
@@ -46,7 +49,7 @@ def views_at_test_time(module: nn.Module, x: Tensor, *, batch_size: int, seed: i
     if through is not None and small and not torch.allclose(through, gradient(module, tried, _best, seed=seed)):
         views["unrolled"] = unrolled
     if (inner := inner_network(module, tried)) is not None:
-        views["inner"] = ThroughInner(module, inner)
+        views |= {"inner": ThroughInner(module, inner), "inner-alone": InnerAlone(module, inner)}
     return views
 
 
@@ -72,6 +75,23 @@ class ThroughInner(nn.Module):
         if not (torch.is_grad_enabled() and x.requires_grad):
             return value
         return straight_through(value, self.inner(x))
+
+
+class InnerAlone(Twin):
+    """The network inside alone, with its own answers.
+
+    :param inner: as of :class:`ThroughInner`.
+    """
+
+    def __init__(self, network: nn.Module, inner: nn.Module) -> None:
+        super().__init__(network)
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        with torch.no_grad():
+            self.answer = self.network(x)
+        return logits
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ from art_qplugins.attacks.adaptive.substitute import attack_substitute
 from art_qplugins.attacks.adaptive.worst_case import EFFORTS, worst_case
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.gradients.bridges import Bypassed
+from art_qplugins.gradients.bridges import Twin
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.saturation import before_saturation
 from art_qplugins.seeds import derive_seed
@@ -56,7 +56,7 @@ def _ascent(run: AttackRun, view: nn.Module, loss: Loss, draws: int) -> Objectiv
     """A loss of the outputs of a view, its mean over ``draws`` where there are several. A twin has outputs of its own."""
     if draws > 1:
         return averaged(view, loss, draws=draws, seed=run.seed)
-    return watched(view, run.y, loss) if isinstance(view, Bypassed) else direct(view, run.y, loss)
+    return watched(view, run.y, loss) if isinstance(view, Twin) else direct(view, run.y, loss)
 
 
 def _apgd_margin(run: AttackRun, options: Options) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.gradients.bridges import Bypassed
+from art_qplugins.gradients.bridges import Twin
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.saturation import BeforeSaturation
 from art_qplugins.quantizers.stochastic import draws_from
@@ -111,7 +111,7 @@ def direct(module: nn.Module, y: Tensor, loss: Loss, *, deployed: bool = True) -
     return objective
 
 
-def watched(view: BeforeSaturation | Bypassed, y: Tensor, loss: Loss) -> Objective:
+def watched(view: BeforeSaturation | Twin, y: Tensor, loss: Loss) -> Objective:
     """A loss of another tensor or of a twin of the network, with the margin of the network itself."""
 
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:

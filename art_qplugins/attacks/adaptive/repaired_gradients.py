@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from art_qplugins.attacks.adaptive.at_test_time import views_at_test_time
 from art_qplugins.attacks.adaptive.backward_views import Smoothed, StraightThroughSteps
 from art_qplugins.attacks.adaptive.run import AttackRun
-from art_qplugins.gradients.bridges import Bypassed
+from art_qplugins.gradients.bridges import Twin
 from art_qplugins.gradients.fidelity import fidelity
 from art_qplugins.gradients.nodes import find_path, is_named
 from art_qplugins.gradients.repair import GradientRepair
@@ -53,6 +53,7 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
     * ``clipped-sign``: straight-through at PyTorch's own step functions, the clip for sign;
     * ``unrolled``: through steps that the network takes without a gradient;
     * ``inner``: the gradient of a network inside it that it asks several times, or about other pixels;
+    * ``inner-alone``: that network with its own outputs, as a source of images that transfer;
     * ``smoothed``: the mean gradient around each image.
     """
     module = run.module
@@ -102,7 +103,7 @@ def by_fidelity(run: AttackRun, kinds: Mapping[str, View]) -> dict[str, float]:
                 directions=10,
                 seed=run.seed,
                 calls=_CALLS if run.random else 1,
-                network=run.module if isinstance(view, Bypassed) else None,
+                network=run.module if isinstance(view, Twin) else None,
             )
         scores[kind] = float(found.nan_to_num(nan=-1.0).quantile(0.5))
     return dict(sorted(scores.items(), key=lambda item: -item[1]))

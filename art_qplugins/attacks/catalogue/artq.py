@@ -15,7 +15,7 @@ _own = partial(attack_of, ARTQ)
 #: The backward passes of ``repaired_gradients``.
 KINDS = (
     *("as-is", "straight-through", "identity", "leaky", "tanh", "soft-staircase"),
-    *("repaired", "bridged", "bypassed", "clipped-sign", "unrolled", "inner", "smoothed"),
+    *("repaired", "bridged", "bypassed", "clipped-sign", "unrolled", "inner", "inner-alone", "smoothed"),
 )
 _OLD_KINDS = ("revived", "straight", "clipped", "repaired-straight-through")
 _ADAPTER = "art_qplugins.attacks.adapters.artq"
