@@ -19,7 +19,7 @@ from art_qplugins.report import Run, csv_table, read_run, select, tex, words, wr
 def test_writes_every_file_and_says_which(folder: Path) -> None:
     names = [path.relative_to(folder).as_posix() for path in write_report(folder)]
     models = [f"figures/{what}-{name}.svg" for what in ("attacks", "margins", "gradients") for name in MODELS]
-    run_wide = [f"figures/{name}.svg" for name in ("robust-accuracy", "transfer")]
+    run_wide = [f"figures/{name}.svg" for name in ("robust-accuracy", "gradients-spent", "transfer")]
     parquet = ["results.parquet", "samples.parquet"] if importlib.util.find_spec("pyarrow") else []
     tables = ["results.md", "results.csv", "results.tex"]
     assert names == [*parquet, *tables, *run_wide, *models, "report.html"]
