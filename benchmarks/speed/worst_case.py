@@ -4,6 +4,7 @@ Beside a random network stands EOT-PGD on the margin: 100 steps, each along the 
 fresh draws.
 
     python benchmarks/speed/worst_case.py --cache DIR [--networks ROW:DATASET[:EPS] ...] [--n 400] [--minutes 100]
+    python benchmarks/speed/worst_case.py --cache DIR --again standard    # after a change, beside the recorded reference
     python benchmarks/speed/worst_case.py --report-only
 
 Networks are rows of ``benchmarks/masking``. Both attacks see the same images, one after the other, in one process with one
@@ -70,13 +71,17 @@ def network_of(
     return classifier(model, x, CLASSES), x, y, Threat(threat.norm, float(eps[0])) if eps else threat
 
 
-def measured(name: str, n: int, cache: Path | None, root: Path | None) -> Record:
-    """Both attacks on one network."""
+def measured(name: str, n: int, cache: Path | None, root: Path | None, again: Sequence[str] | None = None) -> Record:
+    """Both attacks on one network.
+
+    :param again: these efforts alone, without the reference.
+    """
     estimator, x, y, threat = network_of(name, n, cache, root)
     model = estimator.model
     random = answers_at_random(model, x, 0)
     reference = ("artq:eot", {"max_iter": 100, "eot_iter": 20}) if random else ("autoattack:standard", {})
-    attacks = [reference, *(("artq:worst-case", {"effort": effort}) for effort in EFFORTS)]
+    attacks = [] if again else [reference]
+    attacks += [("artq:worst-case", {"effort": effort}) for effort in again or EFFORTS]
     found: dict[str, Any] = {}
     for attack, options in attacks:
         started = time.perf_counter()
@@ -163,12 +168,19 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of trained weights")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further network after this time")
+    parser.add_argument(
+        "--again", nargs="+", choices=list(EFFORTS), help="measure these efforts of finished networks anew"
+    )
     parser.add_argument("--report-only", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     done = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    if arguments.again:
+        settings = (arguments.cache, arguments.data_root, arguments.again)
+        done = [record | measured(record["network"], record["n"], *settings) for record in done]
+        RECORDS.write_text("".join(json.dumps(record) + "\n" for record in done))
     started = time.monotonic()
-    for name in [] if arguments.report_only else arguments.networks:
+    for name in [] if arguments.report_only or arguments.again else arguments.networks:
         if (name, arguments.n) in {(r["network"], r["n"]) for r in done}:
             continue
         if time.monotonic() - started > 60 * arguments.minutes:
