@@ -65,7 +65,7 @@ EFFORTS: Mapping[str, Effort] = {
         margin=8, targets=2, near=0.5, steps=10, rounds=4, share=0.3, shrink=0.5, idle=1, diversify=3, queries=50
     ),
     "standard": Effort(
-        margin=8, targets=3, near=0.6, steps=8, rounds=30, share=1.0, shrink=0.6, idle=10, diversify=2, queries=50
+        margin=8, targets=3, near=0.6, steps=8, rounds=30, share=1.0, shrink=0.65, idle=12, diversify=2, queries=50
     ),
     "thorough": Effort(
         margin=20, targets=9, near=1.0, steps=20, rounds=100, share=1.0, shrink=0.7, idle=6, diversify=5, queries=300
