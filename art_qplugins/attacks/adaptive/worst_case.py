@@ -87,7 +87,8 @@ def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draw
     :param draws: of a random network, that a gradient averages.
     """
     if run.random:
-        run.certainty, effort = 1.0, _at_random(effort)
+        run.certainty = 1.0
+        effort = effort if draws == 1 else _with_draws(effort)
     y, order = run.y, other_classes(run.logits(run.x), run.y)
     moves = _Moves(run, budget * len(run.x), draws, order.shape[1] + 1)
     moves.ascend(margin_loss(y), run.starts("margin"), 1.0, effort.margin)
@@ -110,8 +111,8 @@ def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draw
             return
 
 
-def _at_random(effort: Effort) -> Effort:
-    """The same on a random network: a longer first climb and fewer tries, since noise chooses among many."""
+def _with_draws(effort: Effort) -> Effort:
+    """The same where one draw says little: a longer first climb and fewer tries, since noise chooses among many."""
     return replace(effort, margin=20, targets=0, rounds=min(effort.rounds, 10), share=min(effort.share, 0.4))
 
 
