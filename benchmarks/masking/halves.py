@@ -24,10 +24,15 @@ MOVED: Mapping[str, str] = {
     "jpeg-pil": "as codebook",
     "tiny-backward": "a gradient that underflows is multiplied",
     "steep-pixels": "looked at with them, though nothing was changed for it",
+    "anti-adversary": "the part that is attacked alone may be a network in itself",
+    "median-honest": "where few images are left, a silent control settles",
 }
 #: Families that took their place in C, before any row of theirs was run.
 _IN_THEIR_PLACE = frozenset(
-    "median-honest median dithered embedded decisions half-honest half-range frequencies patches deflected".split()  # noqa: SIM905
+    """
+    median dithered embedded decisions half-honest half-range frequencies patches deflected
+    components-honest components generated
+    """.split()  # noqa: SIM905
 )
 
 #: Families that are older than half C.

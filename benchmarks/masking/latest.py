@@ -1,4 +1,4 @@
-"""The newest families of half C: in half precision, in frequencies, of patches, and with pixels at random."""
+"""The newest families of half C: in half precision, in frequencies, of patches, of components, and with pixels at random."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from pixels import OnArrays
 from plants import OnPixels, Wrapped
 from torch import Tensor, nn
 
-__all__ = ["Deflected", "HalfRange", "InHalf", "LowFrequencies", "Patches"]
+__all__ = [
+    "Deflected",
+    "Generated",
+    "HalfRange",
+    "InHalf",
+    "LowFrequencies",
+    "Patches",
+    "Principal",
+    "PrincipalOnArrays",
+]
 
 
 class InHalf(Wrapped):
@@ -92,3 +101,69 @@ class Deflected(Wrapped):
             for place in (rows, columns)
         )
         return torch.from_numpy(x.cpu().numpy()[:, :, rows, columns]).to(x)
+
+
+class Principal(OnPixels):
+    """An image's first principal components, those of training (Bhagoji et al. 2018). Its slope is their projection.
+
+    :param x: (N, C, H, W) images of training.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, network: nn.Module, x: Tensor, components: int, through: bool = False) -> None:
+        super().__init__(network, through)
+        mean = x.flatten(1).mean(0)
+        _, _, directions = torch.linalg.svd(x.flatten(1) - mean, full_matrices=False)
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", directions[:components])
+
+    def change(self, x: Tensor) -> Tensor:
+        found = (x.flatten(1) - self.mean) @ self.components.T
+        return (self.mean + found @ self.components).view_as(x).clamp(0, 1)
+
+
+class PrincipalOnArrays(Principal):
+    """The same by NumPy: no gradient reaches the pixels."""
+
+    def change(self, x: Tensor) -> Tensor:
+        mean, components = self.mean.cpu().numpy(), self.components.cpu().numpy()
+        found = (x.detach().cpu().flatten(1).numpy() - mean) @ components.T
+        return torch.from_numpy(np.clip(mean + found @ components, 0, 1)).to(x).view_as(x)
+
+
+class Generated(Wrapped):
+    """The image of a generator that is nearest to this one, as Defense-GAN finds it (Samangouei et al. 2018).
+
+    The generator is a sigmoid of principal components. Gradient steps look for its code.
+
+    :param through: differentiate through the steps; else the code is a constant, and no gradient reaches the pixels.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, network: nn.Module, x: Tensor, components: int, steps: int = 12, through: bool = False) -> None:
+        super().__init__(network)
+        self.steps, self.through = steps, through
+        inner = torch.logit(x.flatten(1), eps=0.05)
+        mean = inner.mean(0)
+        _, _, directions = torch.linalg.svd(inner - mean, full_matrices=False)
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", directions[:components])
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            wanted = (x if self.through else x.detach()).flatten(1)
+            code = (torch.logit(wanted, eps=0.05) - self.mean) @ self.components.T
+            code = code if code.requires_grad else code.requires_grad_()
+            for _ in range(self.steps):
+                far = ((self.generate(code) - wanted) ** 2).sum()
+                (slope,) = torch.autograd.grad(far, code, create_graph=self.through)
+                code = code - slope
+            found = self.generate(code)
+        return self.logits((found if self.through else found.detach()).view_as(x))
+
+    def generate(self, code: Tensor) -> Tensor:
+        return torch.sigmoid(self.mean + code @ self.components)

@@ -124,6 +124,7 @@ _MECHANISMS = {
             "thermometer",
         ),
         *("median", "dithered", "embedded", "tiny-backward", "decisions", "half-range", "frequencies", "patches"),
+        *("components", "generated"),
         *("codebook", "steep-pixels", "inverted-rounded", "hidden-tanh", "no-grad-pixels", "scripted-rounded"),
         *("clipped-logits", "rounded-logits", "votes", "purified", "detector-squeezing", "cifar-jpeg"),
     ),

@@ -13,7 +13,7 @@ from builders import ROBUST, plain, robust, shaped, trades, tuned
 from builders import on as around
 from claims import past_the_threshold, pgd_on_output, through_the_network, unaware_of_rejection
 from later import Decisions, Dithered, Embedded, Median, MedianOnArrays, TinyBackward
-from latest import Deflected, HalfRange, InHalf, LowFrequencies, Patches
+from latest import Deflected, Generated, HalfRange, InHalf, LowFrequencies, Patches, Principal, PrincipalOnArrays
 from networks import Site
 from pipelines import before, behind, standardized
 from pixels import (
@@ -75,6 +75,14 @@ def _patches(base: Make, words: int) -> Build:
         network, (x, _) = base(site), site.train()
         of = (network, x[:2000], words)
         return Built(Patches(*of), Patches(*of, through=True))
+
+    return build
+
+
+def _components(kind: type[nn.Module], base: Make, count: int) -> Build:
+    def build(site: Site) -> Built:
+        of = (base(site), site.train()[0][:2000], count)
+        return Built(kind(*of), kind(*of, through=True))
 
     return build
 
@@ -267,6 +275,11 @@ _LATER = (
     masked("frequencies-at", "frequencies", _through(LowFrequencies, robust, 0.5), "of a robust network", eps=COARSE),
     masked("patches", "patches", _patches(plain, 256), "patches replaced by the nearest of those of training"),
     masked("patches-at", "patches", _patches(robust, 256), "of a robust network", eps=COARSE),
+    honest("components", "components-honest", lambda s: Principal(plain(s), s.train()[0][:2000], 40), "principal components, by torch"),
+    honest("components-at", "components-honest", lambda s: Principal(robust(s), s.train()[0][:2000], 40), "of a robust network", eps=ROBUST),
+    masked("components-numpy", "components", _components(PrincipalOnArrays, plain, 30), "principal components, by NumPy"),
+    masked("components-numpy-at", "components", _components(PrincipalOnArrays, robust, 30), "of a robust network", eps=COARSE),
+    masked("generated", "generated", _components(Generated, plain, 30), "the nearest image of a generator, found by gradient steps"),
     masked("deflected", "deflected", lambda s: Built(Deflected(plain(s), 0.1), Deflected(plain(s), 0.1, bank=8)), "pixels moved at random by NumPy", expected=MASKED | SUSPECT, options={"max_iter": 10}),
 )  # fmt: skip
 
