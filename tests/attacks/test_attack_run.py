@@ -213,6 +213,21 @@ def test_an_image_that_one_draw_in_many_gets_right_is_not_finished():
     assert run.robust_rows().tolist() == [2]
 
 
+def test_a_point_at_which_every_draw_is_wrong_is_kept_though_another_has_a_lower_mean():
+    run = made(Net(), images(1), random=True)
+    draws = iter([1.0, *[-10.0] * 15, *[-1.0] * 16])
+
+    class Draws(nn.Module):
+        def forward(self, x):
+            return torch.tensor([[next(draws), *[0.0] * (CLASSES - 1)]])
+
+    run.module, run.y = Draws(), torch.zeros(1, dtype=torch.long)
+    for point, finished in ((run.x + 0.01, False), (run.x + 0.02, True)):
+        run.judge(run.all_rows(), point)
+        assert torch.equal(run.image, point)
+        assert bool(run.broken.all()) is finished
+
+
 def test_a_pass_sees_robust_images_in_batches_and_leaves_the_others_at_their_start():
     net, x = Net(), images(7)
     run = made(net, x, batch_size=2, max_iter=4, eps=1e-4)

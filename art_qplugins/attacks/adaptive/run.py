@@ -150,8 +150,7 @@ class AttackRun:
         better = margin < self.margin[rows]
         self.image[rows[better]] = points[better]
         self.margin[rows[better]] = margin[better]
-        if not self.random:
-            self.broken[rows] |= margin < 0
+        self.broken[rows] |= margin < 0
         return ~(margin < 0)
 
     def judge(self, rows: Tensor, points: Tensor) -> Tensor:
@@ -179,15 +178,19 @@ class AttackRun:
             return torch.cat([self.module(part) for part in points.split(self.batch_size)])
 
     def _select(self, rows: Tensor, points: Tensor) -> Tensor:
-        """Keep these points of a random network where their mean margin is the lowest so far. Returns (n,) that margin."""
+        """Keep these points of a random network where their mean margin is the lowest so far, or where all draws are wrong.
+
+        :return: (n,) that margin.
+        """
         with torch.no_grad(), drawing(self.module, derive_seed(self.seed, "selection"), points.device):
             margins = torch.stack([logit_margin(self.module(points), self.y[rows]) for _ in range(_SELECTION)])
         gain, mean = self._drawn[:, rows] - margins, margins.mean(0)
-        errors = gain.std(0) / math.sqrt(_SELECTION)
-        better = self.margin[rows].isinf() | (gain.mean(0) > self.certainty * errors)
-        self.record(rows[better], points[better], mean[better])
-        self._drawn[:, rows[better]] = margins[:, better]
-        self.broken[rows] |= _clearly_wrong(margins)
+        errors, wrong = gain.std(0) / math.sqrt(_SELECTION), _clearly_wrong(margins)
+        kept = self.margin[rows].isinf() | (gain.mean(0) > self.certainty * errors) | wrong
+        self.image[rows[kept]] = points[kept]
+        self.margin[rows[kept]] = mean[kept]
+        self._drawn[:, rows[kept]] = margins[:, kept]
+        self.broken[rows] |= wrong
         return mean
 
 
