@@ -130,13 +130,8 @@ class _Evaluation:
     def __init__(
         self, estimator: PyTorchClassifier, x: Any, y: Any, threat: Threat, *, seed: int, batch_size: int
     ) -> None:
-        self.estimator, self.given, self.threat, self.seed, self.batch_size = (
-            estimator,
-            (x, y),
-            threat,
-            seed,
-            batch_size,
-        )
+        self.estimator, self.given, self.threat = estimator, (x, y), threat
+        self.seed, self.batch_size = seed, batch_size
         self.runs: list[Run] = []
 
     def first(self, options: dict[str, Any], *, audit: int | None = None) -> Run:
@@ -212,7 +207,8 @@ class _Sequential:
             cost = expected_cost(AUDITOR)
             assert cost is not None
             share = len(rows) / len(found.correct)
-            self.progress.step("model", f"audit of {len(rows)} images", cost.gradients * share, cost.queries * share)
+            name = found.runs[-1].models[0].name
+            self.progress.step(name, f"audit of {len(rows)} images", cost.gradients * share, cost.queries * share)
             cells = found.attack(AUDITOR, {}, rows).cells
             asked, broke = asked + len(rows), broke + int((found.correct[rows] == 0).sum())
             spent += sum(cell.backward_samples for cell in cells)

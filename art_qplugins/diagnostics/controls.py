@@ -63,11 +63,10 @@ def logit_scale(records: ModelRecords, threshold: float) -> Measurement:
     fired, gap, bound, broke = material(records, [records.claimed], records.rescaled, threshold)
     best = min(records.rescaled, key=lambda o: o.cell.accuracy or 0.0)
     params = best.cell.params
-    change = (
-        f"A gradient times {params.get('gradient_scale', 1):.3g} keeps its direction, unless its numbers underflow."
-    )
     if "temperature" in params:
         change = f"Dividing the logits by {params['temperature']:.3g} changes no prediction."
+    else:
+        change = f"A gradient times {params['gradient_scale']:.3g} keeps its direction, unless its numbers underflow."
     return Measurement(
         fired,
         gap,

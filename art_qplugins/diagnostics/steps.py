@@ -109,12 +109,13 @@ def _defaults(state: DiagnosisState) -> Plan:
 def _scale(state: DiagnosisState) -> Plan:
     if why := applicable.scale(state.records):
         return why
-    changes: list[dict[str, float | None]] = [
-        {} if applicable.logit_scale(state.records) else {"gap": wanted} for wanted in _GAPS
-    ]
-    changes.append({"gradient_scale": applicable.gradient_scale(state.records)})
-    asked = [{"options": state.claim.options, **change} for change in changes if any(change.values())]
-    return _on(state, state.claim.attack, state.robust_images([state.records.claimed]), *asked)
+    changes: list[dict[str, float]] = []
+    if not applicable.logit_scale(state.records):
+        changes = [{"gap": wanted} for wanted in _GAPS]
+    if scale := applicable.gradient_scale(state.records):
+        changes.append({"gradient_scale": scale})
+    rows = state.robust_images([state.records.claimed])
+    return _on(state, state.claim.attack, rows, *({"options": state.claim.options, **change} for change in changes))
 
 
 def _margin_again(**change: object) -> _Planner:

@@ -17,7 +17,7 @@ from art_qplugins.gradients.probe import gradient, margins
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["MEASUREMENTS", "Batch", "measure_batch"]
+__all__ = ["MEASUREMENTS", "Batch", "cosine", "measure_batch"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +133,7 @@ def _instability(batch: Batch) -> Tensor:
 
 
 def _alignment(batch: Batch) -> Tensor:
-    return _cosine(batch.g, batch.g_start)
+    return cosine(batch.g, batch.g_start)
 
 
 def _imbalance(batch: Batch) -> Tensor:
@@ -151,7 +151,7 @@ def _coherence(batch: Batch) -> Tensor:
         raise ValueError("the module gives the same outputs with other draws")
     seeds = [derive_seed(batch.seed, f"coherence/{i}") for i in range(2)]
     one, other = (gradient(batch.module, batch.x, batch.margin, seed=seed) for seed in seeds)
-    return _cosine(one, other)
+    return cosine(one, other)
 
 
 #: Keys are the names that :func:`~art_qplugins.gradients.measure.measure` documents.
@@ -178,6 +178,6 @@ def _length(gradients: Tensor) -> Tensor:
     return lengths
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """The cosine. It is 0 if either is zero."""
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) the cosines of two gradients of each image. They are 0 if either is zero, and NaN if one is not finite."""
     return (a.double() * b.double()).flatten(1).sum(1) / (_length(a) * _length(b)).clamp_min(1e-300)

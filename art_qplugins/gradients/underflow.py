@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
+from art_qplugins.gradients.per_image import cosine
 from art_qplugins.gradients.probe import gradient
 
 __all__ = ["gradient_scale"]
 
-#: The largest power of two, and its opposite where a gradient is not finite.
-_FARTHEST = 120
+#: The largest power of two, and its opposite. Where a gradient is not finite, the first is tried and then its multiples.
+_FARTHEST, _FIRST = 120, -15
 #: The largest entry of a multiplied gradient: attacks in L2 square it in float32.
 _LARGEST = 2.0**40
 #: Two gradients of an image point to the same side above this cosine; rounding alone stays above it.
@@ -44,12 +44,12 @@ def gradient_scale(module: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> flo
 
     own = at(0)
     defined = bool(own.isfinite().all())
-    power = -_FARTHEST
-    if defined:
-        power = min(_FARTHEST, math.floor(math.log2(_LARGEST) - math.log2(max(float(own.abs().max()), 1e-300))))
+    largest = max(float(own.abs().max()), 1e-300) if defined else math.nan
+    power = min(_FARTHEST, math.floor(math.log2(_LARGEST) - math.log2(largest))) if defined else _FIRST
     scaled = at(power)
-    while not scaled.isfinite().all() and power > 1:  # numbers on the way may be larger than those that arrive
-        power //= 2
+    # Numbers on the way may be larger than those that arrive.
+    while not scaled.isfinite().all() and (power > 1 if defined else power > -_FARTHEST):
+        power = power // 2 if defined else 2 * power
         scaled = at(power)
     turned = ~_same(own, scaled) & (scaled != 0).any(1)
     if not scaled.isfinite().all() or turned.double().mean() < _SHARE:
@@ -61,6 +61,4 @@ def gradient_scale(module: nn.Module, x: Tensor, y: Tensor, *, seed: int) -> flo
 
 def _same(a: Tensor, b: Tensor) -> Tensor:
     """(N,) whether two gradients point to the same side. A gradient that is zero or not finite points nowhere."""
-    a, b = (g / g.abs().amax(1, keepdim=True) for g in (a, b))
-    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
-    return torch.nan_to_num(cosine, nan=-1.0) > _SAME
+    return cosine(a, b) > _SAME

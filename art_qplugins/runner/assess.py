@@ -58,7 +58,7 @@ def assess_model(
     spent = scheduler.spent(model.name)
     audits: list[Audit] = []
     if audit is not None and clean.ok:
-        threats = sorted(at | set(attacked(outcomes)))
+        threats = at | set(attacked(outcomes))
         outcomes, audits = run_audits(scheduler, model.clean, outcomes, threats, size=audit, progress=progress)
     result = diagnostics.assess(
         model.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ def run_audits(
     scheduler: Scheduler,
     clean: CellSpec,
     outcomes: Sequence[Outcome],
-    threats: Sequence[tuple[str, float]],
+    threats: Iterable[tuple[str, float]],
     *,
     size: int,
     progress: Progress = Progress(),

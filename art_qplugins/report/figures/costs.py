@@ -31,9 +31,9 @@ def spending(found: Mapping[str, Sequence[select.Spent]]) -> Figure:
 
     figure = Figure(figsize=(WIDTH, 3.1 + 0.2 * -(-len(found) // 2)), layout="constrained")
     axes = figure.subplots()
+    last = max(attack.gradients for attacks in found.values() for attack in attacks)
     for index, (name, attacks) in enumerate(found.items()):
         colour, _, dash = look(index)
-        last = max(attack.gradients for attacks in found.values() for attack in attacks)
         costs = [attack.gradients for attack in attacks]
         worst = [attack.worst for attack in attacks]
         axes.step(
