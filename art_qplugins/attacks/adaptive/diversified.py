@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from art_qplugins.attacks.adaptive.auto_pgd import project, steepest
 from art_qplugins.attacks.adaptive.objectives import Loss, direct, evaluate, margin_loss, targeted_loss
@@ -58,13 +58,18 @@ def random_mix(run: AttackRun, purpose: str, classes: int, target: Tensor | None
     return w if target is None else w.scatter(1, target[:, None], 1.0).scatter(1, run.y[:, None], -1.0)
 
 
-def diversify(run: AttackRun, start: Tensor, rows: Tensor, w: Tensor, *, steps: int = _STEPS) -> Tensor:
-    """``start`` with full steps along w . z in these rows."""
+def diversify(
+    run: AttackRun, start: Tensor, rows: Tensor, w: Tensor, *, steps: int = _STEPS, view: nn.Module | None = None
+) -> Tensor:
+    """``start`` with full steps along w . z in these rows.
+
+    :param view: whose logits z are. By default it is the network's.
+    """
     start = start.clone()
     for part in rows.split(run.batch_size):
         point, mix = start[part], _mix(w[part])
         for _ in range(steps):
-            gradient = evaluate(run.module, point, mix)[2]
+            gradient = evaluate(view or run.module, point, mix)[2]
             point = project(point + run.threat.eps * steepest(gradient, run.threat.norm), run.x[part], run.threat)
         start[part] = point
     return start

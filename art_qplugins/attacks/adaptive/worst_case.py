@@ -8,6 +8,9 @@ Cheap moves come first, and an image leaves once it is broken:
    2020, equation 2), steps on the margin in turn with steps towards a class, and a short random search from the best point.
    The share of images in a round shrinks when a round breaks none (as Liu et al. 2022 discard images), and rounds end when
    several in a row break none.
+
+Where the network's own gradient does not say what a step does, others guide (``guides.py``): in turn towards the classes, and a
+round that breaks no image passes on to the next.
 """
 
 from __future__ import annotations
@@ -21,17 +24,11 @@ from torch import Tensor
 
 from art_qplugins.attacks.adaptive.cosine import cosine_ascent
 from art_qplugins.attacks.adaptive.diversified import diversify, random_mix
-from art_qplugins.attacks.adaptive.objectives import (
-    Answer,
-    Loss,
-    Objective,
-    averaged,
-    direct,
-    margin_loss,
-    targeted_loss,
-)
+from art_qplugins.attacks.adaptive.guides import find_guides, own_guide
+from art_qplugins.attacks.adaptive.objectives import Loss, averaged, margin_loss, targeted_loss
 from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.search import search
+from art_qplugins.gradients.counting import Counter, counting
 
 __all__ = ["EFFORTS", "Effort", "worst_case"]
 
@@ -73,6 +70,8 @@ EFFORTS: Mapping[str, Effort] = {
 }
 #: The classes that rounds aim at in turn.
 _CYCLE = 4
+#: Gradients for which it is worth while to look for others than the network's own.
+_SEARCH = 2500
 #: Of every second climb on a random network. It averages noise away, and overshoots on steps.
 _MOMENTUM = 0.75
 #: Images that a move takes in any case, relative to all.
@@ -90,12 +89,24 @@ def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draw
         run.certainty = 1.0
         effort = effort if draws == 1 else _with_draws(effort)
     y, order = run.y, other_classes(run.logits(run.x), run.y)
-    moves = _Moves(run, budget * len(run.x), draws, order.shape[1] + 1)
-    moves.ascend(margin_loss(y), run.starts("margin"), 1.0, effort.margin)
-    for index in range(min(effort.targets, order.shape[1])):
-        moves.ascend(targeted_loss(y, order[:, index]), run.starts(f"target {index}"), effort.near, effort.steps)
-    share, idle = effort.share, 0
+    with counting(run.module) as spent:
+        moves = _Moves(run, spent, budget * len(run.x), draws, order.shape[1] + 1)
+        moves.ascend(margin_loss(y), run.starts("margin"), 1.0, effort.margin)
+        moves.find_guides()
+        for index in range(min(effort.targets, order.shape[1])):
+            moves.guide = moves.guides[index % len(moves.guides)]
+            moves.ascend(targeted_loss(y, order[:, index]), run.starts(f"target {index}"), effort.near, effort.steps)
+        _rounds(run, moves, order, effort)
+
+
+def _rounds(run: AttackRun, moves: _Moves, order: Tensor, effort: Effort) -> None:
+    """Restarts on the images nearest to falling, until several in a row break none.
+
+    :param order: (N, K - 1) the other classes, the nearest first.
+    """
+    share, idle, fruitless = effort.share, 0, 0
     for index in range(effort.rounds):
+        moves.guide = moves.guides[fruitless % len(moves.guides)]
         standing = len(run.robust_rows())
         target = order[:, index // 2 % min(_CYCLE, order.shape[1])] if index % 2 else None
         rows = moves.affordable(share, effort.diversify + effort.steps)
@@ -106,6 +117,7 @@ def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draw
             search(run, effort.queries, among=rows, purpose=f"search {index}", varied=True)
         broke = standing - len(run.robust_rows())
         idle = 0 if broke else idle + 1
+        fruitless += not broke
         share = share if broke else share * effort.shrink
         if idle == effort.idle:
             return
@@ -117,13 +129,20 @@ def _with_draws(effort: Effort) -> Effort:
 
 
 class _Moves:
-    """Moves along gradients, and what they spend.
+    """Moves along gradients, within a budget.
 
-    :ivar left: gradients.
+    :ivar guides: whose gradients there are. :ivar guide: the one to follow.
     """
 
-    def __init__(self, run: AttackRun, budget: float, draws: int, classes: int) -> None:
-        self.run, self.left, self.draws, self.classes, self.climbs = run, budget, draws, classes, 0
+    def __init__(self, run: AttackRun, spent: Counter, budget: float, draws: int, classes: int) -> None:
+        self.run, self.spent, self.budget, self.draws, self.classes, self.climbs = run, spent, budget, draws, classes, 0
+        self.guide = own_guide(run)
+        self.guides = [self.guide]
+
+    def find_guides(self) -> None:
+        """Look for other gradients, where images stand and the budget has room for it."""
+        if len(self.run.robust_rows()) and self.budget - self.spent.backward >= _SEARCH and not self.run.random:
+            self.guides = find_guides(self.run)
 
     def affordable(self, share: float, steps: int) -> Tensor:
         """The images nearest to falling, of this share of those that stand, for which this many steps are left.
@@ -132,37 +151,27 @@ class _Moves:
         """
         standing = len(self.run.robust_rows())
         rows = self.run.nearest(min(1.0, max(share, _FEW * len(self.run.x) / max(standing, 1))))
-        return rows[: max(0, math.floor(min(len(rows), self.left / (steps * self.draws))))]
+        left = self.budget - self.spent.backward
+        return rows[: max(0, math.floor(min(len(rows), left / (steps * self.draws * self.guide.cost))))]
 
     def ascend(self, loss: Loss, start: Tensor, share: float, steps: int, rows: Tensor | None = None) -> None:
         """Steps of falling size, from ``start`` (N, C, H, W)."""
+        run, ascent = self.run, cosine_ascent
         rows = self.affordable(share, steps) if rows is None else rows
-        ascent = cosine_ascent
-        if self.run.random:
+        objective = self.guide.objective(run, loss)
+        if run.random:
             self.climbs += 1
             ascent = partial(cosine_ascent, noisy=True, momentum=_MOMENTUM * (self.climbs % 2))
-        self.run.maximize(self._objective(loss), start, max_iter=steps, rows=rows, ascent=ascent)
+            objective = averaged(run.module, loss, draws=self.draws, seed=run.seed)
+        run.maximize(objective, start, max_iter=steps, rows=rows, ascent=ascent)
 
     def restart(self, rows: Tensor, target: Tensor | None, index: int, effort: Effort) -> None:
         """Steps on the margin, or towards ``target`` (N,)."""
         run, purpose = self.run, f"round {index}"
         start = run.random_starts(purpose)
         if index // 2 % 2 == 0:
-            self.left -= effort.diversify * len(rows)
             mix = random_mix(run, purpose, self.classes, target)
-            start = diversify(run, start, rows, mix, steps=effort.diversify)
+            with self.guide.view() as view:
+                start = diversify(run, start, rows, mix, steps=effort.diversify, view=view)
         loss = margin_loss(run.y) if target is None else targeted_loss(run.y, target)
         self.ascend(loss, start, 1.0, effort.steps, rows[~run.broken[rows]])
-
-    def _objective(self, loss: Loss) -> Objective:
-        run = self.run
-        if run.random:
-            inner = averaged(run.module, loss, draws=self.draws, seed=run.seed)
-        else:
-            inner = direct(run.module, run.y, loss)
-
-        def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
-            self.left -= self.draws * len(points) * backward
-            return inner(points, rows, step=step, backward=backward)
-
-        return objective
