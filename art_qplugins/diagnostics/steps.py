@@ -148,11 +148,6 @@ def _unsaturated(state: DiagnosisState) -> Plan:
     return _attack("artq:unsaturated", "as-is", n_queries=1000)(state)
 
 
-def _unsaturated_again(state: DiagnosisState) -> Plan:
-    again = _attack("artq:unsaturated", "all", max_iter=50, targets=9, n_queries=5000)
-    return applicable.saturation(state.records) or again(state)
-
-
 def _substitute(state: DiagnosisState) -> Plan:
     return applicable.substitute(state.records) or _attack("artq:substitute", "as-is")(state)
 
@@ -161,11 +156,6 @@ def _diversified(state: DiagnosisState) -> Plan:
     if why := applicable.diversified(state.records):
         return why
     return _attack("artq:diversified", "as-is")(state)
-
-
-def _repaired(state: DiagnosisState) -> Plan:
-    again = _attack("artq:surrogates", "all", max_iter=50, targets=9)
-    return applicable.repair(state.records) or again(state)
 
 
 def _quantized(attack: str) -> _Planner:
@@ -310,31 +300,10 @@ STEPS: tuple[DiagnosisStep, ...] = (
         id="binarization", level=3, title="binarization test, planted adversarial images", plan=_binarization, cost=20
     ),
     DiagnosisStep(
-        id="closing-repaired",
-        level=3,
-        title="targeted attacks on every other class through the most faithful surrogates",
-        plan=_repaired,
-        cost=1000,
-    ),
-    DiagnosisStep(
-        id="closing-unsaturated",
-        level=3,
-        title="the tensor before the logits saturate, every other class and 5000 queries",
-        plan=_unsaturated_again,
-        cost=500,
-    ),
-    DiagnosisStep(
         id="closing",
         level=3,
-        title="targeted attack on every other class from the best image so far",
-        plan=_attack("artq:multi-targeted", "all", max_iter=50),
-        cost=300,
-    ),
-    DiagnosisStep(
-        id="search-long",
-        level=3,
-        title="random search from the best image so far, 5000 queries",
-        plan=_attack("artq:search", "all", n_queries=5000),
-        cost=0,
+        title="the worst case with thorough effort, from the best image so far",
+        plan=_attack("artq:worst-case", "all", effort="thorough"),
+        cost=700,
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,12 +26,12 @@ _FACTORS = ("max_iter", "num_random_init", "eot_iter", "nb_restarts", "targets")
 def expected_cost(attack: str, options: Mapping[str, Any] | None = None) -> Cost | None:
     """An approximate upper bound per attacked image, for a model with one pass per call; ``None`` where it is unknown.
 
-    It is the registry's cost at the default options, scaled to these options, else the number of steps in the options. The
-    queries of a search are added to that.
+    It is the registry's cost at the default options, scaled to these options, else the number of steps in the options, and at
+    most the ``budget`` among them. The queries of a search are added to that.
     """
     entry = ATTACKS[attack]
     resolved = entry.resolve(options or {})
-    known = entry.cost
+    known = entry.costs.get(str(resolved.get("effort")), entry.cost)
     if known is None:
         return _steps(attack, resolved)
     factor = 1.0
@@ -40,7 +41,8 @@ def expected_cost(attack: str, options: Mapping[str, Any] | None = None) -> Cost
             factor *= value / default
     searched = entry.defaults.get("n_queries") or 0
     asked = (resolved.get("n_queries") or 0) * (min(1, known[1] / searched) if searched else 1)
-    return Cost(known[0] * factor, max(known[1] - searched, 0) * factor + asked)
+    gradients = min(known[0] * factor, resolved.get("budget") or math.inf)
+    return Cost(gradients, max(known[1] - searched, 0) * factor + asked)
 
 
 def _steps(attack: str, options: Mapping[str, Any]) -> Cost | None:

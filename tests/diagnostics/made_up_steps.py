@@ -58,17 +58,12 @@ def step_of(spec: CellSpec) -> str:
         return "power"
     if spec.attack == "artq:apgd-margin":
         return "unbounded" if spec.eps > CLAIM.eps else "doubling" if options else "margin"
-    if spec.attack == "artq:multi-targeted":
-        return "closing" if options else "targeted"
-    if spec.attack == "artq:surrogates":
-        return "closing-repaired" if options else "surrogates"
-    if spec.attack == "artq:unsaturated":
-        return "closing-unsaturated" if "targets" in options else "unsaturated"
     if spec.attack == CLAIM.attack:
         return "defaults"
-    if spec.attack == "artq:search":
-        return "search-on" if options["n_queries"] <= 1000 else "search-long"
     names = {
+        "artq:multi-targeted": "targeted",
+        "artq:search": "search-on",
+        "artq:worst-case": "closing",
         "art:fgsm": "one-step",
         "art:pgd": "cross-entropy",
         "artq:eot": "averaging",

@@ -468,7 +468,7 @@ def behind(images, **quantized):
             lambda images: two_classes(images, 100.0),
             {"scale", "rescaled", "targeted", "closing", "binarization", "search"},
         ),
-        (lambda images: behind(images), {"surrogates", "full-precision", "bits", "joint", "closing-repaired"}),
+        (lambda images: behind(images), {"surrogates", "full-precision", "bits", "joint", "closing"}),
         (
             lambda images: StochasticEnsemble(behind(images, alpha=2.0), 2).eval(),
             {"averaging", "surrogates", "closing"},

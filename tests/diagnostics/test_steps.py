@@ -79,7 +79,7 @@ def test_late_steps_start_from_everything_that_is_legal():
     outcomes, _ = made.diagnose(level=3)
     legal = {o.cell.id for o in outcomes if o.cell.eps == CLAIM.eps and "check" not in o.cell.params}
     for spec in made.asked:
-        late = step_of(spec) in ("rescaled", "bits", "joint", "search-on", "search-long") or "closing" in step_of(spec)
+        late = step_of(spec) in ("rescaled", "bits", "joint", "search-on", "closing")
         assert bool(spec.start) is late, step_of(spec)
         assert set(spec.start) <= legal
     assert set(made.asked[-1].start) == legal - {made.id_of(made.asked[-1])}
@@ -184,8 +184,6 @@ def test_what_does_not_apply_to_a_plain_model_says_so_in_words():
         "rescaled": "is not large",
         "bits": "no quantized activation",
         "joint": "no quantized activation",
-        "closing-repaired": "faithful",
-        "closing-unsaturated": "do not saturate",
     }
     assert reasons.keys() == expected.keys()
     assert all(expected[name] in reasons[name] for name in reasons)
@@ -222,9 +220,7 @@ def test_a_budget_is_never_exceeded_and_what_it_leaves_out_is_said(budget):
     left_out = [s for s in steps if s.status == "skipped"]
     why = ("are left of the budget", "found little more", "no mechanism is open")
     assert left_out and all(any(words in s.reason for words in why) for s in left_out)
-    assert {"search", "search-on", "search-long", "substitute"} <= {
-        s.id for s in steps if s.status == "run"
-    }  # they take no gradient
+    assert {"search", "search-on", "substitute"} <= {s.id for s in steps if s.status == "run"}  # they take no gradient
     if budget >= 100:
         assert {"one-step", "cross-entropy", "margin"} <= {s.id for s in steps if s.status == "run"}
 
@@ -291,10 +287,7 @@ CHANGED = {
     "search": ({"n_queries": 1000}, "1000 queries"),
     "search-on": ({"n_queries": 1000}, "1000 queries"),
     "unsaturated": ({"n_queries": 1000}, "before the logits saturate"),
-    "search-long": ({"n_queries": 5000}, "5000 queries"),
-    "closing-repaired": ({"max_iter": 50, "targets": 9}, "every other class"),  # of ten, as in "targeted"
-    "closing-unsaturated": ({"max_iter": 50, "targets": 9, "n_queries": 5000}, "every other class and 5000 queries"),
-    "closing": ({"max_iter": 50}, "every other class"),
+    "closing": ({"effort": "thorough"}, "thorough effort"),
 }
 
 
@@ -315,7 +308,7 @@ def test_the_cost_of_a_step_of_one_attack_is_that_of_the_attack():
     made = everything()
     made.diagnose(level=3)
     exact = ("one-step", "cross-entropy", "margin", "doubling", "restart", "full-precision", "transfer", "search")
-    exact += ("rescaled", "bits", "joint", "search-on", "search-long")
+    exact += ("rescaled", "bits", "joint", "search-on", "closing")
     asked = {step_of(spec): spec for spec in made.asked}
     for step in exact:
         assert COST[step] == expected_cost(asked[step].attack, asked[step].options).gradients, step

@@ -144,6 +144,9 @@ def test_cells_share_images_if_they_differ_in_the_scored_model_role_or_rows_alon
         ("torchattacks:mifgsm", {"max_iter": 7}, 7, None),
         ("autoattack:square", {"n_queries": 1000}, 0, 1000),
         ("autoattack:apgd-ce", {}, 100, None),
+        ("artq:worst-case", {"effort": "quick"}, 80, 250),
+        ("artq:worst-case", {"effort": "thorough"}, 700, 5_000),
+        ("artq:worst-case", {"budget": 30.0}, 30, None),
     ],
 )
 def test_costs_follow_the_options(attack, options, gradients, queries):

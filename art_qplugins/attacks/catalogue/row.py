@@ -34,6 +34,7 @@ class Attack(Entry):
         on the model. It is then one measurement on a linear model, and only its order of magnitude counts. The cost of
         an attack that tries every value in turn (``art:vat``, ``art:simba``) grows with the image. ``None`` means
         unknown.
+    :ivar costs: the same by its ``effort``, of an attack that has one.
     :ivar gradient: the gradient that it follows at its default options, see :meth:`follows`. ``"own"`` is the model's
         gradient in one call. ``"repaired"`` comes from another backward pass or another network. ``"mean"`` is a mean
         over several calls per step, at the point or around it. For a random model it is also a mean over draws.
@@ -63,6 +64,7 @@ class Attack(Entry):
     needs_classes: int = 2
     one_step: bool = False
     cost: tuple[int, int] | None = None
+    costs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     gradient: Literal["own", "repaired", "mean", "mixed"] = "own"
     scale_free: bool = False
     targeted: bool = False
