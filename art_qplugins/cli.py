@@ -316,6 +316,26 @@ def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
         sys.exit(1)
 
 
+@artq.command()
+@click.argument("folders", nargs=-1, required=True, type=AnyPath())
+@click.option("--out", type=AnyPath(), metavar="FILE", help="Also write the table as JSON.")
+def tune(folders: tuple[Path, ...], out: Path | None) -> None:
+    """Learn from the runs in FOLDERS the order in which attacks break most images for their passes.
+
+    Prints what each attack breaks of the images that those before it left, and a line 'order = [...]' for the recipe of a cascade.
+    Example: artq tune results/digits results/mnist
+    """
+    from art_qplugins.evaluation.order import as_json, learn
+    from art_qplugins.evaluation.reading import read_records
+    from art_qplugins.files import write_atomically
+    from art_qplugins.terminal.results import show_order
+
+    order = learn(read_records(folder) for folder in folders)
+    show_order(order)
+    if out is not None:
+        write_atomically(out, as_json(order))
+
+
 @artq.command("ls")
 @click.argument("kind", type=click.Choice(list(KINDS)), required=False)
 def list_names(kind: str | None) -> None:

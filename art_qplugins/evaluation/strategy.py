@@ -1,7 +1,7 @@
 """The order, the images and the budget of the attacks of a recipe: every attack on every image, or a cascade.
 
-A cascade computes the worst case without a table of every attack. ``artq:worst-case`` runs first, then cheap attacks. Each further attack runs only on
-images that are still robust. An image broken at a smaller eps counts as broken at a larger eps. An image robust to an attack
+A cascade computes the worst case without a table of every attack. What breaks most images for its passes runs first, then cheap
+attacks. Each further attack runs only on images that are still robust. An image broken at a smaller eps counts as broken at a larger eps. An image robust to an attack
 at a larger eps is not attacked again by the same attack at a smaller eps. So each attack starts at the largest eps. The
 result is an upper bound on robustness like any other.
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import exceeds, expected_cost
+from art_qplugins.evaluation.order import shipped
 from art_qplugins.evaluation.outcome import Outcome, legal_at
 from art_qplugins.evaluation.records import Cell
 from art_qplugins.evaluation.scheduler import Scheduler
@@ -27,14 +28,12 @@ from art_qplugins.recipes.schema import Budget
 
 __all__ = ["Attacks", "narrowed", "ordered"]
 
-#: It breaks more images for its gradients than any other attack (``benchmarks/speed/worst_case.md``).
-_FIRST = "artq:worst-case"
-
 
 class Attacks:
     """The attacks of a recipe, run in the order of its strategy and within its budget.
 
     :param claims: the claimed cells. They attack every image and ignore the budget.
+    :param order: the attacks that a cascade begins with. By default it is the learnt order that the package comes with.
     :ivar skipped: cells skipped because of the budget, by id.
     :ivar covered: (model, norm, eps) at which a cascade ran.
     """
@@ -46,8 +45,10 @@ class Attacks:
         claims: Sequence[CellSpec] = (),
         strategy: Literal["matrix", "cascade"] = "matrix",
         budget: Budget = Budget(),
+        order: Sequence[str] | None = None,
     ) -> None:
         self.scheduler, self.claims, self.strategy, self.budget = scheduler, claims, strategy, budget
+        self.order = order
         self.skipped: dict[str, Cell] = {}
         self.covered: set[tuple[str, str, float]] = set()
 
@@ -61,7 +62,7 @@ class Attacks:
             return
         if limited:  # first the cells that run in any case, so that the remaining budget is known
             self.scheduler.run([spec for spec in specs if self._free(spec)])
-        for group in ordered(specs) if self.strategy == "cascade" else [[spec] for spec in specs]:
+        for group in ordered(specs, self.order) if self.strategy == "cascade" else [[spec] for spec in specs]:
             self._run_group(group)
 
     def _run_group(self, group: Sequence[CellSpec]) -> None:
@@ -105,23 +106,27 @@ def _at(spec: CellSpec) -> tuple[str, str, float]:
     return spec.model, spec.norm, spec.eps
 
 
-def ordered(specs: Iterable[CellSpec]) -> list[list[CellSpec]]:
+def ordered(specs: Iterable[CellSpec], order: Sequence[str] | None = None) -> list[list[CellSpec]]:
     """Groups of cells with the same adversarial images, in the order in which they run.
 
-    After ``artq:worst-case``, groups are sorted by the expected number of passes. Attacks of unknown cost come last in the order of the recipe. Each
-    attack runs at its largest eps first.
+    Attacks of the order come first, then the others by their expected number of passes. Attacks of unknown cost come last in the
+    order of the recipe. Each attack runs at its largest eps first.
+
+    :param order: ids of attacks. By default it is the learnt one.
     """
+    places = {attack: place for place, attack in enumerate(shipped() if order is None else order)}
     groups: dict[tuple[Any, ...], list[CellSpec]] = {}
     for spec in specs:
         groups.setdefault(images_key(spec), []).append(spec)
     listed = {name: i for i, name in enumerate(dict.fromkeys(_attack_key(g[0]) for g in groups.values()))}
 
-    def place(group: Sequence[CellSpec]) -> tuple[float, int, float]:
+    def place(group: Sequence[CellSpec]) -> tuple[float, float, int, float]:
         spec = group[0]
         cost = expected_cost(spec.attack, spec.options)
         price = math.inf if cost is None else cost.gradients + cost.queries
-        price = -1.0 if spec.role == "clean" else 0.0 if spec.attack == _FIRST else price
-        return price, listed[_attack_key(spec)], -spec.eps
+        own = any(spec.source == spec.model for spec in group)
+        turn = -1 if spec.role == "clean" else places.get(spec.attack, math.inf) if own else math.inf
+        return turn, price, listed[_attack_key(spec)], -spec.eps
 
     return sorted(groups.values(), key=place)
 

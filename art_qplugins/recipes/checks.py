@@ -35,6 +35,9 @@ def check_recipe(recipe: Recipe) -> None:
     for attack in recipe.attacks:
         _check_attack(recipe, attack, models)
     _check_claims(recipe)
+    with at("order"):
+        for attack_id in recipe.order or ():
+            ATTACKS[attack_id]
     if recipe.transfer is not None:
         _check_transfer(recipe, recipe.transfer, models)
 
@@ -44,6 +47,8 @@ def doubts(recipe: Recipe) -> Iterator[str]:
     for model in recipe.models:
         for key, reason in idle(model.model_dump(exclude_unset=True)).items():
             yield f"{model.name}: {key} has no effect, because {reason}"
+    if recipe.order is not None and recipe.strategy != "cascade":
+        yield 'order has no effect, because strategy is "matrix"; every attack sees every image'
     if recipe.diagnose and recipe.claim is None and all(m.claim is None for m in recipe.models_under_test):
         asked = [key for key, value in recipe.diagnosis if value is not None]
         yield from (f"diagnosis.{key} has no effect, because the recipe has no claim" for key in asked)

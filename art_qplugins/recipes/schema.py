@@ -93,6 +93,7 @@ AttackId = Annotated[Word, AfterValidator(current_id)]
 Eps = Annotated[float, _within(POSITIVE), BeforeValidator(eps_number)]
 SomeEps = Annotated[list[Eps], Field(max_length=1000), AfterValidator(_different)]
 SomeNames = Annotated[list[Name], AfterValidator(_different)]
+SomeAttacks = Annotated[list[AttackId], AfterValidator(_different)]
 
 
 class Settings(BaseModel):
@@ -269,6 +270,7 @@ class Recipe(Settings):
 
     :param strategy: ``"matrix"`` runs every attack on every image, for tables. ``"cascade"`` runs cheap attacks first, and
         each next one on images that are still robust, for the worst case.
+    :param order: the attacks that a cascade begins with, e.g. those that ``artq tune`` prints.
     :param audit: at each eps, run AutoAttack ``standard`` on so many of the images that stand in the end, drawn at random. It
         tells what full AutoAttack would leave, with an interval.
     :param grid: score the images also as rounded to this many levels.
@@ -289,6 +291,7 @@ class Recipe(Settings):
     diagnose: Flag = True
     diagnosis: Diagnosis = Diagnosis()
     strategy: Literal["matrix", "cascade"] = "matrix"
+    order: SomeAttacks | None = None
     budget: Budget = Budget()
     audit: Count | None = None
     grid: Annotated[int, _within(Number(2, 65536, whole=True))] | None = None

@@ -149,7 +149,9 @@ class Runner:
                     scheduler = Scheduler(evaluator, store, self.progress, executor, grid=recipe.grid)
                     models, cells = plan(recipe)
                     claims = [model.claim for model in models if model.claim is not None]
-                    attacks = Attacks(scheduler, claims=claims, strategy=recipe.strategy, budget=recipe.budget)
+                    attacks = Attacks(
+                        scheduler, claims=claims, strategy=recipe.strategy, budget=recipe.budget, order=recipe.order
+                    )
                     store.write_results(draft)
                     diagnosis = recipe.diagnosis if recipe.diagnose else None
                     attacks.run(cells, until="diagnosis" if diagnosis and claims else "end")

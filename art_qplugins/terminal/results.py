@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from art_qplugins.evaluation.compare import Comparison
+from art_qplugins.evaluation.order import Learnt
 from art_qplugins.evaluation.records import Finding, Interval, ModelResult
 from art_qplugins.report import Run as Written
 from art_qplugins.report import steps, words
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from art_qplugins.evidence import Replay
     from art_qplugins.runner.run import Run
 
-__all__ = ["show_comparison", "show_diagnosis", "show_plan", "show_replay", "show_results"]
+__all__ = ["show_comparison", "show_diagnosis", "show_order", "show_plan", "show_replay", "show_results"]
 
 
 #: Number of rows of a table of a plan. Nobody reads more, and a table of thousands takes a minute.
@@ -188,6 +189,20 @@ def show_comparison(found: Comparison) -> None:
     for run, names in (("A", found.only_first), ("B", found.only_second)):
         if names:
             screen.print(f"only in {run}: {', '.join(names)}")
+
+
+def show_order(order: Sequence[Learnt]) -> None:
+    """Show an order of attacks, and the line of a recipe that uses it."""
+    screen = console()
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("attack", overflow="fold")
+    for head in ("standing", "broken", "passes", "broken per 1,000 passes"):
+        table.add_column(head, justify="right")
+    for row in order:
+        worth = 1000 * row.broken / row.passes if row.passes else 0.0
+        table.add_row(row.attack, str(row.standing), str(row.broken), words.count(row.passes), f"{worth:.3g}")
+    screen.print(table)
+    screen.print(f"order = {[row.attack for row in order if row.broken]}".replace("'", '"'), soft_wrap=True)
 
 
 def show_replay(replay: Replay) -> None:

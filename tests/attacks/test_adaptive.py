@@ -13,7 +13,7 @@ from adaptive_nets import OURS, SCALINGS, Noisy, estimator, linear, margin, shor
 from torch import nn
 
 from art_qplugins import InputError, Threat
-from art_qplugins.attacks.adaptive.attacks import needed_draws
+from art_qplugins.attacks.adaptive.draws import needed_draws
 from art_qplugins.attacks.adaptive.full_precision import full_precision
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.attacks.adaptive.scalings import hessian_scales, jacobian_scales

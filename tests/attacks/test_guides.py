@@ -46,7 +46,7 @@ def same_way(a, b):
 def test_a_faithful_gradient_is_the_only_guide():
     model, x, y = linear(10)
     run = run_on(model, x, y)
-    (guide,) = find_guides(run)
+    (guide,) = find_guides(run, own_guide(run))
     torch.testing.assert_close(gradient(guide, run), gradient(own_guide(run), run))
 
 
@@ -55,14 +55,14 @@ def test_where_no_gradient_reaches_the_pixels_a_repaired_one_guides():
     run = run_on(Connected(model), x, y)
     assert not gradient(own_guide(run), run).any()
     whole = run_on(nn.Sequential(*model[1:]), x, y)
-    assert same_way(gradient(find_guides(run)[0], run), gradient(own_guide(whole), whole))
+    assert same_way(gradient(find_guides(run, own_guide(run))[0], run), gradient(own_guide(whole), whole))
 
 
 def test_logits_that_saturate_are_followed_before_they_do():
     model, x, y = linear(10)
     run = run_on(Squashed(model, 4.0), x, y, eps=0.2)
     assert (gradient(own_guide(run), run).flatten(1).abs().amax(1) < 1e-3).float().mean() > 0.3
-    found, whole = gradient(find_guides(run)[0], run), run_on(model, x, y)
+    found, whole = gradient(find_guides(run, own_guide(run))[0], run), run_on(model, x, y)
     assert same_way(found, gradient(own_guide(whole), whole))
 
 
@@ -71,7 +71,7 @@ def test_coarse_activations_are_followed_through_their_twins_and_judged_as_they_
     layers = (nn.Flatten(), nn.Linear(64, 32), QuantReLU(1, clip=1.0), nn.Linear(32, 4))
     model, x = nn.Sequential(*layers).eval(), torch.rand(40, 1, 8, 8)
     run = run_on(model, x, model(x).argmax(1))
-    *_, twin, finer = find_guides(run)
+    *_, twin, finer = find_guides(run, own_guide(run))
     assert not twin.deployed and not finer.deployed
     loss = margin_loss(run.y)
     answers = [guide.objective(run, loss)(x, run.all_rows(), step=0) for guide in (twin, finer)]
@@ -89,7 +89,7 @@ def test_gradients_of_others_are_looked_for_where_the_budget_has_room(budget, se
     import art_qplugins.attacks.adaptive.worst_case as module
 
     asked = []
-    monkeypatch.setattr(module, "find_guides", lambda run: asked.append(run) or [own_guide(run)])
+    monkeypatch.setattr(module, "find_guides", lambda run, own: asked.append(run) or [own])
     model, x, y = linear(10)
     craft(estimator(model, 10), "artq:worst-case", x, y, threat=Threat("Linf", 1e-4), options={"budget": budget})
     assert bool(asked) is searched

@@ -15,6 +15,7 @@ from art_qplugins import QuantizedClassifier, Threat
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import Cost, exceeds, expected_cost
+from art_qplugins.evaluation.order import shipped
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Sample
 from art_qplugins.evaluation.store import Store
@@ -108,10 +109,11 @@ def test_one_sources_images_are_crafted_for_all_of_its_targets_together():
     assert [(s.model, s.rows) for s in found] == [("a", (1, 4)), ("b", (1, 4))]
 
 
-def test_the_order_is_by_cost_and_from_the_largest_budget_down():
+def test_the_order_is_the_given_one_then_by_cost_and_from_the_largest_budget_down():
     listed = [spec("autoattack:standard"), spec(eps=0.1), spec(eps=0.3), spec("art:fgsm"), CLEAN]
     listed += [spec(options={"num_random_init": 5}), spec("artq:worst-case")]
-    order = [(g[0].attack, g[0].eps, dict(g[0].options)) for g in ordered(listed)]
+    first = ["art:bim", "artq:worst-case"]
+    order = [(g[0].attack, g[0].eps, dict(g[0].options)) for g in ordered(listed, first)]
     assert order == [
         ("artq:clean", 0.0, {}),
         ("artq:worst-case", 0.1, {}),
@@ -121,6 +123,12 @@ def test_the_order_is_by_cost_and_from_the_largest_budget_down():
         ("art:pgd", 0.1, {"num_random_init": 5}),
         ("autoattack:standard", 0.1, {}),
     ]
+
+
+def test_by_default_the_order_is_the_learnt_one_and_images_of_others_come_after_it():
+    listed = [spec(name) for name in shipped()[::-1]]
+    transferred = spec(shipped()[0], source="b")
+    assert [g[0].attack for g in ordered([transferred, *listed])] == [*shipped(), transferred.attack]
 
 
 def test_cells_share_images_if_they_differ_in_the_scored_model_role_or_rows_alone():

@@ -150,6 +150,8 @@ BAD = [
     ([("attacks", 4, "models", ["fp32"])], "'fp32' is deterministic and this attack is for stochastic models"),
     ([("threat", {"norm": "L0", "eps": [1]})], "attacks.art:fgsm: art:fgsm has no norm L0; it has Linf, L2"),
     # how the budget is spent
+    ([("order", ["art:pdg"])], "order: unknown attack 'art:pdg'; did you mean 'art:pgd'?"),
+    ([("order", ["art:pgd", "art:pgd"])], "order: 'art:pgd'"),
     ([("strategy", "casacde")], "strategy: input should be 'matrix' or 'cascade' (it is 'casacde')"),
     ([("budget", {"gradient": 5})], "budget.gradient: unknown key; did you mean 'gradients'?"),
     ([("budget", {"queries": -1})], "budget.queries: it is -1; give a number of at least 0"),

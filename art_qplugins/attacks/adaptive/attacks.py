@@ -12,16 +12,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from art_qplugins.attacks.adaptive.diversified import diversified
+from art_qplugins.attacks.adaptive.draws import needed_draws
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
 from art_qplugins.attacks.adaptive.objectives import (
     Loss,
     Objective,
     averaged,
     direct,
-    drawing,
     evaluate,
     margin_loss,
     mixed,
@@ -40,13 +40,10 @@ from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.gradients.bridges import Twin
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.saturation import before_saturation
-from art_qplugins.seeds import derive_seed
 
-__all__ = ["ADAPTIVE", "needed_draws"]
+__all__ = ["ADAPTIVE"]
 
 _SAMPLE = 64  # images on which the number of draws is found
-_DRAWS = (1, 4, 8, 16, 32)  # for a mean gradient, until two of them agree ...
-_AGREEMENT = 0.6  # ... by this cosine
 _AS_FAITHFUL = 0.8  # of the best fidelity is nearly as faithful
 
 Options = Mapping[str, Any]
@@ -89,9 +86,8 @@ def _substitute(run: AttackRun, options: Options) -> None:
 
 
 def _worst_case(run: AttackRun, options: Options) -> None:
-    draws = needed_draws(run, run.module) if run.random else 1
     budget = options["budget"]
-    worst_case(run, EFFORTS[options["effort"]], budget=math.inf if budget is None else budget, draws=draws)
+    worst_case(run, EFFORTS[options["effort"]], budget=math.inf if budget is None else budget)
 
 
 def _rescaled(run: AttackRun, options: Options) -> None:
@@ -196,34 +192,6 @@ def _eot(run: AttackRun, options: Options) -> None:
     draws = options["eot_iter"]
     draws = needed_draws(run, run.module) if draws is None else draws
     run.maximize(averaged(run.module, margin_loss(run.y), draws=draws, seed=run.seed), run.starts("eot"))
-
-
-def needed_draws(run: AttackRun, view: nn.Module) -> int:
-    """The fewest draws whose mean gradient agrees with that of as many others: median cosine of at least 0.6.
-
-    The cosine with the true mean is then about the square root of 0.6, 0.77. A mean of fewer draws is mostly noise.
-
-    Where no draw has a gradient, one is enough. A view that is a mean over ``points`` averages over draws itself.
-
-    :param view: the network, or a view of it with another backward pass.
-    """
-    most = _DRAWS[-1] // getattr(view, "points", 1)
-    x, y = run.x[:_SAMPLE], run.y[:_SAMPLE]
-
-    def minus_margin(logits: Tensor) -> Tensor:
-        return -logit_margin(logits, y)
-
-    for draws in (number for number in _DRAWS if number <= max(most, 1)):
-        halves = []
-        for half in ("one half", "other half"):
-            with drawing(view, derive_seed(run.seed, f"{half}/{draws}"), x.device):
-                found = [evaluate(view, x, minus_margin)[2] for _ in range(draws)]
-            halves.append(torch.stack(found).mean(0).flatten(1))
-        if not halves[0].any():
-            return 1
-        if float(nn.functional.cosine_similarity(halves[0], halves[1]).quantile(0.5)) >= _AGREEMENT:
-            break
-    return draws
 
 
 #: Keys are the ``upstream`` of the rows in the catalogue.

@@ -14,8 +14,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from art_qplugins.attacks.adaptive.draws import needed_draws
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
-from art_qplugins.attacks.adaptive.objectives import Answer, Loss, Objective, direct, watched
+from art_qplugins.attacks.adaptive.objectives import Answer, Loss, Objective, averaged, direct, watched
 from art_qplugins.attacks.adaptive.repaired_gradients import View, by_fidelity, repaired_gradients
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.gradients.bridges import Twin
@@ -36,17 +37,21 @@ class Guide:
 
     :ivar view: a context that gives it.
     :ivar deployed: whether it answers as the attacked network does. Else that is asked as well.
-    :ivar cost: gradients of the network for one of its own.
+    :ivar draws: that a gradient of a random network averages.
+    :ivar cost: gradients of the network for one step.
     """
 
     view: View
     deployed: bool = True
+    draws: int = 1
     cost: int = 1
 
     def objective(self, run: AttackRun, loss: Loss) -> Objective:
         """A loss of the deployed logits, or of a twin's own, and the gradient in this view."""
         with self.view() as module:
-            if isinstance(module, Twin | BeforeSaturation):
+            if run.random:
+                inner = averaged(module, loss, draws=self.draws, seed=run.seed)
+            elif isinstance(module, Twin | BeforeSaturation):
                 inner = watched(module, run.y, loss)
             else:
                 inner = direct(module, run.y, loss)
@@ -65,28 +70,38 @@ class Guide:
 
 def own_guide(run: AttackRun) -> Guide:
     """The network's own gradient."""
-    return Guide(lambda: nullcontext(run.module))
+    return _guide(run, lambda: nullcontext(run.module))
 
 
-def find_guides(run: AttackRun) -> list[Guide]:
+def find_guides(run: AttackRun, own: Guide) -> list[Guide]:
     """The gradients for a run, the most faithful first. It is the network's own alone where that one is faithful."""
-    offered: Mapping[str, View] = {"as-is": own_guide(run).view}
+    offered: Mapping[str, View] = {"as-is": own.view}
     scores = by_fidelity(run, offered)
     score, guides = scores["as-is"], []
+    if score >= _EXACT:
+        return [own]
     if score < _FAITHFUL:
-        if (before := before_saturation(run.module, run.x, radius=4 * run.pixel_step(), seed=run.seed)) is not None:
-            guides.append(Guide(lambda: nullcontext(before)))
+        if not run.random:
+            before = before_saturation(run.module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
+            guides = [] if before is None else [_guide(run, lambda: nullcontext(before))]
         offered = repaired_gradients(run)
         scores = by_fidelity(run, offered)
     best, least = next(iter(scores)), _WORTH * max(scores.values())
-    cheap = [kind for kind in scores if scores[kind] >= least and _cost(offered[kind]) == 1]
-    guides += [Guide(offered[kind], cost=_cost(offered[kind])) for kind in cheap[:_MOST] or [best]]
-    if score < _EXACT:
+    cheap = [kind for kind in scores if scores[kind] >= least and _points(offered[kind]) == 1]
+    guides += [own if kind == "as-is" else _guide(run, offered[kind]) for kind in cheap[:_MOST] or [best]]
+    if not run.random:
         guides += [Guide(twin, deployed=False) for twin in _twins(run)]
     return guides
 
 
-def _cost(view: View) -> int:
+def _guide(run: AttackRun, view: View) -> Guide:
+    with view() as module:
+        draws = needed_draws(run, module) if run.random else 1
+    return Guide(view, draws=draws, cost=draws * _points(view))
+
+
+def _points(view: View) -> int:
+    """Points whose gradients a view averages."""
     with view() as module:
         return getattr(module, "points", 1)
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from art_qplugins.attacks.adaptive.cosine import cosine_ascent
 from art_qplugins.attacks.adaptive.diversified import diversify, random_mix
 from art_qplugins.attacks.adaptive.guides import find_guides, own_guide
-from art_qplugins.attacks.adaptive.objectives import Loss, averaged, margin_loss, targeted_loss
+from art_qplugins.attacks.adaptive.objectives import Loss, margin_loss, targeted_loss
 from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.search import search
 from art_qplugins.gradients.counting import Counter, counting
@@ -65,7 +65,7 @@ EFFORTS: Mapping[str, Effort] = {
         margin=8, targets=3, near=0.6, steps=8, rounds=30, share=1.0, shrink=0.65, idle=12, diversify=2, queries=50
     ),
     "thorough": Effort(
-        margin=20, targets=9, near=1.0, steps=20, rounds=100, share=1.0, shrink=0.7, idle=6, diversify=5, queries=300
+        margin=20, targets=9, near=1.0, steps=20, rounds=100, share=1.0, shrink=0.85, idle=10, diversify=5, queries=300
     ),
 }
 #: The classes that rounds aim at in turn.
@@ -78,21 +78,21 @@ _MOMENTUM = 0.75
 _FEW = 0.1
 
 
-def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf, draws: int = 1) -> None:
+def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf) -> None:
     """Attack the images of a run.
 
     :param budget: gradients per image of the run. What does not fit into it is left out: the images farthest from falling, and in
         the first move, before any margin is known, the last ones.
-    :param draws: of a random network, that a gradient averages.
     """
-    if run.random:
-        run.certainty = 1.0
-        effort = effort if draws == 1 else _with_draws(effort)
     y, order = run.y, other_classes(run.logits(run.x), run.y)
     with counting(run.module) as spent:
-        moves = _Moves(run, spent, budget * len(run.x), draws, order.shape[1] + 1)
+        moves = _Moves(run, spent, budget * len(run.x), order.shape[1] + 1)
+        if run.random:
+            run.certainty = 1.0
+            effort = effort if moves.guide.draws == 1 else _with_draws(effort)
         moves.ascend(margin_loss(y), run.starts("margin"), 1.0, effort.margin)
-        moves.find_guides()
+        if moves.find_guides():
+            moves.ascend(margin_loss(y), run.starts("margin"), 1.0, effort.margin)
         for index in range(min(effort.targets, order.shape[1])):
             moves.guide = moves.guides[index % len(moves.guides)]
             moves.ascend(targeted_loss(y, order[:, index]), run.starts(f"target {index}"), effort.near, effort.steps)
@@ -125,7 +125,7 @@ def _rounds(run: AttackRun, moves: _Moves, order: Tensor, effort: Effort) -> Non
 
 def _with_draws(effort: Effort) -> Effort:
     """The same where one draw says little: a longer first climb and fewer tries, since noise chooses among many."""
-    return replace(effort, margin=20, targets=0, rounds=min(effort.rounds, 10), share=min(effort.share, 0.4))
+    return replace(effort, margin=20, targets=0, rounds=max(4, effort.rounds // 3), share=min(effort.share, 0.4))
 
 
 class _Moves:
@@ -134,15 +134,18 @@ class _Moves:
     :ivar guides: whose gradients there are. :ivar guide: the one to follow.
     """
 
-    def __init__(self, run: AttackRun, spent: Counter, budget: float, draws: int, classes: int) -> None:
-        self.run, self.spent, self.budget, self.draws, self.classes, self.climbs = run, spent, budget, draws, classes, 0
+    def __init__(self, run: AttackRun, spent: Counter, budget: float, classes: int) -> None:
+        self.run, self.spent, self.budget, self.classes, self.climbs = run, spent, budget, classes, 0
         self.guide = own_guide(run)
         self.guides = [self.guide]
 
-    def find_guides(self) -> None:
-        """Look for other gradients, where images stand and the budget has room for it."""
-        if len(self.run.robust_rows()) and self.budget - self.spent.backward >= _SEARCH and not self.run.random:
-            self.guides = find_guides(self.run)
+    def find_guides(self) -> bool:
+        """Look for other gradients, where images stand and the budget has room for it. Returns whether there are any."""
+        if not len(self.run.robust_rows()) or self.budget - self.spent.backward < _SEARCH:
+            return False
+        own, self.guides = self.guide, find_guides(self.run, self.guide)
+        self.guide = self.guides[0]
+        return self.guides != [own]
 
     def affordable(self, share: float, steps: int) -> Tensor:
         """The images nearest to falling, of this share of those that stand, for which this many steps are left.
@@ -152,18 +155,16 @@ class _Moves:
         standing = len(self.run.robust_rows())
         rows = self.run.nearest(min(1.0, max(share, _FEW * len(self.run.x) / max(standing, 1))))
         left = self.budget - self.spent.backward
-        return rows[: max(0, math.floor(min(len(rows), left / (steps * self.draws * self.guide.cost))))]
+        return rows[: max(0, math.floor(min(len(rows), left / (steps * self.guide.cost))))]
 
     def ascend(self, loss: Loss, start: Tensor, share: float, steps: int, rows: Tensor | None = None) -> None:
         """Steps of falling size, from ``start`` (N, C, H, W)."""
         run, ascent = self.run, cosine_ascent
         rows = self.affordable(share, steps) if rows is None else rows
-        objective = self.guide.objective(run, loss)
         if run.random:
             self.climbs += 1
             ascent = partial(cosine_ascent, noisy=True, momentum=_MOMENTUM * (self.climbs % 2))
-            objective = averaged(run.module, loss, draws=self.draws, seed=run.seed)
-        run.maximize(objective, start, max_iter=steps, rows=rows, ascent=ascent)
+        run.maximize(self.guide.objective(run, loss), start, max_iter=steps, rows=rows, ascent=ascent)
 
     def restart(self, rows: Tensor, target: Tensor | None, index: int, effort: Effort) -> None:
         """Steps on the margin, or towards ``target`` (N,)."""
