@@ -538,6 +538,18 @@ def test_train_stops_at_the_checkpoints(artq):
     assert status == 0 and "trained fp32" not in out
 
 
+def test_tune_prints_an_order_that_a_recipe_takes(artq):
+    assert artq("run", "small.toml", "--out", "out", "--set", "diagnose=false")[0] == 0
+    status, out, _ = artq("tune", "out", "--out", "order.json")
+    assert status == 0 and narrow(out) and "art:fgsm" in out
+    (row,) = json.loads(Path("order.json").read_text())["order"]
+    assert row["attack"] == "art:fgsm" and row["passes"] >= row["standing"] >= row["broken"]
+    line = next(line for line in out.splitlines() if line.startswith("order = ")).replace(" = ", "=")
+    status, out, _ = artq("run", "small.toml", "--dry-run", "--set", line, "--set", "strategy=cascade")
+    assert status == 0 and "no effect" not in out
+    assert "order has no effect" in " ".join(artq("run", "small.toml", "--dry-run", "--set", line)[1].split())
+
+
 def test_a_failed_cell_makes_the_exit_status_1(artq, monkeypatch):
     from art_qplugins.attacks.adapters import artq as adapter
 
@@ -591,6 +603,8 @@ def test_a_run_that_is_cut_short_says_how_to_go_on(raised, status, message, artq
         (["rum", "small.toml"], "rum"),
         (["ls", "attack"], "attacks"),
         (["report", "nowhere"], "nowhere"),
+        (["tune", "nowhere"], "nowhere"),
+        (["tune"], "FOLDERS"),
         (["replay", "no.npz", "--model", "mine:make"], "no.npz"),
         (["diagnose"], "give a RECIPE or --model"),
         (["train", "smal.toml"], "did you mean 'small.toml'?"),
