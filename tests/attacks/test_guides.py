@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adaptive_nets import Rounded, estimator, linear, margin, worst_margin
+from adaptive_nets import Noisy, Rounded, estimator, linear, margin, worst_margin
 from torch import nn
 
 from art_qplugins import QuantReLU, Threat
@@ -29,8 +29,8 @@ class Squashed(nn.Module):
         return torch.tanh(self.gain * logits / spread)
 
 
-def run_on(model, x, y, eps=0.06):
-    settings = {"batch_size": 50, "seed": 0, "max_iter": 1}
+def run_on(model, x, y, eps=0.06, random=False):
+    settings = {"batch_size": 50, "seed": 0, "max_iter": 1, "random": random}
     return AttackRun(name="artq:test", module=model, x=x, y=y, threat=Threat("Linf", eps), **settings)
 
 
@@ -64,6 +64,16 @@ def test_logits_that_saturate_are_followed_before_they_do():
     assert (gradient(own_guide(run), run).flatten(1).abs().amax(1) < 1e-3).float().mean() > 0.3
     found, whole = gradient(find_guides(run, own_guide(run))[0], run), run_on(model, x, y)
     assert same_way(found, gradient(own_guide(whole), whole))
+
+
+def test_of_a_random_network_a_repaired_gradient_is_a_mean_over_draws():
+    model, x, y = linear(10, [Noisy(0.05), Rounded(20)])
+    run = run_on(Connected(model), x, y, random=True)
+    assert not gradient(own_guide(run), run).any()
+    guide = find_guides(run, own_guide(run))[0]
+    assert guide.draws >= 1 and guide.cost >= guide.draws
+    whole = run_on(nn.Sequential(*model[2:]), x, y)
+    assert same_way(gradient(guide, run), gradient(own_guide(whole), whole))
 
 
 def test_coarse_activations_are_followed_through_their_twins_and_judged_as_they_are():
