@@ -28,6 +28,8 @@ _Announce = Callable[[DiagnosisStep, float, float], None]
 QUERIES = 20_000.0
 #: A search with fewer queries finds nothing.
 _FEWEST = 100
+#: The share of the forward passes that searches leave to the steps after them, and the fewest images for one of these.
+_RESERVE, _LEAST = 0.1, 10
 
 
 def run_steps(
@@ -71,7 +73,7 @@ def run_steps(
             continue
         state = DiagnosisState(claim, records_of(known, claimed), names)
         left = Cost(limits.gradients - spent.gradients, limits.queries - spent.queries)
-        record, found = _run_step(step, state, run, left, passes, announce)
+        record, found = _run_step(step, state, run, left, passes, announce, _RESERVE * queries)
         records.append(record)
         spent = Cost(spent.gradients + record.backward, spent.queries + record.forward)
         known += found
@@ -79,13 +81,23 @@ def run_steps(
 
 
 def _run_step(
-    step: DiagnosisStep, state: DiagnosisState, run: _Run, left: Cost, passes: int, announce: _Announce
+    step: DiagnosisStep,
+    state: DiagnosisState,
+    run: _Run,
+    left: Cost,
+    passes: int,
+    announce: _Announce,
+    reserve: float,
 ) -> tuple[Step, list[Outcome]]:
+    """:param reserve: forward passes per image that a search leaves to the steps after it."""
     planned = step.plan(state)
     if isinstance(planned, str):
         return _skipped(step, planned), []
     n = state.records.n
-    planned = [_within(spec, left.queries, n, passes) for spec in planned]
+    if step.reserved:
+        planned = [_fewer(spec, left.queries / len(planned), n, passes) for spec in planned]
+    else:
+        planned = [_within(spec, left.queries - reserve, n, passes) for spec in planned]
     attacked = sum(n if spec.rows is None else len(spec.rows) for spec in planned)
     expected = Cost(step.cost * attacked / n, sum(_queries(spec, n, passes) for spec in planned))
     for name, cost, limit in zip(("gradient evaluations", "forward passes"), expected, left, strict=True):
@@ -123,6 +135,14 @@ def _within(spec: CellSpec, left: float, n: int, passes: int) -> CellSpec:
     each = passes * (n if spec.rows is None else len(spec.rows)) / n
     affordable = asked + math.floor((left - _queries(spec, n, passes)) / each)
     return spec if affordable < _FEWEST else replace(spec, options={**spec.options, "n_queries": affordable})
+
+
+def _fewer(spec: CellSpec, left: float, n: int, passes: int) -> CellSpec:
+    """A cell on as many of its images as are left passes for, and on at least a few."""
+    cost = _queries(spec, n, passes)
+    if spec.rows is None or not cost > left:
+        return spec
+    return replace(spec, rows=spec.rows[: max(_LEAST, math.floor(len(spec.rows) * left / cost))])
 
 
 def _skipped(step: DiagnosisStep, reason: str, *, robust: int | None = None) -> Step:

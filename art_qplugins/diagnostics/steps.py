@@ -56,6 +56,7 @@ class DiagnosisStep:
 
     :ivar plan: plans its cells from the records so far.
     :ivar cost: expected gradient evaluations for each image that it attacks. The budget is checked against it.
+    :ivar reserved: searches leave forward passes for it, and it attacks as many images as there are passes for.
     """
 
     id: str
@@ -63,6 +64,7 @@ class DiagnosisStep:
     title: str
     plan: _Planner
     cost: float = 20.0
+    reserved: bool = False
 
 
 def _on(state: DiagnosisState, attack: str, rows: NDArray[np.int64], *variants: dict[str, Any]) -> Plan:
@@ -284,6 +286,7 @@ STEPS: tuple[DiagnosisStep, ...] = (
         title="the control experiments of open mechanisms, at a larger eps",
         plan=_power,
         cost=60,
+        reserved=True,
     ),
     DiagnosisStep(id="rescaled", level=3, title="logits rescaled per image", plan=_rescaled),
     DiagnosisStep(

@@ -248,6 +248,26 @@ def test_a_search_gets_the_queries_that_are_left_and_every_draw_counts(queries, 
         assert search.status == "skipped" and "forward passes per image" in search.reason
 
 
+def test_searches_leave_passes_for_what_shows_the_power_of_a_control():
+    """Only searches take passes here, as many as are expected."""
+    attacked = {}
+    for queries in (1e9, 20_000):
+        made, spent = everything(), []
+
+        def run(spec, made=made, spent=spent):
+            share = len(spec.rows or range(N)) / N
+            passes = 8 * share * expected_cost(spec.attack, spec.options).queries if "search" in step_of(spec) else 0.0
+            spent.append(passes)
+            return made(spec).with_cell(forward_samples=round(passes * N))
+
+        claimed, outcomes = made.begin()
+        _, steps = run_steps(CLAIM, claimed, outcomes, run, level=2, queries=queries, passes=8)
+        assert next(s for s in steps if s.id == "power").status == "run" and sum(spent) <= 0.9 * queries
+        attacked[queries] = [len(spec.rows) for spec in made.asked if step_of(spec) == "power"]
+    (most,) = set(attacked[1e9])
+    assert all(10 <= number < most for number in attacked[20_000])
+
+
 def test_the_cost_of_a_step_is_told_before_it_is_spent():
     made, told = everything(), []
     claimed, outcomes = made.begin()
