@@ -65,7 +65,11 @@ def learn(runs: Iterable[tuple[Results, Mapping[str, Sequence[Sample]]]]) -> lis
     found: dict[str, dict[_Place, tuple[NDArray[np.bool_], float]]] = {}
     standing: dict[_Place, NDArray[np.bool_]] = {}
     for number, (results, samples) in enumerate(runs):
-        clean = {cell.model: _robust(samples[cell.id]) for cell in results.cells if cell.role == "clean" and cell.n}
+        clean = {
+            cell.model: _robust(samples[cell.id])
+            for cell in results.cells
+            if cell.role == "clean" and cell.status == "success"
+        }
         for cell in results.cells:
             if not _counts(cell) or cell.model not in clean:
                 continue

@@ -82,7 +82,7 @@ def test_a_family_is_in_one_half_and_all_halves_have_the_kinds_that_matter(zoo):
     halves, moved = {}, _module("halves").MOVED
     for row in zoo.ROWS:
         assert halves.setdefault(row.family, row.half) == row.half
-    for kind in ("masked", "weak", "invalid", "honest"):
+    for kind in ("masked", "weak", "invalid", "honest"):  # what moved from C to B was not chosen by the salt
         share = [row.half for row in zoo.ROWS if row.kind == kind and row.half != "C" and row.family not in moved]
         assert {"A", "B"} == set(share)
         assert kind not in ("masked", "honest") or 0.35 <= share.count("A") / len(share) <= 0.65

@@ -86,6 +86,14 @@ def test_only_a_models_own_cells_on_all_images_count(fields):
         learn([run_of(("art:pgd", {0}, 2, fields))])
 
 
+def test_a_model_whose_clean_images_failed_counts_not():
+    results, samples = run_of(("art:fgsm", {0}, 2))
+    failed = [results.cells[0].model_copy(update={"status": "error", "accuracy": None}), *results.cells[1:]]
+    del samples[results.cells[0].id]
+    with pytest.raises(InputError, match="no run has an attack on all its images"):
+        learn([(results.model_copy(update={"cells": failed}), samples)])
+
+
 def test_of_an_attack_with_several_options_the_cheapest_counts():
     for cells in (("art:pgd", {0}, 10), ("art:pgd", {0, 1}, 40)), (("art:pgd", {0, 1}, 40), ("art:pgd", {0}, 10)):
         assert learn([run_of(*cells)]) == [Learnt("art:pgd", 10, 1, 100.0)]

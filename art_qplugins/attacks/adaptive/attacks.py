@@ -27,6 +27,7 @@ from art_qplugins.attacks.adaptive.objectives import (
     mixed,
     rescaled,
     targeted_loss,
+    through,
     watched,
 )
 from art_qplugins.attacks.adaptive.repaired_gradients import View, by_fidelity, current_kind, repaired_gradients
@@ -37,13 +38,12 @@ from art_qplugins.attacks.adaptive.substitute import attack_substitute
 from art_qplugins.attacks.adaptive.worst_case import EFFORTS, worst_case
 from art_qplugins.domains import BITS, check
 from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.gradients.bridges import Twin
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.saturation import before_saturation
 
 __all__ = ["ADAPTIVE"]
 
-_SAMPLE = 64  # images on which the number of draws is found
+_SAMPLE = 64  # images on which it is found out whether there is a gradient
 _AS_FAITHFUL = 0.8  # of the best fidelity is nearly as faithful
 
 Options = Mapping[str, Any]
@@ -53,7 +53,7 @@ def _ascent(run: AttackRun, view: nn.Module, loss: Loss, draws: int) -> Objectiv
     """A loss of the outputs of a view, its mean over ``draws`` where there are several. A twin has outputs of its own."""
     if draws > 1:
         return averaged(view, loss, draws=draws, seed=run.seed)
-    return watched(view, run.y, loss) if isinstance(view, Twin) else direct(view, run.y, loss)
+    return through(view, run.y, loss)
 
 
 def _apgd_margin(run: AttackRun, options: Options) -> None:
@@ -121,9 +121,9 @@ def _surrogates(run: AttackRun, options: Options) -> None:
     if not options["targets"]:
         return
     least = _AS_FAITHFUL * fidelities.get(order[0], 0.0)
-    through = [name for name in order if wanted or name == order[0] or fidelities[name] >= least > 0]
+    nearly = [name for name in order if wanted or name == order[0] or fidelities[name] >= least > 0]
     for fresh in (False, True):
-        for name in through:
+        for name in nearly:
             with offered[name]() as view:
                 _aim(run, view, options["targets"], draws[name], fresh=fresh)
 

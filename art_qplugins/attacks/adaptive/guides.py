@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from art_qplugins.attacks.adaptive.draws import needed_draws
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
-from art_qplugins.attacks.adaptive.objectives import Answer, Loss, Objective, averaged, direct, watched
-from art_qplugins.attacks.adaptive.repaired_gradients import View, by_fidelity, repaired_gradients
+from art_qplugins.attacks.adaptive.objectives import Answer, Loss, Objective, averaged, direct, through
+from art_qplugins.attacks.adaptive.repaired_gradients import View, by_fidelity, repaired_gradients, unchanged
 from art_qplugins.attacks.adaptive.run import AttackRun
-from art_qplugins.gradients.bridges import Twin
-from art_qplugins.gradients.saturation import BeforeSaturation, before_saturation
+from art_qplugins.gradients.saturation import before_saturation
 from art_qplugins.quantizers.protocol import activation_quantizers
 
 __all__ = ["Guide", "find_guides", "own_guide"]
@@ -51,10 +50,8 @@ class Guide:
         with self.view() as module:
             if run.random:
                 inner = averaged(module, loss, draws=self.draws, seed=run.seed)
-            elif isinstance(module, Twin | BeforeSaturation):
-                inner = watched(module, run.y, loss)
             else:
-                inner = direct(module, run.y, loss)
+                inner = through(module, run.y, loss)
         own = direct(run.module, run.y, loss)
 
         def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
@@ -70,7 +67,7 @@ class Guide:
 
 def own_guide(run: AttackRun) -> Guide:
     """The network's own gradient."""
-    return _guide(run, lambda: nullcontext(run.module))
+    return _guide(run, unchanged(run.module))
 
 
 def find_guides(run: AttackRun, own: Guide) -> list[Guide]:
@@ -83,7 +80,7 @@ def find_guides(run: AttackRun, own: Guide) -> list[Guide]:
     if score < _FAITHFUL:
         if not run.random:
             before = before_saturation(run.module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
-            guides = [] if before is None else [_guide(run, lambda: nullcontext(before))]
+            guides = [] if before is None else [_guide(run, unchanged(before))]
         offered = repaired_gradients(run)
         scores = by_fidelity(run, offered)
     best, least = next(iter(scores)), _WORTH * max(scores.values())

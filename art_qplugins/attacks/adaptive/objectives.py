@@ -33,6 +33,7 @@ __all__ = [
     "mixed",
     "rescaled",
     "targeted_loss",
+    "through",
     "watched",
 ]
 
@@ -119,6 +120,11 @@ def watched(view: BeforeSaturation | Twin, y: Tensor, loss: Loss) -> Objective:
         return Answer(value, gradient, None if view.answer is None else logit_margin(view.answer, y[rows]))
 
     return objective
+
+
+def through(view: nn.Module, y: Tensor, loss: Loss) -> Objective:
+    """A loss along the gradient of a view: of its own outputs where these are not those of the network."""
+    return watched(view, y, loss) if isinstance(view, BeforeSaturation | Twin) else direct(view, y, loss)
 
 
 def margin_loss(y: Tensor) -> Loss:

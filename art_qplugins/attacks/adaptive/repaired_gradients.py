@@ -24,7 +24,7 @@ from art_qplugins.quantizers.stochastic import draws_from
 from art_qplugins.quantizers.surrogates import SURROGATES, surrogate, surrogate_layers
 from art_qplugins.seeds import derive_seed
 
-__all__ = ["View", "by_fidelity", "current_kind", "repaired_gradients"]
+__all__ = ["View", "by_fidelity", "current_kind", "repaired_gradients", "unchanged"]
 
 #: A context that gives a network.
 View = Callable[[], AbstractContextManager[nn.Module]]
@@ -57,23 +57,23 @@ def repaired_gradients(run: AttackRun) -> dict[str, View]:
     * ``smoothed``: the mean gradient around each image.
     """
     module = run.module
-    kinds: dict[str, View] = {"as-is": _unchanged(module)}
+    kinds: dict[str, View] = {"as-is": unchanged(module)}
     settings = [layer.surrogate for layer in surrogate_layers(module)]
     for kind in SURROGATES if settings else ():
         # None is straight-through, so "as-is" is straight-through already if no other surrogate was chosen.
         if kind != "straight-through" or any(settings):
             kinds[kind] = partial(_with_surrogate, module, kind)
-    kinds["repaired"] = _unchanged(GradientRepair(module))
+    kinds["repaired"] = unchanged(GradientRepair(module))
     bypassed, bridged = twin_and_way_back(module, run.x, radius=4 * run.pixel_step(), seed=run.seed)
     if bridged is not None:
-        kinds["bridged"] = _unchanged(bridged)
+        kinds["bridged"] = unchanged(bridged)
     if bypassed is not None:
-        kinds["bypassed"] = _unchanged(bypassed)
+        kinds["bypassed"] = unchanged(bypassed)
     if _takes_signs(module, run.x, run.seed):
-        kinds["clipped-sign"] = _unchanged(StraightThroughSteps(module))
+        kinds["clipped-sign"] = unchanged(StraightThroughSteps(module))
     views = views_at_test_time(module, run.x, batch_size=run.batch_size, seed=run.seed)
-    kinds |= {kind: _unchanged(view) for kind, view in views.items()}
-    kinds["smoothed"] = _unchanged(Smoothed(module, run.pixel_step(), seed=run.seed))
+    kinds |= {kind: unchanged(view) for kind, view in views.items()}
+    kinds["smoothed"] = unchanged(Smoothed(module, run.pixel_step(), seed=run.seed))
     return kinds
 
 
@@ -118,7 +118,8 @@ def _takes_signs(module: nn.Module, x: Tensor, seed: int) -> bool:
     return any(is_named(node, ("Sign", "Sgn")) for node in path)
 
 
-def _unchanged(network: nn.Module) -> View:
+def unchanged(network: nn.Module) -> View:
+    """A view that is this network."""
     return lambda: nullcontext(network)
 
 

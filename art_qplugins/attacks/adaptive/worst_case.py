@@ -140,12 +140,15 @@ class _Moves:
         self.guides = [self.guide]
 
     def find_guides(self) -> bool:
-        """Look for other gradients, where images stand and the budget has room for it. Returns whether there are any."""
+        """Look for other gradients, where images stand and the budget has room for it.
+
+        :return: whether another one than the network's own is the first.
+        """
         if not len(self.run.robust_rows()) or self.budget - self.spent.backward < _SEARCH:
             return False
         own, self.guides = self.guide, find_guides(self.run, self.guide)
         self.guide = self.guides[0]
-        return self.guides != [own]
+        return self.guide is not own
 
     def affordable(self, share: float, steps: int) -> Tensor:
         """The images nearest to falling, of this share of those that stand, for which this many steps are left.
