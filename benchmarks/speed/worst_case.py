@@ -202,8 +202,10 @@ def main() -> None:
     done = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
     if arguments.again:
         settings = (arguments.cache, arguments.data_root, arguments.again)
-        done = [record | measured(record["network"], record["n"], *settings) for record in done]
-        RECORDS.write_text("".join(json.dumps(record) + "\n" for record in done))
+        for place, record in enumerate(done):
+            if record["network"] in arguments.networks:
+                done[place] = record | measured(record["network"], record["n"], *settings)
+                RECORDS.write_text("".join(json.dumps(r) + "\n" for r in done))
     started = time.monotonic()
     for name in [] if arguments.report_only or arguments.again else arguments.networks:
         if (name, arguments.n) in {(r["network"], r["n"]) for r in done}:
