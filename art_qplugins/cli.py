@@ -319,18 +319,19 @@ def compare(a: Path, b: Path, limits: tuple[str, ...]) -> None:
 @artq.command()
 @click.argument("folders", nargs=-1, required=True, type=AnyPath())
 @click.option("--out", type=AnyPath(), metavar="FILE", help="Also write the table as JSON.")
-def tune(folders: tuple[Path, ...], out: Path | None) -> None:
+@click.option("--check", is_flag=True, help="Begin with the order that cascades use: what would it do in these runs?")
+def tune(folders: tuple[Path, ...], out: Path | None, check: bool) -> None:
     """Learn from the runs in FOLDERS the order in which attacks break most images for their passes.
 
     Prints what each attack breaks of the images that those before it left, and a line 'order = [...]' for the recipe of a cascade.
     Example: artq tune results/digits results/mnist
     """
-    from art_qplugins.evaluation.order import as_json, learn
+    from art_qplugins.evaluation.order import as_json, learn, shipped
     from art_qplugins.evaluation.reading import read_records
     from art_qplugins.files import write_atomically
     from art_qplugins.terminal.results import show_order
 
-    order = learn(read_records(folder) for folder in folders)
+    order = learn((read_records(folder) for folder in folders), first=shipped() if check else ())
     show_order(order)
     if out is not None:
         write_atomically(out, as_json(order))

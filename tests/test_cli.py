@@ -542,6 +542,7 @@ def test_tune_prints_an_order_that_a_recipe_takes(artq):
     assert artq("run", "small.toml", "--out", "out", "--set", "diagnose=false")[0] == 0
     status, out, _ = artq("tune", "out", "--out", "order.json")
     assert status == 0 and narrow(out) and "art:fgsm" in out
+    assert artq("tune", "out", "--check")[:2] == (0, out)  # there is one attack, so every order is the same
     (row,) = json.loads(Path("order.json").read_text())["order"]
     assert row["attack"] == "art:fgsm" and row["passes"] >= row["standing"] >= row["broken"]
     line = next(line for line in out.splitlines() if line.startswith("order = ")).replace(" = ", "=")

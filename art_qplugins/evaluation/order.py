@@ -54,12 +54,13 @@ def as_json(order: Sequence[Learnt]) -> bytes:
     return (json.dumps({"order": [asdict(row) for row in order]}, indent=1) + "\n").encode()
 
 
-def learn(runs: Iterable[tuple[Results, Mapping[str, Sequence[Sample]]]]) -> list[Learnt]:
+def learn(runs: Iterable[tuple[Results, Mapping[str, Sequence[Sample]]]], *, first: Sequence[str] = ()) -> list[Learnt]:
     """The order that breaks most images for its passes in these runs.
 
     Only white-box and black-box cells on whole sets of images count: what a cascade ran last saw hard images alone.
 
     :param runs: the records of each, and its samples by cell.
+    :param first: attacks that come first in any case, in this order.
     :raises InputError: where no attack ran on all images.
     """
     found: dict[str, dict[_Place, tuple[NDArray[np.bool_], float]]] = {}
@@ -82,8 +83,10 @@ def learn(runs: Iterable[tuple[Results, Mapping[str, Sequence[Sample]]]]) -> lis
     if not found:
         raise InputError('no run has an attack on all its images; give folders of runs with strategy = "matrix"')
     order: list[Learnt] = []
+    given = [attack for attack in first if attack in found]
     while found:
-        best = max((_next(attack, places, standing) for attack, places in found.items()), key=_worth)
+        wanted = {given[len(order)]: found[given[len(order)]]} if len(order) < len(given) else found
+        best = max((_next(attack, places, standing) for attack, places in wanted.items()), key=_worth)
         order.append(best)
         for place, (broken, _) in found.pop(best.attack).items():
             standing[place] &= ~broken

@@ -25,24 +25,31 @@ class Steadiness:
 
     def __init__(self, module: nn.Module, x: Tensor) -> None:
         self._module, self._x = module, x
-        self._before = self._twice()
+        self._before = self._again(self._once())
 
     def drift(self) -> float | None:
         """The largest change of a logit relative to the largest logit, at most 1; ``None`` where it cannot be told."""
-        after = self._twice()
+        now = self._once()
+        if self._before is not None and now is not None and torch.equal(self._before, now):
+            return 0.0
+        after = self._again(now)
         if self._before is None or after is None:
             return None
         if self._before.shape != after.shape or not torch.equal(self._before.isnan(), after.isnan()):
             return 1.0
-        was, now = (logits.double().nan_to_num() for logits in (self._before, after))
-        return min(1.0, float((now - was).abs().max() / was.abs().max().clamp_min(1e-30)))
+        was, became = (logits.double().nan_to_num() for logits in (self._before, after))
+        return min(1.0, float((became - was).abs().max() / was.abs().max().clamp_min(1e-30)))
 
-    def _twice(self) -> Tensor | None:
+    def _once(self) -> Tensor | None:
         try:
-            first, second = (answer(self._module, self._x, _SEED, 0) for _ in range(2))
-            return first if same_answers(first, second) else None
+            return answer(self._module, self._x, _SEED, 0)
         except (Exception, SystemExit):
             return None
+
+    def _again(self, first: Tensor | None) -> Tensor | None:
+        """The same answers, if a second call gives them too."""
+        second = None if first is None else self._once()
+        return first if first is not None and second is not None and same_answers(first, second) else None
 
 
 def no_answer(error: BaseException, module: nn.Module) -> bool:

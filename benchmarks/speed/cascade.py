@@ -1,14 +1,12 @@
-"""What a cascade saves: a recipe run both ways, its worst cases and what they took.
+"""What a cascade with the worst case saves: a recipe run both ways, its worst cases and what they took.
 
     python benchmarks/speed/cascade.py RECIPE... [--data-root DIR] [--set a.b=c] [--out DIR] [--share 0.25]
 
-For each model and budget the robust accuracy of the matrix (every attack on every image) and of the cascade (cheap
-attacks first, only standing images go on), and the gradient evaluations of each, of attacks alone. Exit status 1 where a
-cascade leaves a higher accuracy than its matrix, beyond one image, or takes more than ``--share`` of its gradients.
-
-How little a cascade can take depends on what stands: every attack has to be tried once on every image that no attack
-breaks at the smallest budget. With a share s of such images and b budgets, that alone is s / b of a matrix whose attacks
-do not stop early, and more of one whose attacks do (AutoAttack).
+The matrix runs every attack on every image, with AutoAttack at every eps where the recipe has ``artq:worst-case`` (``rand``
+for random models). The cascade has the recipe's attacks without AutoAttack: cheap ones first, only standing images go on. For
+each model and eps there is the robust accuracy of both, and at last the gradient evaluations of each, of attacks alone. Exit
+status 1 where a cascade leaves a higher accuracy than its matrix, beyond one image, or takes more than ``--share`` of its
+gradients.
 """
 
 from __future__ import annotations
@@ -18,10 +16,14 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import art_qplugins
 from art_qplugins.evaluation.records import Results
 from art_qplugins.recipes.load import load_recipe
+from art_qplugins.recipes.schema import Recipe
+
+_AUTOATTACK = ("autoattack:standard", "autoattack:rand")
 
 
 def gradients(results: Results) -> float:
@@ -30,11 +32,23 @@ def gradients(results: Results) -> float:
     return float(sum(c.backward_samples for c in results.cells if c.role != "clean") / n)
 
 
+def variant(settings: Recipe, given: dict[str, Any], strategy: str) -> dict[str, Any]:
+    """The tables of the recipe for one side."""
+    attacks = [attack for attack in given["attacks"] if attack["id"] not in _AUTOATTACK]
+    if strategy == "matrix":
+        attacks = [attack for attack in attacks if attack["id"] != "artq:worst-case"]
+        for model in settings.models:
+            quantizers = [] if model.quantize is None else model.quantize.quantizers
+            attacks.append({"id": _AUTOATTACK[any(row.random for row in quantizers)], "models": [model.name]})
+    return given | {"attacks": attacks, "strategy": strategy, "diagnose": False}
+
+
 def compare(recipe: Path, changes: list[str], folder: Path, data_root: str | None) -> tuple[float, float]:
     """(the most by which the cascade's accuracy is above the matrix's in images, its share of the gradients)."""
     results = {}
     for strategy in ("matrix", "cascade"):
-        settings, given = load_recipe(recipe, [*changes, "diagnose=false", f'strategy="{strategy}"'])
+        settings, given = load_recipe(recipe, changes)
+        given = variant(settings, given, strategy)
         out = folder / f"{settings.name}-{strategy}"
         trained = folder / f"{settings.name}-matrix" / "checkpoints"
         if strategy == "cascade" and not out.exists():

@@ -1,6 +1,6 @@
 """What the harness costs: an attack as a cell of a run, against the same attack by hand.
 
-    python benchmarks/speed/harness.py [--rounds 3] [--images 8]
+    python benchmarks/speed/harness.py [--rounds 3] [--images 64]
 
 Interleaved in one process; the median of the rounds' ratios counts. The loop of ``artq:worst-case`` is held against the same
 passes without anything around them, on images that never break. PGD-20 is held against a bare loop of 20 forward and
@@ -41,8 +41,8 @@ def evaluator(model: nn.Module, x: Tensor, y: Tensor) -> Evaluator:
     return Evaluator({"m": estimator}, x, y, [str(i) for i in range(len(x))], 250)
 
 
-def spec(attack: str, eps: float) -> CellSpec:
-    return CellSpec(model="m", source="m", attack=attack, norm="Linf", eps=eps, seed=0)
+def spec(attack: str, eps: float, **options: object) -> CellSpec:
+    return CellSpec(model="m", source="m", attack=attack, norm="Linf", eps=eps, seed=0, options=options)
 
 
 def cell(here: Evaluator, wanted: CellSpec) -> tuple[float, list[bool]]:
@@ -101,21 +101,22 @@ def bare_autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--images", type=int, default=64)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     large = MODELS["resnet18"].load()(input_shape=(3, 32, 32), nb_classes=10).eval()
     x, y = torch.rand(arguments.images, 3, 32, 32), torch.arange(arguments.images) % 10
-    here = evaluator(large, x, y)
-    ratios = []
-    for _ in range(arguments.rounds):
-        bare = bare_pgd(large, x, y, 8 / 255)
-        ratios.append(cell(here, spec("art:pgd", 8 / 255))[0] / bare)
     print(f"{datetime.date.today()}; art_qplugins {art_qplugins.__version__}, torch {torch.__version__}, Python")
     print(f"{platform.python_version()}, CPU, {torch.get_num_threads()} threads, {arguments.rounds} rounds")
-    shown = ", ".join(f"{r:.2f}" for r in ratios)
-    print(f"PGD-20, ResNet-18, {arguments.images} images: {statistics.median(ratios):.2f} x bare ({shown})")
+    here = evaluator(large, x, y)
+    for attack in ("art:pgd", "torchattacks:pgd"):
+        ratios = []
+        for _ in range(arguments.rounds):
+            bare = bare_pgd(large, x, y, 8 / 255)
+            ratios.append(cell(here, spec(attack, 8 / 255, max_iter=20))[0] / bare)
+        shown = ", ".join(f"{r:.2f}" for r in ratios)
+        print(f"{attack}, 20 steps, ResNet-18, {len(x)} images: {statistics.median(ratios):.2f} x bare ({shown})")
     with torch.no_grad():
         predicted = large(x).argmax(1)
     ratios = [loop(large, x, predicted) / bare_passes(large, x, predicted) for _ in range(arguments.rounds)]

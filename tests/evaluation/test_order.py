@@ -62,6 +62,15 @@ def test_what_breaks_most_of_the_rest_for_its_passes_is_next():
     ]
 
 
+def test_attacks_given_first_keep_their_order_and_the_rest_is_learnt():
+    strong, cheap, same = set(range(9)), {0, 1, 2, 3}, {0, 1, 2}
+    runs = [run_of(("art:pgd", strong, 40), ("art:fgsm", cheap, 2), ("art:bim", same, 2))]
+    assert learn(runs, first=["art:pgd", "artq:search"]) == [
+        Learnt("art:pgd", 10, 9, 400.0),
+        *(Learnt("art:fgsm", 1, 0, 2.0), Learnt("art:bim", 1, 0, 2.0)),
+    ]
+
+
 def test_what_was_wrong_before_counts_for_nobody():
     (row,) = learn([run_of(("art:fgsm", {0, 1, 2}, 2), clean=range(2, N))])
     assert row == Learnt("art:fgsm", 8, 1, 16.0)

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.attacks.adaptive.auto_pgd import project, steepest
-from art_qplugins.attacks.adaptive.objectives import Loss, direct, evaluate, margin_loss, targeted_loss
+from art_qplugins.attacks.adaptive.objectives import (
+    direct,
+    evaluate,
+    margin_loss,
+    other_alone,
+    own_alone,
+    targeted_loss,
+)
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.seeds import derive_seed
 
@@ -45,7 +52,7 @@ def diversified(run: AttackRun, restarts: int) -> None:
         start = run.starts(f"diversified {index}")
         if index or run.start is None:
             start = diversify(run, start, rows, w)
-        part = _own_alone(y) if index % 2 else _other_alone(y, target)
+        part = own_alone(y) if index % 2 else other_alone(y, target)
         start = run.maximize(direct(module, y, part), start, max_iter=max(1, run.max_iter // _SHARE))
         whole = margin_loss(y) if target is None else targeted_loss(y, target)
         run.maximize(direct(module, y, whole), start, step_size=_SIZES[index % len(_SIZES)])
@@ -78,19 +85,3 @@ def diversify(
 def _mix(w: Tensor) -> Callable[[Tensor], Tensor]:
     """w . z."""
     return lambda logits: (w * logits).sum(1)
-
-
-def _own_alone(y: Tensor) -> Loss:
-    """-z_y."""
-    return lambda logits, rows: -logits.gather(1, y[rows, None])[:, 0]
-
-
-def _other_alone(y: Tensor, target: Tensor | None) -> Loss:
-    """The largest logit of another class, or that of the target."""
-
-    def loss(logits: Tensor, rows: Tensor) -> Tensor:
-        if target is not None:
-            return logits.gather(1, target[rows, None])[:, 0]
-        return logits.scatter(1, y[rows, None], -torch.inf).amax(1)
-
-    return loss

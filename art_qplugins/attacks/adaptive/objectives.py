@@ -31,6 +31,8 @@ __all__ = [
     "evaluate",
     "margin_loss",
     "mixed",
+    "other_alone",
+    "own_alone",
     "rescaled",
     "targeted_loss",
     "through",
@@ -141,6 +143,22 @@ def targeted_loss(y: Tensor, target: Tensor) -> Loss:
     def loss(logits: Tensor, rows: Tensor) -> Tensor:
         pair = torch.stack([target[rows], y[rows]], 1)
         return logits.gather(1, pair) @ logits.new_tensor([1.0, -1.0])
+
+    return loss
+
+
+def own_alone(y: Tensor) -> Loss:
+    """A part of the margin: -z_y, where y are (N,) all labels of the run."""
+    return lambda logits, rows: -logits.gather(1, y[rows, None])[:, 0]
+
+
+def other_alone(y: Tensor, target: Tensor | None) -> Loss:
+    """The other part of the margin: the largest logit of another class than y (N,), or that of the target (N,)."""
+
+    def loss(logits: Tensor, rows: Tensor) -> Tensor:
+        if target is not None:
+            return logits.gather(1, target[rows, None])[:, 0]
+        return logits.scatter(1, y[rows, None], -torch.inf).amax(1)
 
     return loss
 

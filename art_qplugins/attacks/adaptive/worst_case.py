@@ -4,10 +4,11 @@ Cheap moves come first, and an image leaves once it is broken:
 
 1. a few steps on the margin, whose size falls along a cosine;
 2. the nearest classes by clean logits, one at a time (Gowal et al. 2019);
-3. rounds on the images that are nearest to falling: a random start, in turn with an output-diversified one (Tashiro et al.
-   2020, equation 2), steps on the margin in turn with steps towards a class, and a short random search from the best point.
-   The share of images in a round shrinks when a round breaks none (as Liu et al. 2022 discard images), and rounds end when
-   several in a row break none.
+3. rounds on the images that are nearest to falling: a random start, then a few steps on something else than the margin, steps
+   on the margin or towards a class, and a short random search from the best point. What comes before the margin takes turns:
+   a random mix of logits (Tashiro et al. 2020, equation 2), -z_y alone, max z alone (Jiang et al. 2020, section 3). The
+   share of images in a round shrinks when a round breaks none (as Liu et al. 2022 discard images), and rounds end when several
+   in a row break none.
 
 Where the network's own gradient does not say what a step does, others guide (``guides.py``): in turn towards the classes, and a
 round that breaks no image passes on to the next.
@@ -25,7 +26,7 @@ from torch import Tensor
 from art_qplugins.attacks.adaptive.cosine import cosine_ascent
 from art_qplugins.attacks.adaptive.diversified import diversify, random_mix
 from art_qplugins.attacks.adaptive.guides import find_guides, own_guide
-from art_qplugins.attacks.adaptive.objectives import Loss, margin_loss, targeted_loss
+from art_qplugins.attacks.adaptive.objectives import Loss, margin_loss, other_alone, own_alone, targeted_loss
 from art_qplugins.attacks.adaptive.run import AttackRun, other_classes
 from art_qplugins.attacks.adaptive.search import search
 from art_qplugins.gradients.counting import Counter, counting
@@ -41,7 +42,7 @@ class Effort:
     :ivar targets: nearest classes, each with ``steps`` steps on the share ``near`` of the images that stand.
     :ivar rounds: at most. ``share`` is that of the first one; one that breaks no image multiplies it by ``shrink``.
     :ivar idle: rounds in a row without a broken image that end it.
-    :ivar diversify: steps of a diversified start.
+    :ivar diversify: steps of a round before those on the margin.
     :ivar queries: of the search in each round, per image in it.
     """
 
@@ -170,12 +171,16 @@ class _Moves:
         run.maximize(self.guide.objective(run, loss), start, max_iter=steps, rows=rows, ascent=ascent)
 
     def restart(self, rows: Tensor, target: Tensor | None, index: int, effort: Effort) -> None:
-        """Steps on the margin, or towards ``target`` (N,)."""
+        """Steps on the margin, or towards ``target`` (N,), after a start of its own."""
         run, purpose = self.run, f"round {index}"
         start = run.random_starts(purpose)
         if index // 2 % 2 == 0:
             mix = random_mix(run, purpose, self.classes, target)
             with self.guide.view() as view:
                 start = diversify(run, start, rows, mix, steps=effort.diversify, view=view)
+        elif not run.random:
+            part = own_alone(run.y) if index // 4 % 2 == 0 else other_alone(run.y, target)
+            objective = self.guide.objective(run, part)
+            start = run.maximize(objective, start, max_iter=effort.diversify, rows=rows, ascent=cosine_ascent)
         loss = margin_loss(run.y) if target is None else targeted_loss(run.y, target)
         self.ascend(loss, start, 1.0, effort.steps, rows[~run.broken[rows]])
