@@ -15,6 +15,8 @@ from art_qplugins.attacks.adaptive.objectives import (
     evaluate,
     margin_loss,
     mixed,
+    other_alone,
+    own_alone,
     rescaled,
     targeted_loss,
 )
@@ -90,6 +92,23 @@ def test_a_targeted_loss_compares_the_target_of_each_image_with_its_label():
     torch.testing.assert_close(answer.loss, loss)
     torch.testing.assert_close(answer.gradient, gradient)
     torch.testing.assert_close(answer.margin, -by_hand(net, points, minus_margin(own))[0])
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_two_parts_of_the_margin_are_climbed_apart(targeted):
+    net, (points, rows, y) = Recorded(), batch()
+    target = (y + 1 + torch.arange(10) % 3) % CLASSES if targeted else None
+    own = y[rows]
+
+    def other(z, i):
+        return z[target[rows][i]] if targeted else max(z[j] for j in range(CLASSES) if j != own[i])
+
+    for part, wanted in ((own_alone(y), lambda z, i: -z[own[i]]), (other_alone(y, target), other)):
+        answer = direct(net, y, part)(points, rows, step=0)
+        loss, gradient = by_hand(net, points, wanted)
+        torch.testing.assert_close(answer.loss, loss)
+        torch.testing.assert_close(answer.gradient, gradient)
+        torch.testing.assert_close(answer.margin, -by_hand(net, points, minus_margin(own))[0])
 
 
 def test_the_rescaled_loss_is_the_margin_along_the_gradient_of_cross_entropy():

@@ -38,7 +38,7 @@ __all__ = ["EFFORTS", "Effort", "worst_case"]
 class Effort:
     """How long each part goes on. The names of the efforts are in the catalogue.
 
-    :ivar margin: steps on the margin, on every image.
+    :ivar margin: steps on the margin, on every image. ``climb`` is their number where gradients are means over draws.
     :ivar targets: nearest classes, each with ``steps`` steps on the share ``near`` of the images that stand.
     :ivar rounds: at most. ``share`` is that of the first one; one that breaks no image multiplies it by ``shrink``.
     :ivar idle: rounds in a row without a broken image that end it.
@@ -47,6 +47,7 @@ class Effort:
     """
 
     margin: int
+    climb: int
     targets: int
     near: float
     steps: int
@@ -60,13 +61,43 @@ class Effort:
 
 EFFORTS: Mapping[str, Effort] = {
     "quick": Effort(
-        margin=8, targets=2, near=0.5, steps=10, rounds=4, share=0.3, shrink=0.5, idle=1, diversify=3, queries=50
+        margin=8,
+        climb=20,
+        targets=2,
+        near=0.5,
+        steps=10,
+        rounds=4,
+        share=0.3,
+        shrink=0.5,
+        idle=1,
+        diversify=3,
+        queries=50,
     ),
     "standard": Effort(
-        margin=8, targets=3, near=0.6, steps=8, rounds=30, share=1.0, shrink=0.65, idle=12, diversify=2, queries=50
+        margin=8,
+        climb=30,
+        targets=3,
+        near=0.6,
+        steps=8,
+        rounds=30,
+        share=1.0,
+        shrink=0.65,
+        idle=12,
+        diversify=2,
+        queries=50,
     ),
     "thorough": Effort(
-        margin=20, targets=9, near=1.0, steps=20, rounds=100, share=1.0, shrink=0.85, idle=10, diversify=5, queries=300
+        margin=20,
+        climb=60,
+        targets=9,
+        near=1.0,
+        steps=20,
+        rounds=100,
+        share=1.0,
+        shrink=0.85,
+        idle=10,
+        diversify=5,
+        queries=300,
     ),
 }
 #: The classes that rounds aim at in turn.
@@ -126,7 +157,8 @@ def _rounds(run: AttackRun, moves: _Moves, order: Tensor, effort: Effort) -> Non
 
 def _with_draws(effort: Effort) -> Effort:
     """The same where one draw says little: a longer first climb and fewer tries, since noise chooses among many."""
-    return replace(effort, margin=20, targets=0, rounds=max(4, effort.rounds // 3), share=min(effort.share, 0.4))
+    few = max(4, effort.rounds // 6)
+    return replace(effort, margin=effort.climb, targets=0, rounds=few, share=min(effort.share, 0.3))
 
 
 class _Moves:
