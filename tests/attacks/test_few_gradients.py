@@ -119,3 +119,60 @@ def test_of_a_random_network_it_keeps_the_lowest_mean_margin():
     crafted = craft(estimator(model, 10), "artq:worst-case", x, y, threat=threat, options={"effort": "quick"})
     mean = nn.Sequential(*model[1:])
     assert int(can.sum()) > 10 and (margin(mean, crafted.x_adv, y)[can] < 0).float().mean() > 0.9
+
+
+class NeverPredicted(nn.Module):
+    """The network with one more class, which is never predicted."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        logits = self.model(x)
+        return torch.cat([logits, logits.amin(1, keepdim=True) - 1e9], 1)
+
+
+def test_a_class_that_is_never_predicted_changes_nothing():
+    model, x, y = linear(10)
+    threat = Threat("Linf", 0.06)
+    worst = worst_margin(model, x, y, threat)
+    crafted = craft(estimator(NeverPredicted(model), 11), "artq:worst-case", x, y, threat=threat)
+    clear = worst.abs() > 1e-3
+    assert torch.equal((margin(model, crafted.x_adv, y) < 0)[clear], (worst < 0)[clear])
+
+
+class NotANumber(torch.autograd.Function):
+    """The identity, whose gradient is NaN where the first pixel is below 0.5."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return torch.where((x.flatten(1)[:, 0] < 0.5)[:, None, None, None], torch.nan, gradient)
+
+
+class Undefined(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(NotANumber.apply(x))
+
+
+def test_a_gradient_that_is_nan_on_some_images_spoils_no_other_image():
+    model, x, y = linear(10)
+    threat = Threat("Linf", 0.06)
+    worst = worst_margin(model, x, y, threat)
+    crafted = craft(estimator(Undefined(model), 10), "artq:worst-case", x, y, threat=threat)
+    check_legal(x, crafted.x_adv, threat)
+    broken = margin(model, crafted.x_adv, y) < 0
+    whole = (x.flatten(1)[:, 0] > 0.5 + threat.eps) & (worst.abs() > 1e-3)
+    assert crafted.undefined > 0 and 5 < int(whole.sum()) < len(x)
+    assert torch.equal(broken[whole], (worst < 0)[whole])
+    assert not broken[worst > 1e-3].any()
