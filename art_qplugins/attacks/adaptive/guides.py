@@ -49,7 +49,7 @@ class Guide:
         """A loss of the deployed logits, or of a twin's own, and the gradient in this view."""
         with self.view() as module:
             if run.random:
-                inner = averaged(module, loss, draws=self.draws, seed=run.seed)
+                inner = averaged(module, loss, draws=self.draws, seed=run.seed, compared=False)
             else:
                 inner = through(module, run.y, loss)
         own = direct(run.module, run.y, loss)

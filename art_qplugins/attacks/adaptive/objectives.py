@@ -201,24 +201,29 @@ def rescaled(module: nn.Module, y: Tensor, scale: Callable[[Tensor, Tensor], Ten
     return objective
 
 
-def averaged(module: nn.Module, loss: Loss, *, draws: int, seed: int) -> Objective:
+def averaged(module: nn.Module, loss: Loss, *, draws: int, seed: int, compared: bool = True) -> Objective:
     """The mean loss of a random network and its mean gradient (EOT, Athalye et al. 2018, section 4.2).
 
     Gradients come from fresh draws at each step. The loss comes from the same draws at every step, so that the losses
     of two points can be compared.
 
     :param draws: number of forward passes for a gradient. The loss is the mean over the same number, and at least 8.
+    :param compared: whether losses of points are compared. Otherwise the loss is that of the draws of the gradient, and zero
+        without a backward pass.
     """
 
     def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
         def score(logits: Tensor) -> Tensor:
             return loss(logits, rows)
 
-        gradient = torch.zeros_like(points)
+        gradient, mean = torch.zeros_like(points), torch.zeros_like(points[:, 0, 0, 0])
         if backward:
             with drawing(module, derive_seed(seed, f"eot/{step}"), points.device):
                 for _ in range(draws):
-                    gradient += evaluate(module, points, score)[2] / draws
+                    _, value, slope = evaluate(module, points, score)
+                    mean, gradient = mean + value / draws, gradient + slope / draws
+        if not compared:
+            return Answer(mean, gradient, None)
         with drawing(module, derive_seed(seed, "bank"), points.device):
             losses = [evaluate(module, points, score, backward=False)[1] for _ in range(max(draws, 8))]
         return Answer(torch.stack(losses).mean(0), gradient, None)
