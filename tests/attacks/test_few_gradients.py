@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +12,11 @@ from adaptive_nets import Noisy, Rounded, estimator, linear, margin, worst_margi
 from torch import nn
 
 from art_qplugins import InputError, Threat
+from art_qplugins.attacks.adaptive.run import AttackRun
+from art_qplugins.attacks.adaptive.worst_case import EFFORTS, worst_case
 from art_qplugins.attacks.craft import craft
 from art_qplugins.evaluation.score import check_legal
+from art_qplugins.gradients.counting import counting
 from art_qplugins.gradients.margin import logit_margin
 
 
@@ -176,3 +181,16 @@ def test_a_gradient_that_is_nan_on_some_images_spoils_no_other_image():
     assert crafted.undefined > 0 and 5 < int(whole.sum()) < len(x)
     assert torch.equal(broken[whole], (worst < 0)[whole])
     assert not broken[worst > 1e-3].any()
+
+
+def test_a_long_climb_on_the_nearest_few_ends_it():
+    model, x, y = linear(10)
+    spent = []
+    for last in (0, 40):
+        settings = {"batch_size": 250, "seed": 0, "max_iter": 20}
+        run = AttackRun(name="artq:worst-case", module=model, x=x, y=y, threat=Threat("Linf", 1e-4), **settings)
+        with counting(model) as counter:
+            worst_case(run, replace(EFFORTS["standard"], last=last))
+        assert len(run.robust_rows()) == len(x)  # nothing breaks
+        spent.append(counter.backward)
+    assert spent[1] - spent[0] == 40 * math.ceil(0.1 * len(x))

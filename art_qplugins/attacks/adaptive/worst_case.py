@@ -8,7 +8,8 @@ Cheap moves come first, and an image leaves once it is broken:
    on the margin or towards a class, and a short random search from the best point. What comes before the margin takes turns:
    a random mix of logits (Tashiro et al. 2020, equation 2), -z_y alone, max z alone (Jiang et al. 2020, section 3). The
    share of images in a round shrinks when a round breaks none (as Liu et al. 2022 discard images), and rounds end when several
-   in a row break none.
+   in a row break none;
+4. one long climb on the few that are nearest to falling: some images fall to many small steps alone.
 
 Where the network's own gradient does not say what a step does, others guide (``guides.py``): in turn towards the classes, and a
 round that breaks no image passes on to the next.
@@ -44,6 +45,7 @@ class Effort:
     :ivar idle: rounds in a row without a broken image that end it.
     :ivar diversify: steps of a round before those on the margin.
     :ivar queries: of the search in each round, per image in it.
+    :ivar last: steps of the long climb in the end.
     """
 
     margin: int
@@ -57,6 +59,7 @@ class Effort:
     idle: int
     diversify: int
     queries: int
+    last: int
 
 
 EFFORTS: Mapping[str, Effort] = {
@@ -72,6 +75,7 @@ EFFORTS: Mapping[str, Effort] = {
         idle=1,
         diversify=3,
         queries=50,
+        last=0,
     ),
     "standard": Effort(
         margin=8,
@@ -82,9 +86,10 @@ EFFORTS: Mapping[str, Effort] = {
         rounds=30,
         share=1.0,
         shrink=0.65,
-        idle=12,
+        idle=8,
         diversify=2,
         queries=50,
+        last=40,
     ),
     "thorough": Effort(
         margin=20,
@@ -98,6 +103,7 @@ EFFORTS: Mapping[str, Effort] = {
         idle=10,
         diversify=5,
         queries=300,
+        last=100,
     ),
 }
 #: The classes that rounds aim at in turn.
@@ -129,6 +135,9 @@ def worst_case(run: AttackRun, effort: Effort, *, budget: float = math.inf) -> N
             moves.guide = moves.guides[index % len(moves.guides)]
             moves.ascend(targeted_loss(y, order[:, index]), run.starts(f"target {index}"), effort.near, effort.steps)
         _rounds(run, moves, order, effort)
+        if effort.last and not run.random:
+            moves.guide = moves.guides[0]
+            moves.ascend(margin_loss(y), run.image, _FEW, effort.last)
 
 
 def _rounds(run: AttackRun, moves: _Moves, order: Tensor, effort: Effort) -> None:
