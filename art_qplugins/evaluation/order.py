@@ -85,8 +85,8 @@ def learn(runs: Iterable[tuple[Results, Mapping[str, Sequence[Sample]]]], *, fir
     order: list[Learnt] = []
     given = [attack for attack in first if attack in found]
     while found:
-        wanted = {given[len(order)]: found[given[len(order)]]} if len(order) < len(given) else found
-        best = max((_next(attack, places, standing) for attack, places in wanted.items()), key=_worth)
+        candidates = [given.pop(0)] if given else found
+        best = max((_next(attack, found[attack], standing) for attack in candidates), key=_worth)
         order.append(best)
         for place, (broken, _) in found.pop(best.attack).items():
             standing[place] &= ~broken

@@ -39,7 +39,8 @@ def variant(settings: Recipe, given: dict[str, Any], strategy: str) -> dict[str,
         attacks = [attack for attack in attacks if attack["id"] != "artq:worst-case"]
         for model in settings.models:
             quantizers = [] if model.quantize is None else model.quantize.quantizers
-            attacks.append({"id": _AUTOATTACK[any(row.random for row in quantizers)], "models": [model.name]})
+            version = "rand" if any(row.random for row in quantizers) else "standard"
+            attacks.append({"id": f"autoattack:{version}", "models": [model.name]})
     return given | {"attacks": attacks, "strategy": strategy, "diagnose": False}
 
 

@@ -204,7 +204,10 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further network after this time")
     parser.add_argument(
-        "--again", nargs="+", choices=list(EFFORTS), help="measure these efforts of finished networks anew"
+        "--again",
+        nargs="+",
+        choices=list(EFFORTS),
+        help="measure these efforts of the finished ones among --networks anew",
     )
     parser.add_argument("--report-only", action="store_true")
     arguments = parser.parse_args()

@@ -162,6 +162,8 @@ class NotANumber(torch.autograd.Function):
 
 
 class Undefined(nn.Module):
+    """The network with such a gradient."""
+
     def __init__(self, model):
         super().__init__()
         self.model = model

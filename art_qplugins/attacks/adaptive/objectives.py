@@ -220,8 +220,9 @@ def averaged(module: nn.Module, loss: Loss, *, draws: int, seed: int, compared: 
         if backward:
             with drawing(module, derive_seed(seed, f"eot/{step}"), points.device):
                 for _ in range(draws):
-                    _, value, slope = evaluate(module, points, score)
-                    mean, gradient = mean + value / draws, gradient + slope / draws
+                    _, one_loss, one_gradient = evaluate(module, points, score)
+                    mean += one_loss / draws
+                    gradient += one_gradient / draws
         if not compared:
             return Answer(mean, gradient, None)
         with drawing(module, derive_seed(seed, "bank"), points.device):

@@ -43,7 +43,7 @@ class Effort:
     :ivar targets: nearest classes, each with ``steps`` steps on the share ``near`` of the images that stand.
     :ivar rounds: at most. ``share`` is that of the first one; one that breaks no image multiplies it by ``shrink``.
     :ivar idle: rounds in a row without a broken image that end it.
-    :ivar diversify: steps of a round before those on the margin.
+    :ivar opening: steps of a round before those on the margin.
     :ivar queries: of the search in each round, per image in it.
     :ivar last: steps of the long climb in the end.
     """
@@ -57,7 +57,7 @@ class Effort:
     share: float
     shrink: float
     idle: int
-    diversify: int
+    opening: int
     queries: int
     last: int
 
@@ -73,7 +73,7 @@ EFFORTS: Mapping[str, Effort] = {
         share=0.3,
         shrink=0.5,
         idle=1,
-        diversify=3,
+        opening=3,
         queries=50,
         last=0,
     ),
@@ -87,7 +87,7 @@ EFFORTS: Mapping[str, Effort] = {
         share=1.0,
         shrink=0.65,
         idle=8,
-        diversify=2,
+        opening=2,
         queries=50,
         last=40,
     ),
@@ -101,7 +101,7 @@ EFFORTS: Mapping[str, Effort] = {
         share=1.0,
         shrink=0.85,
         idle=10,
-        diversify=5,
+        opening=5,
         queries=300,
         last=100,
     ),
@@ -150,7 +150,7 @@ def _rounds(run: AttackRun, moves: _Moves, order: Tensor, effort: Effort) -> Non
         moves.guide = moves.guides[fruitless % len(moves.guides)]
         standing = len(run.robust_rows())
         target = order[:, index // 2 % min(_CYCLE, order.shape[1])] if index % 2 else None
-        rows = moves.affordable(share, effort.diversify + effort.steps)
+        rows = moves.affordable(share, effort.opening + effort.steps)
         if not len(rows):
             return
         moves.restart(rows, target, index, effort)
@@ -212,16 +212,16 @@ class _Moves:
         run.maximize(self.guide.objective(run, loss), start, max_iter=steps, rows=rows, ascent=ascent)
 
     def restart(self, rows: Tensor, target: Tensor | None, index: int, effort: Effort) -> None:
-        """Steps on the margin, or towards ``target`` (N,), after a start of its own."""
+        """Steps on the margin, or towards ``target`` (N,). A few on something else come before them."""
         run, purpose = self.run, f"round {index}"
         start = run.random_starts(purpose)
         if index // 2 % 2 == 0:
             mix = random_mix(run, purpose, self.classes, target)
             with self.guide.view() as view:
-                start = diversify(run, start, rows, mix, steps=effort.diversify, view=view)
+                start = diversify(run, start, rows, mix, steps=effort.opening, view=view)
         elif not run.random:
             part = own_alone(run.y) if index // 4 % 2 == 0 else other_alone(run.y, target)
             objective = self.guide.objective(run, part)
-            start = run.maximize(objective, start, max_iter=effort.diversify, rows=rows, ascent=cosine_ascent)
+            start = run.maximize(objective, start, max_iter=effort.opening, rows=rows, ascent=cosine_ascent)
         loss = margin_loss(run.y) if target is None else targeted_loss(run.y, target)
         self.ascend(loss, start, 1.0, effort.steps, rows[~run.broken[rows]])
