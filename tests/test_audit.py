@@ -143,6 +143,7 @@ def test_until_asks_about_as_many_images_as_the_bound_needs(model):
     assert audit.interval[0] >= found.accuracy - 0.1 and told.steps[0][1] > 100
 
 
+@pytest.mark.slow
 def test_until_takes_more_effort_where_an_audit_breaks_too_many(model):
     """With one gradient an image no effort gets far, and the audits break what is left."""
     network, x, y = model

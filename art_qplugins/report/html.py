@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -89,7 +90,9 @@ def page(run: Run, figures: Figures) -> str:
     )
 
 
+@functools.cache
 def _environment() -> Environment:
+    """The templates. They are compiled once in a process."""
     environment = Environment(
         loader=PackageLoader(_PACKAGE),
         autoescape=True,

@@ -92,7 +92,11 @@ def test_logits_times_ten_thousand_mask_and_hide_nothing_from_the_diagnosis():
 
 
 @pytest.mark.parametrize(
-    ("make", "levels", "operation"), [(GradientKiller, None, "_KilledBackward"), (Rounding, 4, "RoundBackward0")]
+    ("make", "levels", "operation"),
+    [
+        pytest.param(GradientKiller, None, "_KilledBackward", marks=pytest.mark.slow),
+        (Rounding, 4, "RoundBackward0"),
+    ],
 )
 def test_a_blocked_gradient_is_found_out_and_repaired(make, levels, operation):
     model, eps = make(linear()), EPS if levels is None else 0.03
@@ -118,6 +122,7 @@ def test_the_images_that_prove_it_can_be_replayed():
     assert str(found).startswith("MASKED: ")
 
 
+@pytest.mark.slow
 def test_a_model_that_detaches_its_input_has_the_number_of_the_network_behind_it():
     x, y = images(linear())
     found = diagnose(classifier(Detached(linear())), x, y, THREAT)
@@ -146,6 +151,7 @@ def test_mu_law_masks_and_its_corrected_number_is_that_of_the_same_network_with_
     assert {"attack-gap", "logit-scale", "loss-underflow", "large-logits"} <= fired(found)
 
 
+@pytest.mark.slow
 def test_a_stochastic_network_that_is_attacked_through_its_average_is_not_accused(stochastic, handwritten):
     x, y = handwritten
     found = diagnose(classifier(stochastic, 10), x[:100], y[:100], Threat("Linf", 0.15))

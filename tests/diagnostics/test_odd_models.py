@@ -316,11 +316,11 @@ def fired(found):
 @pytest.mark.parametrize(
     ("make", "finding"),
     [
-        (Labels, "no-gradient"),
-        (Numpy, "no-gradient"),
+        pytest.param(Labels, "no-gradient", marks=pytest.mark.slow),
+        pytest.param(Numpy, "no-gradient", marks=pytest.mark.slow),
         (NoGrad, "no-gradient"),
-        (OfTheBatch, "batch-dependence"),
-        (Remembers, "batch-dependence"),
+        pytest.param(OfTheBatch, "batch-dependence", marks=pytest.mark.slow),
+        pytest.param(Remembers, "batch-dependence", marks=pytest.mark.slow),
     ],
 )
 def test_a_model_that_is_hard_to_attack_has_a_number_and_is_accused(make, finding, fp32, images):
@@ -421,6 +421,7 @@ def test_an_evaluation_without_a_claim_says_so_too(make, expected, fp32, images)
     assert [f.id for f in result.findings] == expected and result.robust[0].accuracy is not None
 
 
+@pytest.mark.slow
 def test_logits_without_bounds_are_no_silent_number(fp32, images):
     found = asked(Infinite(copy.deepcopy(fp32)), images)
     assert found.verdict in ("INVALID", "INCONCLUSIVE", "SUSPECT", "MASKED")
@@ -469,10 +470,15 @@ def behind(images, **quantized):
             lambda images: two_classes(images, 100.0),
             {"scale", "rescaled", "targeted", "closing", "binarization", "search"},
         ),
-        (lambda images: behind(images), {"surrogates", "full-precision", "bits", "joint", "closing"}),
-        (
+        pytest.param(
+            lambda images: behind(images),
+            {"surrogates", "full-precision", "bits", "joint", "closing"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             lambda images: StochasticEnsemble(behind(images, alpha=2.0), 2).eval(),
             {"averaging", "surrogates", "closing"},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["plain", "quantized", "random"],

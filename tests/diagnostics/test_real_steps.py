@@ -58,7 +58,11 @@ def test_on_a_linear_network_the_number_is_the_one_in_closed_form(tmp_path):
     assert len(watch.computed) == 2 + sum(len(s.cells) for s in result.steps)
 
 
-@pytest.mark.parametrize("make", [lambda: linear(100.0), random_network], ids=["large logits", "random"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: linear(100.0), pytest.param(random_network, marks=pytest.mark.slow)],
+    ids=["large logits", "random"],
+)
 def test_a_real_diagnosis_again_computes_nothing_and_says_the_same(make, tmp_path):
     model = make()
     _, first, watch, _ = diagnosed(model, tmp_path, n=8)

@@ -158,7 +158,15 @@ def test_a_row_is_built_and_answers_as_its_twin(name, one_run, site):
         assert (built.estimator.predict(x.numpy()).argmax(1) == answers.argmax(1).numpy()).all()
 
 
-@pytest.mark.parametrize("name", ["4bit", "x1e4", "rounded", "sign", "detached", "three-steps"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "4bit",
+        "rounded",
+        "three-steps",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("x1e4", "sign", "detached")),
+    ],
+)
 def test_the_diagnosis_of_a_row_is_the_truth(name, one_run, site):
     row = one_run.row_named(name)
     record = one_run.measure(one_run.Job(name, site))

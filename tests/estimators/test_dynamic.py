@@ -143,7 +143,9 @@ def test_a_loop_of_constants_keeps_the_gradient_of_its_network():
 @pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")  # foolbox
 def test_every_library_attacks_through_the_loop(module, attack):
     y = module(X).argmax(1)
-    options = {"n_queries": 300} if attack == "autoattack:square" else {}
+    options = {"autoattack:square": {"n_queries": 300}, "art:hop-skip-jump": {"max_iter": 5, "max_eval": 500}}.get(
+        attack, {}
+    )
     made = craft(classifier(module), attack, X, y, threat=Threat("Linf", EPS), options=options, seed=0)
     assert not made.x_adv.requires_grad and made.visited
     assert float((module(made.x_adv).argmax(1) == y).float().mean()) < 0.8

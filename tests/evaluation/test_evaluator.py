@@ -158,7 +158,10 @@ def test_an_interruption_is_no_failed_cell(monkeypatch):
 # --- Draws
 
 
-@pytest.mark.parametrize("attack", ["art:pgd", "autoattack:rand", "autoattack:square", "artq:clean"])
+@pytest.mark.parametrize(
+    "attack",
+    ["art:pgd", pytest.param("autoattack:rand", marks=pytest.mark.slow), "autoattack:square", "artq:clean"],
+)
 def test_a_stochastic_model_is_scored_on_draws_that_no_attack_saw(attack, monkeypatch):
     model = ensemble()
     here = evaluator(a=model)

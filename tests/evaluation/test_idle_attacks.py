@@ -74,7 +74,11 @@ class Lost(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "attack", ["artq:apgd-margin", "torchattacks:bim", "art:bim", "art:pgd-numpy", "autoattack:apgd-ce", "art:cw-linf"]
+    "attack",
+    [
+        *("artq:apgd-margin", "torchattacks:bim", "art:bim", "art:pgd-numpy", "autoattack:apgd-ce"),
+        pytest.param("art:cw-linf", marks=pytest.mark.slow),
+    ],
 )
 def test_an_attack_along_a_gradient_of_nan_says_so(images, attack):
     cell, found = findings(Lost(), images, attack)

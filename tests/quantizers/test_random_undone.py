@@ -40,6 +40,7 @@ def test_attacks_that_undo_a_quantization_go_as_far_as_the_mean_over_draws(attac
     assert share_right(model, undone, y) <= share_right(model, averaged, y) + 0.05 < share_right(model, x, y) - 0.2
 
 
+@pytest.mark.slow
 def test_a_diagnosis_of_a_random_network_undoes_its_quantizers(ensemble, digits):
     x, y = digits[1].x()[:12], digits[1].y()[:12]
     found = diagnose(ensemble, x, y, THREAT, level=2)

@@ -93,6 +93,7 @@ def test_a_claimed_number_is_what_is_tested(here):
     assert (claim.accuracy, claim.status) == (0.9, "OVERSTATED")
 
 
+@pytest.mark.slow
 def test_the_claims_of_a_recipe_alone(here):
     recipe = """
         name = "small"

@@ -277,7 +277,11 @@ def start(folder, devices, accumulate=1, launcher=()):
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 
 
-@pytest.mark.parametrize(("launcher", "accumulate"), [((), 1), (TORCHRUN, 2)], ids=["alone", "torchrun, in parts"])
+@pytest.mark.parametrize(
+    ("launcher", "accumulate"),
+    [pytest.param((), 1, marks=pytest.mark.slow), (TORCHRUN, 2)],
+    ids=["alone", "torchrun, in parts"],
+)
 def test_two_processes_end_with_the_weights_of_one(launcher, accumulate, tmp_path):
     (one,) = start(tmp_path / "one", 1)
     two = start(tmp_path / "two", 2, accumulate, launcher)
@@ -287,6 +291,7 @@ def test_two_processes_end_with_the_weights_of_one(launcher, accumulate, tmp_pat
         assert torch.equal(two[0][name], two[1][name])
 
 
+@pytest.mark.slow
 def test_random_layers_of_two_processes_draw_apart(tmp_path):
     code = TOGETHER.replace("activation_bits=4", "activation_bits=2, alpha=2.0").replace(
         "train(model",
