@@ -99,7 +99,8 @@ class Feed:
                 raise InputError(f"{what}: {count} images for {world} processes; give at least one for each")
         if len(labels) != len(images):
             raise InputError(f"data: {len(labels)} labels for {len(images)} images; give one per image")
-        if str(images.dtype).removeprefix("torch.") not in ("uint8", "float32"):
+        dtype = str(images.dtype).removeprefix("torch.")
+        if dtype not in ("uint8", "float32"):
             raise InputError(f"data: images are {images.dtype}; give uint8, or float32 in [0, 1]")
         self._batch_size, self._seed, self._augment = batch_size, seed, tuple(augment)
         self._device, self._rank, self._world = device, rank, world
@@ -109,6 +110,7 @@ class Feed:
         )
         # A GPU multiplies by the reciprocal of a number from Python, and divides by a tensor.
         self._scale = torch.full((), float(scale), device=device)
+        self._unscaled = scale == 1 and dtype == "float32"
 
     @property
     def count(self) -> int:
@@ -131,8 +133,10 @@ class Feed:
         )
         table = random_numbers(self._augment, len(order), seed=self._seed, epoch=epoch).to(self._device)
         for x, rows, count in zip(self._read(here, there), there, counts, strict=True):
-            x = augmented(x.to(self._device, non_blocking=True), table[rows], self._augment)
-            yield Batch(x.to(torch.float32) / self._scale, self._labels[rows], count)
+            x = x.to(self._device, non_blocking=True)
+            if self._augment:
+                x = augmented(x, table[rows], self._augment)
+            yield Batch(x if self._unscaled else x.to(torch.float32) / self._scale, self._labels[rows], count)
 
     def _parts(self, order: Tensor) -> list[Tensor]:
         """The rows of each batch of all processes together."""
@@ -159,7 +163,9 @@ def _reader(images: Any, device: torch.device, workers: int | None) -> _Read:
 
 
 def _from_memory(images: Any) -> _Read:
-    return lambda here, there: (torch.from_numpy(images[rows.numpy()]) for rows in here)
+    # Of an array in memory, take is the fastest.
+    take = images.take if isinstance(images, np.ndarray) else lambda rows, axis: images[rows]
+    return lambda here, there: (torch.from_numpy(take(rows.numpy(), axis=0)) for rows in here)
 
 
 def _from_device(images: Tensor) -> _Read:

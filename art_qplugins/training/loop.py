@@ -83,8 +83,11 @@ class Loop:
         self._total = torch.zeros((), device=self.fabric.device)  # of the losses of this epoch's images
         self._seen = 0
         epoch, step = self._resume()
-        wrapped = self.fabric.setup(self.forward, self.optimizer, move_to_device=True)
-        self._forward, self._stepper = wrapped
+        # Fabric's wrappers average over processes and scale gradients. One process in float32 needs neither.
+        self._forward: Any = self.forward
+        self._stepper: Any = self.optimizer
+        if self.fabric.world_size > 1 or self.fabric.strategy.precision.precision != "32-true":
+            self._forward, self._stepper = self.fabric.setup(self.forward, self.optimizer, move_to_device=True)
         self._began = self._saved = self._told = time.monotonic()
         self._done = 0  # images of this process' run
         with contextlib.ExitStack() as stack:
@@ -149,7 +152,8 @@ class Loop:
         for index, part in enumerate(parts):
             more = index + 1 < len(parts)
             share = len(part[0]) * self.fabric.world_size / batch.count  # gradients are averaged over processes
-            with self.fabric.no_backward_sync(self._forward, enabled=more and self.fabric.world_size > 1):
+            apart = more and self.fabric.world_size > 1
+            with self.fabric.no_backward_sync(self._forward) if apart else contextlib.nullcontext():
                 with self.fabric.autocast():
                     loss = loss_of(self.model, nn.functional.cross_entropy, self.defences, part, forward=self._forward)
                 self.fabric.backward(loss if share == 1 else loss * share)

@@ -87,7 +87,7 @@ def bare_loop(network: nn.Module, data: Images, batch_size: int) -> float:
 
 def engine() -> Iterator[Row]:
     for what, make, data, batch_size, rounds, target in (
-        ("a plain step, ResNet-18, batch 32", lambda: ResNet18((3, 32, 32), 10), images(96, 3, 32, 32), 32, 7, 1.05),
+        ("a plain step, ResNet-18, batch 32", lambda: ResNet18((3, 32, 32), 10), images(96, 3, 32, 32), 32, 15, 1.05),
         ("a plain step, digits convnet, batch 64", lambda: ConvNet((1, 8, 8), 10), images(3200, 1, 8, 8), 64, 30, 1.15),
     ):
         ours, bare = [], []
