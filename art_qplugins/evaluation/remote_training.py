@@ -24,8 +24,9 @@ from art_qplugins.estimators.devices import resolve_device
 from art_qplugins.evaluation.cluster import Cluster, LostWorker, check_packages, here
 from art_qplugins.files import printable
 from art_qplugins.recipes.build import build_model, is_stored, stored_at
+from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.packages import packages_of
-from art_qplugins.recipes.schema import ModelSettings, Recipe
+from art_qplugins.recipes.schema import Recipe
 
 __all__ = ["TrainingJob", "train_side_by_side"]
 

@@ -11,16 +11,9 @@ from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers.registry import switched_on
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, idle, kind
+from art_qplugins.recipes.model import Choice, ClaimSettings, ModelSettings, Training
 from art_qplugins.recipes.references import check_references
-from art_qplugins.recipes.schema import (
-    AttackSettings,
-    Choice,
-    ClaimSettings,
-    ModelSettings,
-    Recipe,
-    Training,
-    TransferSettings,
-)
+from art_qplugins.recipes.schema import AttackSettings, Recipe, TransferSettings
 from art_qplugins.training.augment import AUGMENTATIONS
 from art_qplugins.training.named import Named, resolved
 from art_qplugins.training.optimizers import OPTIMIZERS, check_schedule

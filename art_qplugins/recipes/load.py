@@ -20,9 +20,10 @@ from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
 from art_qplugins.files import as_path, printable, read_text
 from art_qplugins.recipes.checks import check_recipe
 from art_qplugins.recipes.merge import choose, merged
-from art_qplugins.recipes.schema import Recipe, Settings
+from art_qplugins.recipes.schema import Recipe
 from art_qplugins.recipes.suites import expand_suites
 from art_qplugins.recipes.sweep import axes, expand_sweep, put
+from art_qplugins.recipes.values import Settings
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,7 +9,8 @@ from art_qplugins.data import entry_of
 from art_qplugins.defences import DEFENCES
 from art_qplugins.models import MODELS
 from art_qplugins.plugins import Plugin
-from art_qplugins.recipes.schema import ModelSettings, Recipe
+from art_qplugins.recipes.model import ModelSettings
+from art_qplugins.recipes.schema import Recipe
 from art_qplugins.registry import Entry
 
 __all__ = ["packages_of", "packages_of_model"]

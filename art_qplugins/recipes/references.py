@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from art_qplugins.domains import eps_number
 from art_qplugins.errors import InputError, did_you_mean, shown
-from art_qplugins.recipes.schema import AttackSettings, ModelSettings, Recipe, reference_at
+from art_qplugins.recipes.model import ModelSettings
+from art_qplugins.recipes.schema import AttackSettings, Recipe
+from art_qplugins.recipes.values import reference_at
 from art_qplugins.threat import Threat
 
 __all__ = ["check_references"]

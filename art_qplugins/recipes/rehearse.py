@@ -18,9 +18,11 @@ from art_qplugins.foreign import foreign
 from art_qplugins.models import MODELS
 from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import bake
-from art_qplugins.recipes.build import loaded, seed_of, training_defences, training_warnings, untrained
 from art_qplugins.recipes.checks import doubts
-from art_qplugins.recipes.schema import AttackSettings, ModelSettings, Recipe
+from art_qplugins.recipes.describe import training_warnings
+from art_qplugins.recipes.model import ModelSettings
+from art_qplugins.recipes.networks import loaded, seed_of, training_defences, untrained
+from art_qplugins.recipes.schema import AttackSettings, Recipe
 from art_qplugins.threat import diameter
 
 __all__ = ["rehearse"]

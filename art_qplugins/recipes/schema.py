@@ -1,125 +1,43 @@
 """Recipes: the one set of settings that TOML, the command line and Python build. Frozen, and checked as a whole.
 
-This module defines the keys of a recipe. :mod:`~art_qplugins.recipes.checks` checks that its parts fit together.
-:mod:`~art_qplugins.recipes.load` makes a recipe from tables.
+This module defines the keys of a recipe, and :mod:`~art_qplugins.recipes.model` those of its models.
+:mod:`~art_qplugins.recipes.checks` checks that its parts fit together. :mod:`~art_qplugins.recipes.load` makes a recipe from
+tables.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    WrapValidator,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, WrapValidator, model_validator
 
-from art_qplugins.attacks.catalogue import ATTACKS, current_id
+from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.data.dataset import SHARE
-from art_qplugins.domains import (
-    ABSTAIN,
-    BITS,
-    COUNT,
-    FLAG,
-    FRACTION,
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    TEXT,
-    Domain,
-    ListOf,
-    Number,
-    OneOf,
-    Text,
-    check,
-    eps_number,
+from art_qplugins.domains import Number, Text
+from art_qplugins.errors import InputError
+from art_qplugins.recipes.model import ClaimSettings, ModelSettings
+from art_qplugins.recipes.values import (
+    AttackId,
+    Count,
+    Flag,
+    Name,
+    Norm,
+    NotNegative,
+    Precision,
+    Reference,
+    Seed,
+    Settings,
+    SomeAttacks,
+    SomeEps,
+    SomeNames,
+    Word,
+    different,
+    within,
 )
-from art_qplugins.errors import InputError, shown
-from art_qplugins.quantizers import Quantizer
-from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, LAYERS, switched_on
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS
 from art_qplugins.threat import ANYWHERE, Threat
-from art_qplugins.training.decay import WEIGHT_DECAY
-from art_qplugins.training.precisions import PRECISIONS
-from art_qplugins.training.presets import with_preset
 
-__all__ = [
-    "AttackSettings",
-    "Budget",
-    "ClaimSettings",
-    "GivenModel",
-    "ModelSettings",
-    "Quantization",
-    "Recipe",
-    "Settings",
-    "reference_at",
-]
-
-
-def _within(domain: Domain) -> BeforeValidator:
-    """Only values of the domain. Text is no number here, and neither are true and false."""
-    return BeforeValidator(lambda value: check("", value, domain))
-
-
-def _reference(value: Any) -> Any:
-    """A share, or a table of shares by eps."""
-    if not isinstance(value, Mapping):
-        return check("", value, FRACTION)
-    if not value:
-        raise ValueError("it is empty; give at least one, or leave it out")
-    for eps, share in value.items():
-        check(shown(eps), eps_number(eps), POSITIVE)
-        check(shown(eps), share, FRACTION)
-    return dict(value)
-
-
-T = TypeVar("T")
-
-
-def _different(values: list[T]) -> list[T]:
-    """Refuse an empty list, which would switch off what it is for, and a value that is there twice."""
-    if not values:
-        raise ValueError("it is empty; give at least one, or leave it out")
-    seen: set[T] = set()
-    for value in values:
-        if value in seen:
-            raise ValueError(f"{shown(value)} is there twice; remove one")
-        seen.add(value)
-    return values
-
-
-Count = Annotated[int, _within(COUNT)]
-Positive = Annotated[float, _within(POSITIVE)]
-NotNegative = Annotated[float, _within(NOT_NEGATIVE)]
-Accuracy = Annotated[float, _within(FRACTION)]
-Seed = Annotated[int, _within(SEED)]
-Bits = Annotated[int, _within(BITS)]
-Flag = Annotated[bool, _within(FLAG)]
-Word = Annotated[str, _within(TEXT)]
-Norm = Literal["Linf", "L2", "L1", "L0"]
-Draws = Annotated[int, _within(Number(1, 10_000, whole=True))]
-Layers = Annotated[int | list[str], _within(LAYERS)]
-# Names end up in file names and in ids.
-Name = Annotated[str, _within(Text(80))]
-AttackId = Annotated[Word, AfterValidator(current_id)]
-Eps = Annotated[float, _within(POSITIVE), BeforeValidator(eps_number)]
-Precision = Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], _within(OneOf(PRECISIONS))]
-# A number that a paper gives for an accuracy here, or a table of such numbers by eps.
-Reference = Annotated[float | dict[str, float], BeforeValidator(_reference)]
-SomeEps = Annotated[list[Eps], Field(max_length=1000), AfterValidator(_different)]
-SomeNames = Annotated[list[Name], AfterValidator(_different)]
-SomeAttacks = Annotated[list[AttackId], AfterValidator(_different)]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+__all__ = ["AttackSettings", "Budget", "Data", "Diagnosis", "Recipe", "ThreatSettings", "TransferSettings"]
 
 
 class Data(Settings):
@@ -137,7 +55,7 @@ class Data(Settings):
     seed: Seed = 0
     given: Flag = False
     train_limit: Count | None = None
-    validation: Annotated[float | int, _within(SHARE)] | None = None
+    validation: Annotated[float | int, within(SHARE)] | None = None
     resize: Count | None = None
     crop: Count | None = None
 
@@ -154,183 +72,13 @@ class ThreatSettings(Settings):
     eps: SomeEps
 
 
-def reference_at(reference: float | Mapping[str, float] | None, eps: float) -> float | None:
-    """The number of a paper at an eps."""
-    if not isinstance(reference, Mapping):
-        return reference
-    return next((share for key, share in reference.items() if math.isclose(eps_number(key), eps, rel_tol=1e-9)), None)
-
-
 def _one_or_several(value: Any, handler: Any) -> Any:
     """A table, or a list of tables. The place of an error is named without the branch of a union."""
     if not isinstance(value, (list, tuple)):
         return ThreatSettings.model_validate(value)
     several = TypeAdapter(list[ThreatSettings]).validate_python(value)
-    _different([threat.norm for threat in several])
+    different([threat.norm for threat in several])
     return several
-
-
-class ClaimSettings(Settings):
-    """The number under test: the accuracy under this attack at this eps. The diagnosis tries to refute it.
-
-    :param norm: needed only if the attack runs at this eps in several norms.
-    :param accuracy: the claimed accuracy in [0, 1], if it differs from the accuracy under the attack here.
-    :param reference: the number of a paper for the accuracy under the attack. It is shown beside it, and tested by nobody.
-    """
-
-    attack: AttackId
-    norm: Norm | None = None
-    eps: Eps
-    accuracy: Accuracy | None = None
-    reference: Accuracy | None = None
-
-
-class Quantization(Settings):
-    """The arguments of :func:`art_qplugins.quantize`. ``options`` are those of the quantizer that ``activation`` names."""
-
-    activation: Word | None = None
-    activation_function: Annotated[str, _within(OneOf(ACTIVATION_FUNCTIONS))] | None = None
-    options: dict[str, Any] = {}
-    activation_bits: Bits | None = None
-    activation_layers: Layers | None = None
-    weight_bits: Bits | None = None
-    clip: Positive = 6.0
-    mu: Positive | None = None
-    alpha: Annotated[float, _within(Number(1))] | None = None
-    mu_layers: Layers = 1
-    mu_normalize: Flag = False
-    symmetric: Flag = True
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    narrow_range: Flag = True
-
-    @property
-    def quantizers(self) -> list[Quantizer]:
-        """The quantizers that it switches on, see :func:`~art_qplugins.quantizers.registry.switched_on`."""
-        return switched_on(self.model_dump())
-
-    @property
-    def random(self) -> bool:
-        return any(row.random for row in self.quantizers)
-
-
-class Normalization(Settings):
-    """The arguments of :class:`~art_qplugins.models.normalize.Normalize`, the first layer of a network: a number per channel."""
-
-    mean: Annotated[list[float], _within(ListOf(FRACTION, least=1, different=False))]
-    std: Annotated[list[float], _within(ListOf(POSITIVE, least=1, different=False))]
-
-
-class Choice(Settings):
-    """A registered name with options. Text is the name alone."""
-
-    name: Word
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class Training(Settings):
-    """The arguments of :func:`art_qplugins.train`.
-
-    :param preset: the protocol of a paper, see :data:`PRESETS`. It gives what the table leaves out.
-    """
-
-    preset: Word | None = None
-    epochs: Annotated[int, _within(Number(0, COUNT.high, whole=True))] = 20
-    batch_size: Count = 64
-    optimizer: Choice = Choice(name="SGD")
-    learning_rate: Positive = 0.05
-    weight_decay: NotNegative = WEIGHT_DECAY
-    decay_norm_and_bias: Flag = True
-    schedule: Choice = Choice(name="cosine")
-    warmup: NotNegative = 0
-    augment: list[Choice] = []
-    accumulate: Count = 1
-    clip_norm: Positive | None = None
-    ema: Annotated[float, _within(Number(0, 1, above=True, below=True))] | None = None
-    precision: Precision = "32-true"
-    channels_last: Flag = False
-    compile: Flag = False
-    keep: Literal["last", "best"] = "last"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_preset(cls, value: Any) -> Any:
-        return with_preset(value) if isinstance(value, Mapping) else value
-
-    def arguments(self) -> dict[str, Any]:
-        """As :func:`art_qplugins.train` takes them."""
-        named = {"optimizer": _pair(self.optimizer), "schedule": _pair(self.schedule)}
-        return {
-            **self.model_dump(exclude={"preset", "augment", *named}),
-            **named,
-            "augment": [_pair(one) for one in self.augment],
-        }
-
-
-def _pair(choice: Choice) -> tuple[str, dict[str, Any]]:
-    return choice.name, choice.options
-
-
-class GivenModel(Settings):
-    """The facts that a recipe needs about an ART estimator from Python."""
-
-    estimator: Word  # its class
-    stochastic: Flag
-    quantized: Flag  # it has activation quantizers
-
-
-class ModelSettings(Settings):
-    """One model: trained here, made by a function of the user (``factory``), or given from Python.
-
-    ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training).
-    """
-
-    name: Name
-    role: Literal["subject", "substitute"] = "subject"  # a substitute is only a source of transfer attacks
-    architecture: Choice = Choice(name="convnet")
-    normalize: Normalization | None = None  # of pixels in [0, 1], inside the network
-    base: Name | None = None
-    quantize: Quantization | None = None
-    defences: list[Choice] = []
-    train: Training = Training()
-    # Of the ensemble, where activations are stochastic. See art_qplugins.models.ensemble.StochasticEnsemble.
-    draws: Draws = 8  # its members
-    rule: Literal["mean-probability", "mean-logits", "majority-vote"] = "mean-probability"
-    eot_draws: Draws | None = None
-    eot_chunk: Count | None = None
-    frozen: Flag = False
-    checkpoint: Word | None = None  # weights to load instead of training
-    unverified_checkpoint: bool = False  # take weights without a description of their model
-    factory: Word | None = None  # "package.module:function" that returns the network
-    given: GivenModel | None = None
-    # The output with which it rejects an image, from 0, beside those of the classes.
-    abstain: Annotated[int | None, _within(ABSTAIN)] = None
-    claim: ClaimSettings | None = None  # in place of the recipe's
-    # Numbers of a paper by "clean", the id of an attack, or "ID from SOURCE".
-    reference: dict[Word, Reference] = {}
-    seed: Seed | None = None  # of the training and of a random model's first draws; None takes the recipe's
-    replicate_of: Name | None = None  # models with the same name here differ only in their seeds
-
-    @property
-    def trained(self) -> bool:
-        """Whether its network is built here."""
-        return self.factory is None and self.given is None
-
-    @property
-    def stochastic(self) -> bool | None:
-        """Whether it is random; ``None`` where only its network can tell."""
-        if self.given is not None:
-            return self.given.stochastic
-        return None if self.factory else not self.frozen and self.quantize is not None and self.quantize.random
-
-    @property
-    def ensemble(self) -> dict[str, Any]:
-        """The arguments of its ensemble that are not their defaults, without ``draws``."""
-        return self.model_dump(include=set(ENSEMBLE_KEYS) - {"draws"}, exclude_defaults=True)
 
 
 class _Attacking(Settings):
@@ -405,7 +153,7 @@ class Diagnosis(Settings):
         random model counts.
     """
 
-    level: Annotated[int, _within(Number(0, 3, whole=True))] | None = None
+    level: Annotated[int, within(Number(0, 3, whole=True))] | None = None
     budget: NotNegative | None = None
     queries: NotNegative | None = None
 
@@ -423,17 +171,17 @@ class Recipe(Settings):
     """
 
     name: Name
-    title: Annotated[str, _within(Text(least=0))] = ""
+    title: Annotated[str, within(Text(least=0))] = ""
     seed: Seed = 0
     batch_size: Count = 250  # images in one batch of an attack
     shard: Count | None = None  # images per shard; None for batch_size
-    threads: Annotated[int, _within(Number(1, 1024, whole=True))] | None = (
+    threads: Annotated[int, within(Number(1, 1024, whole=True))] | None = (
         None  # threads of torch on the CPU; None for torch's default
     )
     accelerator: Literal["auto", "cpu", "gpu"] = (
         "auto"  # where models are trained and attacked; auto: a GPU if there is one
     )
-    devices: Annotated[int, _within(Number(1, 4096, whole=True))] = 1  # processes that train a model together
+    devices: Annotated[int, within(Number(1, 4096, whole=True))] = 1  # processes that train a model together
     precision: Precision | None = None  # of the training of models that name none
     data: Data
     threat: Annotated[ThreatSettings | list[ThreatSettings], WrapValidator(_one_or_several)]
@@ -444,7 +192,7 @@ class Recipe(Settings):
     order: SomeAttacks | None = None
     budget: Budget = Budget()
     audit: Count | None = None
-    grid: Annotated[int, _within(Number(2, 65536, whole=True))] | None = None
+    grid: Annotated[int, within(Number(2, 65536, whole=True))] | None = None
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     attacks: Annotated[list[AttackSettings], Field(min_length=1)]

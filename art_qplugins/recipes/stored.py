@@ -18,7 +18,7 @@ from art_qplugins.quantizers import QUANTIZERS
 from art_qplugins.quantizers.convert import record_maps
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps
-from art_qplugins.recipes.schema import ModelSettings
+from art_qplugins.recipes.model import ModelSettings
 
 __all__ = ["check_checkpoint", "check_stored", "remember_maps", "weight_maps_of"]
 

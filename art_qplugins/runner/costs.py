@@ -17,8 +17,10 @@ from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import Cost, expected_cost
 from art_qplugins.gradients.counting import passes
 from art_qplugins.quantizers import is_stochastic
-from art_qplugins.recipes.build import blank, estimator_for, seed_of, training_defences
-from art_qplugins.recipes.schema import Budget, ModelSettings, Recipe
+from art_qplugins.recipes.build import estimator_for
+from art_qplugins.recipes.model import ModelSettings
+from art_qplugins.recipes.networks import blank, seed_of, training_defences
+from art_qplugins.recipes.schema import Budget, Recipe
 from art_qplugins.runner.audit import AUDITOR
 from art_qplugins.runner.pace import Pace, pace_of_attacks, pace_of_training
 from art_qplugins.runner.plan import ModelUnderTest

@@ -9,8 +9,10 @@ from typing import Any
 from art_qplugins import diagnostics
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.evaluation.cell import CellSpec, images_key
-from art_qplugins.recipes.build import describe
-from art_qplugins.recipes.schema import AttackSettings, ClaimSettings, ModelSettings, Recipe, reference_at
+from art_qplugins.recipes.describe import describe
+from art_qplugins.recipes.model import ClaimSettings, ModelSettings
+from art_qplugins.recipes.schema import AttackSettings, Recipe
+from art_qplugins.recipes.values import reference_at
 from art_qplugins.threat import Threat
 
 __all__ = ["ModelUnderTest", "distinct", "plan"]

@@ -18,7 +18,8 @@ from art_qplugins.defences.squeezing import FeatureSqueezing
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.filtered import SqueezedNetwork
 from art_qplugins.models.wide_resnet import WideResNet
-from art_qplugins.recipes.build import build_models, describe, training_warnings
+from art_qplugins.recipes.build import build_models
+from art_qplugins.recipes.describe import describe, training_warnings
 from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.training.batches import loss_of
 

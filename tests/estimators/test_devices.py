@@ -19,7 +19,7 @@ from art_qplugins.estimators.devices import resolve_device
 from art_qplugins.evaluation.binarization import _estimator
 from art_qplugins.recipes.build import estimator_for
 from art_qplugins.recipes.factory import make_estimator
-from art_qplugins.recipes.schema import ModelSettings
+from art_qplugins.recipes.model import ModelSettings
 
 CONTRACT = (nn.CrossEntropyLoss(), (1, 8, 8), 10)
 SECOND = torch.device("cuda", 1)

@@ -15,7 +15,7 @@ from art_qplugins.quantizers.entmax import entmax
 from art_qplugins.quantizers.functional import mu_law, mu_law_inverse, quant_hardtanh, quant_relu
 from art_qplugins.quantizers.precision import in_float32
 from art_qplugins.quantizers.surrogates import SURROGATES
-from art_qplugins.recipes.schema import Quantization
+from art_qplugins.recipes.model import Quantization
 
 NARROW = [torch.bfloat16, torch.float16]
 DTYPES = [torch.float32, *NARROW]

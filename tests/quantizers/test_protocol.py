@@ -12,7 +12,7 @@ from art_qplugins import QuantHardtanh, QuantReLU, StochasticQuantizer, UniformW
 from art_qplugins.quantizers import QUANTIZERS, activation_quantizers
 from art_qplugins.quantizers.protocol import ActivationQuantizer, as_quantizer
 from art_qplugins.quantizers.surrogates import Surrogate, surrogate_layers
-from art_qplugins.recipes.schema import Quantization
+from art_qplugins.recipes.model import Quantization
 
 
 def of_row(row, bits):

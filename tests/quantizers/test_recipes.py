@@ -12,10 +12,11 @@ from art_qplugins import InputError, StochasticQuantizer, quantization_report
 from art_qplugins.data import load
 from art_qplugins.models.rules import RULES
 from art_qplugins.quantizers import is_stochastic
-from art_qplugins.recipes.build import build_models, describe, estimator_for
+from art_qplugins.recipes.build import build_models, estimator_for
 from art_qplugins.recipes.checks import doubts
+from art_qplugins.recipes.describe import describe
 from art_qplugins.recipes.load import parse_recipe
-from art_qplugins.recipes.schema import ModelSettings
+from art_qplugins.recipes.model import ModelSettings
 
 
 def small(name, epochs=0, **more):

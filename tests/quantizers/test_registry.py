@@ -13,9 +13,10 @@ from art_qplugins.models.convnet import ConvNet
 from art_qplugins.quantizers import QUANTIZERS, Quantizer, activation_quantizers
 from art_qplugins.quantizers.protocol import ActivationQuantizer
 from art_qplugins.quantizers.registry import switched_on, weight_keys
-from art_qplugins.recipes.build import build_models, describe, estimator_for
+from art_qplugins.recipes.build import build_models, estimator_for
+from art_qplugins.recipes.describe import describe
 from art_qplugins.recipes.load import parse_recipe
-from art_qplugins.recipes.schema import Quantization
+from art_qplugins.recipes.model import Quantization
 
 # A table that switches each row on, and says so in words.
 TABLES = {

@@ -11,7 +11,8 @@ from art_qplugins.checkpoint import save_checkpoint
 from art_qplugins.data import from_arrays, load
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers import quantization_report
-from art_qplugins.recipes.build import build_models, training_warnings
+from art_qplugins.recipes.build import build_models
+from art_qplugins.recipes.describe import training_warnings
 from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.recipes.stored import check_checkpoint, check_stored, remember_maps
 

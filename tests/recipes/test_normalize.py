@@ -9,7 +9,8 @@ from art_qplugins.data import load
 from art_qplugins.errors import InputError
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.models.normalize import Normalize
-from art_qplugins.recipes.build import build_estimators, build_models, describe
+from art_qplugins.recipes.build import build_estimators, build_models
+from art_qplugins.recipes.describe import describe
 from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.runner.runner import Runner
 

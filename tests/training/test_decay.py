@@ -13,9 +13,10 @@ import art_qplugins
 from art_qplugins import quantize, train
 from art_qplugins.defences.lipschitz import Orthogonality, stationary_singular_value
 from art_qplugins.models.wide_resnet import WideResNet
-from art_qplugins.recipes.build import build_models, training_warnings
+from art_qplugins.recipes.build import build_models
+from art_qplugins.recipes.describe import training_warnings
 from art_qplugins.recipes.load import parse_recipe
-from art_qplugins.recipes.schema import Training
+from art_qplugins.recipes.model import Training
 from art_qplugins.training.decay import WEIGHT_DECAY, parameter_groups
 
 IMAGES = torch.rand(20, 1, 8, 8), torch.arange(20) % 10

@@ -16,7 +16,7 @@ from torch.nn import functional
 from art_qplugins import InputError, quantize, train
 from art_qplugins.defences.base import Defence
 from art_qplugins.models.convnet import ConvNet
-from art_qplugins.recipes.schema import Training
+from art_qplugins.recipes.model import Training
 from art_qplugins.training import loop
 from art_qplugins.training.engine import _ARGUMENTS
 

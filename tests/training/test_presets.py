@@ -9,7 +9,7 @@ from art_qplugins import InputError, quantize, train
 from art_qplugins.defences.base import Defence
 from art_qplugins.models import MODELS
 from art_qplugins.recipes.load import parse_recipe
-from art_qplugins.recipes.schema import Training
+from art_qplugins.recipes.model import Training
 from art_qplugins.training.presets import PRESETS
 
 #: By preset: the shape of its images, and a small network of the paper's kind.

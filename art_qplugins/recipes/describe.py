@@ -1,0 +1,61 @@
+"""What a run says of a model before it is trained: a line, and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from art_qplugins.defences import DEFENCES
+from art_qplugins.errors import shown
+from art_qplugins.files import printable
+from art_qplugins.quantizers import Quantizer
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS
+from art_qplugins.recipes.model import ModelSettings
+from art_qplugins.recipes.networks import training_defences
+
+__all__ = ["describe", "training_warnings"]
+
+
+def describe(settings: ModelSettings) -> str:
+    """A one-line description of a model."""
+    if settings.given is not None:
+        return settings.given.estimator
+    if settings.factory is not None:
+        return settings.factory
+    parts = [settings.architecture.name]
+    if settings.normalize is not None:
+        parts.append(f"normalized by mean {shown(settings.normalize.mean)} and std {shown(settings.normalize.std)}")
+    if settings.quantize is not None:
+        table = settings.model_dump(include=set(ENSEMBLE_KEYS)) | settings.quantize.model_dump()
+        rows = sorted(settings.quantize.quantizers, key=lambda row: row.place)
+        if settings.quantize.activation_function is not None:
+            parts.append(f"{settings.quantize.activation_function} activations")
+        parts += [row.line(table) + _only(row, table) for row in rows]
+        if rows and rows[-1].place == "weight" and settings.train.epochs > 0 and settings.checkpoint is None:
+            parts.append("trained through these maps")
+    for defence in settings.defences:
+        given = DEFENCES[defence.name].resolve(defence.options).items()
+        options = ", ".join(f"{k} = {v if isinstance(v, str) else f'{v:g}'}" for k, v in given if v is not None)
+        parts.append(f"{defence.name} ({options})" if options else defence.name)
+    if settings.base is not None:
+        how = "quantized after training" if settings.train.epochs == 0 else "trained on"
+        parts.append(f"{how} from {settings.base}")
+    return "; ".join(parts)
+
+
+def _only(row: Quantizer, table: Mapping[str, Any]) -> str:
+    """Which activations ``row`` quantizes, where it is not all of them."""
+    layers = table["activation_layers"] if row.place == "activation" else None
+    if isinstance(layers, list):
+        return f", only {', '.join(layers)}"
+    return "" if layers is None else ", only the last" + f" {layers}" * (layers > 1)
+
+
+def training_warnings(settings: ModelSettings) -> list[str]:
+    """What is wrong with how a model is trained or where its weights are from, though it can be, a line each."""
+    if settings.unverified_checkpoint:
+        return [f"nothing says that {printable(settings.checkpoint or '')} are weights of this model"]
+    if not settings.trained or settings.checkpoint is not None or settings.train.epochs == 0:
+        return []
+    found = (defence.warning(settings.train.weight_decay) for defence in training_defences(settings))
+    return [warning for warning in found if warning is not None]

@@ -1,0 +1,200 @@
+"""The keys of a model in a recipe: its network, quantizers, defences, training and claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import model_validator
+
+from art_qplugins.domains import ABSTAIN, COUNT, FRACTION, POSITIVE, ListOf, Number, OneOf
+from art_qplugins.quantizers import Quantizer
+from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, switched_on
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS
+from art_qplugins.recipes.values import (
+    Accuracy,
+    AttackId,
+    Bits,
+    Count,
+    Draws,
+    Eps,
+    Flag,
+    Layers,
+    Name,
+    Norm,
+    NotNegative,
+    Positive,
+    Precision,
+    Reference,
+    Seed,
+    Settings,
+    Word,
+    within,
+)
+from art_qplugins.training.decay import WEIGHT_DECAY
+from art_qplugins.training.presets import with_preset
+
+__all__ = ["Choice", "ClaimSettings", "GivenModel", "ModelSettings", "Normalization", "Quantization", "Training"]
+
+
+class ClaimSettings(Settings):
+    """The number under test: the accuracy under this attack at this eps. The diagnosis tries to refute it.
+
+    :param norm: needed only if the attack runs at this eps in several norms.
+    :param accuracy: the claimed accuracy in [0, 1], if it differs from the accuracy under the attack here.
+    :param reference: the number of a paper for the accuracy under the attack. It is shown beside it, and tested by nobody.
+    """
+
+    attack: AttackId
+    norm: Norm | None = None
+    eps: Eps
+    accuracy: Accuracy | None = None
+    reference: Accuracy | None = None
+
+
+class Quantization(Settings):
+    """The arguments of :func:`art_qplugins.quantize`. ``options`` are those of the quantizer that ``activation`` names."""
+
+    activation: Word | None = None
+    activation_function: Annotated[str, within(OneOf(ACTIVATION_FUNCTIONS))] | None = None
+    options: dict[str, Any] = {}
+    activation_bits: Bits | None = None
+    activation_layers: Layers | None = None
+    weight_bits: Bits | None = None
+    clip: Positive = 6.0
+    mu: Positive | None = None
+    alpha: Annotated[float, within(Number(1))] | None = None
+    mu_layers: Layers = 1
+    mu_normalize: Flag = False
+    symmetric: Flag = True
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    narrow_range: Flag = True
+
+    @property
+    def quantizers(self) -> list[Quantizer]:
+        """The quantizers that it switches on, see :func:`~art_qplugins.quantizers.registry.switched_on`."""
+        return switched_on(self.model_dump())
+
+    @property
+    def random(self) -> bool:
+        return any(row.random for row in self.quantizers)
+
+
+class Normalization(Settings):
+    """The arguments of :class:`~art_qplugins.models.normalize.Normalize`, the first layer of a network: a number per channel."""
+
+    mean: Annotated[list[float], within(ListOf(FRACTION, least=1, different=False))]
+    std: Annotated[list[float], within(ListOf(POSITIVE, least=1, different=False))]
+
+
+class Choice(Settings):
+    """A registered name with options. Text is the name alone."""
+
+    name: Word
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Training(Settings):
+    """The arguments of :func:`art_qplugins.train`.
+
+    :param preset: the protocol of a paper, see :data:`PRESETS`. It gives what the table leaves out.
+    """
+
+    preset: Word | None = None
+    epochs: Annotated[int, within(Number(0, COUNT.high, whole=True))] = 20
+    batch_size: Count = 64
+    optimizer: Choice = Choice(name="SGD")
+    learning_rate: Positive = 0.05
+    weight_decay: NotNegative = WEIGHT_DECAY
+    decay_norm_and_bias: Flag = True
+    schedule: Choice = Choice(name="cosine")
+    warmup: NotNegative = 0
+    augment: list[Choice] = []
+    accumulate: Count = 1
+    clip_norm: Positive | None = None
+    ema: Annotated[float, within(Number(0, 1, above=True, below=True))] | None = None
+    precision: Precision = "32-true"
+    channels_last: Flag = False
+    compile: Flag = False
+    keep: Literal["last", "best"] = "last"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, value: Any) -> Any:
+        return with_preset(value) if isinstance(value, Mapping) else value
+
+    def arguments(self) -> dict[str, Any]:
+        """As :func:`art_qplugins.train` takes them."""
+        named = {"optimizer": _pair(self.optimizer), "schedule": _pair(self.schedule)}
+        return {
+            **self.model_dump(exclude={"preset", "augment", *named}),
+            **named,
+            "augment": [_pair(one) for one in self.augment],
+        }
+
+
+def _pair(choice: Choice) -> tuple[str, dict[str, Any]]:
+    return choice.name, choice.options
+
+
+class GivenModel(Settings):
+    """The facts that a recipe needs about an ART estimator from Python."""
+
+    estimator: Word  # its class
+    stochastic: Flag
+    quantized: Flag  # it has activation quantizers
+
+
+class ModelSettings(Settings):
+    """One model: trained here, made by a function of the user (``factory``), or given from Python.
+
+    ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training).
+    """
+
+    name: Name
+    role: Literal["subject", "substitute"] = "subject"  # a substitute is only a source of transfer attacks
+    architecture: Choice = Choice(name="convnet")
+    normalize: Normalization | None = None  # of pixels in [0, 1], inside the network
+    base: Name | None = None
+    quantize: Quantization | None = None
+    defences: list[Choice] = []
+    train: Training = Training()
+    # Of the ensemble, where activations are stochastic. See art_qplugins.models.ensemble.StochasticEnsemble.
+    draws: Draws = 8  # its members
+    rule: Literal["mean-probability", "mean-logits", "majority-vote"] = "mean-probability"
+    eot_draws: Draws | None = None
+    eot_chunk: Count | None = None
+    frozen: Flag = False
+    checkpoint: Word | None = None  # weights to load instead of training
+    unverified_checkpoint: bool = False  # take weights without a description of their model
+    factory: Word | None = None  # "package.module:function" that returns the network
+    given: GivenModel | None = None
+    # The output with which it rejects an image, from 0, beside those of the classes.
+    abstain: Annotated[int | None, within(ABSTAIN)] = None
+    claim: ClaimSettings | None = None  # in place of the recipe's
+    # Numbers of a paper by "clean", the id of an attack, or "ID from SOURCE".
+    reference: dict[Word, Reference] = {}
+    seed: Seed | None = None  # of the training and of a random model's first draws; None takes the recipe's
+    replicate_of: Name | None = None  # models with the same name here differ only in their seeds
+
+    @property
+    def trained(self) -> bool:
+        """Whether its network is built here."""
+        return self.factory is None and self.given is None
+
+    @property
+    def stochastic(self) -> bool | None:
+        """Whether it is random; ``None`` where only its network can tell."""
+        if self.given is not None:
+            return self.given.stochastic
+        return None if self.factory else not self.frozen and self.quantize is not None and self.quantize.random
+
+    @property
+    def ensemble(self) -> dict[str, Any]:
+        """The arguments of its ensemble that are not their defaults, without ``draws``."""
+        return self.model_dump(include=set(ENSEMBLE_KEYS) - {"draws"}, exclude_defaults=True)

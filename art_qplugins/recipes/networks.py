@@ -1,0 +1,126 @@
+"""The network of a model in a recipe: with initial weights, with those of its base, or with those of its checkpoint."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from art_qplugins.checkpoint import load_checkpoint
+from art_qplugins.data import Dataset
+from art_qplugins.defences import DEFENCES
+from art_qplugins.defences.base import Defence
+from art_qplugins.errors import InputError, at
+from art_qplugins.models import MODELS
+from art_qplugins.models.filtered import unfiltered
+from art_qplugins.models.normalize import Normalize
+from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, quantize
+from art_qplugins.quantizers.registry import weight_keys
+from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
+from art_qplugins.recipes.model import ModelSettings
+from art_qplugins.recipes.schema import Recipe
+from art_qplugins.recipes.stored import check_stored, remember_maps, weight_maps_of
+
+__all__ = ["blank", "loaded", "seed_of", "training_defences", "untrained"]
+
+
+def loaded(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
+    """The network with the weights of its checkpoint."""
+    module = blank(settings, data, seed)
+    description = load_checkpoint(str(settings.checkpoint), module)
+    check_stored(settings, description, data)
+    remember_maps(module, description)
+    return module
+
+
+def untrained(settings: ModelSettings, data: Dataset, seed: int, models: Mapping[str, nn.Module]) -> nn.Module:
+    """The network as its training begins: with the weights of its base, and with the maps on them as parametrizations."""
+    module = blank(settings, data, seed)
+    if settings.base is not None:
+        _start_from(module, settings, models[settings.base])
+    weight_maps = weight_maps_of(settings.model_dump()["quantize"])
+    if weight_maps is not None:
+        with at(f"models.{settings.name}.quantize"):
+            module = quantize(module, **weight_maps, trainable=True)
+    return module
+
+
+def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
+    """The deployed network with initial weights. It has no maps on weights, because stored weights are mapped already."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        choice = MODELS[settings.architecture.name]
+        network: nn.Module = choice.load()(data.shape, data.nb_classes, **choice.resolve(settings.architecture.options))
+    q = settings.quantize
+    if q is not None and (q.activation_bits is not None or q.activation_function is not None):
+        table = q.model_dump(exclude={"options", *weight_keys()})
+        with at(f"models.{settings.name}.quantize"):
+            network = quantize(network, **table, activation_options=q.options, seed=seed)
+    if settings.normalize is not None:
+        network = _normalized(network, settings, data)
+    for defence in training_defences(settings):
+        network = defence.network(network)
+    return network
+
+
+def _normalized(network: nn.Module, settings: ModelSettings, data: Dataset) -> nn.Module:
+    """The network behind a layer that normalizes its pixels."""
+    chosen, channels = settings.normalize, data.shape[0]
+    assert chosen is not None
+    if len(chosen.mean) != channels:
+        raise InputError(
+            f"models.{settings.name}.normalize: {len(chosen.mean)} means, and the number of channels is {channels}; give "
+            "one per channel"
+        )
+    return nn.Sequential(OrderedDict(normalize=Normalize(chosen.mean, chosen.std), network=network))
+
+
+def training_defences(settings: ModelSettings) -> list[Defence]:
+    """The defences that shape the training of a model."""
+    return [DEFENCES[d.name].load()(**DEFENCES[d.name].resolve(d.options)) for d in settings.defences]
+
+
+def seed_of(recipe: Recipe, settings: ModelSettings) -> int:
+    """The seed of a model's training."""
+    return recipe.seed if settings.seed is None else settings.seed
+
+
+def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> None:
+    """Load the weights of ``base``. Except for quantizers of activations, both must have the same parameters.
+
+    Filters before the networks have none: either may be without. The bins of a stochastic layer keep the range of their
+    base, also with another number of bits.
+    """
+    module, base = unfiltered(module), unfiltered(base)
+    given, wanted = _shapes(base), _shapes(module)
+    for name in sorted(given.keys() | wanted.keys()):
+        if given.get(name) != wanted.get(name):
+            raise InputError(
+                f"models.{settings.name}.base: {settings.base!r} is another network ({name} is "
+                f"{given.get(name, 'absent')} there and {wanted.get(name, 'absent')} here); give both the same architecture"
+            )
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    state = {name: value for name, value in base.state_dict().items() if value.shape == shapes.get(name)}
+    module.load_state_dict(state, strict=False)
+    restore_stored_maps(module, stored_maps(base))
+    _keep_ranges(module, base)
+
+
+def _keep_ranges(module: nn.Module, base: nn.Module) -> None:
+    """Keep the range of stochastic layers. With another number of bins, the spacing of ``base`` would change it."""
+    learned = dict(base.named_modules())
+    for name, layer in module.named_modules():
+        before = learned.get(name)
+        if not isinstance(layer, StochasticQuantizer) or not isinstance(before, StochasticQuantizer):
+            continue
+        if layer.num_bits != before.num_bits:
+            layer.spread(*map(float, before.range))
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and buffer by its name, except those of quantizers of activations."""
+    own = {id(value) for part, _ in activation_quantizers(module) for value in part.state_dict(keep_vars=True).values()}
+    state = module.state_dict(keep_vars=True)
+    return {name: tuple(value.shape) for name, value in state.items() if id(value) not in own}
