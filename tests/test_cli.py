@@ -584,6 +584,15 @@ def test_train_stops_at_the_checkpoints(artq):
     assert status == 0 and "trained fp32" not in out
 
 
+def test_train_in_another_precision_on_the_device_that_is_asked_for(artq):
+    how = ("--accelerator", "cpu", "--devices", "1", "--precision", "bf16-mixed")
+    assert artq("train", "small.toml", "--out", "out", *how)[0] == 0
+    (description,) = Path("out/checkpoints").glob("*.json")
+    assert json.loads(description.read_text())["model"]["train"]["precision"] == "bf16-mixed"
+    status, out, _ = artq("run", "small.toml", "--out", "out", *how)
+    assert status == 0 and "trained fp32" not in out
+
+
 def test_tune_prints_an_order_that_a_recipe_takes(artq):
     assert artq("run", "small.toml", "--out", "out", "--set", "diagnose=false")[0] == 0
     status, out, _ = artq("tune", "out", "--out", "order.json")

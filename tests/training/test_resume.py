@@ -16,6 +16,7 @@ from art_qplugins import InputError, quantize, train
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.models.convnet import ConvNet
+from art_qplugins.training.state import read_state
 
 
 class Killed(Exception):
@@ -146,6 +147,12 @@ def test_the_state_of_another_training_is_one_line(left, splits, changed, words)
     assert "left-state.safetensors" in str(caught.value) and "delete it" in str(caught.value)
 
 
+def test_the_state_of_more_processes_is_one_line(left):
+    settings = json.loads(_metadata(left)["training"])["settings"]
+    with pytest.raises(InputError, match=r"processes is 1 there and 2 here"):
+        read_state(left, {**settings, "processes": 2})
+
+
 def test_the_state_of_another_network_is_one_line(left, splits):
     torch.manual_seed(1)
     wider = nn.Sequential(ConvNet((1, 8, 8), 10, width=5), nn.Dropout(0.1))
@@ -173,8 +180,6 @@ def test_a_loss_that_is_no_number_names_the_last_good_state(splits, tmp_path):
     state = tmp_path / "good-state.safetensors"
     with pytest.raises(InputError, match=r"training diverged: the loss is nan in epoch 2; .*good-state.safetensors"):
         train(network(), splits[0], [Nothing()], epochs=3, batch_size=24, state=state, save_seconds=0)
-    from art_qplugins.training.state import read_state
-
     settings = json.loads(_metadata(state)["training"])["settings"]
     kept = read_state(state, settings)
     assert all(torch.isfinite(value).all() for value in kept.part("model").values())
