@@ -49,7 +49,7 @@ def loss_of(
     with _explained(len(x)):
         for defence in defences:
             x = defence.images(network, x, y)
-        logits = (forward or network)(x)
+        logits = (network if forward is None else forward)(x)
         value = loss(logits, y)
     value = value + sum(defence.penalty(network) for defence in defences)
     return value + sum(defence.term(network, x, y, logits) for defence in defences)

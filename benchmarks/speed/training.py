@@ -1,6 +1,6 @@
 """What the training engine costs: a step against a bare loop, memory, and two processes against one.
 
-    python benchmarks/speed/training.py [PART ...]      # all of: engine quantized crafting memory processes
+    python benchmarks/speed/training.py [PART ...]      # all of: engine quantized crafting compiled memory processes
 
 Steps are measured in turn within each round, so that what else the machine does falls on both sides. A ratio is that of the
 fastest steps, because all else only makes a step slower; behind it is the median of the ratios within rounds. Each part
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
+import math
 import os
 import platform
 import statistics
@@ -32,7 +34,7 @@ from art_qplugins.defences.adversarial import AdversarialTraining
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.lipschitz import Orthogonality
 from art_qplugins.models.convnet import ConvNet
-from art_qplugins.models.resnet import ResNet18
+from art_qplugins.models.resnet import ResNet8, ResNet18
 from art_qplugins.models.wide_resnet import WideResNet
 
 HERE = Path(__file__).parent
@@ -168,6 +170,32 @@ def crafting(steps: int = 7) -> Iterator[Row]:
         yield compared(f"{what}, against eight bare passes", 1.05, several[1:], eight[1:])
 
 
+# --- torch.compile
+
+
+def compiled() -> Iterator[Row]:
+    """Steps of compiled training by those of plain training, without the first, which compiles."""
+    for what, quantization in (
+        ("compiled ResNet-8, batch 64", {}),
+        ("the same with 4-bit activations", {"activation_bits": 4}),
+        ("the same with stochastic 2-bit activations", {"activation_bits": 2, "alpha": 2.0}),
+    ):
+        found: dict[bool, list[float]] = {False: [], True: []}
+        first = 0.0
+        for _ in range(3):
+            for compile in found:
+                torch.manual_seed(0)
+                network: nn.Module = ResNet8((3, 32, 32), 10)
+                network = quantize(network, **quantization) if quantization else network
+                clock, started = Clock(), time.perf_counter()
+                data = images(768, 3, 32, 32)
+                train(network, data, [clock], epochs=1, batch_size=64, learning_rate=0.01, compile=compile)
+                first = max(first, clock.ends[0] - started)
+                found[compile] += [b - a for a, b in itertools.pairwise(clock.ends[1:])]
+        what, figure, _, _ = compared(what, math.inf, found[True], found[False])
+        yield f"{what}; its first step took {first:.0f} s", figure, "", True
+
+
 # --- Memory
 
 
@@ -267,7 +295,14 @@ def _python(code: str | None, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
 
 
-PARTS = {"engine": engine, "quantized": quantized, "crafting": crafting, "memory": memory, "processes": processes}
+PARTS = {
+    "engine": engine,
+    "quantized": quantized,
+    "crafting": crafting,
+    "compiled": compiled,
+    "memory": memory,
+    "processes": processes,
+}
 
 
 def main() -> None:
@@ -294,7 +329,9 @@ def table(kept: dict[str, dict[str, object]]) -> str:
     lines = ["# What training costs", "", "| part | what | figure | target | |", "|---|---|---|---|---|"]
     for part in PARTS:
         for what, figure, target, met in kept.get(part, {}).get("rows", []):  # type: ignore[attr-defined]
-            lines.append(f"| {part} | {what} | {figure} | {target} | {'met' if met else 'missed'} |")
+            lines.append(
+                f"| {part} | {what} | {figure} | {target} | {('met' if met else 'missed') if target else ''} |"
+            )
     lines += ["", "Ratios: of the fastest steps, and in brackets the median of the ratios within rounds.", ""]
     lines += [f"{part}: {kept[part]['about']}." for part in PARTS if part in kept]
     return "\n".join(lines) + "\n"

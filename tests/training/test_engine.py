@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import subprocess
@@ -275,6 +276,13 @@ def start(folder, devices, accumulate=1, launcher=()):
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+
+
+def test_a_compiled_network_ends_with_the_same_weights(splits, monkeypatch):
+    """With a compiler that changes no operation, and takes no minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    one, other = (train(convnet(), splits[0], epochs=1, compile=compile) for compile in (True, False))
+    torch.testing.assert_close(weights(one), weights(other))
 
 
 @pytest.mark.parametrize(
