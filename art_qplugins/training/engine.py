@@ -129,7 +129,7 @@ def train(
     :param ema: decay per step of an exponential moving average of weights and buffers. It is what is validated and kept.
     :param precision: ``"bf16-mixed"`` and ``"16-mixed"`` compute in 16 bits. Weights, quantizers and penalties stay float32.
     :param channels_last: store activations with their channels last, which is faster on recent GPUs.
-    :param compile: compute through ``torch.compile``. It makes quantizers slower on a CPU.
+    :param compile: compute through ``torch.compile``. The first step then takes seconds, or minutes with random layers.
     :param validation: images that are not trained on. Accuracy on them is told after each epoch, also under a short PGD
         where a defence names its eps.
     :param keep: whose weights the model ends with: those of the last epoch, or those with the best accuracy on
