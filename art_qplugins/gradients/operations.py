@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -49,6 +50,9 @@ class Key(NamedTuple):
 
 #: The layer of the input of the module itself. Its key has the shape of an image.
 PIXELS = "pixels"
+
+#: By the id of a hook for all modules, whether it takes keyword arguments. torch forgets to remove what is here.
+_WITH_KWARGS: dict[int, bool] = getattr(torch_modules, "_global_forward_hooks_with_kwargs", {})
 
 #: Called with an operation, its result and the operations that the result comes from. It may return a tensor for later
 #: operations to take instead.
@@ -110,6 +114,7 @@ class Operations(TorchFunctionMode):
                 register_module_forward_hook(self._leave_module, with_kwargs=True, always_call=True),
             ):
                 stack.callback(hook.remove)
+                stack.callback(_WITH_KWARGS.pop, hook.id, None)
             stack.enter_context(_applying(self._apply))
             super().__enter__()  # type: ignore[no-untyped-call]
             self._stack = stack.pop_all()

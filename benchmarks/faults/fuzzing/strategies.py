@@ -16,7 +16,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from art_qplugins.attacks import ATTACKS
-from art_qplugins.recipes import schema
+from art_qplugins.recipes import model, schema
 from art_qplugins.recipes.load import read_tables
 from fuzzing.values import NUMBERS, TEXTS, near, odd, toml, value_of
 
@@ -99,16 +99,16 @@ _TABLES = {
     "": schema.Recipe,
     "data": schema.Data,
     "threat": schema.ThreatSettings,
-    "claim": schema.ClaimSettings,
-    "quantize": schema.Quantization,
-    "train": schema.Training,
-    "models": schema.ModelSettings,
+    "claim": model.ClaimSettings,
+    "quantize": model.Quantization,
+    "train": model.Training,
+    "models": model.ModelSettings,
     "attacks": schema.AttackSettings,
     "transfer": schema.TransferSettings,
     "budget": schema.Budget,
     "diagnosis": schema.Diagnosis,
-    "architecture": schema.Choice,
-    "defences": schema.Choice,
+    "architecture": model.Choice,
+    "defences": model.Choice,
 }
 #: The attacks that can be chosen, with their norms and their options.
 CHOSEN = {name: row for name, row in ATTACKS.items() if row.norms}
@@ -141,7 +141,7 @@ def eps_for(norm: str) -> str:
 _PATHS = {name: [*paths(tables)] for name, tables in BASES.items()}
 
 
-_OTHER_KEYS = [*schema.ModelSettings.model_fields, *schema.Recipe.model_fields]
+_OTHER_KEYS = [*model.ModelSettings.model_fields, *schema.Recipe.model_fields]
 _NO_TOML = ["[" * 9000, "{" * 999, "9" * 5000, "1\nseed=3"]
 
 
