@@ -78,7 +78,8 @@ def table(runs: dict[str, Results]) -> str:
             cells = [f"**{statistics.mean(of):.1f}** ({min(of):.1f} to {max(of):.1f})" for of in spread]
             lines.append(f"| {name} | all | | " + " | ".join(cells) + " | | |")
     made = first.environment
-    lines += ["", f"Images: {first.data['name']}, n = {first.models[0].n}, the same for every seed."]
+    source = f" ({first.data['source']})" if first.data.get("source") else ""
+    lines += ["", f"Images: {first.data['name']}{source}, n = {first.models[0].n}, the same for every seed."]
     lines += [
         f"Recorded with art_qplugins {made.packages['art_qplugins']}, torch {made.packages['torch']}, {made.device}."
     ]
