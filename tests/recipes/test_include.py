@@ -289,8 +289,10 @@ def test_a_diagnosis_takes_a_profile(artq):
     assert (status, out) == (2, "") and "there is no profile 'smal'; did you mean 'small'?" in err
     status, out, err = artq("diagnose", "--model", "nets:make", "--profile", "small")
     assert (status, out) == (2, "") and "--profile is for a RECIPE" in err
-    status, _, err = artq("diagnose", "base.toml", "--profile", "small", "--level", "0", "--fail-on", "invalid")
-    assert (status, err) == (0, "") and Path("results/base-small-diagnosis/results.json").exists()
+    few = ("--set", "models.dq.train.epochs=1", "--level", "0")
+    status, _, err = artq("diagnose", "base.toml", "--profile", "small", *few)
+    assert status in (0, 3) and err == ""  # whatever a network says that has seen few images
+    assert json.loads(Path("results/base-small-diagnosis/results.json").read_text())["data"]["n"] == 5
 
 
 def test_python_takes_a_profile_and_what_is_included():

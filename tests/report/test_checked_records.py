@@ -217,7 +217,7 @@ def _places(part: Any) -> list[tuple[Any, Any]]:
     return [place for key in keys for place in [(part, key), *_places(part[key])]]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_is_read_as_it_is_or_refused(data: st.DataObject, made: Path, tmp_path: Path) -> None:
     """No exception but InputError; and what is read is what was written."""
