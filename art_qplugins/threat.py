@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from art_qplugins.domains import NOT_NEGATIVE, OneOf, check
 from art_qplugins.errors import InputError, shown
 
-__all__ = ["ANYWHERE", "NORMS", "Threat", "diameter"]
+__all__ = ["ANYWHERE", "NORMS", "Threat", "diameter", "kurakin_steps"]
 
 NORMS = ("Linf", "L2", "L1", "L0")
 
@@ -41,3 +41,14 @@ def diameter(norm: str, shape: Sequence[int]) -> float:
     """The largest distance of two images of a ``shape`` (C, H, W). At a larger eps no image is excluded."""
     values = math.prod(shape)
     return {"Linf": 1.0, "L2": math.sqrt(values), "L1": float(values), "L0": float(values // shape[0])}[norm]
+
+
+def kurakin_steps(eps: float) -> int:
+    """floor(min(eps + 4, 1.25 eps)) steps with eps on the scale 0 to 255, at least 1: 2, 10 and 20 at 2, 8 and 16.
+
+    Kurakin et al. 2017; Lin et al. 2019.
+
+    :param eps: radius in Linf, in [0, 1].
+    """
+    pixels = 255 * eps
+    return max(1, math.floor(min(pixels + 4, 1.25 * pixels) + 1e-6))

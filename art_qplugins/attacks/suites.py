@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.attacks.catalogue.options import kurakin_size, kurakin_steps
+from art_qplugins.attacks.catalogue.options import kurakin_size
 from art_qplugins.domains import OneOf, check
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry, Registry
-from art_qplugins.threat import NORMS
+from art_qplugins.threat import NORMS, kurakin_steps
 
 __all__ = ["SUITES", "Suite", "expand", "options_at"]
 

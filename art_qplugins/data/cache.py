@@ -1,8 +1,8 @@
 """A disk cache of decoded images, so that thousands of small files are opened only once.
 
 An entry is two files: the images as ``.npy``, which are memory-mapped and never loaded as a whole, and beside them the labels
-and the hash of everything as ``.npz``, written last. An empty ``.lock`` lets one process at a time write them. The name is a hash of everything that identifies the source, so a changed
-source has another entry. The folder may be deleted at any time, may be read-only, and may hold broken files. Each of these
+and the hash of everything as ``.npz``, written last. An empty ``.lock`` lets one process at a time write them. The name is a
+hash of everything that identifies the source, so a changed source has another entry. The folder may be deleted at any time, may be read-only, and may hold broken files. Each of these
 costs time, and none gives wrong data: an entry whose images were touched since they were written is hashed again.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from statistics import NormalDist
 from typing import Literal
 
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from art_qplugins.defences import ADVERSARIAL_TRAINING, TRADES
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.crafting import ascend, crafting, log_probabilities, pgd, share_of
+from art_qplugins.threat import kurakin_steps
 
-__all__ = ["AdversarialTraining", "Trades", "kurakin_steps"]
+__all__ = ["AdversarialTraining", "Trades"]
 
 
 #: Each method as PGD: its steps, their length together in units of eps, and where it starts.
@@ -105,15 +105,6 @@ class AdversarialTraining(Defence):
             assert isinstance(eps, float), "one number of steps needs one radius"
             return kurakin_steps(eps), 1 / 255
         return self.steps, self._reach / self.steps * eps if self._step_size is None else self._step_size
-
-
-def kurakin_steps(eps: float) -> int:
-    """floor(min(eps + 4, 1.25 eps)) with eps on the scale 0 to 255, at least 1: 2, 10 and 20 at 2, 8 and 16.
-
-    :param eps: radius in [0, 1].
-    """
-    pixels = 255 * eps
-    return max(1, math.floor(min(pixels + 4, 1.25 * pixels) + 1e-6))
 
 
 class Trades(Defence):

@@ -114,8 +114,8 @@ def _beyond(attack: str, pick: _Pick, applies: _Applies = lambda records: "") ->
 def _power(records: ModelRecords, picked: Sequence[Outcome], threshold: float) -> tuple[bool, str]:
     """Whether these attacks could have found something, and the sentence that says so.
 
-    With a limit they could not on the other images. They could where they break the images that they did not break at a larger eps. Where so few images are left that even
-    all of them would be no material effect, nothing is hidden.
+    They could where a larger eps breaks the images that they did not break. With a limit they never saw the other images. Where
+    so few images are left that even all of them would be no material effect, nothing is hidden.
     """
     if (records.worst_case([*records.as_is, *picked]) > 0).mean() <= threshold:
         return True, ""

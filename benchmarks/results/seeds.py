@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from art_qplugins.evaluation.records import ModelResult, Results
+from art_qplugins.report import words
 
 
 def percent(share: float, interval: Sequence[float]) -> str:
@@ -25,15 +26,11 @@ def numbers(model: ModelResult) -> dict[str, tuple[float, Sequence[float]]]:
     assert model.clean_accuracy is not None and model.clean_interval is not None and model.claim is not None
     found: dict[str, tuple[float, Sequence[float]]] = {"clean": (model.clean_accuracy, model.clean_interval)}
     if model.claim.accuracy is not None:
-        found[f"{model.claim.attack} at {eps(model.claim.eps)}"] = (model.claim.accuracy, ())
+        found[f"{model.claim.attack} at {words.eps(model.claim.eps)}"] = (model.claim.accuracy, ())
     for worst in model.robust:
         if worst.accuracy is not None and worst.interval is not None:
-            found[f"worst case at {eps(worst.eps)}"] = (worst.accuracy, worst.interval)
+            found[f"worst case at {words.eps(worst.eps)}"] = (worst.accuracy, worst.interval)
     return found
-
-
-def eps(value: float) -> str:
-    return f"{round(255 * value)}/255" if abs(255 * value - round(255 * value)) < 1e-6 else f"{value:g}"
 
 
 def validation(run: Results, name: str) -> str:

@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -154,7 +155,6 @@ def crafting(steps: int = 7) -> Iterator[Row]:
         ("PGD-7 adversarial training, digits convnet", ConvNet((1, 8, 8), 10), images(64, 1, 8, 8), 30),
         ("PGD-7 adversarial training, ResNet-18", ResNet18((3, 32, 32), 10), images(32, 3, 32, 32), 4),
     ):
-        clock = Clock()
         eight, several = [], []
         for _ in range(rounds + 1):
             started = time.perf_counter()
@@ -248,12 +248,10 @@ def memory() -> Iterator[Row]:
             ),
         ):
             path = Path(folder, f"{count}.npy")
-            import numpy as np
-
-            images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 3, size, size))
+            pixels = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 3, size, size))
             if key == 0:  # the other file stays one with holes, since it would take 15 GB
-                images[:] = 1
-            images.flush()
+                pixels[:] = 1
+            pixels.flush()
             found = json.loads(_python(MEMORY, str(path), *map(str, (count, size, steps))).splitlines()[-1])
             yield what, f"{found[key]:.0f}", f"at most {target}", found[key] <= target
 

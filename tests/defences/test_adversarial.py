@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 from art_qplugins import InputError
 from art_qplugins.defences import DEFENCES
-from art_qplugins.defences.adversarial import AdversarialTraining, Trades, kurakin_steps
+from art_qplugins.defences.adversarial import AdversarialTraining, Trades
 from art_qplugins.defences.base import Defence
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.mnist_cnn import MnistCNN
+from art_qplugins.threat import kurakin_steps
 from art_qplugins.training.batches import loss_of
 
 EPS = 8 / 255

@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from art_qplugins.attacks.adapters import art
 from art_qplugins.attacks.adapters.options import eps_step
 from art_qplugins.attacks.adaptive.attacks import ADAPTIVE
-from art_qplugins.attacks.adaptive.pgd import STARTS
-from art_qplugins.attacks.adaptive.pgd import pgd as loop
 from art_qplugins.attacks.adaptive.run import AttackRun, answers_at_random
 from art_qplugins.attacks.catalogue import Attack
 from art_qplugins.attacks.views import MarginLoss
+from art_qplugins.defences.crafting import STARTS, ascend
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.geometry import random_point
@@ -72,11 +72,22 @@ def pgd(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """PGD on cross-entropy, from one random start."""
-    start, max_iter = STARTS[options["start"]](x, threat, seed), options["max_iter"]
-    step = eps_step(threat, options["rel_eps_step"], max_iter)
+    """PGD on cross-entropy, from one random start: anywhere in the ball, or as R+FGSM begins. The last point counts."""
+    step = eps_step(threat, options["rel_eps_step"], options["max_iter"])
+    if options["start"] == "signs":
+        generator = torch.Generator().manual_seed(derive_seed(seed, "signs"))
+        start = STARTS["sign"](x, threat.eps, generator).clamp(0, 1)
+    else:
+        start = random_point(x, threat, seed)
+
+    def climbed(x: Tensor, y: Tensor, start: Tensor) -> Tensor:
+        def loss(points: Tensor) -> Tensor:
+            return cross_entropy(estimator.model(points), y, reduction="sum")
+
+        return ascend(loss, x, start, eps=threat.eps, steps=options["max_iter"], step_size=step)
+
     parts = zip(x.split(batch_size), y.split(batch_size), start.split(batch_size), strict=True)
-    return torch.cat([loop(estimator.model, *part, threat=threat, max_iter=max_iter, step=step) for part in parts])
+    return torch.cat([climbed(*part) for part in parts])
 
 
 def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:

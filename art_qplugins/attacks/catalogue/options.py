@@ -7,11 +7,11 @@ else in one attack has its domain in that row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from art_qplugins.domains import Domain, Maybe, Number, Option, Rule
+from art_qplugins.threat import kurakin_steps
 
 __all__ = [
     "COUNTED",
@@ -21,7 +21,6 @@ __all__ = [
     "SCHEDULES",
     "count",
     "kurakin_size",
-    "kurakin_steps",
     "option_of",
 ]
 
@@ -78,13 +77,8 @@ RULES: tuple[Rule, ...] = (
 ITERATIVE: Mapping[str, Any] = {"max_iter": 20, "rel_eps_step": None}
 
 
-def kurakin_steps(eps: float) -> int:
-    """min(eps + 4, 1.25 eps) steps with eps in levels of 1/255, rounded down (Kurakin et al. 2017; Lin et al. 2019)."""
-    return max(1, math.floor(min(255 * eps + 4, 1.25 * 255 * eps) + 1e-6))
-
-
 def kurakin_size(eps: float) -> float:
-    """The size of these steps, 1/255, relative to eps."""
+    """The size of the steps of Kurakin et al. (2017), 1/255, relative to eps."""
     return min(1.0, 1 / (255 * eps))
 
 
