@@ -61,6 +61,7 @@ TRAINING_CODE = (
     "quantizers",
     "recipes/build.py",
     "recipes/networks.py",
+    "threat.py",
     "training",
 )
 
