@@ -74,13 +74,17 @@ def table(runs: dict[str, Results]) -> str:
             spread = [[100 * values[key][0] for values in found] for key in columns]
             cells = [f"**{statistics.mean(of):.1f}** ({min(of):.1f} to {max(of):.1f})" for of in spread]
             lines.append(f"| {name} | all | | " + " | ".join(cells) + " | | |")
-    made = first.environment
+    made = sorted({made_with(run) for run in runs.values()})
     source = f" ({first.data['source']})" if first.data.get("source") else ""
     lines += ["", f"Images: {first.data['name']}{source}, n = {first.models[0].n}, the same for every seed."]
-    lines += [
-        f"Recorded with art_qplugins {made.packages['art_qplugins']}, torch {made.packages['torch']}, {made.device}."
-    ]
+    lines += [f"Recorded with {' and with '.join(made)}."]
     return "\n".join(lines) + "\n"
+
+
+def made_with(run: Results) -> str:
+    """The versions and the device of a run."""
+    made = run.environment
+    return f"art_qplugins {made.packages['art_qplugins']}, torch {made.packages['torch']}, {made.device}"
 
 
 def main() -> None:
