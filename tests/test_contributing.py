@@ -24,6 +24,16 @@ ADDED = {
     "report": "dearest-cells",
 }
 
+END = "--- end of a list ---"
+LISTS = f"""
+import sys
+from art_qplugins.cli import main
+
+for kind in sys.argv[1:]:
+    main(["ls", kind])
+    print({END!r})
+"""
+
 
 def files():
     """The files that the page shows: a line with the name, and the block that follows it."""
@@ -38,8 +48,12 @@ def environment(folder):
 
 
 def artq(run, *arguments):
+    return python(run, "-m", "art_qplugins", *arguments)
+
+
+def python(run, *arguments):
     folder, site = run
-    command = [sys.executable, "-m", "art_qplugins", *arguments]
+    command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=folder, env=environment(site), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -71,9 +85,17 @@ def test_every_group_has_an_example():
     assert sorted(announced) == sorted(GROUPS) == sorted(f"art_qplugins.{name}" for name in ADDED)
 
 
+@pytest.fixture(scope="module")
+def lists(installed):
+    """What ``artq ls`` prints of each kind. One process prints all."""
+    kinds = [{"report": "sections"}.get(kind, kind) for kind in ADDED]
+    printed = python(installed, "-c", LISTS, *kinds).split(END)
+    return dict(zip(ADDED, printed, strict=False))
+
+
 @pytest.mark.parametrize(("kind", "name"), ADDED.items())
-def test_it_is_listed_with_its_package(kind, name, installed):
-    listed = artq(installed, "ls", {"report": "sections"}.get(kind, kind))
+def test_it_is_listed_with_its_package(kind, name, lists):
+    listed = lists[kind]
     row = re.search(rf"^{re.escape(name)}\b.*(?:\n +.*)*", listed, flags=re.MULTILINE)
     assert row is not None and "from artq-example 1.0" in " ".join(row[0].split()), listed
 

@@ -37,7 +37,13 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("logits", "probabilities", "decisions", "noisy logits"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("large logits", "infinite logarithms")),
+    ],
+)
 def test_what_can_be_broken_is_broken_through_answers_alone(answer):
     model, x, y = linear(10)
     hidden = Hidden(model, ANSWERS[answer])

@@ -251,7 +251,9 @@ def test_images_may_have_another_shape_than_the_network_behind_an_encoder():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::DeprecationWarning")
-@pytest.mark.parametrize("where", ["whole", "first", "inside"])
+@pytest.mark.parametrize(
+    "where", ["inside", *(pytest.param(where, marks=pytest.mark.slow) for where in ("whole", "first"))]
+)
 def test_a_scripted_network_has_the_number_of_its_plain_one(where):
     """torch lets nobody look into it, or register a hook on it."""
     scripted = torch.jit.script(Rounding(linear()))

@@ -162,9 +162,8 @@ def test_a_row_is_built_and_answers_as_its_twin(name, one_run, site):
     "name",
     [
         "4bit",
-        "rounded",
         "three-steps",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("x1e4", "sign", "detached")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("rounded", "x1e4", "sign", "detached")),
     ],
 )
 def test_the_diagnosis_of_a_row_is_the_truth(name, one_run, site):

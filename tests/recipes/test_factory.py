@@ -58,7 +58,7 @@ def results(folder: Path) -> Results:
 
 @pytest.mark.parametrize(("factory", "verdict"), [("masked", "MASKED"), ("Nan", "INVALID")])
 def test_a_claim_that_does_not_survive_ends_with_status_3(here, capsys, factory, verdict):
-    status = diagnose("--model", f"my_networks:{factory}", "--eps", "0.15", "--limit", "100", "--out", "r")
+    status = diagnose("--model", f"my_networks:{factory}", "--eps", "0.15", "--limit", "60", "--out", "r")
     assert status == 3
     assert results(here / "r").models[0].verdict == verdict
     assert (here / "r" / "report.html").exists()

@@ -229,7 +229,7 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_kill_9_and_the_same_command_again(tmp_path):
+def test_kill_9_and_the_same_command_again(tmp_path, artq):
     (tmp_path / "r.toml").write_text(RECIPE)
 
     def command(out, left=0):
@@ -243,14 +243,16 @@ def test_kill_9_and_the_same_command_again(tmp_path):
             "--out",
             str(tmp_path / out),
         ]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=300, env={**os.environ, "RANK": "0"})
+        environment = {**os.environ, "RANK": "0", "OMP_NUM_THREADS": "1"}  # as many threads as here
+        return subprocess.run(argv, capture_output=True, text=True, timeout=300, env=environment)
 
     for left in (30, 20):  # killed twice
         assert command("killed", left).returncode == -signal.SIGKILL
         (state,) = (tmp_path / "killed" / "checkpoints").glob("a-*-state.safetensors")
         assert _metadata(state) is not None
-    done, whole = command("killed"), command("whole")
-    assert (done.returncode, whole.returncode) == (0, 0), done.stderr + whole.stderr
+    done = command("killed")
+    assert done.returncode == 0, done.stderr
+    assert artq("train", tmp_path / "r.toml", "--out", tmp_path / "whole")[0] == 0
     files = [sorted((tmp_path / out / "checkpoints").iterdir()) for out in ("killed", "whole")]
     assert [f.name for f in files[0]] == [f.name for f in files[1]]  # and no state is left
     for one, other in zip(*files, strict=True):
