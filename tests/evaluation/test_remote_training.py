@@ -196,7 +196,7 @@ def test_workers_of_a_cluster_write_the_same_bits(digits, tmp_path, serial, artq
     Path("several.toml").write_text(toml(recipe))
     status, out, err = artq("train", "several.toml", "--out", "out", "--executor", "ray", "--workers", "2")
     assert (status, err) == (0, "")
-    assert all(f"trained {name}: 1 epochs" in out for name in ("a", "b", "dq", "sq"))
+    assert all(f"trained {name}: 1 epoch, loss" in out for name in ("a", "b", "dq", "sq"))
     assert contents(Path("out/checkpoints")) == serial
     status, out, _ = artq("run", "several.toml", "--out", "out", "--executor", "ray", "--workers", "2")
     assert status == 0 and "trained" not in out
