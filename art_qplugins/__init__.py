@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         quantize,
         surrogate,
     )
+    from art_qplugins.sensitivity import LayerNorm, activation_distances, operator_norms
     from art_qplugins.threat import Threat
     from art_qplugins.training.engine import train
     from art_qplugins.training.progress import TrainingProgress
@@ -47,6 +48,7 @@ _HOME = {
     "Dataset": "data",
     "Diagnosis": "api",
     "InputError": "errors",
+    "LayerNorm": "sensitivity",
     "MuLawClassifier": "estimators",
     "MuLawMapping": "quantizers",
     "QuantHardtanh": "quantizers",
@@ -61,9 +63,11 @@ _HOME = {
     "UniformWeightQuantizer": "quantizers",
     "WithDetector": "estimators",
     "WorstCase": "audit",
+    "activation_distances": "sensitivity",
     "diagnose": "api",
     "evaluate": "api",
     "load": "data",
+    "operator_norms": "sensitivity",
     "quantization_report": "quantizers",
     "quantize": "quantizers",
     "replay": "evidence",
@@ -81,6 +85,7 @@ __all__ = [
     "Dataset",
     "Diagnosis",
     "InputError",
+    "LayerNorm",
     "MuLawClassifier",
     "MuLawMapping",
     "QuantHardtanh",
@@ -96,9 +101,11 @@ __all__ = [
     "WithDetector",
     "WorstCase",
     "__version__",
+    "activation_distances",
     "diagnose",
     "evaluate",
     "load",
+    "operator_norms",
     "quantization_report",
     "quantize",
     "replay",

@@ -14,17 +14,32 @@ from art_qplugins.domains import NOT_NEGATIVE, POSITIVE, check
 from art_qplugins.quantizers.convert import weight_layers
 from art_qplugins.quantizers.precision import in_float32
 
-__all__ = ["Orthogonality", "orthogonality_penalty", "stationary_singular_value"]
+__all__ = ["Orthogonality", "as_matrices", "groups_of", "orthogonality_penalty", "stationary_singular_value"]
+
+
+def groups_of(layer: nn.Module) -> int:
+    """Number of groups of a convolution, 1 of any other layer."""
+    return int(getattr(layer, "groups", 1))
+
+
+def as_matrices(weight: Tensor, groups: int = 1) -> Tensor:
+    """``weight`` as a matrix (out, rest), or as one for each group, (groups, out / groups, rest).
+
+    Each group of a convolution reads channels of its own. So rows of different groups are orthogonal whatever they hold, and
+    the singular values of the layer's matrix are those of its groups together.
+    """
+    matrix = weight.flatten(1)
+    return matrix if groups == 1 else matrix.unflatten(0, (groups, -1))
 
 
 class _Penalty(torch.autograd.Function):
-    """The penalty of a matrix, with its gradient in closed form, 4 (W W^T - I) W. Autograd takes half as long again."""
+    """The penalty of matrices, with its gradient in closed form, 4 (W W^T - I) W. Autograd takes half as long again."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor) -> Tensor:
-        ctx.wide = matrix.shape[0] <= matrix.shape[1]
-        residual = matrix @ matrix.T if ctx.wide else matrix.T @ matrix
-        residual.diagonal().sub_(1)
+        ctx.wide = matrix.shape[-2] <= matrix.shape[-1]
+        residual = matrix @ matrix.mT if ctx.wide else matrix.mT @ matrix
+        residual.diagonal(dim1=-2, dim2=-1).sub_(1)
         ctx.save_for_backward(matrix, residual)
         return residual.square().sum()
 
@@ -39,14 +54,16 @@ class _Penalty(torch.autograd.Function):
 
 
 @in_float32
-def orthogonality_penalty(weight: Tensor) -> Tensor:
+def orthogonality_penalty(weight: Tensor, groups: int = 1) -> Tensor:
     r""":math:`\|W W^T - I\|_F^2` for W = ``weight`` as a matrix (out, rest), by the smaller of its two Gram matrices.
+
+    With groups it is the sum over the matrices of the groups (:func:`as_matrices`).
 
     Equation 8 has :math:`W^T W`. The two differ by a constant, the difference of the dimensions, and have the same
     gradient. So the choice affects the cost alone. The minimum is 0, where all singular values are 1. The penalty is
     float32, also under autocast and also of other weights. It has no second derivative.
     """
-    penalty: Tensor = _Penalty.apply(weight.flatten(1).float())
+    penalty: Tensor = _Penalty.apply(as_matrices(weight.float(), groups))
     return penalty
 
 
@@ -75,15 +92,16 @@ class Orthogonality(Defence):
         self.beta: float = check("beta", beta, NOT_NEGATIVE)
 
     def warning(self, weight_decay: float) -> str | None:
-        """Where decay wins, the network is trained as if the penalty were decay too."""
-        if not 0 < 2 * self.beta <= weight_decay:
+        """Where both together pull singular values to less than about a half. Where decay wins, they pull them to 0."""
+        if self.beta == 0 or (sigma := stationary_singular_value(self.beta, weight_decay)) > 0.45:
             return None
+        does = "weakens" if sigma else "cancels"
         return (
-            f"weight decay {weight_decay:g} cancels the orthogonality penalty: with beta = {self.beta:g} both together pull "
-            f"singular values to 0, not to 1; give a weight_decay well below 2 beta = {2 * self.beta:g}"
+            f"weight decay {weight_decay:g} {does} the orthogonality penalty: with beta = {self.beta:g} both together pull "
+            f"singular values to {sigma:.2g}, not to 1; give a weight_decay well below 2 beta = {2 * self.beta:g}"
         )
 
     def penalty(self, model: nn.Module) -> Tensor | float:
         """What is added to the loss; 0.0 for a network without such layers."""
-        weights = [layer.weight for _, layer in weight_layers(model)]
-        return self.beta / 2 * sum(orthogonality_penalty(w) for w in weights if isinstance(w, Tensor))
+        weights = [(layer.weight, groups_of(layer)) for _, layer in weight_layers(model)]
+        return self.beta / 2 * sum(orthogonality_penalty(w, groups) for w, groups in weights if isinstance(w, Tensor))

@@ -11,22 +11,24 @@ from torch.nn.utils import parametrize
 from art_qplugins.defences import PARSEVAL
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.crafting import share_of
+from art_qplugins.defences.lipschitz import as_matrices, groups_of
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.convert import weight_layers
 
 __all__ = ["Parseval", "retracted"]
 
 
-def retracted(weight: Tensor, beta: float) -> Tensor:
+def retracted(weight: Tensor, beta: float, groups: int = 1) -> Tensor:
     r""":math:`(1 + \beta) W - \beta W W^T W` for W = ``weight`` as a matrix (out, rest), in the shape of ``weight``.
 
     It moves each singular value :math:`\sigma` to :math:`(1 + \beta)\sigma - \beta\sigma^3`: towards 1, from any
-    :math:`\sigma^2 < 1 + 2 / \beta`. The smaller of the two Gram matrices is computed, in float32.
+    :math:`\sigma^2 < 1 + 2 / \beta`. The smaller of the two Gram matrices is computed, in float32. The groups of a convolution
+    are matrices of their own (:func:`~art_qplugins.defences.lipschitz.as_matrices`).
     """
-    matrix = weight.flatten(1).float()
-    wide = matrix.shape[0] <= matrix.shape[1]
+    matrix = as_matrices(weight.float(), groups)
+    wide = matrix.shape[-2] <= matrix.shape[-1]
     with torch.autocast(matrix.device.type, enabled=False):
-        product = (matrix @ matrix.T) @ matrix if wide else matrix @ (matrix.T @ matrix)
+        product = (matrix @ matrix.mT) @ matrix if wide else matrix @ (matrix.mT @ matrix)
     return torch.add(matrix, matrix - product, alpha=beta).view(weight.shape).to(weight.dtype)
 
 
@@ -73,7 +75,7 @@ class Parseval(Defence):
                 chosen = torch.randperm(len(weight), device=weight.device)[: share_of(len(weight), self.rows)]
                 weight[chosen] = retracted(weight[chosen], self.beta)
             else:
-                weight.copy_(retracted(weight, self.beta))
+                weight.copy_(retracted(weight, self.beta, groups_of(layer)))
 
 
 def _stored(layer: nn.Module) -> Tensor | None:

@@ -16,6 +16,7 @@ from art_qplugins.defences import DEFENCES
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.information import BinSpacing, MutualInformation, mutual_information
 from art_qplugins.defences.lipschitz import Orthogonality, orthogonality_penalty
+from art_qplugins.defences.parseval import Parseval, retracted
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.wide_resnet import WideResNet
 from art_qplugins.quantizers import weight_layers
@@ -58,6 +59,37 @@ def test_the_penalty_is_zero_where_all_singular_values_are_one_and_grows_with_th
     for scale in (1.0, 0.5, 2.0, 0.0):
         # sum over singular values of (sigma^2 - 1)^2
         assert float(orthogonality_penalty(scale * matrix)) == pytest.approx(k * (scale**2 - 1) ** 2, abs=1e-4)
+
+
+def block_diagonal(weight, groups):
+    """The matrix of a grouped convolution: each group's rows have columns of their own."""
+    return torch.block_diag(*weight.flatten(1).unflatten(0, (groups, -1)))
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((4, 3, 3, 3), 2), ((6, 1, 3, 3), 6), ((12, 1, 2, 2), 2), ((4, 5), 1)])
+def test_of_a_grouped_convolution_the_matrix_is_block_diagonal(shape, groups):
+    weight = torch.randn(shape, requires_grad=True)
+    w = block_diagonal(weight, groups)
+    rows, columns = w.shape
+    # The smaller Gram matrix of each group: the others differ by a constant.
+    gram = w @ w.T if rows <= columns else w.T @ w
+    expected = (gram - torch.eye(len(gram))).square().sum()
+    found = orthogonality_penalty(weight, groups)
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(value, weight, retain_graph=True)[0] for value in (found, expected)]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
+    step = weight.detach() - 0.1 / 4 * slopes[0]
+    torch.testing.assert_close(retracted(weight.detach(), 0.1, groups), step, rtol=1e-4, atol=1e-5)
+
+
+def test_both_defences_see_the_groups_of_a_layer():
+    layer = nn.Conv2d(4, 8, 3, groups=4)
+    assert float(Orthogonality(beta=1.0).penalty(layer).detach()) == pytest.approx(
+        float(orthogonality_penalty(layer.weight.detach(), 4)) / 2
+    )
+    expected = retracted(layer.weight.detach(), 0.1, 4)
+    Parseval(beta=0.1).after_step(layer)
+    torch.testing.assert_close(layer.weight.detach(), expected)
 
 
 def test_orthogonality_sums_over_all_layers_with_half_of_beta():

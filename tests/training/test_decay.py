@@ -123,7 +123,10 @@ def test_python_warns_of_it_where_train_is_called():
         train(model, IMAGES, [Orthogonality(2e-3)], epochs=1, weight_decay=5e-3)
     assert caught[0].filename == __file__
     assert Orthogonality(2e-3).warning(4e-3) is not None
-    assert Orthogonality(2e-3).warning(3.9e-3) is None
+    assert "weakens" in Orthogonality(2e-3).warning(3.9e-3) and "to 0.16, not to 1" in Orthogonality(2e-3).warning(
+        3.9e-3
+    )
+    assert Orthogonality(2e-3).warning(3e-3) is None  # to 0.5
     assert Orthogonality(0.0).warning(5e-4) is None  # switched off, as the control of a sweep
 
 
