@@ -109,7 +109,7 @@ DEFENCES: Registry[Entry] = Registry(
         DefenceEntry(
             name="convex-aggregation",
             target="art_qplugins.defences.aggregation:ConvexAggregation",
-            help="convex weights of skip and residual in a wrn with aggregation = true (Cisse et al. 2017)",
+            help="convex weights of skip and residual, in networks with aggregation = true (Cisse et al. 2017)",
         ),
         DefenceEntry(
             name="mutual-information",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
 from art_qplugins.errors import InputError
-from art_qplugins.models.wide_resnet import Aggregation
+from art_qplugins.models.aggregation import Aggregation
 
 __all__ = ["ConvexAggregation", "project_to_simplex"]
 
@@ -19,7 +19,7 @@ def project_to_simplex(a: Tensor) -> Tensor:
 
 
 class ConvexAggregation(Defence):
-    """Projects the two weights of every :class:`~art_qplugins.models.wide_resnet.Aggregation` after each step.
+    """Projects the two weights of every :class:`~art_qplugins.models.aggregation.Aggregation` after each step.
 
     A convex combination of branches that do not expand does not expand either. These weights do not decay.
     """
@@ -28,7 +28,7 @@ class ConvexAggregation(Defence):
         if not any(isinstance(m, Aggregation) for m in model.modules()):
             raise InputError(
                 f"defence 'convex-aggregation' needs aggregation layers, and {type(model).__name__} has none; "
-                'use architecture = { name = "wrn", options = { aggregation = true } }'
+                'use a residual network with them, e.g. architecture = { name = "wrn", options = { aggregation = true } }'
             )
 
     @torch.no_grad()

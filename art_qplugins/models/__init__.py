@@ -45,13 +45,13 @@ MODELS: Registry[Entry] = Registry(
             name="resnet8",
             target="art_qplugins.models.resnet:ResNet8",
             help="ResNet-8 for CIFAR-10, with 78,000 weights, from 4x4 on",
-            options={"width": Option(16, _WIDTH)},
+            options={"width": Option(16, _WIDTH), "aggregation": False},
         ),
         Entry(
             name="resnet18",
             target="art_qplugins.models.resnet:ResNet18",
             help="ResNet-18 with a 3x3 stem, from 8x8 on",
-            options={"width": Option(64, _WIDTH)},
+            options={"width": Option(64, _WIDTH), "aggregation": False},
         ),
         Entry(
             name="mnist-cnn",

@@ -1,12 +1,17 @@
-"""Residual networks (He et al. 2016) in their form for 32x32: a 3x3 stem with stride 1 and no max-pooling."""
+"""Residual networks (He et al. 2016) in their form for 32x32: a 3x3 stem with stride 1 and no max-pooling.
+
+With ``aggregation=True`` every block ends in :class:`~art_qplugins.models.aggregation.Aggregation`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
-from art_qplugins.domains import check
+from art_qplugins.domains import FLAG, check
+from art_qplugins.models.aggregation import Aggregation
 from art_qplugins.models.common import WIDTH, check_sizes, he_init
 
 __all__ = ["BasicBlock", "ResNet8", "ResNet18"]
@@ -15,7 +20,9 @@ __all__ = ["BasicBlock", "ResNet8", "ResNet18"]
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm beside a shortcut, and an activation of their sum."""
 
-    def __init__(self, channels: int, width: int, stride: int, *, activation: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, channels: int, width: int, stride: int, *, aggregation: bool, activation: Callable[[], nn.Module]
+    ) -> None:
         super().__init__()
         self.shortcut: nn.Module = nn.Identity()
         if channels != width or stride != 1:
@@ -27,10 +34,12 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.act2 = activation()
+        self.add = Aggregation() if aggregation else None
 
     def forward(self, x: Tensor) -> Tensor:
+        skip = self.shortcut(x)
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
-        out: Tensor = self.act2(self.shortcut(x) + residual)
+        out: Tensor = self.act2(skip + residual if self.add is None else self.add(skip, residual))
         return out
 
 
@@ -47,19 +56,21 @@ class _ResNet(nn.Module):
         *,
         blocks: tuple[int, ...],
         width: int,
+        aggregation: bool,
         activation: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
         channels, *_ = check_sizes(input_shape, nb_classes, activation, side=2 ** (len(blocks) - 1))
         width = check("width", width, WIDTH)
+        block = partial(BasicBlock, aggregation=check("aggregation", aggregation, FLAG), activation=activation)
         self.conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(width)
         self.act = activation()
         self._groups = [f"group{i}" for i, _ in enumerate(blocks, 1)]
         inner, outer = width, width
         for name, count in zip(self._groups, blocks, strict=True):
-            first = BasicBlock(inner, outer, 1 if name == "group1" else 2, activation=activation)
-            others = (BasicBlock(outer, outer, 1, activation=activation) for _ in range(count - 1))
+            first = block(inner, outer, 1 if name == "group1" else 2)
+            others = (block(outer, outer, 1) for _ in range(count - 1))
             self.add_module(name, nn.Sequential(first, *others))
             inner, outer = outer, 2 * outer
         self.fc = nn.Linear(inner, nb_classes)
@@ -79,6 +90,7 @@ class ResNet18(_ResNet):
     :param input_shape: (C, H, W), H and W at least 8.
     :param nb_classes: number of logits.
     :param width: channels of the first group; the last has eight times as many.
+    :param aggregation: end blocks in a learned convex sum in place of the plain one.
     :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 
@@ -88,9 +100,12 @@ class ResNet18(_ResNet):
         nb_classes: int,
         *,
         width: int = 64,
+        aggregation: bool = False,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
-        super().__init__(input_shape, nb_classes, blocks=(2, 2, 2, 2), width=width, activation=activation)
+        super().__init__(
+            input_shape, nb_classes, blocks=(2, 2, 2, 2), width=width, aggregation=aggregation, activation=activation
+        )
 
 
 class ResNet8(_ResNet):
@@ -101,6 +116,7 @@ class ResNet8(_ResNet):
     :param input_shape: (C, H, W), H and W at least 4.
     :param nb_classes: number of logits.
     :param width: channels of the first group; the last has four times as many.
+    :param aggregation: end blocks in a learned convex sum in place of the plain one.
     :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 
@@ -110,6 +126,9 @@ class ResNet8(_ResNet):
         nb_classes: int,
         *,
         width: int = 16,
+        aggregation: bool = False,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
-        super().__init__(input_shape, nb_classes, blocks=(1, 1, 1), width=width, activation=activation)
+        super().__init__(
+            input_shape, nb_classes, blocks=(1, 1, 1), width=width, aggregation=aggregation, activation=activation
+        )

@@ -1,7 +1,6 @@
 """Wide residual networks, WRN-d-w (Zagoruyko & Komodakis 2016), pre-activated as in He et al. 2016.
 
-With ``aggregation=True`` every block ends in the aggregation layer of Parseval networks (Cisse et al. 2017, section
-4.3), which Defensive Quantization uses too. The defence ``convex-aggregation`` keeps its weights convex.
+With ``aggregation=True`` every block ends in :class:`~art_qplugins.models.aggregation.Aggregation`.
 """
 
 from __future__ import annotations
@@ -9,32 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from art_qplugins.domains import FLAG, Number, check
 from art_qplugins.errors import InputError
+from art_qplugins.models.aggregation import Aggregation
 from art_qplugins.models.common import check_sizes, he_init
 
-__all__ = ["Aggregation", "Block", "WideResNet"]
-
+__all__ = ["Block", "WideResNet"]
 
 _DEPTH, _WIDEN = Number(1, 1000, whole=True), Number(1, 64, whole=True)
-
-
-class Aggregation(nn.Module):
-    """``a[0] * skip + a[1] * residual``; both weights start at 0.5."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a = nn.Parameter(torch.full((2,), 0.5))
-
-    def no_weight_decay(self) -> set[str]:
-        """Decay would shrink the sum of the branches."""
-        return {"a"}
-
-    def forward(self, skip: Tensor, residual: Tensor) -> Tensor:
-        return self.a[0] * skip + self.a[1] * residual
 
 
 class Block(nn.Module):
@@ -72,7 +55,7 @@ class WideResNet(nn.Module):
     :param nb_classes: number of logits.
     :param depth: 6n + 4, for n blocks in each group.
     :param widen_factor: the groups have 16, 32 and 64 times as many channels.
-    :param aggregation: end blocks in :class:`Aggregation` in place of the sum.
+    :param aggregation: end blocks in a learned convex sum in place of the plain one.
     :param activation: makes each activation, as modules that :func:`~art_qplugins.quantize` can replace.
     """
 

@@ -15,6 +15,9 @@ from art_qplugins.recipes.networks import training_defences
 
 __all__ = ["describe", "training_warnings"]
 
+#: The defence that belongs to networks with aggregation layers.
+_CONVEX = "convex-aggregation"
+
 
 def describe(settings: ModelSettings) -> str:
     """A one-line description of a model."""
@@ -57,5 +60,10 @@ def training_warnings(settings: ModelSettings) -> list[str]:
         return [f"nothing says that {printable(settings.checkpoint or '')} are weights of this model"]
     if not settings.trained or settings.checkpoint is not None or settings.train.epochs == 0:
         return []
-    found = (defence.warning(settings.train.weight_decay) for defence in training_defences(settings))
+    found = [defence.warning(settings.train.weight_decay) for defence in training_defences(settings)]
+    if settings.architecture.options.get("aggregation") and not any(d.name == _CONVEX for d in settings.defences):
+        found.append(
+            f"nothing keeps the weights of its aggregation layers convex; add the defence {_CONVEX!r}, or leave "
+            "aggregation out"
+        )
     return [warning for warning in found if warning is not None]

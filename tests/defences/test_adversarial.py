@@ -406,3 +406,22 @@ def test_penalties_come_before_other_passes(order, batch):
     counts.start(model)
     loss_of(model, F.cross_entropy, [Trades(steps=1), counts][::order], batch)
     assert counts.before == [1] and counts.passes == 1 + Trades(steps=1).passes()[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "theirs"),
+    [
+        ("fgsm", lambda attacks, model: attacks.FGSM(model, eps=0.2)),
+        ("r+fgsm", lambda attacks, model: attacks.RFGSM(model, eps=0.2, alpha=0.1, steps=1)),
+    ],
+)
+def test_one_step_is_that_of_torchattacks(method, theirs, batch):
+    """The same numbers from torch's generator, the same images."""
+    import torchattacks
+
+    x, y = batch
+    model = convnet().eval()
+    torch.manual_seed(5)
+    expected = theirs(torchattacks, model)(x, y)
+    torch.manual_seed(5)
+    torch.testing.assert_close(AdversarialTraining(method, eps=0.2).images(model, x, y), expected)

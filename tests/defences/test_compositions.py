@@ -230,3 +230,25 @@ def test_training_without_the_filter_is_refused_in_one_line(few):
     )
     with pytest.raises(InputError, match=says):
         estimator.fit(few[0].numpy(), few[1].numpy(), nb_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "defences", "epochs", "warns"),
+    [
+        ({"aggregation": True}, [], 1, True),
+        ({"aggregation": True}, [{"name": "convex-aggregation"}], 1, False),
+        ({"aggregation": True}, [], 0, False),
+        ({}, [], 1, False),
+    ],
+)
+def test_aggregation_without_its_defence_is_a_warning(options, defences, epochs, warns):
+    settings = recipe(
+        {
+            "name": "a",
+            "architecture": {"name": "resnet8", "options": {"width": 2, **options}},
+            "defences": defences,
+            "train": {"epochs": epochs},
+        }
+    ).models[0]
+    found = training_warnings(settings)
+    assert bool(found) == warns and all("convex-aggregation" in line for line in found)

@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from art_qplugins import InputError, QuantizedClassifier, QuantReLU, quantize, train
 from art_qplugins.defences.aggregation import ConvexAggregation, project_to_simplex
 from art_qplugins.models import MODELS
+from art_qplugins.models.aggregation import Aggregation
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.models.wide_resnet import Aggregation, Block, WideResNet
+from art_qplugins.models.resnet import BasicBlock, ResNet8
+from art_qplugins.models.wide_resnet import Block, WideResNet
 from art_qplugins.quantizers import weight_layers
 from art_qplugins.recipes.load import parse_recipe
 
@@ -78,7 +82,10 @@ ROWS = [
         slots=7,
         weights=10,
         # The stem, three groups, the linear layer, and two 1x1 shortcuts, which option A would not have.
-        published={464 + 4_672 + 13_952 + 55_552 + 650 + (576 + 2_176): {}},
+        published={
+            464 + 4_672 + 13_952 + 55_552 + 650 + (576 + 2_176): {},
+            464 + 4_672 + 13_952 + 55_552 + 650 + (576 + 2_176) + 2 * 3: {"aggregation": True},
+        },
         layers="conv bn act group1 group2 group3 fc",
     ),
     Row(
@@ -86,7 +93,7 @@ ROWS = [
         small={"width": 4},
         slots=17,
         weights=21,
-        published={11_173_962: {}},  # 11.17M
+        published={11_173_962: {}, 11_173_962 + 2 * 8: {"aggregation": True}},  # 11.17M
         smallest=8,
         layers="conv bn act group1 group2 group3 group4 fc",
     ),
@@ -345,6 +352,22 @@ def test_a_wide_block_is_the_reference(channels, width, stride, aggregation):
     torch.testing.assert_close(block(x), a[0] * s + a[1] * r)
 
 
+@pytest.mark.parametrize(("channels", "width", "stride"), [(4, 4, 1), (4, 6, 2)])
+def test_a_residual_block_sums_convexly(channels, width, stride):
+    """The aggregation stands where the sum stood; with weights of 1 it is the sum."""
+    block = with_statistics(BasicBlock(channels, width, stride, aggregation=True, activation=nn.ReLU6))
+    plain = BasicBlock(channels, width, stride, aggregation=False, activation=nn.ReLU6).eval()
+    plain.load_state_dict({k: v for k, v in block.state_dict().items() if k != "add.a"})
+    x = torch.randn(2, channels, 8, 8)
+    block.add.a.data = torch.ones(2)
+    torch.testing.assert_close(block(x), plain(x))
+    block.add.a.data = torch.tensor([0.3, 0.7])
+    r = F.conv2d(x, block.conv1.weight, stride=stride, padding=1)
+    r = F.conv2d(F.relu6(batch_norm(block.bn1, r)), block.conv2.weight, padding=1)
+    expected = F.relu6(0.3 * block.shortcut(x) + 0.7 * batch_norm(block.bn2, r))
+    torch.testing.assert_close(block(x), expected)
+
+
 def test_a_wide_resnet_is_its_blocks_and_its_head():
     model = with_statistics(WideResNet((3, 32, 32), 10, depth=16, widen_factor=2))
     x = torch.rand(2, 3, 32, 32)
@@ -430,12 +453,33 @@ def test_the_projection_is_the_nearest_point_of_the_simplex():
         torch.testing.assert_close(project_to_simplex(a), nearest, atol=1e-4, rtol=0)
 
 
-def test_training_keeps_aggregation_convex_and_learns_it(digits):
+def general_projection(a):
+    """The projection onto a simplex of any size, by sorting (Held, Wolfe & Crowder 1974; Duchi et al. 2008)."""
+    descending = a.sort(descending=True).values
+    above = 1 + torch.arange(1, len(a) + 1) * descending > descending.cumsum(0)
+    k = int(above.nonzero().max()) + 1
+    return (a - (descending[:k].sum() - 1) / k).clamp_min(0)
+
+
+@given(st.tuples(*[st.floats(-1e3, 1e3, width=32)] * 2))
+def test_the_projection_is_the_general_formula_for_two(a):
+    a = torch.tensor(a, dtype=torch.float64)
+    torch.testing.assert_close(project_to_simplex(a), general_projection(a), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        lambda: WideResNet((1, 8, 8), 10, depth=10, widen_factor=1, aggregation=True),
+        lambda: ResNet8((1, 8, 8), 10, width=4, aggregation=True),
+    ],
+    ids=["wrn", "resnet8"],
+)
+def test_training_keeps_aggregation_convex_and_learns_it(network, digits):
     few = digits[0].take(100, seed=0)
-    options = {"depth": 10, "widen_factor": 1, "aggregation": True}
     for defences in ([], [ConvexAggregation()]):
         torch.manual_seed(0)
-        model = train(WideResNet((1, 8, 8), 10, **options), few, defences, epochs=2, learning_rate=0.2)
+        model = train(network(), few, defences, epochs=2, learning_rate=0.2)
         weights = torch.stack([m.a for m in model.modules() if isinstance(m, Aggregation)]).detach()
         assert len(weights) == 3 and not torch.equal(weights, torch.full((3, 2), 0.5))
         convex = (weights >= 0).all() and torch.allclose(weights.sum(1), torch.ones(3))
