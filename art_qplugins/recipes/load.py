@@ -19,7 +19,7 @@ from art_qplugins.domains import TEXT, Either, ListOf
 from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
 from art_qplugins.files import as_path, printable, read_text
 from art_qplugins.recipes.checks import check_recipe
-from art_qplugins.recipes.merge import choose, merged
+from art_qplugins.recipes.merge import choose, merged, with_defaults
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.recipes.suites import expand_suites
 from art_qplugins.recipes.sweep import axes, expand_sweep, put
@@ -160,10 +160,10 @@ def change(given: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_recipe(given: dict[str, Any], *, where: str = "recipe") -> Recipe:
-    """A checked recipe from tables, with its sweep and its suites written out as models and attacks."""
+    """A checked recipe from tables, with its defaults, sweep and suites written out as models and attacks."""
     with at(where):
         _check_depth(given)
-        given = expand_suites(expand_sweep(given))
+        given = expand_suites(expand_sweep(with_defaults(given)))
         try:
             recipe = Recipe.model_validate(given)
         except ValidationError as error:

@@ -8,6 +8,12 @@
     train.epochs = 1
 
 Under the profile ``small`` these tables win over those of the recipe, as a file wins over those that it includes.
+
+    [defaults]
+    architecture = { name = "wrn", options = { depth = 16, widen_factor = 4 } }
+    train.preset = "dq-cifar10"
+
+are settings of every model that is built here and does not give its own.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ from art_qplugins.domains import TEXT, ListOf, check
 from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.recipes.sweep import axes
 
-__all__ = ["choose", "merged"]
+__all__ = ["choose", "merged", "with_defaults"]
 
 #: What names the thing that a table's ``options`` belong to.
 _CHOICES = ("name", "id", "attack", "activation")
@@ -94,3 +100,33 @@ def choose(given: Mapping[str, Any], profiles: Sequence[str]) -> dict[str, Any]:
         if "name" not in known[name] and isinstance(result.get("name"), str):
             result["name"] += f"-{name}"
     return result
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables with the settings of ``defaults`` in those of the models, without the table itself.
+
+    A model's own settings win, key by key. ``options`` belong to the name beside them. Models of a ``factory`` take none,
+    and one with ``train.epochs = 0`` takes nothing else of ``train``.
+
+    :raises InputError: where it is no table, or has a name.
+    """
+    result = {key: value for key, value in given.items() if key != "defaults"}
+    if "defaults" not in given:
+        return result
+    defaults, models = given["defaults"], given.get("models")
+    if not isinstance(defaults, Mapping):
+        raise InputError(f"defaults: it is {shown(defaults)}; write [defaults], and below it settings of a model")
+    if "name" in defaults:
+        raise InputError("defaults.name: names are those of models; leave it out")
+    if isinstance(models, list):
+        result["models"] = [_with(defaults, model) if isinstance(model, Mapping) else model for model in models]
+    return result
+
+
+def _with(defaults: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any]:
+    if model.get("factory"):
+        return model
+    train = model.get("train")
+    if isinstance(train, Mapping) and train.get("epochs") == 0:
+        defaults = {key: value for key, value in defaults.items() if key != "train"}
+    return _tables(defaults, model)

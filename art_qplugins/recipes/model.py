@@ -102,7 +102,7 @@ class Choice(Settings):
 class Training(Settings):
     """The arguments of :func:`art_qplugins.train`.
 
-    :param preset: the protocol of a paper, see :data:`PRESETS`. It gives what the table leaves out.
+    :param preset: the protocol of a paper, see :data:`PRESETS`, or ``"none"``. It gives what the table leaves out.
     """
 
     preset: Word | None = None

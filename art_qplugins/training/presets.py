@@ -95,11 +95,13 @@ PRESETS: Mapping[str, Preset] = {
 def with_preset(table: Mapping[str, Any]) -> dict[str, Any]:
     """A ``train`` table with the values of its preset, where it names one and does not give its own.
 
+    ``"none"`` is no preset: a profile can take back that of the recipe with it.
+
     :raises InputError: where there is no such preset.
     """
     name = table.get("preset")
-    if name is None:
-        return dict(table)
+    if name in (None, "none"):
+        return {key: value for key, value in table.items() if key != "preset"}
     if not isinstance(name, str) or name not in PRESETS:
         raise InputError(f"unknown preset {shown(name)}{did_you_mean(str(name), PRESETS)}")
     return {**PRESETS[name].train, **table}

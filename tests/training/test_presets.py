@@ -10,7 +10,7 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.models import MODELS
 from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.recipes.model import Training
-from art_qplugins.training.presets import PRESETS
+from art_qplugins.training.presets import PRESETS, with_preset
 
 #: By preset: the shape of its images, and a small network of the paper's kind.
 NETWORKS = {
@@ -126,3 +126,7 @@ def test_the_precision_of_a_recipe_is_that_of_models_that_name_none():
     }
     a, b = parse_recipe(tables).models
     assert (a.train.precision, b.train.precision, b.train.epochs) == ("bf16-mixed", "32-true", 3)
+
+
+def test_none_takes_back_a_preset():
+    assert with_preset({"preset": "none", "epochs": 3}) == {"epochs": 3}
