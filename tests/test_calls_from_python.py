@@ -255,7 +255,7 @@ CALLS = [
     Call(ConvNet, lambda: dict(SHAPE), {**SIZES, "width": COUNT}),
     Call(MnistCNN, lambda: {**SHAPE, "width": 2}, {**SIZES, "width": COUNT}),
     Call(VGG16, lambda: {**SHAPE, "width": 2}, {**SIZES, "width": COUNT}),
-    Call(ResNet18, lambda: {**SHAPE, "width": 2}, {**SIZES, "width": COUNT}),
+    Call(ResNet18, lambda: {**SHAPE, "width": 2}, {**SIZES, "width": COUNT, "aggregation": FLAG}),
     Call(
         WideResNet,
         lambda: {**SHAPE, "depth": 10, "widen_factor": 1},
@@ -575,6 +575,16 @@ CALLS = [
         },
     ),
     Call(
+        art_qplugins.operator_norms,
+        lambda: {"module": network(), "x": X},
+        {"module": OBJECT, "x": IMAGES},
+    ),
+    Call(
+        art_qplugins.activation_distances,
+        lambda: {"module": network(), "x": X, "changed": X},
+        {"module": OBJECT, "x": IMAGES, "changed": IMAGES, "batch_size": COUNT, "seed": SEED},
+    ),
+    Call(
         metrics.wilson_interval,
         lambda: {"successes": 0, "n": 3},
         {"successes": ("0", "2.5"), "n": COUNT, "confidence": ()},
@@ -591,6 +601,7 @@ CALLS = [
         lambda: {"correct": [[1.0]], "selection": [[1.0]]},
         {"correct": (), "selection": ()},
     ),
+    Call(metrics.pooled_accuracy, lambda: {"correct": [[1.0, 0.0]]}, {"correct": ()}),
     Call(
         metrics.gap_lower_bound,
         lambda: {"weaker": [1.0], "stronger": [0.0]},
@@ -629,6 +640,9 @@ OTHERS = {
         "resampled_means",
         "mutual_information",
         "orthogonality_penalty",
+        "as_matrices",
+        "groups_of",
+        "LayerNorm",
     ),
     *("agreement", "sign_moves", "Measured"),
     *("kurakin_steps", "retracted", "Filtered", "median_filter", "reduce_bits", "unfiltered"),

@@ -18,7 +18,7 @@ from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
 from art_qplugins.evaluation.records import Interval, Results, Sample
 from art_qplugins.evaluation.significance import clustered_bootstrap, holm, paired_test
 
-__all__ = ["Comparison", "Difference", "Missing", "Records", "compare", "pairs"]
+__all__ = ["Comparison", "Difference", "Missing", "Records", "compare", "pairs", "replicates"]
 
 Metric = Literal["clean_accuracy", "robust_accuracy"]
 
@@ -142,7 +142,7 @@ def compare(a: Records, b: Records) -> Comparison:
 
 def _failed(run: Records) -> list[Missing]:
     """The attacks of the recipe that failed or were skipped."""
-    replicate_of = _replicates(run.results)
+    replicate_of = replicates(run.results)
     return [
         Missing(
             model=replicate_of.get(cell.model, cell.model),
@@ -172,13 +172,14 @@ def _check_same_images(a: Records, b: Records) -> None:
 def _pooled(run: Records) -> _Table:
     """The correctness of each model by its name: (replicates, images) in the order of the sample ids."""
     groups: dict[str, list[str]] = {}
-    replicate_of = _replicates(run.results)
+    replicate_of = replicates(run.results)
     for model in run.results.models:
         groups.setdefault(replicate_of.get(model.name) or model.name, []).append(model.name)
     return {name: _stack([_correct(run, member) for member in members]) for name, members in groups.items()}
 
 
-def _replicates(results: Results) -> dict[str, str]:
+def replicates(results: Results) -> dict[str, str]:
+    """The model of which each replicate is one, by name; models without a seed of a sweep are left out."""
     models = results.spec.get("resolved", {}).get("models", [])
     return {m["name"]: same for m in models if isinstance(m, dict) and (same := m.get("replicate_of"))}
 

@@ -61,7 +61,7 @@ class Sample(Record):
     distance: float  # from the clean image, in the cell's norm
     margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
-    # Further measurements of this image: in clean cells those of gradients/measure.py, in white-box cells those of the
+    # Further measurements of this image: "confidence", the probability that the model gives its prediction; in clean cells those of gradients/measure.py, in white-box cells those of the
     # attack's path. None where it is not finite. "alone": whether it is correct in a batch of its own, where answers depend
     # on the batch.
     measures: dict[str, float | None] = {}
@@ -356,6 +356,80 @@ def _consecutive(curve: list[TrainedEpoch]) -> list[TrainedEpoch]:
 Curve = Annotated[list[TrainedEpoch], AfterValidator(_consecutive)]  # every epoch of a training, in its order
 
 
+class Norms(Record):
+    """By how much a layer can lengthen a change of its input, as :class:`~art_qplugins.sensitivity.norms.LayerNorm` says."""
+
+    layer: str
+    matrix: Size | None
+    operator: Size
+    gain: Size | None
+    scaled: Size | None
+
+
+class Distances(Record):
+    """How far the images of a cell move what each layer reads (:func:`~art_qplugins.activation_distances`).
+
+    ``layers`` has for each layer, in the order of the forward pass, the mean over images and its standard error. Images
+    whose clean activations are all zero are left out; ``n`` counts the others in the worst layer.
+    """
+
+    cell: str
+    n: Count
+    layers: dict[str, tuple[Size, Size]]
+
+
+class Sensitivity(Record):
+    """How far a model carries a change of its input."""
+
+    norms: list[Norms]  # in the order of the forward pass
+    distances: list[Distances]
+    skipped: dict[str, str] = {}  # the reason of each measurement that failed: "norms", or the id of a cell
+
+
+class Pooled(Record):
+    """An accuracy over the trainings of one model and its images, see :func:`~art_qplugins.metrics.pooled_accuracy`."""
+
+    accuracy: Share
+    interval: Interval
+    images: Count  # the same for every training
+    trainings: Count
+
+
+class PooledCell(Record):
+    """One cell over all trainings of its model: what is measured, what is left, and what a paper says."""
+
+    model: str  # its name, without a seed
+    trainings: Count
+    cell: str  # id of the cell of the first training
+    paper: Share | None
+    measured: Pooled | None
+    left: (
+        Pooled | None
+    )  # the worst case at that norm and eps, over images that every attack was given; None of clean images
+    audited: Share | None = None  # what full AutoAttack would leave, by the audits of all trainings; None without one
+    verdicts: list[tuple[Verdict, Count]]  # of the trainings, the most frequent first
+
+    @property
+    def beyond(self) -> float | None:
+        """How much more is measured than the paper has."""
+        return None if self.measured is None or self.paper is None else self.measured.accuracy - self.paper
+
+    @property
+    def reproduced(self) -> bool | None:
+        """Whether the interval of the measured number holds the paper's."""
+        if self.measured is None or self.paper is None:
+            return None
+        low, high = self.measured.interval
+        return low - 1e-9 <= self.paper <= high + 1e-9
+
+    @property
+    def overstated(self) -> float | None:
+        """By how much the measured number is above what is left, where their intervals are apart."""
+        if self.measured is None or self.left is None or self.left.interval[1] >= self.measured.interval[0]:
+            return None
+        return self.measured.accuracy - self.left.accuracy
+
+
 class Results(Record):
     """The whole of ``results.json``."""
 
@@ -367,5 +441,7 @@ class Results(Record):
     environment: Environment
     warnings: list[str] = []  # what is legal and surely a mistake, without full stops
     training: dict[str, Curve] = {}  # by model, where it was trained by a recipe
+    sensitivity: dict[str, Sensitivity] = {}  # by model, if the recipe asks for it
+    pooled: list[PooledCell] = []  # clean images, the claimed attacks, and what a paper gives a number for
     models: list[ModelResult]
     cells: list[Cell]

@@ -110,7 +110,8 @@ def score(
     images that are rejected.
 
     The columns ``prediction``, ``correct``, ``selection``, ``margin`` and ``loss`` are those of
-    :class:`~art_qplugins.evaluation.records.Sample`, (N,) each. A random module is scored on two sets of draws that no
+    :class:`~art_qplugins.evaluation.records.Sample`, (N,) each, and ``confidence`` is the probability of the prediction by
+    the softmax of the mean logits. A random module is scored on two sets of draws that no
     attack saw. A module is random if it has stochastic layers, or if its outputs depend on the seed of the global
     generators. Global random states are restored.
 
@@ -140,6 +141,7 @@ def score(
         "margin": logit_margin(*seen),
         "loss": nn.functional.cross_entropy(*seen, reduction="none"),
     }
+    found["confidence"] = logits.double().softmax(1).gather(1, found["prediction"][:, None])[:, 0]
     if abstain is not None:
         found["rejected"] = (answers == abstain).double().mean(0)
     return {name: values.double().cpu().numpy() for name, values in found.items()}

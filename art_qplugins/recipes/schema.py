@@ -167,6 +167,7 @@ class Recipe(Settings):
     :param audit: at each eps, run AutoAttack ``standard`` on so many of the images that stand in the end, drawn at random. It
         tells what full AutoAttack would leave, with an interval.
     :param grid: score the images also as rounded to this many levels.
+    :param sensitivity: measure operator norms of layers, and how far so many images of each attack move what layers read.
     :param suite_notes: what its suites leave out or do otherwise than their papers, written when they are expanded.
     """
 
@@ -193,6 +194,7 @@ class Recipe(Settings):
     budget: Budget = Budget()
     audit: Count | None = None
     grid: Annotated[int, within(Number(2, 65536, whole=True))] | None = None
+    sensitivity: Count | None = None
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     attacks: Annotated[list[AttackSettings], Field(min_length=1)]

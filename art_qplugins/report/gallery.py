@@ -66,8 +66,8 @@ def gallery(model: ModelResult, run: Run) -> Gallery | None:
                 clean=data_uri(clean_images[rows[sample.sample]]),
                 adversarial=data_uri(images[row]),
                 difference=data_uri(difference(clean_images[rows[sample.sample]], images[row])),
-                label=_class_name(run, sample.label),
-                prediction=_class_name(run, sample.prediction),
+                label=class_name(run, sample.label),
+                prediction=class_name(run, sample.prediction),
                 distance=sample.distance,
             )
             for row, sample in chosen
@@ -117,7 +117,7 @@ def difference(clean: NDArray[np.float32], adversarial: NDArray[np.float32]) -> 
     return np.asarray(np.clip(0.5 + AMPLIFIED * (adversarial - clean), 0.0, 1.0), dtype=np.float32)
 
 
-def _class_name(run: Run, index: int) -> str:
+def class_name(run: Run, index: int) -> str:
     classes = run.results.data.get("classes")
     return str(classes[index]) if isinstance(classes, list) and 0 <= index < len(classes) else str(index)
 

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
-import json
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from art_qplugins.evaluation.pooled import outcomes_of, pooled_cells
 from art_qplugins.evaluation.records import Cell, Finding, ModelResult, Robust
-from art_qplugins.report import robustbench, select, words
+from art_qplugins.report import reproduction, robustbench, select, words
 from art_qplugins.report.figures import Drawing, Figures
-from art_qplugins.report.figures.svg import inline
 from art_qplugins.report.files import Run
 from art_qplugins.report.gallery import Gallery, gallery
+from art_qplugins.report.rendering import own, template
 from art_qplugins.report.sections import sections
 from art_qplugins.report.steps import Level, levels
 from art_qplugins.report.training import Training, training
-
-_PACKAGE = "art_qplugins.report"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,46 +63,26 @@ def page(run: Run, figures: Figures) -> str:
     HTML of sections from other packages are not.
     """
     results = run.results
-    script = _own("sort.js")
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            results=results,
-            views=[_view(index, model, run, figures) for index, model in enumerate(results.models)],
-            sections=sections(run),
-            style=Markup(_own("style.css")),
-            script=Markup(script),
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            figures=figures,
-            threats=select.threats(results),
-            groups=select.groups(results.cells, lambda cell: cell.model),
-            names=select.names(results.cells),
-            papers=select.referenced(results),
-            skipped=sum(cell.status == "skipped" for cell in results.cells),
-            failed=[cell for cell in results.cells if cell.status == "error"],
-        )
+    pooled = pooled_cells(results, outcomes_of(results, run.samples))
+    papers = [row for row in pooled if row.paper is not None]
+    script = own("sort.js")
+    return template("page.html.j2").render(
+        results=results,
+        views=[_view(index, model, run, figures) for index, model in enumerate(results.models)],
+        sections=sections(run),
+        style=Markup(own("style.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        figures=figures,
+        threats=select.threats(results),
+        groups=select.groups(results.cells, lambda cell: cell.model),
+        names=select.names(results.cells),
+        papers=papers,
+        cells={cell.id: cell for cell in results.cells},
+        about_papers=reproduction.summary(papers),
+        skipped=sum(cell.status == "skipped" for cell in results.cells),
+        failed=[cell for cell in results.cells if cell.status == "error"],
     )
-
-
-@functools.cache
-def _environment() -> Environment:
-    """The templates. They are compiled once in a process."""
-    environment = Environment(
-        loader=PackageLoader(_PACKAGE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(json=_json, svg=lambda drawing: Markup(inline(drawing.svg)))
-    environment.globals.update(words=words, kind=select.kind, robust_at=select.robust_at, has_threat=select.has_threat)
-    return environment
-
-
-def _own(name: str) -> str:
-    return files(_PACKAGE).joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _view(index: int, model: ModelResult, run: Run, figures: Figures) -> _ModelView:
@@ -156,7 +131,3 @@ def _address(path: str | None) -> str | None:
     parts = PurePosixPath(path.replace("\\", "/")).parts
     inside = parts[:1] == ("evidence",) and len(parts) > 1 and ".." not in parts
     return quote("/".join(parts)) if inside else None
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, default=str)

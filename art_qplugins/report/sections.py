@@ -40,7 +40,25 @@ class Section(Entry):
     title: str
 
 
-SECTIONS: Registry[Section] = Registry("report section", [], group="art_qplugins.report", row=Section)
+SECTIONS: Registry[Section] = Registry(
+    "report section",
+    [
+        Section(
+            name="sensitivity",
+            title="How far a change is carried",
+            target="art_qplugins.report.sensitivity:section",
+            help="distances of activations under attack, and norms of layers, where the recipe has sensitivity",
+        ),
+        Section(
+            name="answers",
+            title="The same images, model by model",
+            target="art_qplugins.report.answers:section",
+            help="what two to six models answer to the images of the claimed attack",
+        ),
+    ],
+    group="art_qplugins.report",
+    row=Section,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from art_qplugins.estimators.devices import accelerator
 from art_qplugins.evaluation.cluster import Cluster
 from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.executor import Executor, Serial
+from art_qplugins.evaluation.pooled import pooled_cells
 from art_qplugins.evaluation.ray import GivenJob, Job, RayExecutor, RecipeJob
 from art_qplugins.evaluation.records import Curve, ModelResult, Results
 from art_qplugins.evaluation.remote_training import TrainingJob, train_side_by_side
@@ -41,6 +42,7 @@ from art_qplugins.runner.plan import plan
 from art_qplugins.runner.prepare import Images, Prepared, prepare
 from art_qplugins.runner.progress import Progress
 from art_qplugins.runner.run import Run
+from art_qplugins.runner.sensitivity import sensitivity
 from art_qplugins.training.ranks import rank
 
 __all__ = ["Execution", "Runner"]
@@ -188,6 +190,10 @@ class Runner:
                     )
                     for model in models
                 ]
+                if recipe.sensitivity is not None:
+                    names = [model.name for model in models]
+                    measured = sensitivity(scheduler, store, names, n=recipe.sensitivity)
+                    draft = draft.model_copy(update={"sensitivity": measured})
             except BaseException as error:
                 if attacks is not None or not isinstance(error, InputError):
                     _record_end(error, attacks, draft, store)
@@ -267,6 +273,7 @@ class Runner:
         outcomes = attacks.scheduler.outcomes()
         status = "success" if all(o.ok for o in outcomes) else "error"
         results = draft.model_copy(update={"status": status, "models": list(models), "cells": attacks.cells()})
+        results = results.model_copy(update={"pooled": pooled_cells(results, outcomes)})
         store.write_samples(outcomes)
         store.write_results(results)
         report = None if store.folder is None else write_report(store.folder)[-1]

@@ -427,3 +427,13 @@ def test_pixels_on_a_fine_grid_stay_on_their_levels(levels):
     threat = Threat("L1", float((x_adv.double() - x.double()).abs().sum()))
     found = (on_grid(x, x_adv, threat, levels).double() * (levels - 1)).round().flatten()
     assert torch.equal(found[:-1], level[:-1])
+
+
+def test_the_confidence_is_the_probability_of_the_prediction(mu_law, digits):
+    from art_qplugins.evaluation.score import score
+
+    x, y = digits[1].take(20, seed=0).x(), digits[1].take(20, seed=0).y()
+    found = score(mu_law, x, y, seed=0)
+    with torch.no_grad():
+        probabilities = mu_law(x).double().softmax(1)
+    assert found["confidence"] == pytest.approx(probabilities.max(1).values.numpy())

@@ -9,7 +9,8 @@ import pytest
 from made import CLAIM_EPS, MODELS, N, build_run, plain, with_bits, write_results
 
 from art_qplugins.report import read_run, select, words, write_report
-from art_qplugins.report.figures import bits, histograms, transfer
+from art_qplugins.report.figures import costs, histograms, sweeps, transfer
+from art_qplugins.report.figures.svg import to_svg
 
 
 def test_transfer_is_the_fullest_matrix(folder: Path) -> None:
@@ -29,17 +30,66 @@ def test_a_model_alone_has_no_transfer_matrix(folder: Path) -> None:
 
 def test_bits_are_read_from_the_recipe(tmp_path: Path) -> None:
     results = with_bits(build_run(tmp_path))
-    (sweep,) = bits.bit_sweeps(results)
+    (sweep,) = sweeps.sweeps(results)
     assert sweep.what == "activation bits"
     named = [(number, [model.name for model in models]) for number, models in sweep.models]
-    assert named == [("2", ["dq-2bit", "sq-ensemble"]), ("3", ["mu-law-3bit"])]
+    assert named == [("2", ["dq-2bit", "sq-ensemble"]), ("3", ["mu-law-3bit"]), ("none", ["fp32"])]
     write_results(tmp_path, results)
     write_report(tmp_path)
-    svg = (tmp_path / "figures" / "bits-1.svg").read_text(encoding="utf-8")
+    svg = (tmp_path / "figures" / "sweep-1.svg").read_text(encoding="utf-8")
     assert "3 (mu-law-3bit): clean 97 %, claimed 95 %, at most 5 %" in plain(svg)
     models = results.spec["resolved"]["models"]
     models[2]["quantize"] = models[2]["quantize"] | {"clip": 1.0}  # more than the bits differs now
-    assert bits.bit_sweeps(results) == []
+    assert sweeps.sweeps(results) == []
+
+
+def test_a_network_without_quantizers_stands_beside_its_quantized_forms(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+    quantize = {"weight_bits": None, "clip": 6.0}
+    models = [
+        {"name": "fp32", "quantize": None, "train": {"epochs": 3}},
+        {"name": "dq-2bit", "quantize": quantize | {"activation_bits": 2}, "train": {"epochs": 3}},
+        {"name": "mu-law-3bit", "quantize": quantize | {"activation_bits": 3}, "train": {"epochs": 3}},
+        {"name": "sq-ensemble", "quantize": quantize | {"activation_bits": 4}, "train": {"epochs": 4}},
+    ]
+    (sweep,) = sweeps.sweeps(results.model_copy(update={"spec": {"resolved": {"models": models}}}))
+    assert [(value, model.name) for value, (model,) in sweep.models] == [
+        ("2", "dq-2bit"),
+        ("3", "mu-law-3bit"),
+        ("none", "fp32"),
+    ]
+
+
+def test_what_the_recipe_sweeps_is_an_axis(tmp_path: Path) -> None:
+    results = build_run(tmp_path)
+
+    def model(name: str, beta: float, decay: float = 0.0) -> dict[str, object]:
+        defences = [{"name": "orthogonality", "options": {"beta": beta}}, {"name": "convex-aggregation", "options": {}}]
+        return {"name": name, "quantize": None, "defences": defences, "train": {"weight_decay": decay}}
+
+    models = [model("fp32", 1e-3), model("dq-2bit", 2e-3), model("mu-law-3bit", 3e-4), model("sq-ensemble", 3e-4, 1e-4)]
+    axis = {"models.dq.defences.orthogonality.options.beta": [1e-3, 2e-3, 3e-4]}
+    spec = {"given": {"sweep": {**axis, "seed": [0, 1]}}, "resolved": {"models": models}}
+    (sweep,) = sweeps.sweeps(results.model_copy(update={"spec": spec}))
+    assert sweep.what == "beta"
+    assert [(value, one.name) for value, (one,) in sweep.models] == [
+        ("0.0003", "mu-law-3bit"),
+        ("0.001", "fp32"),
+        ("0.002", "dq-2bit"),
+    ]
+    both = {**axis, "models": {"dq": {"train": {"weight_decay": [0.0, 1e-4]}}}}
+    spec = {"given": {"sweep": both}, "resolved": {"models": models}}
+    (sweep,) = sweeps.sweeps(results.model_copy(update={"spec": spec}))
+    assert sweep.what == "beta / weight decay" and [value for value, _ in sweep.models] == [
+        "0.0003 / 0",
+        "0.0003 / 0.0001",
+        "0.001 / 0",
+        "0.002 / 0",
+    ]
+    for broken in ({"sweep": 3}, {"sweep": {"models": 5}}, 7, {"sweep": {"models": {"a": []}}}):
+        assert (
+            sweeps.sweeps(results.model_copy(update={"spec": {"given": broken, "resolved": {"models": models}}})) == []
+        )
 
 
 def test_zero_gradients_have_a_bar_of_their_own(folder: Path) -> None:
@@ -82,3 +132,11 @@ def test_what_gradients_bought_is_the_worst_case_over_all_attacks_that_cost_no_m
 def test_without_samples_nothing_is_known_of_what_gradients_bought(folder: Path) -> None:
     run = read_run(folder)
     assert select.spending(run.results.models[0], dataclasses.replace(run, samples={})) == []
+
+
+def test_costs_within_one_power_of_ten_have_no_formulas_on_their_axis(folder: Path) -> None:
+    run = read_run(folder)
+    found = select.spending(run.results.models[0], run)
+    near = [dataclasses.replace(attack, gradients=20.0 + 10 * place) for place, attack in enumerate(found)]
+    assert len(near) > 1
+    assert "math" not in to_svg(costs.spending({"a": near}), alt="", prefix="a-")

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.files import short_name
 from art_qplugins.report import select
-from art_qplugins.report.figures import bars, bits, costs, curves, histograms, learning, transfer
-from art_qplugins.report.figures.svg import to_svg
+from art_qplugins.report.figures import bars, costs, curves, histograms, learning, sweeps, transfer
+from art_qplugins.report.figures.svg import Drawing, drawn
 from art_qplugins.report.files import Run
 from art_qplugins.report.training import training
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 __all__ = ["Drawing", "Figures", "draw"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
-    """One figure. ``svg`` is the whole file, and ``alt`` says in words what it shows."""
-
-    name: str  # of the file, without ending
-    svg: str
-    alt: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +22,14 @@ class Figures:
     curves: Drawing | None
     costs: Drawing | None
     transfer: Drawing | None
-    bits: list[Drawing]
+    sweeps: list[Drawing]
     bars: list[Drawing | None]
     margins: list[Drawing | None]
     gradients: list[Drawing | None]
     training: list[Drawing | None]
 
     def all(self) -> list[Drawing]:
-        across = (self.curves, self.costs, self.transfer, *self.bits)
+        across = (self.curves, self.costs, self.transfer, *self.sweeps)
         each = (*self.bars, *self.margins, *self.gradients, *self.training)
         return [drawing for drawing in (*across, *each) if drawing is not None]
 
@@ -54,9 +41,9 @@ def draw(run: Run) -> Figures:
         curves=_curves(results),
         costs=_costs(run),
         transfer=_transfer(results),
-        bits=[
-            _drawing(f"bits-{index}", bits.bit_bars_alt(sweep), bits.bit_bars(sweep))
-            for index, sweep in enumerate(bits.bit_sweeps(results), 1)
+        sweeps=[
+            drawn(f"sweep-{index}", sweeps.bars_alt(sweep), sweeps.bars(sweep))
+            for index, sweep in enumerate(sweeps.sweeps(results), 1)
         ],
         bars=[_bars(model, results) for model in results.models],
         margins=[_margins(model, run) for model in results.models],
@@ -68,7 +55,7 @@ def draw(run: Run) -> Figures:
 def _curves(results: Results) -> Drawing | None:
     if not any(model.robust for model in results.models):
         return None
-    return _drawing("robust-accuracy", curves.curves_alt(results), curves.robust_curves(results))
+    return drawn("robust-accuracy", curves.curves_alt(results), curves.robust_curves(results))
 
 
 def _costs(run: Run) -> Drawing | None:
@@ -76,19 +63,19 @@ def _costs(run: Run) -> Drawing | None:
     found = {name: attacks for name, attacks in found.items() if attacks}
     if not any(len(attacks) > 1 for attacks in found.values()):
         return None
-    return _drawing("gradients-spent", costs.spending_alt(found), costs.spending(found))
+    return drawn("gradients-spent", costs.spending_alt(found), costs.spending(found))
 
 
 def _transfer(results: Results) -> Drawing | None:
     matrix = transfer.transfer(results)
-    return None if matrix is None else _drawing("transfer", transfer.heat_map_alt(matrix), transfer.heat_map(matrix))
+    return None if matrix is None else drawn("transfer", transfer.heat_map_alt(matrix), transfer.heat_map(matrix))
 
 
 def _bars(model: ModelResult, results: Results) -> Drawing | None:
     cells = select.attacks(model, results)
     if not cells:
         return None
-    return _drawing(f"attacks-{short_name(model.name)}", bars.bars_alt(model, cells), bars.attack_bars(model, cells))
+    return drawn(f"attacks-{short_name(model.name)}", bars.bars_alt(model, cells), bars.attack_bars(model, cells))
 
 
 def _margins(model: ModelResult, run: Run) -> Drawing | None:
@@ -96,7 +83,7 @@ def _margins(model: ModelResult, run: Run) -> Drawing | None:
     if not values:
         return None
     alt, figure = histograms.margins_alt(model, values), histograms.margin_histogram(values)
-    return _drawing(f"margins-{short_name(model.name)}", alt, figure)
+    return drawn(f"margins-{short_name(model.name)}", alt, figure)
 
 
 def _gradients(model: ModelResult, run: Run) -> Drawing | None:
@@ -104,7 +91,7 @@ def _gradients(model: ModelResult, run: Run) -> Drawing | None:
     if not values:
         return None
     alt, figure = histograms.gradients_alt(model, values), histograms.gradient_histogram(values)
-    return _drawing(f"gradients-{short_name(model.name)}", alt, figure)
+    return drawn(f"gradients-{short_name(model.name)}", alt, figure)
 
 
 def _training(model: ModelResult, results: Results) -> Drawing | None:
@@ -112,8 +99,4 @@ def _training(model: ModelResult, results: Results) -> Drawing | None:
     if found is None or len(found.curve) == 1:
         return None
     alt, figure = learning.training_alt(model.name, found), learning.training_curves(found)
-    return _drawing(f"training-{short_name(model.name)}", alt, figure)
-
-
-def _drawing(name: str, alt: str, figure: Figure) -> Drawing:
-    return Drawing(name=name, svg=to_svg(figure, alt=alt, prefix=f"{name}-"), alt=alt)
+    return drawn(f"training-{short_name(model.name)}", alt, figure)

@@ -53,6 +53,7 @@ def spending(found: Mapping[str, Sequence[select.Spent]]) -> Figure:
                 )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: words.count(value))
+    axes.xaxis.set_minor_formatter(lambda value, _: "")  # within one power of ten it would write formulas
     percent_axis(axes.yaxis)
     axes.set_ylim(-0.03, 1.03)
     axes.grid(axis="x", visible=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,25 @@ from art_qplugins.report.figures.style import STYLE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["inline", "to_svg"]
+__all__ = ["Drawing", "drawn", "inline", "to_svg"]
 
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 #: Matplotlib's own style sheet. Inside a page it would apply to every element of every figure.
 _SHEET = re.compile(r"<style type=\"text/css\">\*\{([^{}]*)\}</style>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """One figure. ``svg`` is the whole file, and ``alt`` says in words what it shows."""
+
+    name: str  # of the file, without ending
+    svg: str
+    alt: str
+
+
+def drawn(name: str, alt: str, figure: Figure) -> Drawing:
+    """The figure as SVG. Its ids begin with ``name``."""
+    return Drawing(name=name, svg=to_svg(figure, alt=alt, prefix=f"{name}-"), alt=alt)
 
 
 def to_svg(figure: Figure, *, alt: str, prefix: str) -> str:

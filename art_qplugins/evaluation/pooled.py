@@ -1,0 +1,100 @@
+"""Cells over all trainings of a model: what is measured, what is left, and what a paper says.
+
+Trainings of one model with several seeds are pooled (:func:`~art_qplugins.metrics.pooled_accuracy`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from art_qplugins import metrics
+from art_qplugins.evaluation.compare import replicates
+from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
+from art_qplugins.evaluation.records import Cell, Pooled, PooledCell, Results, Sample
+
+__all__ = ["outcomes_of", "pooled_cells"]
+
+
+def outcomes_of(results: Results, samples: Mapping[str, Sequence[Sample]]) -> list[Outcome]:
+    """The outcomes that records describe."""
+    return [Outcome.from_samples(cell, samples.get(cell.id, []), measures=["rejected"]) for cell in results.cells]
+
+
+def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCell]:
+    """Clean images, the claimed attacks, and every cell for which a paper gives a number, in the order of the cells.
+
+    :param outcomes: those of the cells of ``results``.
+    """
+    same, by_id = replicates(results), {outcome.cell.id: outcome for outcome in outcomes}
+    verdicts = {model.name: model.verdict for model in results.models}
+    audits = {
+        (model.name, audit.norm, audit.eps): audit.estimate
+        for model in results.models
+        for audit in model.audits
+        if not audit.reason
+    }
+    claimed = {model.claim.cell for model in results.models}
+    groups: dict[tuple[str, str, str, float], list[Cell]] = {}
+    for cell in results.cells:
+        if cell.role == "clean" or cell.reference is not None or cell.id in claimed:
+            source = "" if cell.source == cell.model else same.get(cell.source, cell.source)
+            key = (same.get(cell.model, cell.model), f"{cell.label} {source}", cell.norm, cell.eps)
+            groups.setdefault(key, []).append(cell)
+    return [
+        PooledCell(
+            model=name,
+            trainings=len(cells),
+            cell=cells[0].id,
+            paper=cells[0].reference,
+            measured=_pooled([_correct(cell, by_id) for cell in cells]),
+            left=_pooled([_left(cell, by_id) for cell in cells]) if cells[0].role in ("attack", "probe") else None,
+            audited=_mean([audits.get((cell.model, cell.norm, cell.eps)) for cell in cells]),
+            verdicts=Counter(verdicts[cell.model] for cell in cells if cell.model in verdicts).most_common(),
+        )
+        for (name, *_), cells in groups.items()
+    ]
+
+
+def _correct(cell: Cell, by_id: Mapping[str, Outcome]) -> dict[str, float]:
+    """By image. A clean image that is rejected is not labelled."""
+    outcome = by_id.get(cell.id)
+    if outcome is None or not outcome.ok:
+        return {}
+    values = outcome.labelled if cell.role == "clean" else outcome.column("correct")
+    at = range(len(outcome.ids)) if cell.rows is None else cell.rows
+    return {name: float(values[row]) for name, row in zip(outcome.ids, at, strict=True)}
+
+
+def _left(cell: Cell, by_id: Mapping[str, Outcome]) -> dict[str, float]:
+    """The worst case by image, on the images that every attack with a limit was given."""
+    own = [outcome for outcome in by_id.values() if outcome.cell.model == cell.model and outcome.ok]
+    clean = next((outcome for outcome in own if outcome.cell.role == "clean"), None)
+    legal = legal_at(own, cell.norm, cell.eps)
+    if clean is None or not legal:
+        return {}
+    asked = np.ones(len(clean.ids), dtype=bool)
+    for outcome in legal:
+        if outcome.cell.limit is not None and outcome.cell.rows is not None:
+            given = np.zeros(len(clean.ids), dtype=bool)
+            given[outcome.cell.rows] = True
+            asked &= given
+    values = worst_case(legal)
+    return {name: float(values[row]) for row, name in enumerate(clean.ids) if asked[row]}
+
+
+def _mean(estimates: Sequence[float | None]) -> float | None:
+    """The mean; ``None`` where a training has none."""
+    known = [estimate for estimate in estimates if estimate is not None]
+    return sum(known) / len(known) if len(known) == len(estimates) else None
+
+
+def _pooled(parts: Sequence[Mapping[str, float]]) -> Pooled | None:
+    """Over the images that all trainings have; ``None`` where there is none."""
+    shared = [name for name in parts[0] if all(name in part for part in parts)] if parts else []
+    if not shared:
+        return None
+    accuracy, interval = metrics.pooled_accuracy([[part[name] for name in shared] for part in parts])
+    return Pooled(accuracy=accuracy, interval=interval, images=len(shared), trainings=len(parts))

@@ -1,0 +1,46 @@
+"""The section on how far models carry a change of their input: figures of distances, and the norms of layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from art_qplugins.report import words
+from art_qplugins.report.figures import distances
+from art_qplugins.report.figures.svg import Drawing, drawn
+from art_qplugins.report.files import Run
+from art_qplugins.report.rendering import template
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["section"]
+
+
+def section(run: Run) -> str | None:
+    """The HTML; ``None`` where the recipe did not ask for it."""
+    results = run.results
+    if not results.sensitivity:
+        return None
+    return template("sensitivity.html.j2").render(
+        drawings=[pair for number, one in enumerate(distances.moved(results), 1) for pair in _drawings(number, one)],
+        norms=[(model, norm) for model, record in results.sensitivity.items() for norm in record.norms],
+        skipped=[
+            (model, name, reason)
+            for model, record in results.sensitivity.items()
+            for name, reason in record.skipped.items()
+        ],
+    )
+
+
+def _drawings(number: int, one: distances.Moved) -> Iterator[tuple[Drawing, str]]:
+    crafted = "each model" if one.source is None else one.source
+    about = f"Images of {one.attack} on {crafted}."
+    if len(one.eps) > 1:
+        name = f"section-sensitivity-eps-{number}"
+        yield drawn(name, distances.over_eps_alt(one), distances.over_eps(one)), about
+    eps = one.eps[-1]
+    name = f"section-sensitivity-layers-{number}"
+    yield (
+        drawn(name, distances.over_layers_alt(one, eps), distances.over_layers(one, eps)),
+        f"{about} At {words.threat(one.norm, eps)}.",
+    )
