@@ -1,0 +1,89 @@
+"""The results page of Defensive Quantization, from the records of its recipes.
+
+    python benchmarks/results/dq.py          # benchmarks/results/dq/*.json, each a results.json, make benchmarks/results/dq.md
+
+Each run gives a table: paper, measured under the paper's attack, left in the worst case, verdict. Seeds are pooled, with an
+interval over trainings and images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from art_qplugins.evaluation.records import Cell, PooledCell, Results
+from art_qplugins.report import reproduction, words
+
+HERE = Path(__file__).parent
+#: The order of the page.
+ORDER = (*(f"table{n}" for n in range(1, 7)), *(f"figure{n}" for n in (1, 3, 5, 6, 7)))
+
+
+def main() -> None:
+    runs = {path.stem: Results.model_validate_json(path.read_bytes()) for path in (HERE / "dq").glob("*.json")}
+    names = [name for name in ORDER if name in runs] + sorted(set(runs) - set(ORDER))
+    missing = [name for name in ORDER if name not in runs]
+    parts = [(HERE / "dq" / "head.md").read_text().rstrip(), first(runs, names)]
+    parts += [run(name, runs[name]) for name in names]
+    if missing:
+        parts.append(f"Not run yet: {', '.join(missing)}.")
+    parts.append((HERE / "dq" / "foot.md").read_text().rstrip())
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    (HERE / "dq.md").write_text(text.replace("\N{NO-BREAK SPACE}", " "))
+
+
+def first(runs: dict[str, Results], names: list[str]) -> str:
+    """Every number of the paper with what is left, by recipe."""
+    lines = ["| recipe | model | attack | paper | measured | left in the worst case | verdict |", "|" + "---|" * 7]
+    for name in names:
+        cells = {cell.id: cell for cell in runs[name].cells}
+        for row in runs[name].pooled:
+            if row.paper is not None and cells[row.cell].role != "clean":
+                lines.append(f"| {name} | {row.model} | {attack(cells[row.cell])} | " + " | ".join(numbers(row)) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def run(name: str, results: Results) -> str:
+    """One run: how it was made, all its numbers, and what follows."""
+    made, spec = results.environment, results.spec["resolved"]
+    device = f"art_qplugins {made.packages['art_qplugins']}, torch {made.packages['torch']}, {made.device}"
+    seeds = len({model.get("seed") for model in spec["models"] if isinstance(model, dict)})
+    images = f"n = {results.data['n']} images of {results.data['name']}"
+    cells = {cell.id: cell for cell in results.cells}
+    lines = [
+        f"## {spec['title']}",
+        "",
+        f"{results.created[:10]}, {device}; {images}; {'one seed' if seeds == 1 else f'{seeds} seeds'}.",
+        "",
+        "| model | attack | paper | measured | left in the worst case | verdict |",
+        "|" + "---|" * 6,
+    ]
+    lines += [f"| {r.model} | {attack(cells[r.cell])} | " + " | ".join(numbers(r)) + " |" for r in results.pooled]
+    told = [row for row in results.pooled if row.paper is not None]
+    if told:
+        lines += ["", reproduction.summary(told)]
+    lines += ["", f"    artq run benchmarks/dq/{name}.toml --profile {profile(results)} --data-root DIR"]
+    return "\n".join(lines)
+
+
+def attack(cell: Cell) -> str:
+    if cell.role == "clean":
+        return "clean"
+    source = f" from {cell.source}" if cell.source != cell.model else ""
+    return f"{cell.label}{source}, {words.threat(cell.norm, cell.eps)}"
+
+
+def numbers(row: PooledCell) -> list[str]:
+    verdicts = ", ".join(
+        verdict + (f" {count} of {row.trainings}" if row.trainings > 1 else "") for verdict, count in row.verdicts
+    )
+    left = reproduction.number(row.left)
+    left += "" if row.audited is None else f"; AutoAttack would leave {words.percent(row.audited)}"
+    return [words.percent(row.paper), reproduction.number(row.measured), left, verdicts]
+
+
+def profile(results: Results) -> str:
+    return str(results.spec["resolved"]["name"]).rpartition("-")[2]
+
+
+if __name__ == "__main__":
+    main()
