@@ -58,6 +58,20 @@ def test_the_figures_have_lines_of_both_models(finished):
     assert near < far
 
 
+def test_seeds_of_a_model_are_one_line(finished):
+    results = finished[0].results
+    models = [{**m, "replicate_of": "both"} for m in results.spec["resolved"]["models"]]
+    spec = {**results.spec, "resolved": {**results.spec["resolved"], "models": models}}
+    (own,) = (one for one in moved(results.model_copy(update={"spec": spec})) if one.source is None)
+    (apart,) = (one for one in moved(results) if one.source is None)
+    assert set(own.found) == {"both"}
+    first, second = (apart.found[name][0.1]["conv2"] for name in ("fp", "2bit"))
+    mean, error = own.found["both"][0.1]["conv2"]
+    assert mean == pytest.approx((first[0] + second[0]) / 2)
+    between = (first[0] - second[0]) ** 2 / 4  # the variance of two, by two
+    assert error == pytest.approx(((first[1] ** 2 + second[1] ** 2) / 2 + between) ** 0.5)
+
+
 def test_the_report_has_the_section(finished):
     page = unescape((finished[1] / "report.html").read_text())
     assert (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from art_qplugins.evaluation.records import Cell, Distances, Results
+from art_qplugins.evaluation.compare import replicates
+from art_qplugins.evaluation.records import Distances, Results
 from art_qplugins.report import words
 from art_qplugins.report.figures.curves import look
 from art_qplugins.report.figures.style import SOFT, WIDTH, cut, styled
@@ -21,7 +24,7 @@ Mean = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """How far the images of one attack move what layers read.
+    """How far the images of one attack move what layers read. Trainings of one model with several seeds are one.
 
     :ivar source: the model that all images were crafted for; ``None`` where each model's are its own.
     :ivar found: by model, then by eps: each layer with its mean.
@@ -64,26 +67,46 @@ def moved(results: Results) -> list[Moved]:
         for found in record.distances
         if (cell := cells.get(found.cell)) is not None and cell.role == "attack" and found.layers
     ]
+    same = replicates(results)
+
+    def of(model: str) -> str:
+        return same.get(model, model)
+
     kinds = dict.fromkeys((cell.attack, cell.norm) for cell, _ in measured)
-    sources = dict.fromkeys(cell.source for cell, _ in measured if cell.source != cell.model)
+    sources = dict.fromkeys(of(cell.source) for cell, _ in measured if cell.source != cell.model)
     sets = []
     for attack, norm in kinds:
         for source in (None, *sources):
             chosen = [
-                (cell, found)
+                (of(cell.model), cell.eps, found)
                 for cell, found in measured
-                if (cell.attack, cell.norm) == (attack, norm) and cell.source == (source or cell.model)
+                if (cell.attack, cell.norm) == (attack, norm)
+                and (cell.source == cell.model if source is None else of(cell.source) == source)
             ]
-            if source is None or any(cell.model != source for cell, _ in chosen):
+            if source is None or any(model != source for model, *_ in chosen):
                 sets.append(_moved(attack, norm, source, chosen))
     return [one for one in sets if one.found]
 
 
-def _moved(attack: str, norm: str, source: str | None, chosen: list[tuple[Cell, Distances]]) -> Moved:
-    found: dict[str, dict[float, Mapping[str, Mean]]] = {}
-    for cell, distances in chosen:
-        found.setdefault(cell.model, {}).setdefault(cell.eps, distances.layers)
+def _moved(attack: str, norm: str, source: str | None, chosen: list[tuple[str, float, Distances]]) -> Moved:
+    trainings: dict[str, dict[float, list[Distances]]] = {}
+    for model, eps, distances in chosen:
+        trainings.setdefault(model, {}).setdefault(eps, []).append(distances)
+    found = {
+        model: {eps: _over_trainings([one.layers for one in several]) for eps, several in by_eps.items()}
+        for model, by_eps in trainings.items()
+    }
     return Moved(attack=attack, norm=norm, source=source, found=found)
+
+
+def _over_trainings(several: list[dict[str, Mean]]) -> dict[str, Mean]:
+    """The mean of each layer, and its standard error: of the images, which are the same, and of the trainings."""
+    result = {}
+    for layer in several[0]:
+        means, errors = zip(*(layers[layer] for layers in several if layer in layers), strict=True)
+        between = statistics.variance(means) / len(means) if len(means) > 1 else 0.0
+        result[layer] = statistics.fmean(means), math.sqrt(statistics.fmean(e**2 for e in errors) + between)
+    return result
 
 
 @styled
