@@ -3,7 +3,7 @@
     python benchmarks/results/dq.py          # benchmarks/results/dq/*.json, each a results.json, make benchmarks/results/dq.md
 
 Each run gives a table: paper, measured under the paper's attack, left in the worst case, verdict. Seeds are pooled, with an
-interval over trainings and images.
+interval over trainings and images. ``dq/NAME.md`` says what follows from a run; ``head.md`` and ``foot.md`` begin and end the page.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from art_qplugins.evaluation.records import Cell, PooledCell, Results
 from art_qplugins.report import reproduction, words
+from art_qplugins.report.figures import distances
+from art_qplugins.report.figures.svg import to_svg
 
 HERE = Path(__file__).parent
 #: The order of the page.
@@ -42,6 +44,32 @@ def first(runs: dict[str, Results], names: list[str]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+def gains(results: Results) -> list[str]:
+    """Of table 1: by how much the best number of bits is above full precision under FGSM, as the paper's "quantize gain"."""
+    left: dict[str, dict[str, PooledCell]] = {}
+    cells = {cell.id: cell for cell in results.cells}
+    for row in results.pooled:
+        if cells[row.cell].role != "clean" and row.measured is not None:
+            arm, _, bits = row.model.rpartition("-")
+            left.setdefault(arm, {})[bits] = row
+    lines = ["| training | paper: gain | measured: gain | worst case: gain |", "|---|---|---|---|"]
+    for arm, by_bits in left.items():
+        plain, quantized = by_bits.get("fp"), [row for bits, row in by_bits.items() if bits != "fp"]
+        if plain is None or not quantized:
+            continue
+        values = []
+        for take in (
+            lambda r: r.paper,
+            lambda r: r.measured and r.measured.accuracy,
+            lambda r: r.left and r.left.accuracy,
+        ):
+            numbers_, base = [take(row) for row in quantized], take(plain)
+            known = base is not None and all(value is not None for value in numbers_)
+            values.append(words.signed(max(numbers_) - base) if known else words.NONE)
+        lines.append(f"| {arm} | " + " | ".join(values) + " |")
+    return lines if len(lines) > 2 else []
+
+
 def run(name: str, results: Results) -> str:
     """One run: how it was made, all its numbers, and what follows."""
     made, spec = results.environment, results.spec["resolved"]
@@ -58,11 +86,32 @@ def run(name: str, results: Results) -> str:
         "|" + "---|" * 6,
     ]
     lines += [f"| {r.model} | {attack(cells[r.cell])} | " + " | ".join(numbers(r)) + " |" for r in results.pooled]
+    if name == "table1":
+        lines += ["", *gains(results)]
     told = [row for row in results.pooled if row.paper is not None]
     if told:
         lines += ["", reproduction.summary(told)]
+    for number, one in enumerate(distances.moved(results), 1):
+        crafted = "each model" if one.source is None else one.source
+        lines += ["", *figures(f"{name}-{number}", one, f"{one.attack} on {crafted}")]
+    if (note := HERE / "dq" / f"{name}.md").exists():
+        lines += ["", note.read_text(encoding="utf-8").rstrip()]
     lines += ["", f"    artq run benchmarks/dq/{name}.toml --profile {profile(results)} --data-root DIR"]
     return "\n".join(lines)
+
+
+def figures(name: str, one: distances.Moved, about: str) -> list[str]:
+    """Draw how far activations move, and return the lines that show it."""
+    eps = one.eps[-1]
+    drawn = {"layers": (distances.over_layers(one, eps), distances.over_layers_alt(one, eps))}
+    if len(one.eps) > 1:
+        drawn = {"eps": (distances.over_eps(one), distances.over_eps_alt(one)), **drawn}
+    lines = []
+    for kind, (figure, alt) in drawn.items():
+        file = HERE / "dq" / f"{name}-{kind}.svg"
+        file.write_text(to_svg(figure, alt=alt, prefix=f"{name}-{kind}-"))
+        lines.append(f"![Distances of activations, {about}](dq/{file.name})")
+    return lines
 
 
 def attack(cell: Cell) -> str:
