@@ -27,6 +27,13 @@ Size = Annotated[float, Field(ge=0, le=1e30)]  # eps, a distance, seconds, a cos
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
 DifferenceInterval = Annotated[tuple[Difference, Difference], AfterValidator(_ordered)]
+
+
+def _holds(interval: Interval, value: float) -> bool:
+    """Whether the interval holds the number, up to rounding."""
+    return interval[0] - 1e-9 <= value <= interval[1] + 1e-9
+
+
 Norm = Literal["Linf", "L2", "L1", "L0"]
 Verdict = Literal["INVALID", "MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE"]
 FindingClass = Literal["P", "M", "S", "V"]
@@ -132,8 +139,7 @@ class Cell(Record):
     @property
     def holds_reference(self) -> bool:
         """Whether its interval holds the accuracy of the paper."""
-        bounds, reference = self.interval, self.reference
-        return bounds is not None and reference is not None and bounds[0] - 1e-9 <= reference <= bounds[1] + 1e-9
+        return self.interval is not None and self.reference is not None and _holds(self.interval, self.reference)
 
     @property
     def rescaled(self) -> bool:
@@ -419,8 +425,7 @@ class PooledCell(Record):
         """Whether the interval of the measured number holds the paper's."""
         if self.measured is None or self.paper is None:
             return None
-        low, high = self.measured.interval
-        return low - 1e-9 <= self.paper <= high + 1e-9
+        return _holds(self.measured.interval, self.paper)
 
     @property
     def overstated(self) -> float | None:

@@ -49,7 +49,7 @@ def sweeps(results: Results) -> list[Sweep]:
             continue
         model, leaves = by_name[given["name"]], dict(_leaves(given))
         values = {path: leaves.pop(path, None) for path in swept}
-        if given.get("quantize") is None:  # it is as many bits as there are beside every sweep of bits
+        if given.get("quantize") is None:  # full precision, which stands beside every sweep of bits
             plain[_key(leaves)].append(model)
         groups[_key(leaves)].append((values, model))
     found = []
