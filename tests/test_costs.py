@@ -108,6 +108,11 @@ def test_images_that_several_models_share_are_crafted_once(timed):
     assert ("sq", "attacks") not in shared
 
 
+def test_an_attack_with_a_limit_is_counted_on_its_images(timed):
+    few = found(attacks=[{"id": "art:pgd", "options": {"max_iter": 40}, "limit": 5}])["a", "attacks"]
+    assert (few.images, few.each) == (20, times(2 * 5 / 20, PGD))
+
+
 def test_a_budget_bounds_attacks_but_not_the_claimed_one(timed):
     limited = found(budget={"gradients": 30, "queries": 1000})["a", "attacks"].each
     assert limited == Cost(30, BOTH.queries)

@@ -75,7 +75,7 @@ def _doubts_about_threats(recipe: Recipe) -> Iterator[str]:
         if threat.norm not in ran:
             yield f"threat.{threat.norm} has no effect, because no attack runs in {threat.norm}"
     for attack in attacks:
-        if attack.limit is not None and recipe.data.limit is not None and attack.limit >= recipe.data.limit:
+        if attack.limit is not None and recipe.data.limit is not None and attack.limit > recipe.data.limit:
             yield f"{attack.id}: limit has no effect, because data.limit is {recipe.data.limit}"
 
 

@@ -41,7 +41,7 @@ class Work:
     """What one part of a run asks of one network.
 
     :ivar images: so many take part.
-    :ivar each: the passes of an image. Each draw of a random model is one.
+    :ivar each: the passes of an image, on average. Each draw of a random model is one.
     :ivar pace: of a pass here; ``None`` where the network could not be timed.
     :ivar unknown: attacks whose passes nobody knows. They are not counted.
     """
@@ -88,7 +88,7 @@ def costs(
         if _trains(settings):
             found.append(Work(name, "training", len(prepared.train), _of_training(settings), network.training))
         if own := [spec for spec in crafted if spec.source == name]:
-            each, unknown = _of_attacks(recipe.budget, own, claims.get(name), network.draws)
+            each, unknown = _of_attacks(recipe.budget, own, claims.get(name), images, network.draws)
             found.append(Work(name, "attacks", images, each, network.attacks, unknown))
         several_eps = {spec.eps for spec in attacks if spec.model == name}
         if recipe.audit is not None and several_eps and not network.random:
@@ -137,15 +137,24 @@ def _of_training(settings: ModelSettings) -> Cost:
 
 
 def _of_attacks(
-    budget: Budget, specs: Sequence[CellSpec], claim: CellSpec | None, draws: int
+    budget: Budget, specs: Sequence[CellSpec], claim: CellSpec | None, images: int, draws: int
 ) -> tuple[Cost, list[str]]:
-    """The cells of one source, and attacks of unknown cost. A budget leaves out what exceeds it, but no claimed cell."""
+    """The mean over all images of the cells of one source, and attacks of unknown cost.
+
+    A budget leaves out what exceeds it, but no claimed cell.
+    """
     unknown = {spec.attack for spec in specs if expected_cost(spec.attack, spec.options) is None}
-    total = _sum(expected_cost(spec.attack, spec.options) for spec in specs)
-    claimed = _sum([expected_cost(claim.attack, claim.options)] if claim else [])
+    total = _sum(_mean(spec, images) for spec in specs)
+    claimed = _sum([_mean(claim, images)] if claim else [])
     limits = [math.inf if limit is None else limit for limit in (budget.gradients, budget.queries)]
     within = (min(all_, max(own, limit / draws)) for all_, own, limit in zip(total, claimed, limits, strict=True))
     return _times(draws, Cost(*within)), sorted(unknown)
+
+
+def _mean(spec: CellSpec, images: int) -> Cost | None:
+    """A cell with a limit attacks some of the images."""
+    cost = expected_cost(spec.attack, spec.options)
+    return cost if cost is None or spec.rows is None else _times(len(spec.rows) / images, cost)
 
 
 def _sum(costs: Iterable[Cost | None]) -> Cost:
@@ -153,5 +162,5 @@ def _sum(costs: Iterable[Cost | None]) -> Cost:
     return Cost(sum(cost.gradients for cost in known), sum(cost.queries for cost in known))
 
 
-def _times(count: int, cost: Cost) -> Cost:
+def _times(count: float, cost: Cost) -> Cost:
     return Cost(count * cost.gradients, count * cost.queries)

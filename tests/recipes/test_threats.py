@@ -190,7 +190,7 @@ def test_a_suite_whose_options_change_with_eps_keeps_each_eps():
     ("changes", "expected"),
     [
         ({"attacks": [{"id": "art:bim"}]}, "threat.L2 has no effect, because no attack runs in L2"),
-        ({"attacks": [{"id": "art:pgd", "limit": 20}]}, "art:pgd: limit has no effect, because data.limit is 20"),
+        ({"attacks": [{"id": "art:pgd", "limit": 21}]}, "art:pgd: limit has no effect, because data.limit is 20"),
     ],
 )
 def test_what_has_no_effect_is_doubted(changes, expected):
