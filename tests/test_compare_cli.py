@@ -9,10 +9,10 @@ from math import comb
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.compare import Comparison, Difference
-from art_qplugins.evaluation.records import Cell, Claim, Environment, ModelResult, Results, Sample
+from art_qplugins.evaluation.records import Cell, Claim, Difference, Environment, ModelResult, Results, Sample
 from art_qplugins.report.limits import parse_limit
 
 N = 40
@@ -163,14 +163,19 @@ def test_correctness_that_is_no_share_passes_no_limit(correct, artq, runs):
     assert (status, out) == (2, "") and "correct" in err and err.count("\n") == 1
 
 
-def test_a_difference_of_nan_is_beyond_every_limit():
-    row = Difference(
-        **{"first": "net", "second": "net", "metric": "robust_accuracy", "norm": "Linf", "eps": 0.1, "n": 1},
-        **{"replicates": (1, 1), "first_accuracy": 1.0, "second_accuracy": math.nan, "difference": math.nan},
-        **{"interval": (0.0, 0.0), "p_value": 1.0},
-    )
-    for limit in ("robust_accuracy:-99%", "robust_accuracy:+99%", "robust_accuracy:0%"):
-        assert list(parse_limit(limit).broken_by(Comparison([row], [], [])))
+def test_a_difference_of_nan_is_refused():
+    """No limit would be beyond it."""
+    given = {"first": "net", "second": "net", "metric": "robust_accuracy", "norm": "Linf", "eps": 0.1, "n": 1}
+    given |= {
+        "replicates": (1, 1),
+        "first_accuracy": 1.0,
+        "second_accuracy": 0.5,
+        "interval": (-0.5, -0.5),
+        "p_value": 1.0,
+    }
+    assert Difference(**given, difference=-0.5).n == 1
+    with pytest.raises(ValidationError, match="difference"):
+        Difference(**given, difference=math.nan)
 
 
 def test_a_limit_that_could_not_fail_is_refused(artq, runs, tmp_path):

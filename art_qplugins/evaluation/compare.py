@@ -5,22 +5,19 @@ Neither torch nor ART is needed. The statistical tests are in ``significance.py`
 
 from __future__ import annotations
 
-import itertools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
-from art_qplugins.evaluation.records import Interval, Results, Sample
+from art_qplugins.evaluation.outcome import Outcome, left_by_image, outcomes_of
+from art_qplugins.evaluation.records import Difference, Metric, Results, Sample
 from art_qplugins.evaluation.significance import clustered_bootstrap, holm, paired_test
 
-__all__ = ["Comparison", "Difference", "Missing", "Records", "compare", "pairs", "replicates"]
-
-Metric = Literal["clean_accuracy", "robust_accuracy"]
+__all__ = ["Comparison", "Missing", "Records", "compare", "differences", "replicates"]
 
 
 class Records(Protocol):
@@ -30,33 +27,6 @@ class Records(Protocol):
     def results(self) -> Results: ...
     @property
     def samples(self) -> Mapping[str, Sequence[Sample]]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The difference of one number between two models, or between two runs of a model, on the same images.
-
-    Accuracies are in [0, 1].
-
-    :ivar norm: ``norm`` and ``eps`` of a robust accuracy; ``None`` for a clean accuracy.
-    :ivar n: number of images. ``replicates`` are those of the first and of the second.
-    :ivar difference: second minus first. It is negative if the second is worse. ``interval`` is its 95 % interval.
-    :ivar p_holm: the p value after Holm's correction over all rows of the table.
-    """
-
-    first: str
-    second: str
-    metric: Metric
-    norm: str | None
-    eps: float | None
-    n: int
-    replicates: tuple[int, int]
-    first_accuracy: float
-    second_accuracy: float
-    difference: float
-    interval: Interval
-    p_value: float
-    p_holm: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,19 +65,35 @@ class _Measured(NamedTuple):
     eps: float | None
 
 
-_Table = dict[str, dict[_Measured, NDArray[np.float64]]]
+#: The correctness by image, of one training and of all trainings of a model.
+_Correct = dict[_Measured, dict[str, float]]
+_Table = dict[str, dict[_Measured, list[dict[str, float]]]]
 
 
-def pairs(run: Records) -> list[Difference]:
-    """Every pair of models of a run, at every norm and eps that both have. Replicates of a model count as one model."""
-    table = _pooled(run)
+def differences(results: Results, outcomes: Iterable[Outcome]) -> list[Difference]:
+    """Of every model from its baseline, clean and at every norm and eps that both have. Replicates count as one model.
+
+    :param outcomes: those of the cells of ``results``.
+    """
+    found = _baselines(results)
+    table = _pooled(results, outcomes) if found else {}
     rows = [
-        _difference(a, b, what, table[a][what], table[b][what])
-        for a, b in itertools.combinations(table, 2)
-        for what in table[a]
-        if what in table[b]
+        _difference(first, second, what, table[first][what], table[second][what])
+        for second, first in found.items()
+        if first in table and second in table
+        for what in table[first]
+        if what in table[second]
     ]
     return _adjusted(rows)
+
+
+def _baselines(results: Results) -> dict[str, str]:
+    """By model. Replicates of a model are one model, and have its name."""
+    return {
+        model.get("replicate_of") or model["name"]: model["baseline"]
+        for model in _models(results)
+        if model.get("baseline")
+    }
 
 
 def compare(a: Records, b: Records) -> Comparison:
@@ -116,7 +102,7 @@ def compare(a: Records, b: Records) -> Comparison:
     :raises InputError: where the runs are not on the same images, or have no model in common.
     """
     _check_same_images(a, b)
-    first, second = _pooled(a), _pooled(b)
+    first, second = (_pooled(run.results, outcomes_of(run.results, run.samples)) for run in (a, b))
     common = [name for name in first if name in second]
     if not common:
         raise InputError(
@@ -169,62 +155,70 @@ def _check_same_images(a: Records, b: Records) -> None:
         )
 
 
-def _pooled(run: Records) -> _Table:
-    """The correctness of each model by its name: (replicates, images) in the order of the sample ids."""
-    groups: dict[str, list[str]] = {}
-    replicate_of = replicates(run.results)
-    for model in run.results.models:
-        groups.setdefault(replicate_of.get(model.name) or model.name, []).append(model.name)
-    return {name: _stack([_correct(run, member) for member in members]) for name, members in groups.items()}
+def _pooled(results: Results, outcomes: Iterable[Outcome]) -> _Table:
+    """The correctness of each model by its name: (replicates, images) by image."""
+    own: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        if outcome.ok:
+            own[outcome.cell.model].append(outcome)
+    groups: dict[str, list[_Correct]] = defaultdict(list)
+    replicate_of = replicates(results)
+    for model in results.models:
+        groups[replicate_of.get(model.name) or model.name].append(_correct(own[model.name]))
+    return {name: _shared(members) for name, members in groups.items()}
 
 
 def replicates(results: Results) -> dict[str, str]:
     """The model of which each replicate is one, by name; models without a seed of a sweep are left out."""
-    models = results.spec.get("resolved", {}).get("models", [])
-    return {m["name"]: same for m in models if isinstance(m, dict) and (same := m.get("replicate_of"))}
+    return {m["name"]: same for m in _models(results) if (same := m.get("replicate_of"))}
 
 
-def _stack(parts: Sequence[Mapping[_Measured, NDArray[np.float64]]]) -> dict[_Measured, NDArray[np.float64]]:
-    shared = [what for what in parts[0] if all(what in part for part in parts)]
-    return {what: np.stack([part[what] for part in parts]) for what in shared}
+def _models(results: Results) -> list[Mapping[str, Any]]:
+    """The models of the recipe."""
+    return [dict(m) for m in results.spec.get("resolved", {}).get("models", []) if isinstance(m, dict)]
 
 
-def _correct(run: Records, model: str) -> dict[_Measured, NDArray[np.float64]]:
-    """(images,) correctness, clean and in the worst case at every norm and eps, in the order of the sample ids."""
-    outcomes = [Outcome.from_samples(c, run.samples.get(c.id, [])) for c in run.results.cells if c.model == model]
-    outcomes = [o for o in outcomes if o.ok]
-    clean = [o for o in outcomes if o.cell.role == "clean"]
-    if not clean:
+def _shared(parts: Sequence[_Correct]) -> dict[_Measured, list[dict[str, float]]]:
+    return {what: [part[what] for part in parts] for what in parts[0] if all(what in part for part in parts)}
+
+
+def _correct(outcomes: Sequence[Outcome]) -> _Correct:
+    """By image: clean, and in the worst case at every norm and eps."""
+    clean = next((o for o in outcomes if o.cell.role == "clean"), None)
+    if clean is None:
         return {}
-    order = np.argsort(clean[0].ids)
-    found: dict[_Measured, NDArray[np.float64]] = {_Measured("clean_accuracy", None, None): clean[0].labelled[order]}
+    found = {_Measured("clean_accuracy", None, None): dict(zip(clean.ids, map(float, clean.labelled), strict=True))}
     # Only the attacks of the recipe define the eps values. A probe may have an unbounded eps. Attacks with a limit alone would
     # leave most images clean.
     attacked = [o.cell for o in outcomes if o.cell.role == "attack" and o.cell.limit is None]
     for norm, eps in sorted({(cell.norm, cell.eps) for cell in attacked}):
-        found[_Measured("robust_accuracy", norm, eps)] = worst_case(legal_at(outcomes, norm, eps))[order]
+        found[_Measured("robust_accuracy", norm, eps)] = left_by_image(outcomes, norm, eps)
     return found
 
 
-def _difference(a: str, b: str, what: _Measured, first: NDArray[np.float64], second: NDArray[np.float64]) -> Difference:
-    low, high = clustered_bootstrap(second, first)
+def _difference(
+    a: str, b: str, what: _Measured, first: Sequence[dict[str, float]], second: Sequence[dict[str, float]]
+) -> Difference:
+    """On the images that all have."""
+    shared = sorted(set.intersection(*(set(part) for part in (*first, *second))))
+    one, other = (np.array([[part[name] for name in shared] for part in parts]) for parts in (first, second))
     return Difference(
         first=a,
         second=b,
         metric=what.metric,
         norm=what.norm,
         eps=what.eps,
-        n=first.shape[1],
-        replicates=(len(first), len(second)),
-        first_accuracy=float(first.mean()),
-        second_accuracy=float(second.mean()),
-        difference=float(second.mean() - first.mean()),
-        interval=(low, high),
-        p_value=paired_test(first, second),
+        n=len(shared),
+        replicates=(len(one), len(other)),
+        first_accuracy=float(one.mean()),
+        second_accuracy=float(other.mean()),
+        difference=float(other.mean() - one.mean()),
+        interval=clustered_bootstrap(other, one),
+        p_value=paired_test(one, other),
     )
 
 
 def _adjusted(rows: Iterable[Difference]) -> list[Difference]:
     found = list(rows)
     adjusted = holm([row.p_value for row in found])
-    return [replace(row, p_holm=float(p)) for row, p in zip(found, adjusted, strict=True)]
+    return [row.model_copy(update={"p_holm": float(p)}) for row, p in zip(found, adjusted, strict=True)]

@@ -12,9 +12,21 @@ from numpy.typing import NDArray
 
 from art_qplugins import metrics
 from art_qplugins.errors import shown
-from art_qplugins.evaluation.records import Cell, Robust, Sample
+from art_qplugins.evaluation.records import Cell, Results, Robust, Sample
 
-__all__ = ["Columns", "Outcome", "attacked", "check", "legal_at", "means", "robust_at", "worst_case", "worst_images"]
+__all__ = [
+    "Columns",
+    "Outcome",
+    "attacked",
+    "check",
+    "left_by_image",
+    "legal_at",
+    "means",
+    "outcomes_of",
+    "robust_at",
+    "worst_case",
+    "worst_images",
+]
 
 #: Arrays with one number per attacked image, by name: the numeric fields of a :class:`Sample`, and its measures.
 #: ``None`` of a sample is NaN.
@@ -93,6 +105,11 @@ class Outcome:
 
     def with_cell(self, **changes: Any) -> Outcome:
         return replace(self, cell=self.cell.model_copy(update=changes))
+
+
+def outcomes_of(results: Results, samples: Mapping[str, Sequence[Sample]]) -> list[Outcome]:
+    """The outcomes that records describe, without their measures but for ``rejected``."""
+    return [Outcome.from_samples(cell, samples.get(cell.id, []), measures=["rejected"]) for cell in results.cells]
 
 
 def means(columns: Columns) -> dict[str, Any]:
@@ -187,6 +204,25 @@ def attacked(outcomes: Iterable[Outcome]) -> list[tuple[str, float]]:
 def worst_case(outcomes: Sequence[Outcome]) -> NDArray[np.float64]:
     """For each image, the correctness under its strongest attack."""
     return metrics.worst_case([o.column("correct") for o in outcomes], [o.column("selection") for o in outcomes])
+
+
+def left_by_image(outcomes: Iterable[Outcome], norm: str, eps: float) -> dict[str, float]:
+    """The worst case by image id, on the images that every attack with a limit was given; empty where nothing was attacked.
+
+    :param outcomes: those of one model.
+    """
+    own = [outcome for outcome in outcomes if outcome.ok]
+    clean, legal = next((o for o in own if o.cell.role == "clean"), None), legal_at(own, norm, eps)
+    if clean is None or not legal:
+        return {}
+    asked = np.ones(len(clean.ids), dtype=bool)
+    for outcome in legal:
+        if outcome.cell.limit is not None and outcome.cell.rows is not None:
+            given = np.zeros(len(clean.ids), dtype=bool)
+            given[outcome.cell.rows] = True
+            asked &= given
+    values = worst_case(legal)
+    return {name: float(values[row]) for row, name in enumerate(clean.ids) if asked[row]}
 
 
 def robust_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> Robust:

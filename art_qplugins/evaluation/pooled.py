@@ -5,22 +5,15 @@ Trainings of one model with several seeds are pooled (:func:`~art_qplugins.metri
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
 
 from art_qplugins import metrics
 from art_qplugins.evaluation.compare import replicates
-from art_qplugins.evaluation.outcome import Outcome, legal_at, worst_case
-from art_qplugins.evaluation.records import Cell, Pooled, PooledCell, Results, Sample
+from art_qplugins.evaluation.outcome import Outcome, left_by_image
+from art_qplugins.evaluation.records import Cell, Pooled, PooledCell, Results
 
-__all__ = ["outcomes_of", "pooled_cells"]
-
-
-def outcomes_of(results: Results, samples: Mapping[str, Sequence[Sample]]) -> list[Outcome]:
-    """The outcomes that records describe."""
-    return [Outcome.from_samples(cell, samples.get(cell.id, []), measures=["rejected"]) for cell in results.cells]
+__all__ = ["pooled_cells"]
 
 
 def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCell]:
@@ -36,6 +29,9 @@ def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCe
         for audit in model.audits
         if not audit.reason
     }
+    own: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in by_id.values():
+        own[outcome.cell.model].append(outcome)
     claimed = {model.claim.cell for model in results.models}
     groups: dict[tuple[str, str, str, float], list[Cell]] = {}
     for cell in results.cells:
@@ -50,7 +46,9 @@ def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCe
             cell=cells[0].id,
             paper=cells[0].reference,
             measured=_pooled([_correct(cell, by_id) for cell in cells]),
-            left=_pooled([_left(cell, by_id) for cell in cells]) if cells[0].role in ("attack", "probe") else None,
+            left=_pooled([left_by_image(own[cell.model], cell.norm, cell.eps) for cell in cells])
+            if cells[0].role in ("attack", "probe")
+            else None,
             audited=_mean([audits.get((cell.model, cell.norm, cell.eps)) for cell in cells]),
             verdicts=Counter(verdicts[cell.model] for cell in cells if cell.model in verdicts).most_common(),
         )
@@ -66,23 +64,6 @@ def _correct(cell: Cell, by_id: Mapping[str, Outcome]) -> dict[str, float]:
     values = outcome.labelled if cell.role == "clean" else outcome.column("correct")
     at = range(len(outcome.ids)) if cell.rows is None else cell.rows
     return {name: float(values[row]) for name, row in zip(outcome.ids, at, strict=True)}
-
-
-def _left(cell: Cell, by_id: Mapping[str, Outcome]) -> dict[str, float]:
-    """The worst case by image, on the images that every attack with a limit was given."""
-    own = [outcome for outcome in by_id.values() if outcome.cell.model == cell.model and outcome.ok]
-    clean = next((outcome for outcome in own if outcome.cell.role == "clean"), None)
-    legal = legal_at(own, cell.norm, cell.eps)
-    if clean is None or not legal:
-        return {}
-    asked = np.ones(len(clean.ids), dtype=bool)
-    for outcome in legal:
-        if outcome.cell.limit is not None and outcome.cell.rows is not None:
-            given = np.zeros(len(clean.ids), dtype=bool)
-            given[outcome.cell.rows] = True
-            asked &= given
-    values = worst_case(legal)
-    return {name: float(values[row]) for row, name in enumerate(clean.ids) if asked[row]}
 
 
 def _mean(estimates: Sequence[float | None]) -> float | None:

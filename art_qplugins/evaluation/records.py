@@ -22,11 +22,11 @@ def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]  # of images or of draws; an accuracy
-Difference = Annotated[float, Field(ge=-1, le=1)]  # of two shares
+Signed = Annotated[float, Field(ge=-1, le=1)]  # the difference of two shares
 Size = Annotated[float, Field(ge=0, le=1e30)]  # eps, a distance, seconds, a cost
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Interval = Annotated[tuple[Share, Share], AfterValidator(_ordered)]
-DifferenceInterval = Annotated[tuple[Difference, Difference], AfterValidator(_ordered)]
+SignedInterval = Annotated[tuple[Signed, Signed], AfterValidator(_ordered)]
 
 
 def _holds(interval: Interval, value: float) -> bool:
@@ -35,6 +35,7 @@ def _holds(interval: Interval, value: float) -> bool:
 
 
 Norm = Literal["Linf", "L2", "L1", "L0"]
+Metric = Literal["clean_accuracy", "robust_accuracy"]
 Verdict = Literal["INVALID", "MASKED", "SUSPECT", "NOT_REFUTED", "INCONCLUSIVE"]
 FindingClass = Literal["P", "M", "S", "V"]
 Answer = Literal["fired", "silent", "does not apply", "not run"]
@@ -191,8 +192,8 @@ class Claim(Record):
     status: Literal["HOLDS", "OVERSTATED", "NONE"]
     attack: str | None = None  # attack id of the claim
     cell: str | None = None  # id of its cell
-    overstated_by: Difference | None = None  # claimed minus corrected, paired where both were measured
-    overstated_interval: DifferenceInterval | None = None
+    overstated_by: Signed | None = None  # claimed minus corrected, paired where both were measured
+    overstated_interval: SignedInterval | None = None
     norm: Norm | None = None
     eps: Size | None = None
     accuracy: Share | None = None  # as claimed
@@ -435,6 +436,35 @@ class PooledCell(Record):
         return self.measured.accuracy - self.left.accuracy
 
 
+class Difference(Record):
+    """The difference of one number between two models, or between two runs of a model, on the same images.
+
+    :ivar norm: ``norm`` and ``eps`` of a robust accuracy; ``None`` for a clean accuracy.
+    :ivar n: number of images. ``replicates`` are those of the first and of the second.
+    :ivar difference: second minus first. It is negative if the second is worse. ``interval`` is its 95 % interval.
+    :ivar p_holm: the p value after Holm's correction over all rows of the table.
+    """
+
+    first: str
+    second: str
+    metric: Metric
+    norm: Norm | None
+    eps: Size | None
+    n: Count
+    replicates: tuple[Count, Count]
+    first_accuracy: Share
+    second_accuracy: Share
+    difference: Signed
+    interval: SignedInterval
+    p_value: Share
+    p_holm: Share = 1.0
+
+    @property
+    def shown(self) -> bool:
+        """Whether the test shows a difference, at 5 % over all rows of the table."""
+        return self.p_holm < 0.05
+
+
 class Results(Record):
     """The whole of ``results.json``."""
 
@@ -448,5 +478,6 @@ class Results(Record):
     training: dict[str, Curve] = {}  # by model, where it was trained by a recipe
     sensitivity: dict[str, Sensitivity] = {}  # by model, if the recipe asks for it
     pooled: list[PooledCell] = []  # clean images, the claimed attacks, and what a paper gives a number for
+    differences: list[Difference] = []  # of models from their baselines
     models: list[ModelResult]
     cells: list[Cell]

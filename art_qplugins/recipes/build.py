@@ -48,7 +48,7 @@ __all__ = [
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {
     *("name", "role", "claim", "checkpoint", "unverified_checkpoint", "base", "seed", "replicate_of"),
-    *("factory", "given", "abstain", "reference", *ENSEMBLE_KEYS),
+    *("factory", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
 }
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.

@@ -50,6 +50,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.transfer is not None:
         _check_transfer(recipe, recipe.transfer, models)
     check_references(recipe)
+    _check_baselines(recipe)
 
 
 def doubts(recipe: Recipe) -> Iterator[str]:
@@ -118,6 +119,20 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
         )
     if model.base is not None and model.checkpoint is not None:
         raise InputError(f"{where}: its weights come from its base or from its checkpoint; leave one out")
+
+
+def _check_baselines(recipe: Recipe) -> None:
+    names = {model.replicate_of or model.name for model in recipe.models_under_test}
+    for model in recipe.models:
+        own, baseline = model.replicate_of or model.name, model.baseline
+        where = f"models.{own}.baseline"
+        if baseline is not None and model.role == "substitute":
+            raise InputError(f"{where}: it is a substitute, and its accuracy is not measured; leave baseline out")
+        if baseline is not None and (baseline == own or baseline not in names):
+            others = sorted(names - {own})
+            raise InputError(
+                f"{where}: no other model {baseline!r}{did_you_mean(baseline, others)}; name one of {shown(others)}"
+            )
 
 
 def _check_training(train: Training, where: str) -> None:

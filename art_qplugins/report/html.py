@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from art_qplugins.evaluation.pooled import outcomes_of, pooled_cells
+from art_qplugins.evaluation.outcome import outcomes_of
+from art_qplugins.evaluation.pooled import pooled_cells
 from art_qplugins.evaluation.records import Cell, Finding, ModelResult, Robust
 from art_qplugins.report import reproduction, robustbench, select, words
 from art_qplugins.report.figures import Drawing, Figures

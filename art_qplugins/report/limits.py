@@ -15,7 +15,8 @@ from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.report import words
 
 if TYPE_CHECKING:
-    from art_qplugins.evaluation.compare import Comparison, Difference, Missing
+    from art_qplugins.evaluation.compare import Comparison, Missing
+    from art_qplugins.evaluation.records import Difference
 
 __all__ = ["Limit", "parse_limit"]
 
@@ -45,7 +46,7 @@ class Limit:
                 yield f"{self._what(one.model, one)}: {lacks}"
         for row in rows:
             beyond = row.difference - self.points if self.points > 0 else self.points - row.difference
-            if not beyond <= 1e-9:  # also where a difference is NaN
+            if beyond > 1e-9:
                 yield f"{self._what(row.first, row)} {words.signed(row.difference)} points, beyond {words.signed(self.points)}"
 
     def _what(self, model: str, at: Difference | Missing) -> str:

@@ -44,6 +44,12 @@ SECTIONS: Registry[Section] = Registry(
     "report section",
     [
         Section(
+            name="baselines",
+            title="Against the baseline",
+            target="art_qplugins.report.baselines:section",
+            help="paired tests of models that name a baseline",
+        ),
+        Section(
             name="sensitivity",
             title="How far a change is carried",
             target="art_qplugins.report.sensitivity:section",

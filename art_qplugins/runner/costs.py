@@ -31,7 +31,7 @@ __all__ = ["Work", "costs"]
 
 #: Settings of a model that do not change how long a pass takes. Of its training, the size of a batch does.
 _AS_LONG = {
-    *("name", "role", "base", "seed", "replicate_of", "claim"),
+    *("name", "role", "base", "seed", "replicate_of", "claim", "baseline", "reference"),
     *("checkpoint", "unverified_checkpoint", "abstain", "train"),
 }
 

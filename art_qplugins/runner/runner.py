@@ -20,6 +20,7 @@ from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.devices import accelerator
 from art_qplugins.evaluation.cluster import Cluster
+from art_qplugins.evaluation.compare import differences
 from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.executor import Executor, Serial
 from art_qplugins.evaluation.pooled import pooled_cells
@@ -273,7 +274,8 @@ class Runner:
         outcomes = attacks.scheduler.outcomes()
         status = "success" if all(o.ok for o in outcomes) else "error"
         results = draft.model_copy(update={"status": status, "models": list(models), "cells": attacks.cells()})
-        results = results.model_copy(update={"pooled": pooled_cells(results, outcomes)})
+        across = {"pooled": pooled_cells(results, outcomes), "differences": differences(results, outcomes)}
+        results = results.model_copy(update=across)
         store.write_samples(outcomes)
         store.write_results(results)
         report = None if store.folder is None else write_report(store.folder)[-1]

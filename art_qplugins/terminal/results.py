@@ -265,7 +265,7 @@ def show_comparison(found: Comparison) -> None:
         )
     screen.print(table)
     screen.print(
-        f"n = {found.rows[0].n} images, paired; differences in points."
+        f"n = {' and '.join(map(str, sorted({row.n for row in found.rows})))} images, paired; differences in points."
         if found.rows
         else "The runs have nothing in common."
     )

@@ -11,20 +11,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from art_qplugins.evaluation.records import Cell, PooledCell, Results
-from art_qplugins.report import reproduction, words
-from art_qplugins.report.figures import distances
+from art_qplugins.report import baselines, reproduction, words
+from art_qplugins.report.figures import distances, grids
 from art_qplugins.report.figures.svg import to_svg
 
 HERE = Path(__file__).parent
 #: The order of the page.
 ORDER = (*(f"table{n}" for n in range(1, 7)), *(f"figure{n}" for n in (1, 3, 5, 6, 7)))
+#: What goes beyond the paper. The squares of the first stand right after the first table.
+BEYOND = ("beyond-mnist", "beyond-cifar10", "beyond-clip", "beyond-decay")
 
 
 def main() -> None:
     runs = {path.stem: Results.model_validate_json(path.read_bytes()) for path in (HERE / "dq").glob("*.json")}
-    names = [name for name in ORDER if name in runs] + sorted(set(runs) - set(ORDER))
-    missing = [name for name in ORDER if name not in runs]
+    names = [name for name in (*ORDER, *BEYOND) if name in runs]
+    missing = [name for name in (*ORDER, *BEYOND) if name not in runs]
     parts = [(HERE / "dq" / "head.md").read_text().rstrip(), first(runs, names)]
+    parts += ["\n".join(squares(BEYOND[0], runs[BEYOND[0]]))] if BEYOND[0] in runs else []
     parts += [run(name, runs[name]) for name in names]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.")
@@ -94,10 +97,36 @@ def run(name: str, results: Results) -> str:
     for number, one in enumerate(distances.moved(results), 1):
         crafted = "each model" if one.source is None else one.source
         lines += ["", *figures(f"{name}-{number}", one, f"{one.attack} on {crafted}")]
+    if results.differences:
+        lines += ["", baselines.summary(results.differences), "", *differences(results)]
+        lines += [] if name == BEYOND[0] else ["", *squares(name, results)]
     if (note := HERE / "dq" / f"{name}.md").exists():
         lines += ["", note.read_text(encoding="utf-8").rstrip()]
     lines += ["", f"    artq run benchmarks/dq/{name}.toml --profile {profile(results)} --data-root DIR"]
     return "\n".join(lines)
+
+
+def squares(name: str, results: Results) -> list[str]:
+    """Draw the differences from baselines over two swept settings, under attack, and return the lines that show them."""
+    lines = []
+    for number, grid in enumerate((grid for grid in grids.grids(results) if grid.any.metric == "robust_accuracy"), 1):
+        file = HERE / "dq" / f"{name}-squares-{number}.svg"
+        file.write_text(to_svg(grids.squares(grid), alt=grids.grid_alt(grid), prefix=f"{file.stem}-"))
+        lines.append(f"![{grids.about(grid)}: points above or below it](dq/{file.name})")
+    return lines
+
+
+def differences(results: Results) -> list[str]:
+    """Of models from their baselines."""
+    lines = ["| model | baseline | number | of the baseline | of the model | difference | p (Holm) |", "|" + "---|" * 7]
+    for row in results.differences:
+        low, high = map(words.signed, row.interval)
+        at = words.METRICS[row.metric] + ("" if row.eps is None else f", {words.threat(row.norm, row.eps)}")
+        lines.append(
+            f"| {row.second} | {row.first} | {at} | {words.percent(row.first_accuracy)} | {words.percent(row.second_accuracy)} "
+            f"| {words.signed(row.difference)} [{low}, {high}] | {words.p_value(row.p_holm)} |"
+        )
+    return lines
 
 
 def figures(name: str, one: distances.Moved, about: str) -> list[str]:

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.compare import compare, pairs
+from art_qplugins.evaluation.compare import compare, differences
+from art_qplugins.evaluation.outcome import outcomes_of
 from art_qplugins.evaluation.records import Cell, Claim, Environment, ModelResult, Results, Sample
 from art_qplugins.evaluation.significance import clustered_bootstrap, holm, mcnemar, paired_test
 
@@ -136,8 +137,10 @@ class Run:
     samples: dict[str, list[Sample]]
 
 
-def run(models, *, ids=None, sha="abc", replicate_of=None, probes=()):
+def run(models, *, ids=None, sha="abc", replicate_of=None, baseline=None, limit=None, probes=()):
     """models: name -> {eps: correct}; eps 0 is the clean cell; a tuple (rows, correct) attacks some images.
+
+    :param limit: of the attacks on some images.
 
     :param probes: values of eps that the diagnosis chose.
     """
@@ -149,7 +152,7 @@ def run(models, *, ids=None, sha="abc", replicate_of=None, probes=()):
             rows, correct = given if isinstance(given, tuple) else (None, given)
             about = {"accuracy": float(np.mean(correct)), "interval": (0, 1), "status": "success", "params": {}}
             about |= {"forward_samples": 0, "backward_samples": 0, "seconds": 0, "n": len(correct), "seed": 0}
-            about |= {"rows": rows, "of": None if rows is None else n}
+            about |= {"rows": rows, "of": None if rows is None else n, "limit": None if rows is None else limit}
             role = "clean" if not eps else "probe" if eps in probes else "attack"
             cell = Cell(
                 id=f"{name}-{eps}", model=name, source=name, attack="a", role=role, norm="Linf", eps=eps, **about
@@ -184,7 +187,8 @@ def run(models, *, ids=None, sha="abc", replicate_of=None, probes=()):
                 findings=[],
             )
         )
-    spec = {"resolved": {"models": [{"name": m, "replicate_of": (replicate_of or {}).get(m)} for m in models]}}
+    known = {"replicate_of": replicate_of or {}, "baseline": baseline or {}}
+    spec = {"resolved": {"models": [{"name": m, **{key: of.get(m) for key, of in known.items()}} for m in models]}}
     environment = Environment(packages={}, python="", platform="", device="", git=None)
     data = {"name": "d", "sha256": sha}
     return Run(
@@ -204,37 +208,55 @@ def run(models, *, ids=None, sha="abc", replicate_of=None, probes=()):
 CLEAN = [1] * 20
 
 
-def test_all_pairs_of_a_run_with_the_worst_case_and_holm():
+def against_baselines(models, **more):
+    made = run(models, **more)
+    return differences(made.results, outcomes_of(made.results, made.samples))
+
+
+def test_a_model_is_compared_with_its_baseline_in_the_worst_case_and_with_holm():
     strong, weak = [1] * 16 + [0] * 4, [1] * 4 + [0] * 16
-    made = run({"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.1: ([0, 1, 2, *range(5, 20)], [1] * 3 + [0] * 15)}})
-    rows = {r.metric: r for r in pairs(made)}
+    models = {"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.1: ([0, 1, 2, *range(5, 20)], [1] * 3 + [0] * 15)}}
+    rows = {r.metric: r for r in against_baselines(models | {"c": models["a"]}, baseline={"b": "a"})}
     assert rows["clean_accuracy"].difference == 0 and rows["clean_accuracy"].p_value == 1
     robust = rows["robust_accuracy"]
     # images 3 and 4 were not attacked on b: its clean answer stands for them
-    assert (robust.first_accuracy, robust.second_accuracy) == (0.8, 0.25)
+    assert (robust.first, robust.first_accuracy, robust.second, robust.second_accuracy) == ("a", 0.8, "b", 0.25)
     assert robust.p_value == pytest.approx(binomtest(0, 11).pvalue)
-    assert robust.p_holm == pytest.approx(2 * robust.p_value)
+    assert robust.p_holm == pytest.approx(2 * robust.p_value) and robust.shown
     assert robust.difference == pytest.approx(-0.55)
     assert robust.interval[0] < robust.difference < robust.interval[1] < 0
-    assert [r.eps for r in pairs(run({"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.2: weak}}))] == [None]
+    other = {"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.2: weak}}
+    assert [r.eps for r in against_baselines(other, baseline={"b": "a"})] == [None]
+    assert against_baselines(models) == []
 
 
 def test_only_values_of_eps_that_the_recipe_asked_for_are_compared():
     """A probe may have an unbounded eps. At a smaller one its images count."""
     models = {m: {0: CLEAN, 0.05: [0] * 5 + [1] * 15, 0.1: [1] * 12 + [0] * 8, 0.5: [0] * 20} for m in "ab"}
-    rows = pairs(run(models, probes=(0.05, 0.5)))
+    rows = against_baselines(models, baseline={"b": "a"}, probes=(0.05, 0.5))
     assert [(row.metric, row.eps) for row in rows] == [("clean_accuracy", None), ("robust_accuracy", 0.1)]
     assert rows[1].first_accuracy == pytest.approx(7 / 20)
-    assert [row.eps for row in pairs(run(models))] == [None, 0.05, 0.1, 0.5]
+    assert [row.eps for row in against_baselines(models, baseline={"b": "a"})] == [None, 0.05, 0.1, 0.5]
 
 
 def test_replicates_are_one_model():
     models = {f"a-seed={s}": {0: CLEAN, 0.1: [1] * (10 + s) + [0] * (10 - s)} for s in (0, 4)}
-    made = run(models | {"b": {0: CLEAN, 0.1: CLEAN}}, replicate_of=dict.fromkeys(models, "a"))
-    robust = next(r for r in pairs(made) if r.metric == "robust_accuracy")
+    rows = against_baselines(
+        models | {"b": {0: CLEAN, 0.1: CLEAN}}, replicate_of=dict.fromkeys(models, "a"), baseline={"b": "a"}
+    )
+    robust = next(r for r in rows if r.metric == "robust_accuracy")
     assert (robust.first, robust.second, robust.replicates) == ("a", "b", (2, 1))
     assert robust.first_accuracy == pytest.approx(0.6)
     assert robust.n == 20
+
+
+def test_models_are_compared_on_the_images_that_an_attack_with_a_limit_was_given():
+    """On the others the strong attack is unknown, and the clean answer would stand for it."""
+    models = {name: {0: CLEAN, 0.05: CLEAN, 0.1: CLEAN, 0.09: ([0, 1, 2, 3], broken)} for name, broken in
+              {"a": [1, 1, 1, 1], "b": [0, 0, 0, 1]}.items()}  # fmt: skip
+    rows = {r.eps: r for r in against_baselines(models, baseline={"b": "a"}, limit=4)}
+    assert {eps: row.n for eps, row in rows.items()} == {None: 20, 0.05: 20, 0.1: 4}
+    assert rows[0.1].difference == -0.75
 
 
 def test_two_runs_are_paired_by_the_names_of_images():

@@ -32,7 +32,7 @@ def test_bits_are_read_from_the_recipe(tmp_path: Path) -> None:
     results = with_bits(build_run(tmp_path))
     (sweep,) = sweeps.sweeps(results)
     assert sweep.what == "activation bits"
-    named = [(number, [model.name for model in models]) for number, models in sweep.models]
+    named = [(number, [model.name for model in models]) for number, models in sweep.named]
     assert named == [("2", ["dq-2bit", "sq-ensemble"]), ("3", ["mu-law-3bit"]), ("none", ["fp32"])]
     write_results(tmp_path, results)
     write_report(tmp_path)
@@ -53,7 +53,7 @@ def test_a_network_without_quantizers_stands_beside_its_quantized_forms(tmp_path
         {"name": "sq-ensemble", "quantize": quantize | {"activation_bits": 4}, "train": {"epochs": 4}},
     ]
     (sweep,) = sweeps.sweeps(results.model_copy(update={"spec": {"resolved": {"models": models}}}))
-    assert [(value, model.name) for value, (model,) in sweep.models] == [
+    assert [(value, model.name) for value, (model,) in sweep.named] == [
         ("2", "dq-2bit"),
         ("3", "mu-law-3bit"),
         ("none", "fp32"),
@@ -72,7 +72,7 @@ def test_what_the_recipe_sweeps_is_an_axis(tmp_path: Path) -> None:
     spec = {"given": {"sweep": {**axis, "seed": [0, 1]}}, "resolved": {"models": models}}
     (sweep,) = sweeps.sweeps(results.model_copy(update={"spec": spec}))
     assert sweep.what == "beta"
-    assert [(value, one.name) for value, (one,) in sweep.models] == [
+    assert [(value, one.name) for value, (one,) in sweep.named] == [
         ("0.0003", "mu-law-3bit"),
         ("0.001", "fp32"),
         ("0.002", "dq-2bit"),
@@ -80,7 +80,7 @@ def test_what_the_recipe_sweeps_is_an_axis(tmp_path: Path) -> None:
     both = {**axis, "models": {"dq": {"train": {"weight_decay": [0.0, 1e-4]}}}}
     spec = {"given": {"sweep": both}, "resolved": {"models": models}}
     (sweep,) = sweeps.sweeps(results.model_copy(update={"spec": spec}))
-    assert sweep.what == "beta / weight decay" and [value for value, _ in sweep.models] == [
+    assert sweep.what == "beta / weight decay" and [value for value, _ in sweep.named] == [
         "0.0003 / 0",
         "0.0003 / 0.0001",
         "0.001 / 0",

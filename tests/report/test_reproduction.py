@@ -12,7 +12,8 @@ from torch import nn
 
 import art_qplugins
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.pooled import outcomes_of, pooled_cells
+from art_qplugins.evaluation.outcome import outcomes_of
+from art_qplugins.evaluation.pooled import pooled_cells
 from art_qplugins.evaluation.records import Audit, Pooled, PooledCell
 from art_qplugins.report import read_run, write_report
 from art_qplugins.report.reproduction import follows, number, summary

@@ -44,6 +44,7 @@ def draw(run: Run) -> Figures:
         sweeps=[
             drawn(f"sweep-{index}", sweeps.bars_alt(sweep), sweeps.bars(sweep))
             for index, sweep in enumerate(sweeps.sweeps(results), 1)
+            if len(sweep.models) <= sweeps.MOST_BARS
         ],
         bars=[_bars(model, results) for model in results.models],
         margins=[_margins(model, run) for model in results.models],

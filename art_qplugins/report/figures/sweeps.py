@@ -19,23 +19,32 @@ if TYPE_CHECKING:
 #: Settings that make a sweep also where the recipe writes each model out, and their names in the figure.
 _BITS = {"quantize.activation_bits": "activation bits", "quantize.weight_bits": "weight bits"}
 #: Settings that may differ between the variants of a swept model. A swept base has a name per variant.
-_PER_VARIANT = ("name", "seed", "replicate_of", "base", "checkpoint", "reference")
+_PER_VARIANT = ("name", "seed", "replicate_of", "base", "baseline", "checkpoint", "reference")
 #: More bars have no room for their labels.
-_MOST = 12
+MOST_BARS = 12
 
-_Values = tuple[float, ...]
+Values = tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
     """Models that differ only in the swept settings and their seeds.
 
-    :ivar what: the swept settings, e.g. "activation bits", or "activation bits / beta".
-    :ivar models: (the values in words, models with these values, one per seed), from small to large.
+    :ivar axes: the swept settings, e.g. "activation bits".
+    :ivar models: by the values of the settings, from small to large: models with these values, one per seed.
     """
 
-    what: str
-    models: list[tuple[str, list[ModelResult]]]
+    axes: list[str]
+    models: dict[Values, list[ModelResult]]
+
+    @property
+    def what(self) -> str:
+        return " / ".join(self.axes)
+
+    @property
+    def named(self) -> list[tuple[str, list[ModelResult]]]:
+        """The values in words, with their models."""
+        return [(" / ".join(map(in_words, values)), models) for values, models in self.models.items()]
 
 
 def sweeps(results: Results) -> list[Sweep]:
@@ -59,7 +68,7 @@ def sweeps(results: Results) -> list[Sweep]:
             continue
         whole = [] if axes[0] not in _BITS else plain.get(_key(json.loads(key), without="quantize"), [])
         found.append(_sweep(axes, group, [model for model in whole if all(model is not other for _, other in group)]))
-    return [sweep for sweep in found if 1 < len(sweep.models) <= _MOST]
+    return [sweep for sweep in found if len(sweep.models) > 1]
 
 
 def _settings(results: Results) -> Iterable[dict[str, Any]]:
@@ -105,13 +114,13 @@ def _key(leaves: Mapping[str, Any], *, without: str = "") -> str:
 
 
 def _sweep(axes: Sequence[str], group: Sequence[tuple[dict[str, Any], ModelResult]], whole: list[ModelResult]) -> Sweep:
-    models: dict[_Values, list[ModelResult]] = defaultdict(list)
+    models: dict[Values, list[ModelResult]] = defaultdict(list)
     for values, model in group:
         models[tuple(_number_of(values[path]) for path in axes)].append(model)
     if whole and len(axes) == 1:
         models[(float("inf"),)] = whole
-    what = " / ".join(_BITS.get(path, path.rpartition(".")[2].replace("_", " ")) for path in axes)
-    return Sweep(what=what, models=[(" / ".join(map(_value, key)), models[key]) for key in sorted(models)])
+    names = [_BITS.get(path, path.rpartition(".")[2].replace("_", " ")) for path in axes]
+    return Sweep(axes=names, models={key: models[key] for key in sorted(models)})
 
 
 def _number_of(value: Any) -> float:
@@ -119,7 +128,7 @@ def _number_of(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else float("inf")
 
 
-def _value(number: float) -> str:
+def in_words(number: float) -> str:
     return "none" if number == float("inf") else f"{number:g}"
 
 
@@ -133,14 +142,14 @@ def bars(sweep: Sweep) -> Figure:
     styles = (("clean", GREY, ""), ("claimed", LIGHT_BLUE, "////"), ("at most", BLUE, ""))
     for shift, (name, fill, hatch) in zip((-0.27, 0.0, 0.27), styles, strict=True):
         label: str | None = name
-        for place, (_, models) in enumerate(sweep.models):
+        for place, (_, models) in enumerate(sweep.named):
             values = [value for model in models if (value := _number(model, name)) is not None]
             if values:
                 mean, at = sum(values) / len(values), place + shift
                 axes.bar(at, mean, 0.25, color=fill, hatch=hatch, edgecolor="white", lw=0, label=label, zorder=2)
                 label = None  # one entry of the legend is enough
                 _spread(axes, at, mean, values, models, name)
-    names = [value for value, _ in sweep.models]
+    names = [value for value, _ in sweep.named]
     axes.set_xticks(range(len(names)), names)
     if sum(map(len, names)) > 40:
         axes.tick_params(axis="x", labelrotation=35)
@@ -182,7 +191,7 @@ def _interval(model: ModelResult, name: str) -> Interval | None:
 def bars_alt(sweep: Sweep) -> str:
     """Alternative text of the bars."""
     parts = []
-    for bits, models in sweep.models:
+    for bits, models in sweep.named:
         for model in models:
             numbers = [f"{name} {words.percent(_number(model, name))}" for name in ("clean", "claimed", "at most")]
             parts.append(f"{bits} ({model.name}): {', '.join(numbers)}")

@@ -1,0 +1,48 @@
+"""The section on how far models are from their baselines, by paired tests, and the words for one difference."""
+
+from __future__ import annotations
+
+from art_qplugins.evaluation.records import Difference
+from art_qplugins.report.figures import grids
+from art_qplugins.report.figures.svg import drawn
+from art_qplugins.report.files import Run
+from art_qplugins.report.rendering import template
+
+__all__ = ["follows", "section", "summary"]
+
+
+def section(run: Run) -> str | None:
+    """The HTML; ``None`` where no model has a baseline."""
+    rows = run.results.differences
+    if not rows:
+        return None
+    found = enumerate(grids.grids(run.results), 1)
+    return template("baselines.html.j2").render(
+        rows=rows,
+        follows=follows,
+        summary=summary(rows),
+        drawings=[
+            (drawn(f"section-baselines-{number}", grids.grid_alt(grid), grids.squares(grid)), grids.about(grid))
+            for number, grid in found
+        ],
+    )
+
+
+def follows(row: Difference) -> str:
+    """What follows from a row."""
+    if not row.shown:
+        return "No difference is shown."
+    return f"It is {'better' if row.difference > 0 else 'worse'} than {row.first}."
+
+
+def summary(rows: list[Difference]) -> str:
+    """What follows from all rows under attack, in a sentence or two."""
+    attacked = [row for row in rows if row.metric == "robust_accuracy"]
+    if not attacked:
+        return "Nothing was attacked."
+    better = [row for row in attacked if row.shown and row.difference > 0]
+    worse = sum(row.shown and row.difference < 0 for row in attacked)
+    return (
+        f"Numbers under the worst case: {len(attacked)}. Better than the baseline: {len(better)}. Worse: {worse}. No difference "
+        f"shown: {len(attacked) - len(better) - worse}."
+    )
