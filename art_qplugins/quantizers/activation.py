@@ -1,7 +1,11 @@
-"""The quantized activations of Defensive Quantization (Lin, Gan & Han 2019, section 2.1), on [0, clip] or any range."""
+"""The quantized activations of Defensive Quantization (Lin, Gan & Han 2019, section 2.1), on [0, clip] or any range.
+
+The clip may be learned (PACT; Choi et al. 2018, arXiv 1805.06085).
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from art_qplugins.domains import BITS, FINITE, POSITIVE, Number, check
@@ -9,11 +13,15 @@ from art_qplugins.quantizers.functional import quant_hardtanh, quant_relu, strai
 from art_qplugins.quantizers.precision import in_float32
 from art_qplugins.quantizers.surrogates import Surrogate, as_surrogate
 
-__all__ = ["QuantHardtanh", "QuantReLU", "uniform_activation"]
+__all__ = ["LearnedClipReLU", "QuantHardtanh", "QuantReLU", "uniform_activation"]
+
+
+#: A learned clip stays above this, so that there are levels.
+_LEAST = 1e-3
 
 
 class _UniformActivation(nn.Module):
-    """Base class of both: the surrogate gradient, and the clip that is rounded."""
+    """Base class of all: the surrogate gradient, and the clip that is rounded."""
 
     num_bits: int
     surrogate: Surrogate | None
@@ -110,6 +118,40 @@ class QuantHardtanh(_UniformActivation):
 
     def extra_repr(self) -> str:
         return self._repr(f"min_val={self.min_val:g}, max_val={self.max_val:g}")
+
+
+class LearnedClipReLU(_UniformActivation):
+    r"""ReLU clipped at a parameter :math:`\alpha` and rounded to ``2 ** num_bits`` levels (Choi et al. 2018, equations 1 to 3).
+
+    The gradient is straight-through: :math:`1[0 < x < \alpha]` for x, and :math:`1[x \geq \alpha]` for
+    :math:`\alpha`. The paper regularizes :math:`\alpha` as it does weights, which weight decay does here.
+
+    :param num_bits: bits per activation, 1 to 16.
+    :param clip: :math:`\alpha` before training.
+    :param surrogate: as in :class:`QuantReLU`. Attacks use it; :math:`\alpha` then gets no gradient.
+    """
+
+    def __init__(self, num_bits: int, clip: float = 6.0, *, surrogate: str | Surrogate | None = None) -> None:
+        super().__init__()
+        self.num_bits = check("num_bits", num_bits, BITS)
+        self.clip = nn.Parameter(torch.tensor(float(check("clip", clip, POSITIVE))))
+        self.surrogate = as_surrogate(surrogate)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return 0.0, max(_LEAST, float(self.clip.detach()))
+
+    @in_float32
+    def full_precision(self, x: Tensor) -> Tensor:
+        """The clip without the rounding."""
+        clip = self.clip.clamp(min=_LEAST)
+        return torch.where(x < clip, x.relu(), clip.to(x.dtype))
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        return straight_through(quant_relu(x.detach(), self.num_bits, self.range[1]), self.full_precision(x))
+
+    def extra_repr(self) -> str:
+        return self._repr(f"clip={self.range[1]:g}")
 
 
 def uniform_activation(num_bits: int, clip: float = 6.0, *, low: float = 0.0) -> QuantReLU | QuantHardtanh:

@@ -86,6 +86,10 @@ def _uniform(table: Table) -> str:
     return bits if table.get("activation_function") else f"{bits} on [0, {table['clip']:g}]"
 
 
+def _learned(table: Table) -> str:
+    return f"{table['activation_bits']}-bit activations, learned clip"
+
+
 #: By the rule of an ensemble, what it takes of its draws.
 _RULES = {"mean-probability": "mean", "mean-logits": "mean logits", "majority-vote": "majority vote"}
 
@@ -143,6 +147,16 @@ QUANTIZERS: Registry[Quantizer] = Registry(
             switch=("activation_bits",),
             line=_uniform,
             signed=True,
+            estimator="art_qplugins.estimators:DQClassifier",
+        ),
+        Quantizer(
+            name="learned-clip",
+            target="art_qplugins.quantizers.activation:LearnedClipReLU",
+            help="activations clipped at a learned level and rounded to even levels (PACT, Choi et al. 2018)",
+            place="activation",
+            arguments={"activation_bits": "num_bits", "clip": "clip"},
+            switch=("activation_bits",),
+            line=_learned,
             estimator="art_qplugins.estimators:DQClassifier",
         ),
         Quantizer(

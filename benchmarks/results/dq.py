@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 #: The order of the page.
 ORDER = (*(f"table{n}" for n in range(1, 7)), *(f"figure{n}" for n in (1, 3, 5, 6, 7)))
 #: What goes beyond the paper. The squares of the first stand right after the first table.
-BEYOND = ("beyond-mnist", "beyond-cifar10", "beyond-clip", "beyond-decay")
+BEYOND = ("beyond-mnist", "reasons", "beyond-cifar10", "beyond-clip", "beyond-decay")
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from art_qplugins import InputError, QuantHardtanh, QuantReLU, surrogate
 from art_qplugins.attacks.adaptive.full_precision import full_precision, other_bits
-from art_qplugins.quantizers.activation import uniform_activation
+from art_qplugins.quantizers import quantize
+from art_qplugins.quantizers.activation import LearnedClipReLU, uniform_activation
 from art_qplugins.quantizers.functional import quant_hardtanh, quant_relu
 from art_qplugins.quantizers.surrogates import SURROGATES
 
@@ -137,3 +138,58 @@ def test_attacks_undo_it_on_its_own_range():
     for num_bits in (1, 4):
         with other_bits(network, num_bits):
             torch.testing.assert_close(network(x), QuantHardtanh(num_bits, -2.0, 1.0)(x))
+
+
+# --- LearnedClipReLU
+
+
+@pytest.mark.parametrize(("num_bits", "clip"), [(1, 6.0), (4, 1.0), (8, 2.5)])
+def test_with_the_same_clip_it_is_quant_relu_to_the_pixel_and_its_clip_has_the_gradient_of_pact(num_bits, clip):
+    x = torch.linspace(-2, 8, 1001)
+    learned, fixed = LearnedClipReLU(num_bits, clip), QuantReLU(num_bits, clip)
+    assert torch.equal(learned(x), fixed(x))
+    assert torch.equal(learned.full_precision(x), fixed.full_precision(x))
+    inside = (x > 0) & (x < clip)
+    assert torch.equal(gradient(learned, x), inside.float())
+    (learned(x) * torch.arange(1001.0)).sum().backward()
+    assert learned.clip.grad == torch.arange(1001.0)[x >= clip].sum()
+    assert learned.range == (0, clip) and repr(learned) == f"LearnedClipReLU(num_bits={num_bits}, clip={clip:g})"
+
+
+def test_a_step_moves_the_clip_to_where_the_activations_are():
+    learned, x = LearnedClipReLU(4, 1.0), torch.full((10,), 5.0)
+    steps = torch.optim.SGD(learned.parameters(), lr=0.1)
+    for _ in range(100):
+        steps.zero_grad()
+        (learned(x) - 3).square().mean().backward()
+        steps.step()
+    assert learned.range[1] == pytest.approx(3, abs=1e-3)
+    assert torch.equal(learned(x), learned.clip.expand(10))
+
+
+@pytest.mark.parametrize("kind", SURROGATES)
+def test_attacks_take_surrogates_and_the_twin_of_a_learned_clip(kind):
+    x = torch.linspace(-2, 8, 257)
+    learned, fixed = LearnedClipReLU(2, 4.0), QuantReLU(2, 4.0)
+    with surrogate(learned, kind), surrogate(fixed, kind):
+        assert torch.equal(gradient(learned, x), gradient(fixed, x))
+    net = torch.nn.Sequential(learned)
+    with full_precision(net, x):
+        torch.testing.assert_close(net(x), x.clamp(0, 4))
+
+
+def test_a_clip_that_falls_below_zero_keeps_its_levels():
+    learned = LearnedClipReLU(2, 1.0)
+    learned.clip.data.fill_(-1.0)
+    value = learned(torch.linspace(-1, 1, 11))
+    assert value.isfinite().all() and value.max() <= 1e-3 + 1e-9
+
+
+def test_a_table_chooses_it_and_its_clips_are_stored():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU())
+    made = quantize(net, activation_bits=3, clip=2.0, activation="learned-clip")
+    assert isinstance(made[1], LearnedClipReLU) and made[1].range == (0, 2)
+    made[1].clip.data.fill_(1.5)
+    other = quantize(net, activation_bits=3, activation="learned-clip")
+    other.load_state_dict(made.state_dict())
+    assert other[1].range == (0, 1.5)

@@ -23,6 +23,7 @@ TABLES = {
     "stochastic": ({"activation_bits": 2, "alpha": 1.5}, "stochastic 2-bit activations (alpha = 1.5), mean of 8 draws"),
     "mu-law": ({"mu": 10.0, "mu_layers": 2}, "last 2 layers mu-law mapped (mu = 10)"),
     "uniform": ({"activation_bits": 3, "clip": 1.0}, "3-bit activations on [0, 1]"),
+    "learned-clip": ({"activation": "learned-clip", "activation_bits": 3}, "3-bit activations, learned clip"),
     "uniform-weight": ({"weight_bits": 4, "granularity": "per_tensor"}, "4-bit weights, per tensor"),
 }
 
@@ -74,6 +75,7 @@ def test_the_keys_of_weights_are_all_but_those_of_activations():
         ({"activation_function": "tanh", "activation_bits": 2}, ["uniform"]),
         ({"activation_bits": 2}, ["uniform"]),
         ({"activation_bits": 2, "activation": "uniform"}, ["uniform"]),
+        ({"activation_bits": 2, "activation": "learned-clip"}, ["learned-clip"]),
         ({"activation_bits": 2, "alpha": 1.0}, ["stochastic"]),
         ({"activation_bits": 2, "alpha": 1.0, "mu": 1.0, "weight_bits": 2}, ["stochastic", "mu-law", "uniform-weight"]),
         ({"activation_bits": 2, "mu": 1.0, "weight_bits": 2}, ["mu-law", "uniform", "uniform-weight"]),
@@ -90,7 +92,10 @@ def test_a_table_switches_on_what_its_keys_say(given, names):
         ({"activation": "uniform"}, "activation and options need activation_bits"),
         ({"options": {"top": 1.0}}, "activation and options need activation_bits"),
         ({"activation": "unifrom", "activation_bits": 2}, r"unknown quantizer 'unifrom'; did you mean 'uniform'\?"),
-        ({"activation": "mu-law", "activation_bits": 2}, "'mu-law' quantizes weights; there is: stochastic, uniform"),
+        (
+            {"activation": "mu-law", "activation_bits": 2},
+            "'mu-law' quantizes weights; there is: learned-clip, stochastic, uniform",
+        ),
         ({"activation": "stochastic", "activation_bits": 2}, "quantizer 'stochastic' needs alpha"),
         ({"activation": "uniform", "activation_bits": 2, "alpha": 2.0}, "quantizer 'uniform' has no alpha"),
         ({"activation_bits": 2, "options": {"top": 1.0}}, "quantizer 'uniform' has no options; leave out top"),
