@@ -47,10 +47,12 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
     bases = {settings.base for settings in recipe.models}
     networks = {name: trained_network(estimator.model) for name, estimator in ready.items() if name in bases}
     tried: set[str] = set()
+    told: dict[str, list[str]] = {}
     for settings in recipe.models:
         if settings.name in ready:
             continue
-        found += [f"{settings.name}: {line}" for line in training_warnings(settings)]
+        for line in training_warnings(settings):
+            told.setdefault(line, []).append(settings.name)
         key = _structure(recipe, settings, networks)
         if key in tried and settings.name not in bases:
             continue
@@ -64,6 +66,7 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
             if settings.checkpoint is None:  # what starts from it will have trained weights, which nobody knows yet
                 for parameter in network.parameters():
                     parameter.data.zero_()
+    found += [f"{of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {line}" for line, of in told.items()]
     return list(dict.fromkeys(found))
 
 

@@ -144,6 +144,18 @@ def test_the_plan_warns_of_it(artq, tmp_path):
     assert "warning: later: defences has no effect, because train.epochs is 0" in out
 
 
+def test_models_with_the_same_warning_share_a_line(artq, tmp_path):
+    path = tmp_path / "seeds.toml"
+    path.write_text(
+        'name = "seeds"\ndata = { name = "digits" }\nthreat = { eps = [0.1] }\nattacks = [{ id = "art:fgsm" }]\n'
+        '[[models]]\nname = "dq"\ndefences = [{ name = "orthogonality" }]\ntrain = { weight_decay = 5e-3 }\n'
+        "[sweep]\nseed = [0, 1, 2]\n"
+    )
+    status, out, _ = artq("run", path, "--dry-run")
+    assert status == 0
+    assert out.count(WARNING) == 1 and f"warning: dq-seed=0 and 2 more: {WARNING}" in out
+
+
 def test_the_records_and_the_report_warn_of_it(tmp_path):
     with pytest.warns(UserWarning, match=WARNING):
         found = art_qplugins.run(recipe(5e-3), out=tmp_path)
