@@ -33,16 +33,13 @@ def environment(device: torch.device, threads: int | None = None, used: Iterable
     :param used: other packages that the run uses.
     """
     installed = {name: found for name in _PACKAGES if (found := version(name)) is not None}
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, {threads or torch.get_num_threads()} threads"
-    )
+    threads = threads or torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'' if threads == 1 else 's'}"
     return Environment(
         packages=installed | {plugin.package: plugin.version for plugin in used},
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        device=name,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         git=_git(),
     )
 

@@ -1,6 +1,7 @@
 """The results page of Defensive Quantization, from the records of its recipes.
 
-    python benchmarks/results/dq.py          # benchmarks/results/dq/*.json, each a results.json, make benchmarks/results/dq.md
+    python benchmarks/results/dq.py          # benchmarks/results/dq/*.json make benchmarks/results/dq.md
+    python benchmarks/results/dq.py RUN ...  # the same, after taking what it needs of these runs' results.json
 
 Each run gives a table: paper, measured under the paper's attack, left in the worst case, verdict. Seeds are pooled, with an
 interval over trainings and images. ``dq/NAME.md`` says what follows from a run; ``head.md`` and ``foot.md`` begin and end the page.
@@ -8,6 +9,8 @@ interval over trainings and images. ``dq/NAME.md`` says what follows from a run;
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from art_qplugins.evaluation.records import Cell, PooledCell, Results
@@ -22,7 +25,9 @@ ORDER = (*(f"table{n}" for n in range(1, 7)), *(f"figure{n}" for n in (1, 3, 5, 
 BEYOND = ("beyond-mnist", "reasons", "beyond-cifar10", "beyond-clip", "beyond-decay")
 
 
-def main() -> None:
+def main(folders: Sequence[str]) -> None:
+    for folder in folders:
+        take(Results.model_validate_json((Path(folder) / "results.json").read_bytes()))
     runs = {path.stem: Results.model_validate_json(path.read_bytes()) for path in (HERE / "dq").glob("*.json")}
     names = [name for name in (*ORDER, *BEYOND) if name in runs]
     missing = [name for name in (*ORDER, *BEYOND) if name not in runs]
@@ -34,6 +39,20 @@ def main() -> None:
     parts.append((HERE / "dq" / "foot.md").read_text().rstrip())
     text = "\n\n".join(part for part in parts if part) + "\n"
     (HERE / "dq.md").write_text(text.replace("\N{NO-BREAK SPACE}", " "))
+
+
+def take(results: Results) -> None:
+    """Write the record of a run: of its diagnosis only what it found."""
+    if results.status != "success":
+        raise SystemExit(f"{results.spec['resolved']['name']}: its status is {results.status}; run it to its end")
+    told = {row.cell for row in results.pooled}
+    models = [
+        model.model_copy(update={"findings": [f for f in model.findings if f.answer == "fired"], "steps": []})
+        for model in results.models
+    ]
+    slim = results.model_copy(update={"models": models, "cells": [c for c in results.cells if c.id in told]})
+    name = str(results.spec["resolved"]["name"]).removeprefix("dq-").rpartition("-")[0]
+    (HERE / "dq" / f"{name}.json").write_text(slim.model_dump_json(indent=1) + "\n")
 
 
 def first(runs: dict[str, Results], names: list[str]) -> str:
@@ -164,4 +183,4 @@ def profile(results: Results) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -59,6 +59,6 @@ def test_the_page_of_results_is_made_of_its_records(tmp_path, monkeypatch):
     spec.loader.exec_module(page)
     shutil.copytree(FOLDER.parent / "results" / "dq", tmp_path / "dq")
     monkeypatch.setattr(page, "HERE", tmp_path)
-    page.main()
+    page.main([])
     committed = (FOLDER.parent / "results" / "dq.md").read_text(encoding="utf-8")
     assert (tmp_path / "dq.md").read_text(encoding="utf-8") == committed
