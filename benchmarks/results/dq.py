@@ -13,9 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.records import Cell, PooledCell, Results
 from art_qplugins.report import baselines, reproduction, words
-from art_qplugins.report.figures import distances, grids
+from art_qplugins.report.figures import distances, grids, sweeps
 from art_qplugins.report.figures.svg import to_svg
 
 HERE = Path(__file__).parent
@@ -98,7 +99,7 @@ def run(name: str, results: Results) -> str:
     device = f"art_qplugins {made.packages['art_qplugins']}, torch {made.packages['torch']}, {made.device}"
     seeds = len({model.get("seed") for model in spec["models"] if isinstance(model, dict)})
     images = f"n = {results.data['n']} images of {results.data['name']}"
-    cells = {cell.id: cell for cell in results.cells}
+    cells, same = {cell.id: cell for cell in results.cells}, replicates(results)
     lines = [
         f"## {spec['title']}",
         "",
@@ -116,6 +117,13 @@ def run(name: str, results: Results) -> str:
     for number, one in enumerate(distances.moved(results), 1):
         crafted = "each model" if one.source is None else one.source
         lines += ["", *figures(f"{name}-{number}", one, f"{one.attack} on {crafted}")]
+    claimed = any(model.claim.accuracy is not None for model in results.models)
+    shown = [sweep for sweep in sweeps.sweeps(results) if claimed and len(sweep.axes) == 1]
+    for number, sweep in enumerate(shown, 1):
+        file = HERE / "dq" / f"{name}-sweep-{number}.svg"
+        file.write_text(to_svg(sweeps.bars(sweep), alt=sweeps.bars_alt(sweep), prefix=f"{file.stem}-"))
+        models = {same.get(m.name, m.name) for group in sweep.models.values() for m in group}
+        lines += ["", f"![Accuracy over {sweep.what}: {', '.join(sorted(models))}](dq/{file.name})"]
     if results.differences:
         lines += ["", baselines.summary(results.differences), "", *differences(results)]
         lines += [] if name == BEYOND[0] else ["", *squares(name, results)]
