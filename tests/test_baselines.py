@@ -129,7 +129,7 @@ def test_a_baseline_does_not_change_a_training(tmp_path):
         ("plian", {}, "models.dq.baseline: no other model 'plian'; did you mean 'plain'?"),
         ("dq", {}, "models.dq.baseline: no other model 'dq'"),
         ("other", {}, "models.dq.baseline: no other model 'other'"),
-        ("plain", {"role": "substitute"}, "models.dq.baseline: it is a substitute"),
+        ("plain", {"role": "substitute"}, "models.dq.baseline: the accuracy of a substitute"),
     ],
 )
 def test_a_baseline_that_is_none_is_refused(baseline, more, expected):

@@ -125,13 +125,14 @@ def _check_baselines(recipe: Recipe) -> None:
     names = {model.replicate_of or model.name for model in recipe.models_under_test}
     for model in recipe.models:
         own, baseline = model.replicate_of or model.name, model.baseline
-        where = f"models.{own}.baseline"
-        if baseline is not None and model.role == "substitute":
-            raise InputError(f"{where}: it is a substitute, and its accuracy is not measured; leave baseline out")
-        if baseline is not None and (baseline == own or baseline not in names):
-            others = sorted(names - {own})
+        if baseline is None:
+            continue
+        if model.role == "substitute":
+            raise InputError(f"models.{own}.baseline: the accuracy of a substitute is not measured; leave baseline out")
+        others = names - {own}
+        if baseline not in others:
             raise InputError(
-                f"{where}: no other model {baseline!r}{did_you_mean(baseline, others)}; name one of {shown(others)}"
+                f"models.{own}.baseline: no other model {baseline!r}{did_you_mean(baseline, sorted(others))}"
             )
 
 
