@@ -28,6 +28,7 @@ TABLES = [
     ("mu-law", {"mu": 255.0}),
     ("mu-law", {"mu": 255.0, "mu_normalize": True}),
     ("uniform", {"activation_bits": 8}),
+    ("learned-clip", {"activation": "learned-clip", "activation_bits": 8, "clip": 0.5}),
     ("uniform-weight", {"weight_bits": 4}),
     ("uniform-weight", {"weight_bits": 4, "symmetric": False}),
 ]
