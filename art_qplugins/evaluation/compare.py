@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def _baselines(results: Results) -> dict[str, str]:
     """By model. Replicates of a model are one model, and have its name."""
     return {
         model.get("replicate_of") or model["name"]: model["baseline"]
-        for model in _models(results)
+        for model in results.settings
         if model.get("baseline")
     }
 
@@ -156,7 +156,7 @@ def _check_same_images(a: Records, b: Records) -> None:
 
 
 def _pooled(results: Results, outcomes: Iterable[Outcome]) -> _Table:
-    """The correctness of each model by its name: (replicates, images) by image."""
+    """The correctness of each model by its name: of each of its trainings, by image."""
     own: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.ok:
@@ -170,12 +170,7 @@ def _pooled(results: Results, outcomes: Iterable[Outcome]) -> _Table:
 
 def replicates(results: Results) -> dict[str, str]:
     """The model of which each replicate is one, by name; models without a seed of a sweep are left out."""
-    return {m["name"]: same for m in _models(results) if (same := m.get("replicate_of"))}
-
-
-def _models(results: Results) -> list[Mapping[str, Any]]:
-    """The models of the recipe."""
-    return [dict(m) for m in results.spec.get("resolved", {}).get("models", []) if isinstance(m, dict)]
+    return {model["name"]: same for model in results.settings if (same := model.get("replicate_of"))}
 
 
 def _shared(parts: Sequence[_Correct]) -> dict[_Measured, list[dict[str, float]]]:
@@ -187,7 +182,7 @@ def _correct(outcomes: Sequence[Outcome]) -> _Correct:
     clean = next((o for o in outcomes if o.cell.role == "clean"), None)
     if clean is None:
         return {}
-    found = {_Measured("clean_accuracy", None, None): dict(zip(clean.ids, map(float, clean.labelled), strict=True))}
+    found = {_Measured("clean_accuracy", None, None): clean.correct_by_image()}
     # Only the attacks of the recipe define the eps values. A probe may have an unbounded eps. Attacks with a limit alone would
     # leave most images clean.
     attacked = [o.cell for o in outcomes if o.cell.role == "attack" and o.cell.limit is None]

@@ -90,6 +90,14 @@ class Outcome:
         """(images,) whether the model gives the label: ``correct`` without the images that it rejects."""
         return self.column("correct") - np.nan_to_num(self.column("rejected"), nan=0.0)
 
+    def correct_by_image(self) -> dict[str, float]:
+        """The correctness by image id. A clean image that is rejected is not labelled. A failed cell has none."""
+        if not self.ok:
+            return {}
+        values = self.labelled if self.cell.role == "clean" else self.column("correct")
+        rows = range(len(self.ids)) if self.cell.rows is None else self.cell.rows
+        return {name: float(values[row]) for name, row in zip(self.ids, rows, strict=True)}
+
     def samples(self) -> Iterator[Sample]:
         """The rows of ``samples.jsonl``, one for each attacked image."""
         measures = [name for name in self.columns if name not in _FIELDS]

@@ -45,7 +45,7 @@ def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCe
             trainings=len(cells),
             cell=cells[0].id,
             paper=cells[0].reference,
-            measured=_pooled([_correct(cell, by_id) for cell in cells]),
+            measured=_pooled([by_id[cell.id].correct_by_image() if cell.id in by_id else {} for cell in cells]),
             left=_pooled([left_by_image(own[cell.model], cell.norm, cell.eps) for cell in cells])
             if cells[0].role in ("attack", "probe")
             else None,
@@ -54,16 +54,6 @@ def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCe
         )
         for (name, *_), cells in groups.items()
     ]
-
-
-def _correct(cell: Cell, by_id: Mapping[str, Outcome]) -> dict[str, float]:
-    """By image. A clean image that is rejected is not labelled."""
-    outcome = by_id.get(cell.id)
-    if outcome is None or not outcome.ok:
-        return {}
-    values = outcome.labelled if cell.role == "clean" else outcome.column("correct")
-    at = range(len(outcome.ids)) if cell.rows is None else cell.rows
-    return {name: float(values[row]) for name, row in zip(outcome.ids, at, strict=True)}
 
 
 def _mean(estimates: Sequence[float | None]) -> float | None:

@@ -69,9 +69,9 @@ class Sample(Record):
     distance: float  # from the clean image, in the cell's norm
     margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
-    # Further measurements of this image: "confidence", the probability that the model gives its prediction; in clean cells those of gradients/measure.py, in white-box cells those of the
-    # attack's path. None where it is not finite. "alone": whether it is correct in a batch of its own, where answers depend
-    # on the batch.
+    # Further measurements of this image, None where not finite. "confidence": the probability that the model gives its
+    # prediction. "alone": whether it is correct in a batch of its own, where answers depend on the batch. Clean cells have
+    # those of gradients/measure.py, white-box cells those of the attack's path.
     measures: dict[str, float | None] = {}
 
 
@@ -410,9 +410,8 @@ class PooledCell(Record):
     cell: str  # id of the cell of the first training
     paper: Share | None
     measured: Pooled | None
-    left: (
-        Pooled | None
-    )  # the worst case at that norm and eps, over images that every attack was given; None of clean images
+    # The worst case at that norm and eps, over images that every attack was given; None of clean images.
+    left: Pooled | None
     audited: Share | None = None  # what full AutoAttack would leave, by the audits of all trainings; None without one
     verdicts: list[tuple[Verdict, Count]]  # of the trainings, the most frequent first
 
@@ -460,8 +459,8 @@ class Difference(Record):
     p_holm: Share = 1.0
 
     @property
-    def shown(self) -> bool:
-        """Whether the test shows a difference, at 5 % over all rows of the table."""
+    def significant(self) -> bool:
+        """At 5 % over all rows of the table."""
         return self.p_holm < 0.05
 
 
@@ -481,3 +480,9 @@ class Results(Record):
     differences: list[Difference] = []  # of models from their baselines
     models: list[ModelResult]
     cells: list[Cell]
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Those of each model, as the recipe resolved them."""
+        models = self.spec.get("resolved", {}).get("models", [])
+        return [dict(model) for model in models if isinstance(model, dict)]

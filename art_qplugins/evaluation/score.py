@@ -111,9 +111,9 @@ def score(
 
     The columns ``prediction``, ``correct``, ``selection``, ``margin`` and ``loss`` are those of
     :class:`~art_qplugins.evaluation.records.Sample`, (N,) each, and ``confidence`` is the probability of the prediction by
-    the softmax of the mean logits. A random module is scored on two sets of draws that no
-    attack saw. A module is random if it has stochastic layers, or if its outputs depend on the seed of the global
-    generators. Global random states are restored.
+    the softmax of the mean logits. A random module is scored on two sets of draws that no attack saw. A module is random
+    if it has stochastic layers, or if its outputs depend on the seed of the global generators. Global random states are
+    restored.
 
     :param abstain: index of the rejection class. There is then a column ``rejected``, the share of draws that reject.
     :raises InputError: where the module gives one logit for two classes, or a label is none of its classes.

@@ -15,7 +15,6 @@ from art_qplugins.quantizers.surrogates import Surrogate, as_surrogate
 
 __all__ = ["LearnedClipReLU", "QuantHardtanh", "QuantReLU", "uniform_activation"]
 
-
 #: A learned clip stays above this, so that there are levels.
 _LEAST = 1e-3
 
@@ -148,7 +147,10 @@ class LearnedClipReLU(_UniformActivation):
         return torch.where(x < clip, x.relu(), clip.to(x.dtype))
 
     def _rounded(self, x: Tensor) -> Tensor:
-        return straight_through(quant_relu(x.detach(), self.num_bits, self.range[1]), self.full_precision(x))
+        clipped = self.full_precision(x)
+        # The clip stays on its device: as a number it would make every pass wait.
+        scale = self.clip.detach().clamp(min=_LEAST) / (2**self.num_bits - 1)
+        return straight_through((clipped.detach() / scale).round() * scale, clipped)
 
     def extra_repr(self) -> str:
         return self._repr(f"clip={self.range[1]:g}")

@@ -105,8 +105,8 @@ def choose(given: Mapping[str, Any], profiles: Sequence[str]) -> dict[str, Any]:
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """The tables with the settings of ``defaults`` in those of the models, without the table itself.
 
-    A model's own settings win, key by key. ``options`` belong to the name beside them. Models of a ``factory`` and those from Python take
-    none, and one with ``train.epochs = 0`` takes nothing else of ``train``.
+    A model's own settings win, key by key. ``options`` belong to the name beside them. Models of a ``factory`` and those from
+    Python take none, and one with ``train.epochs = 0`` takes nothing else of ``train``.
 
     :raises InputError: where it is no table, or has a name.
     """

@@ -177,9 +177,8 @@ class ModelSettings(Settings):
     # The output with which it rejects an image, from 0, beside those of the classes.
     abstain: Annotated[int | None, within(ABSTAIN)] = None
     claim: ClaimSettings | None = None  # in place of the recipe's
-    baseline: Name | None = (
-        None  # the model that it is compared with, image by image; of several seeds without the seed
-    )
+    # The model that it is compared with, image by image; of several seeds the name without a seed.
+    baseline: Name | None = None
     # Numbers of a paper by "clean", the id of an attack, or "ID from SOURCE".
     reference: dict[Word, Reference] = {}
     seed: Seed | None = None  # of the training and of a random model's first draws; None takes the recipe's

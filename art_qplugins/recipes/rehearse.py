@@ -66,7 +66,8 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
             if settings.checkpoint is None:  # what starts from it will have trained weights, which nobody knows yet
                 for parameter in network.parameters():
                     parameter.data.zero_()
-    found += [f"{of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''}: {line}" for line, of in told.items()]
+    for line, (first, *others) in told.items():
+        found.append(f"{first} and {len(others)} more: {line}" if others else f"{first}: {line}")
     return list(dict.fromkeys(found))
 
 

@@ -22,7 +22,7 @@ def section(run: Run) -> str | None:
         follows=follows,
         summary=summary(rows),
         drawings=[
-            (drawn(f"section-baselines-{number}", grids.grid_alt(grid), grids.squares(grid)), grids.about(grid))
+            (drawn(f"section-baselines-{number}", grids.heat_map_alt(grid), grids.heat_map(grid)), grids.about(grid))
             for number, grid in found
         ],
     )
@@ -30,9 +30,9 @@ def section(run: Run) -> str | None:
 
 def follows(row: Difference) -> str:
     """What follows from a row."""
-    if not row.shown:
-        return "No difference is shown."
-    return f"It is {'better' if row.difference > 0 else 'worse'} than {row.first}."
+    if not row.significant:
+        return "No significant difference."
+    return f"Significantly {'better' if row.difference > 0 else 'worse'} than {row.first}."
 
 
 def summary(rows: list[Difference]) -> str:
@@ -40,9 +40,8 @@ def summary(rows: list[Difference]) -> str:
     attacked = [row for row in rows if row.metric == "robust_accuracy"]
     if not attacked:
         return "Nothing was attacked."
-    better = [row for row in attacked if row.shown and row.difference > 0]
-    worse = sum(row.shown and row.difference < 0 for row in attacked)
+    better, worse = (sum(row.significant and sign * row.difference > 0 for row in attacked) for sign in (1, -1))
     return (
-        f"Numbers under the worst case: {len(attacked)}. Better than the baseline: {len(better)}. Worse: {worse}. No difference "
-        f"shown: {len(attacked) - len(better) - worse}."
+        f"Numbers under the worst case: {len(attacked)}. Significantly better than the baseline: {better}. Significantly worse: "
+        f"{worse}. No significant difference: {len(attacked) - better - worse}."
     )

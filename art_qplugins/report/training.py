@@ -99,10 +99,8 @@ def training(name: str, results: Results) -> Training | None:
 
 def _keeps_best(name: str, results: Results) -> bool:
     """Whether the recipe says so. Of a checkpoint that was trained elsewhere it says nothing."""
-    for model in results.spec.get("resolved", {}).get("models", []):
-        if not isinstance(model, str) and model["name"] == name:
-            return model.get("checkpoint") is None and (model.get("train") or {}).get("keep") == "best"
-    return False
+    model = next((model for model in results.settings if model["name"] == name), {})
+    return model.get("checkpoint") is None and (model.get("train") or {}).get("keep") == "best"
 
 
 def _measure(told: TrainedEpoch) -> float:

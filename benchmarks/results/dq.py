@@ -22,7 +22,7 @@ from art_qplugins.report.figures.svg import to_svg
 HERE = Path(__file__).parent
 #: The order of the page.
 ORDER = (*(f"table{n}" for n in range(1, 7)), *(f"figure{n}" for n in (1, 3, 5, 6, 7)))
-#: What goes beyond the paper. The squares of the first stand right after the first table.
+#: What goes beyond the paper. The heat maps of the first stand right after the first table.
 BEYOND = ("beyond-mnist", "reasons", "beyond-cifar10", "beyond-clip", "beyond-decay")
 
 
@@ -33,7 +33,7 @@ def main(folders: Sequence[str]) -> None:
     names = [name for name in (*ORDER, *BEYOND) if name in runs]
     missing = [name for name in (*ORDER, *BEYOND) if name not in runs]
     parts = [(HERE / "dq" / "head.md").read_text().rstrip(), first(runs, names)]
-    parts += ["\n".join(squares(BEYOND[0], runs[BEYOND[0]]))] if BEYOND[0] in runs else []
+    parts += ["\n".join(heat_maps(BEYOND[0], runs[BEYOND[0]]))] if BEYOND[0] in runs else []
     parts += [run(name, runs[name]) for name in names]
     if missing:
         parts.append(f"Not run yet: {', '.join(missing)}.")
@@ -126,19 +126,19 @@ def run(name: str, results: Results) -> str:
         lines += ["", f"![Accuracy over {sweep.what}: {', '.join(sorted(models))}](dq/{file.name})"]
     if results.differences:
         lines += ["", baselines.summary(results.differences), "", *differences(results)]
-        lines += [] if name == BEYOND[0] else ["", *squares(name, results)]
+        lines += [] if name == BEYOND[0] else ["", *heat_maps(name, results)]
     if (note := HERE / "dq" / f"{name}.md").exists():
         lines += ["", note.read_text(encoding="utf-8").rstrip()]
     lines += ["", f"    artq run benchmarks/dq/{name}.toml --profile {profile(results)} --data-root DIR"]
     return "\n".join(lines)
 
 
-def squares(name: str, results: Results) -> list[str]:
+def heat_maps(name: str, results: Results) -> list[str]:
     """Draw the differences from baselines over two swept settings, under attack, and return the lines that show them."""
     lines = []
-    for number, grid in enumerate((grid for grid in grids.grids(results) if grid.any.metric == "robust_accuracy"), 1):
-        file = HERE / "dq" / f"{name}-squares-{number}.svg"
-        file.write_text(to_svg(grids.squares(grid), alt=grids.grid_alt(grid), prefix=f"{file.stem}-"))
+    for number, grid in enumerate((grid for grid in grids.grids(results) if grid.metric == "robust_accuracy"), 1):
+        file = HERE / "dq" / f"{name}-heat-map-{number}.svg"
+        file.write_text(to_svg(grids.heat_map(grid), alt=grids.heat_map_alt(grid), prefix=f"{file.stem}-"))
         lines.append(f"![{grids.about(grid)}: points above or below it](dq/{file.name})")
     return lines
 

@@ -222,7 +222,7 @@ def test_a_model_is_compared_with_its_baseline_in_the_worst_case_and_with_holm()
     # images 3 and 4 were not attacked on b: its clean answer stands for them
     assert (robust.first, robust.first_accuracy, robust.second, robust.second_accuracy) == ("a", 0.8, "b", 0.25)
     assert robust.p_value == pytest.approx(binomtest(0, 11).pvalue)
-    assert robust.p_holm == pytest.approx(2 * robust.p_value) and robust.shown
+    assert robust.p_holm == pytest.approx(2 * robust.p_value) and robust.significant
     assert robust.difference == pytest.approx(-0.55)
     assert robust.interval[0] < robust.difference < robust.interval[1] < 0
     other = {"a": {0: CLEAN, 0.1: strong}, "b": {0: CLEAN, 0.2: weak}}

@@ -47,6 +47,7 @@ def batch():
     "table",
     [
         {"activation_bits": 4},
+        {"activation_bits": 4, "activation": "learned-clip"},
         {"activation_bits": 2, "alpha": 2.0},
         {"activation_bits": 2, "alpha": 1.5},
         {"activation_bits": 2, "alpha": 1.0},

@@ -130,12 +130,16 @@ def test_python_warns_of_it_where_train_is_called():
     assert Orthogonality(0.0).warning(5e-4) is None  # switched off, as the control of a sweep
 
 
+RECIPE = (
+    'name = "decay"\ndata = { name = "digits" }\nthreat = { eps = [0.1] }\nattacks = [{ id = "art:fgsm" }]\n'
+    '[[models]]\nname = "dq"\ndefences = [{ name = "orthogonality" }]\ntrain = { weight_decay = 5e-3 }\n'
+)
+
+
 def test_the_plan_warns_of_it(artq, tmp_path):
     path = tmp_path / "decay.toml"
     path.write_text(
-        'name = "decay"\ndata = { name = "digits" }\nthreat = { eps = [0.1] }\nattacks = [{ id = "art:fgsm" }]\n'
-        '[[models]]\nname = "dq"\ndefences = [{ name = "orthogonality" }]\ntrain = { weight_decay = 5e-3 }\n'
-        '[[models]]\nname = "later"\nbase = "dq"\ndefences = [{ name = "orthogonality" }]\n'
+        RECIPE + '[[models]]\nname = "later"\nbase = "dq"\ndefences = [{ name = "orthogonality" }]\n'
         "train = { weight_decay = 5e-3, epochs = 0 }\n"
     )
     status, out, _ = artq("run", path, "--dry-run")
@@ -146,11 +150,7 @@ def test_the_plan_warns_of_it(artq, tmp_path):
 
 def test_models_with_the_same_warning_share_a_line(artq, tmp_path):
     path = tmp_path / "seeds.toml"
-    path.write_text(
-        'name = "seeds"\ndata = { name = "digits" }\nthreat = { eps = [0.1] }\nattacks = [{ id = "art:fgsm" }]\n'
-        '[[models]]\nname = "dq"\ndefences = [{ name = "orthogonality" }]\ntrain = { weight_decay = 5e-3 }\n'
-        "[sweep]\nseed = [0, 1, 2]\n"
-    )
+    path.write_text(RECIPE + "[sweep]\nseed = [0, 1, 2]\n")
     status, out, _ = artq("run", path, "--dry-run")
     assert status == 0
     assert out.count(WARNING) == 1 and f"warning: dq-seed=0 and 2 more: {WARNING}" in out

@@ -1,21 +1,23 @@
-"""How far the models of two swept settings are from their baseline: a square for each pair of values."""
+"""How far the models of a sweep of two settings are from their baseline: a heat map."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from art_qplugins.evaluation.compare import replicates
-from art_qplugins.evaluation.records import Difference, Results
+from art_qplugins.evaluation.records import Difference, Metric, Results
 from art_qplugins.report import words
-from art_qplugins.report.figures.style import INK, SOFT, WIDTH, styled
-from art_qplugins.report.figures.sweeps import Sweep, Values, in_words, sweeps
+from art_qplugins.report.figures.style import SOFT, WIDTH, heat_map_axes, heat_map_square, styled
+from art_qplugins.report.figures.sweeps import Values, in_words, sweeps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Grid", "grid_alt", "grids", "squares"]
+__all__ = ["Grid", "about", "grids", "heat_map", "heat_map_alt"]
 
 #: Blue is better than the baseline, vermilion is worse. These are the colours of a difference of so much, or more.
 _BETTER, _WORSE, _FULL = (0.0, 0.45, 0.70), (0.84, 0.37, 0.0), 0.3
@@ -33,37 +35,36 @@ class Grid:
     cells: dict[Values, Difference]
 
     @property
-    def any(self) -> Difference:
-        """One of the cells. All have the baseline, norm and eps in common."""
-        return next(iter(self.cells.values()))
+    def metric(self) -> Metric:
+        """Of all cells."""
+        return next(iter(self.cells.values())).metric
 
 
 def grids(results: Results) -> list[Grid]:
     """Those that the records hold: every sweep of two settings, clean first, then by norm and eps."""
-    same = replicates(results)
-    return [
-        grid
-        for sweep in sweeps(results)
-        if len(sweep.axes) == 2
-        for grid in _grids(
-            sweep, {values: same.get(m[0].name, m[0].name) for values, m in sweep.models.items()}, results
-        )
-    ]
-
-
-def _grids(sweep: Sweep, names: dict[Values, str], results: Results) -> list[Grid]:
-    at = {(row.second, row.first, row.metric, row.norm, row.eps): row for row in results.differences}
-    whats = dict.fromkeys(key[1:] for key in at if key[0] in names.values())
-    found = []
-    for what in whats:
-        cells = {values: row for values, name in names.items() if (row := at.get((name, *what))) is not None}
-        found.append(Grid(axes=(sweep.axes[0], sweep.axes[1]), cells=cells))
+    same, found = replicates(results), []
+    for sweep in sweeps(results):
+        if len(sweep.axes) == 2:
+            names = {values: same.get(models[0].name, models[0].name) for values, models in sweep.models.items()}
+            found += _grids((sweep.axes[0], sweep.axes[1]), names, results.differences)
     return found
 
 
+def _grids(axes: tuple[str, str], names: dict[Values, str], differences: Sequence[Difference]) -> list[Grid]:
+    """:param names: of the models, by the values of both settings."""
+    by_number: dict[tuple[Any, ...], dict[str, Difference]] = defaultdict(dict)
+    for row in differences:
+        if row.second in names.values():
+            by_number[row.first, row.metric, row.norm, row.eps][row.second] = row
+    return [
+        Grid(axes=axes, cells={values: rows[name] for values, name in names.items() if name in rows})
+        for rows in by_number.values()
+    ]
+
+
 @styled
-def squares(grid: Grid) -> Figure:
-    """The differences in points. A difference that the test shows is bold."""
+def heat_map(grid: Grid) -> Figure:
+    """The differences in points. A significant one is bold."""
     from matplotlib.figure import Figure
 
     rows, columns = (sorted({values[axis] for values in grid.cells}) for axis in (0, 1))
@@ -72,50 +73,33 @@ def squares(grid: Grid) -> Figure:
     axes = figure.add_axes((0.16, 0.24 / height, 0.8, 0.42 * len(rows) / height))
     for (row, column), difference in grid.cells.items():
         _square(axes, rows.index(row), columns.index(column), difference)
-    axes.set_xlim(0, len(columns))
-    axes.set_ylim(len(rows), 0)
-    axes.set_xticks([i + 0.5 for i in range(len(columns))], list(map(in_words, columns)))
-    axes.set_yticks([i + 0.5 for i in range(len(rows))], list(map(in_words, rows)))
-    axes.xaxis.tick_top()
+    heat_map_axes(axes, list(map(in_words, rows)), list(map(in_words, columns)))
     axes.set_xlabel(grid.axes[1])
     axes.xaxis.set_label_position("top")
     axes.set_ylabel(grid.axes[0])
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    figure.text(0.01, 0.05 / height, "points above or below the baseline; bold: shown by the test", color=SOFT)
+    figure.text(0.01, 0.05 / height, "points above or below the baseline; bold: significant at 5 %", color=SOFT)
     return figure
 
 
 def _square(axes: Axes, row: int, column: int, difference: Difference) -> None:
-    from matplotlib.patches import Rectangle
-
     deep = min(1.0, abs(difference.difference) / _FULL)
     target = _BETTER if difference.difference > 0 else _WORSE
-    red, green, blue = (0.96 + (end - 0.96) * deep for end in target)
-    axes.add_patch(Rectangle((column, row), 1, 1, facecolor=(red, green, blue), edgecolor="white", linewidth=1.5))
-    axes.text(
-        column + 0.5,
-        row + 0.5,
-        words.signed(difference.difference),
-        ha="center",
-        va="center",
-        color="white" if deep > 0.6 else INK,
-        fontweight="bold" if difference.shown else "normal",
-    )
+    fill = tuple(0.96 + (end - 0.96) * deep for end in target)
+    weight = "bold" if difference.significant else "normal"
+    heat_map_square(axes, row, column, words.signed(difference.difference), fill=fill, dark=deep > 0.6, weight=weight)
 
 
 def about(grid: Grid) -> str:
-    """What the squares are differences of."""
-    one = grid.any
+    """What the numbers are differences of."""
+    one = next(iter(grid.cells.values()))  # all have the baseline, norm and eps in common
     at = "" if one.eps is None else f" at {words.threat(one.norm, one.eps)}"
     return f"{words.METRICS[one.metric]}{at}, against {one.first}"
 
 
-def grid_alt(grid: Grid) -> str:
+def heat_map_alt(grid: Grid) -> str:
     """Alternative text of the squares."""
     parts = [
-        f"{in_words(row)}, {in_words(column)}: {words.signed(difference.difference)}{' (shown)' if difference.shown else ''}"
+        f"{in_words(row)}, {in_words(column)}: {words.signed(difference.difference)}{' (significant)' if difference.significant else ''}"
         for (row, column), difference in grid.cells.items()
     ]
     return f"Difference in points of the {about(grid)}, over {grid.axes[0]} and {grid.axes[1]}. {'; '.join(parts)}."

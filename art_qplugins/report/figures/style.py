@@ -7,10 +7,11 @@ marker, dash or hatch as well as by colour (Okabe and Ito's palette), so that th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
@@ -71,3 +72,26 @@ def cut(text: str, length: int) -> str:
     """``text`` on one line, at most ``length`` characters long."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def heat_map_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, rotation: float = 0) -> None:
+    """Axes of a heat map: the first row at the top, the names of columns above it."""
+    axes.set_xlim(0, len(columns))
+    axes.set_ylim(len(rows), 0)
+    axes.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=rotation)
+    axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+
+
+def heat_map_square(
+    axes: Axes, row: int, column: int, text: str, *, fill: Any, dark: bool, weight: str = "normal"
+) -> None:
+    """One square with its number, white where the fill is dark."""
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column, row), 1, 1, facecolor=fill, edgecolor="white", linewidth=1.5))
+    ink = "white" if dark else INK
+    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontweight=weight)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ def sweeps(results: Results) -> list[Sweep]:
     swept = dict.fromkeys([*_BITS, *_paths(results)])
     groups: dict[str, list[tuple[dict[str, Any], ModelResult]]] = defaultdict(list)
     plain: dict[str, list[ModelResult]] = defaultdict(list)
-    for given in _settings(results):
+    for given in results.settings:
         if given.get("name") not in by_name:
             continue
         model, leaves = by_name[given["name"]], dict(_leaves(given))
@@ -69,12 +69,6 @@ def sweeps(results: Results) -> list[Sweep]:
         whole = [] if axes[0] not in _BITS else plain.get(_key(json.loads(key), without="quantize"), [])
         found.append(_sweep(axes, group, [model for model in whole if all(model is not other for _, other in group)]))
     return [sweep for sweep in found if len(sweep.models) > 1]
-
-
-def _settings(results: Results) -> Iterable[dict[str, Any]]:
-    """The settings of each model, as the recipe resolved them."""
-    models = results.spec.get("resolved", {}).get("models", [])
-    return [dict(given) for given in models if isinstance(given, dict)]
 
 
 def _paths(results: Results) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.records import Cell, Results
 from art_qplugins.report import select, words
-from art_qplugins.report.figures.style import INK, SOFT, WIDTH, cut, styled
+from art_qplugins.report.figures.style import INK, SOFT, WIDTH, cut, heat_map_axes, heat_map_square, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,7 @@ def heat_map(matrix: Transfer) -> Figure:
     """Accuracy of each target (column) on images crafted on each source (row). The diagonal is framed."""
     from matplotlib.figure import Figure
 
-    rows, columns = len(matrix.sources), len(matrix.targets)
+    rows = len(matrix.sources)
     sources, targets = ([cut(name, 20) for name in names] for names in (matrix.sources, matrix.targets))
     above = 0.35 + 0.062 * max(map(len, targets))
     height = 0.42 * rows + above
@@ -94,14 +94,7 @@ def heat_map(matrix: Transfer) -> Figure:
     for row, source in enumerate(matrix.sources):
         for column, target in enumerate(matrix.targets):
             _square(axes, row, column, matrix.cells.get((source, target)), framed=source == target)
-    axes.set_xlim(0, columns)
-    axes.set_ylim(rows, 0)
-    axes.set_xticks([i + 0.5 for i in range(columns)], targets, rotation=90)
-    axes.set_yticks([i + 0.5 for i in range(rows)], sources)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
+    heat_map_axes(axes, sources, targets, rotation=90)
     figure.text(0.01, 1 - 0.08 / height, "crafted on (row), scored on (column); accuracy, %", va="top", color=SOFT)
     return figure
 
@@ -111,10 +104,8 @@ def _square(axes: Axes, row: int, column: int, cell: Cell | None, *, framed: boo
 
     share = 0.0 if cell is None or cell.accuracy is None else cell.accuracy
     fill = "#f4f4f1" if cell is None else _shade(share)
-    axes.add_patch(Rectangle((column, row), 1, 1, facecolor=fill, edgecolor="white", linewidth=1.5))
     text = words.NONE if cell is None else f"{100 * share:.0f}"
-    ink = "white" if cell is not None and share > 0.5 else INK  # white on dark squares
-    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink)
+    heat_map_square(axes, row, column, text, fill=fill, dark=cell is not None and share > 0.5)
     if framed:
         corner = (column + 0.04, row + 0.05)
         axes.add_patch(Rectangle(corner, 0.92, 0.9, facecolor="none", edgecolor=INK, linewidth=1.4))
