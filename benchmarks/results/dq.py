@@ -103,7 +103,7 @@ def run(name: str, results: Results) -> str:
     lines = [
         f"## {spec['title']}",
         "",
-        f"{results.created[:10]}, {device}; {images}; {'one seed' if seeds == 1 else f'{seeds} seeds'}.",
+        f"{results.created[:10]}, {device}; {images}; {'one seed' if seeds == 1 else f'{seeds} seeds'}. {settings(results)}",
         "",
         "| model | attack | paper | measured | left in the worst case | verdict |",
         "|" + "---|" * 6,
@@ -131,6 +131,20 @@ def run(name: str, results: Results) -> str:
         lines += ["", note.read_text(encoding="utf-8").rstrip()]
     lines += ["", f"    artq run benchmarks/dq/{name}.toml --profile {profile(results)} --data-root DIR"]
     return "\n".join(lines)
+
+
+def settings(results: Results) -> str:
+    """How long networks were trained, and what was audited: the profile may have other values by now."""
+    spec = results.spec["resolved"]
+    epochs = sorted({model["train"]["epochs"] for model in results.settings} - {0})
+    limit = spec["data"]["train_limit"]
+    told = [f"Trained for {' or '.join(map(str, epochs))} epochs on {'all' if limit is None else f'{limit:,}'} images"]
+    if spec.get("audit") is not None:
+        told.append(f"audited images of each training: {spec['audit']}")
+    if spec["diagnose"]:
+        most = {"queries": spec["diagnosis"]["queries"], "gradients": spec["diagnosis"]["budget"]}
+        told += [f"{what} of a diagnosis: {value:g} an image" for what, value in most.items() if value is not None]
+    return f"{'; '.join(told)}."
 
 
 def heat_maps(name: str, results: Results) -> list[str]:

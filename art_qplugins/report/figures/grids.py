@@ -97,7 +97,7 @@ def about(grid: Grid) -> str:
 
 
 def heat_map_alt(grid: Grid) -> str:
-    """Alternative text of the squares."""
+    """Alternative text."""
     parts = [
         f"{in_words(row)}, {in_words(column)}: {words.signed(difference.difference)}{' (significant)' if difference.significant else ''}"
         for (row, column), difference in grid.cells.items()
