@@ -85,22 +85,31 @@ def test_a_grid_has_a_square_for_each_pair_of_values(folder):
     assert [row.second for row in found[0].cells.values()] == VARIANTS
     better = found[2].cells[1, 6].model_copy(update={"difference": 0.5, "p_holm": 0.01})
     drawn = grids.Grid(axes=found[2].axes, cells={**found[2].cells, (1, 6): better})
+    said = {
+        text.get_text()
+        for axes in grids.heat_map(
+            replace(drawn, cells={(1, 6): better, (4, 6): better.model_copy(update={"invalid": True})})
+        ).axes
+        for text in axes.texts
+    }
+    assert said >= {"+50", "invalid"}
     weights = {text.get_text(): text.get_fontweight() for axes in grids.heat_map(drawn).axes for text in axes.texts}
     assert weights["+50"] == "bold" and len(weights) <= 4
     assert "1, 6: +50 (significant)" in grids.heat_map_alt(drawn)
 
 
 @pytest.mark.parametrize(
-    ("difference", "p_holm", "said", "counted"),
+    ("difference", "p_holm", "invalid", "said", "counted"),
     [
-        (0.2, 0.01, "Significantly better than plain.", (1, 0, 0)),
-        (-0.2, 0.01, "Significantly worse than plain.", (0, 1, 0)),
-        (0.2, 0.05, "No significant difference.", (0, 0, 1)),
+        (0.2, 0.01, False, "Significantly better than plain.", (1, 0, 0)),
+        (-0.2, 0.01, False, "Significantly worse than plain.", (0, 1, 0)),
+        (0.2, 0.05, False, "No significant difference.", (0, 0, 1)),
+        (0.2, 0.01, True, "Says nothing: a verdict is INVALID.", (0, 0, 0, 1)),
     ],
 )
-def test_what_follows_from_a_difference(folder, difference, p_holm, said, counted):
+def test_what_follows_from_a_difference(folder, difference, p_holm, invalid, said, counted):
     row = next(row for row in read_run(folder).results.differences if row.eps == 0.3)
-    row = row.model_copy(update={"difference": difference, "p_holm": p_holm})
+    row = row.model_copy(update={"difference": difference, "p_holm": p_holm, "invalid": invalid})
     assert follows(row) == said
     assert tuple(map(int, re.findall(r": (\d+)", summary([row])))) == (1, *counted)
 

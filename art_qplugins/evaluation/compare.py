@@ -77,14 +77,28 @@ def differences(results: Results, outcomes: Iterable[Outcome]) -> list[Differenc
     """
     found = _baselines(results)
     table = _pooled(results, outcomes) if found else {}
+    invalid = _invalid(results)
     rows = [
-        _difference(first, second, what, table[first][what], table[second][what])
+        _difference(
+            first,
+            second,
+            what,
+            table[first][what],
+            table[second][what],
+            invalid=not invalid.isdisjoint((first, second)),
+        )
         for second, first in found.items()
         if first in table and second in table
         for what in table[first]
         if what in table[second]
     ]
     return _adjusted(rows)
+
+
+def _invalid(results: Results) -> set[str]:
+    """The models of which a training is INVALID."""
+    same = replicates(results)
+    return {same.get(model.name, model.name) for model in results.models if model.verdict == "INVALID"}
 
 
 def _baselines(results: Results) -> dict[str, str]:
@@ -109,8 +123,9 @@ def compare(a: Records, b: Records) -> Comparison:
             f"the runs have no model in common: {', '.join(first)} and {', '.join(second)}"
             + (did_you_mean(next(iter(first)), list(second)) if first else "")
         )
+    invalid = _invalid(a.results) | _invalid(b.results)
     rows = [
-        _difference(name, name, what, first[name][what], second[name][what])
+        _difference(name, name, what, first[name][what], second[name][what], invalid=name in invalid)
         for name in common
         for what in first[name]
         if what in second[name]
@@ -192,9 +207,18 @@ def _correct(outcomes: Sequence[Outcome]) -> _Correct:
 
 
 def _difference(
-    a: str, b: str, what: _Measured, first: Sequence[dict[str, float]], second: Sequence[dict[str, float]]
+    a: str,
+    b: str,
+    what: _Measured,
+    first: Sequence[dict[str, float]],
+    second: Sequence[dict[str, float]],
+    *,
+    invalid: bool,
 ) -> Difference:
-    """On the images that all have."""
+    """On the images that all have.
+
+    :param invalid: whether the verdict on either is INVALID.
+    """
     shared = sorted(set.intersection(*(set(part) for part in (*first, *second))))
     one, other = (np.array([[part[name] for name in shared] for part in parts]) for parts in (first, second))
     return Difference(
@@ -210,6 +234,7 @@ def _difference(
         difference=float(other.mean() - one.mean()),
         interval=clustered_bootstrap(other, one),
         p_value=paired_test(one, other),
+        invalid=invalid and what.metric == "robust_accuracy",
     )
 
 

@@ -442,6 +442,8 @@ class Difference(Record):
     :ivar n: number of images. ``replicates`` are those of the first and of the second.
     :ivar difference: second minus first. It is negative if the second is worse. ``interval`` is its 95 % interval.
     :ivar p_holm: the p value after Holm's correction over all rows of the table.
+    :ivar invalid: whether it is a robust accuracy, and the verdict on a training of either is INVALID. A constant model
+        cannot be attacked, and is not better for that.
     """
 
     first: str
@@ -457,11 +459,12 @@ class Difference(Record):
     interval: SignedInterval
     p_value: Share
     p_holm: Share = 1.0
+    invalid: bool = False
 
     @property
     def significant(self) -> bool:
         """At 5 % over all rows of the table."""
-        return self.p_holm < 0.05
+        return self.p_holm < 0.05 and not self.invalid
 
 
 class Results(Record):

@@ -30,6 +30,8 @@ def section(run: Run) -> str | None:
 
 def follows(row: Difference) -> str:
     """What follows from a row."""
+    if row.invalid:
+        return "Says nothing: a verdict is INVALID."
     if not row.significant:
         return "No significant difference."
     return f"Significantly {'better' if row.difference > 0 else 'worse'} than {row.first}."
@@ -40,8 +42,10 @@ def summary(rows: list[Difference]) -> str:
     attacked = [row for row in rows if row.metric == "robust_accuracy"]
     if not attacked:
         return "Nothing was attacked."
+    invalid = sum(row.invalid for row in attacked)
     better, worse = (sum(row.significant and sign * row.difference > 0 for row in attacked) for sign in (1, -1))
     return (
         f"Numbers under the worst case: {len(attacked)}. Significantly better than the baseline: {better}. Significantly worse: "
-        f"{worse}. No significant difference: {len(attacked) - better - worse}."
+        f"{worse}. No significant difference: {len(attacked) - better - worse - invalid}."
+        + (f" Of models that could not be evaluated: {invalid}." if invalid else "")
     )

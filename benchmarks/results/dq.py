@@ -165,7 +165,7 @@ def differences(results: Results) -> list[str]:
         at = words.METRICS[row.metric] + ("" if row.eps is None else f", {words.threat(row.norm, row.eps)}")
         lines.append(
             f"| {row.second} | {row.first} | {at} | {words.percent(row.first_accuracy)} | {words.percent(row.second_accuracy)} "
-            f"| {words.signed(row.difference)} [{low}, {high}] | {words.p_value(row.p_holm)} |"
+            f"| {words.signed(row.difference)} [{low}, {high}] | {'invalid' if row.invalid else words.p_value(row.p_holm)} |"
         )
     return lines
 

@@ -250,6 +250,21 @@ def test_replicates_are_one_model():
     assert robust.n == 20
 
 
+def test_an_invalid_model_is_not_better():
+    """A constant model is right on the images of its class, whatever an attack does."""
+    models = {m: {0: CLEAN, 0.1: [1] * 10 + [0] * 10} for m in ("a-0", "a-1")} | {"b": {0: [0] * 20, 0.1: [0] * 20}}
+    made = run(models, replicate_of={"a-0": "a", "a-1": "a"}, baseline={"a-0": "b", "a-1": "b"})
+    for verdict in ("INVALID", "SUSPECT"):
+        one, *others = made.results.models
+        results = made.results.model_copy(update={"models": [one.model_copy(update={"verdict": verdict}), *others]})
+        clean, robust = differences(results, outcomes_of(results, made.samples))
+        assert clean.significant and not clean.invalid
+        assert robust.difference == 0.5 and robust.p_holm < 0.05
+        assert (robust.invalid, robust.significant) == ((verdict == "INVALID"), (verdict != "INVALID"))
+    broken = Run(results.model_copy(update={"models": [m.model_copy(update={"verdict": "INVALID"}) for m in results.models]}), made.samples)  # fmt: skip
+    assert [r.invalid for r in compare(made, broken).rows if r.metric == "robust_accuracy"] == [True, True]
+
+
 def test_models_are_compared_on_the_images_that_an_attack_with_a_limit_was_given():
     """On the others the strong attack is unknown, and the clean answer would stand for it."""
     models = {name: {0: CLEAN, 0.05: CLEAN, 0.1: CLEAN, 0.09: ([0, 1, 2, 3], broken)} for name, broken in

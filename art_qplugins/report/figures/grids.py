@@ -82,6 +82,9 @@ def heat_map(grid: Grid) -> Figure:
 
 
 def _square(axes: Axes, row: int, column: int, difference: Difference) -> None:
+    if difference.invalid:
+        heat_map_square(axes, row, column, "invalid", fill=(0.96, 0.96, 0.96), dark=False)
+        return
     deep = min(1.0, abs(difference.difference) / _FULL)
     target = _BETTER if difference.difference > 0 else _WORSE
     fill = tuple(0.96 + (end - 0.96) * deep for end in target)
@@ -99,7 +102,13 @@ def about(grid: Grid) -> str:
 def heat_map_alt(grid: Grid) -> str:
     """Alternative text."""
     parts = [
-        f"{in_words(row)}, {in_words(column)}: {words.signed(difference.difference)}{' (significant)' if difference.significant else ''}"
+        f"{in_words(row)}, {in_words(column)}: {_in_words(difference)}"
         for (row, column), difference in grid.cells.items()
     ]
     return f"Difference in points of the {about(grid)}, over {grid.axes[0]} and {grid.axes[1]}. {'; '.join(parts)}."
+
+
+def _in_words(difference: Difference) -> str:
+    if difference.invalid:
+        return "invalid"
+    return words.signed(difference.difference) + (" (significant)" if difference.significant else "")
