@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 from made import CLAIM_EPS, MODELS, N, build_run, plain, with_bits, write_results
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from art_qplugins.report import read_run, select, words, write_report
 from art_qplugins.report.figures import costs, histograms, sweeps, transfer
+from art_qplugins.report.figures.style import legend_above, legend_columns, legend_height
 from art_qplugins.report.figures.svg import to_svg
 
 
@@ -140,3 +143,14 @@ def test_costs_within_one_power_of_ten_have_no_formulas_on_their_axis(folder: Pa
     near = [dataclasses.replace(attack, gradients=20.0 + 10 * place) for place, attack in enumerate(found)]
     assert len(near) > 1
     assert "math" not in to_svg(costs.spending({"a": near}), alt="", prefix="a-")
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"), [(["plain", "dq"], 2), (["plain", "dq-weight_decay=0.0005-beta=0.002"], 1)]
+)
+def test_a_legend_keeps_apart_what_a_sweep_names(names: list[str], columns: int) -> None:
+    figure = Figure()
+    legend_above(figure, [Line2D([], []) for _ in names], names)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    assert legend_columns(names) == columns and legend_height(names) == pytest.approx(0.2 * 2 / columns)

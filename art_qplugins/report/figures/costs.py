@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from art_qplugins.report import select, words
 from art_qplugins.report.figures.curves import look
-from art_qplugins.report.figures.style import SOFT, WIDTH, cut, percent_axis, styled
+from art_qplugins.report.figures.style import SOFT, WIDTH, legend_above, legend_height, percent_axis, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,16 +29,14 @@ def spending(found: Mapping[str, Sequence[select.Spent]]) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(WIDTH, 3.1 + 0.2 * -(-len(found) // 2)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.1 + legend_height(list(found))), layout="constrained")
     axes = figure.subplots()
     last = max(attack.gradients for attacks in found.values() for attack in attacks)
     for index, (name, attacks) in enumerate(found.items()):
         colour, _, dash = look(index)
         costs = [attack.gradients for attack in attacks]
         worst = [attack.worst for attack in attacks]
-        axes.step(
-            [*costs, last], [*worst, worst[-1]], where="post", color=colour, linestyle=dash, label=cut(name, 26), lw=1.6
-        )
+        axes.step([*costs, last], [*worst, worst[-1]], where="post", color=colour, linestyle=dash, label=name, lw=1.6)
         for attack in attacks:
             if attack.cell.attack in _MARKED:
                 axes.plot(
@@ -65,7 +63,7 @@ def spending(found: Mapping[str, Sequence[select.Spent]]) -> Figure:
         if marked in shown:
             handles.append(Line2D([], [], color=SOFT, marker=marker, linestyle="", markerfacecolor="white"))
             names.append(f"{name} alone")
-    figure.legend(handles, names, loc="outside upper left", ncols=2, handlelength=3.2, columnspacing=1.4)
+    legend_above(figure, handles, names)
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.report import words
-from art_qplugins.report.figures.style import SOFT, WIDTH, cut, percent_axis, styled
+from art_qplugins.report.figures.style import SOFT, WIDTH, legend_above, legend_height, percent_axis, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,8 @@ def robust_curves(results: Results) -> Figure:
     from matplotlib.figure import Figure
 
     norms = sorted({robust.norm for model in results.models for robust in model.robust})
-    legend_rows = -(-len(results.models) // 2)
-    figure = Figure(figsize=(WIDTH, 2.6 * len(norms) + 0.25 + 0.2 * legend_rows), layout="constrained")
+    height = 2.6 * len(norms) + 0.25 + legend_height([model.name for model in results.models])
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     panels = figure.subplots(len(norms), 1, squeeze=False)[:, 0]
     for axes, norm in zip(panels, norms, strict=True):
         for index, model in enumerate(results.models):
@@ -35,8 +35,7 @@ def robust_curves(results: Results) -> Figure:
             _curve(axes, model, norm, colour, marker, dash)
             _failed_claim(axes, model, norm, colour, marker)
         _label(axes, results, norm)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper left", ncols=2, handlelength=3.2, columnspacing=1.4)
+    legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
@@ -74,7 +73,7 @@ def _curve(
         markersize=5,
         markeredgecolor="white",
         markeredgewidth=0.6,
-        label=cut(model.name, 26),
+        label=model.name,
         clip_on=False,
     )
 

@@ -63,6 +63,10 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return wrapper
 
 
+#: Characters of a name in a legend of two columns, and of one.
+_SHORT, _LONG = 26, 62
+
+
 def percent_axis(axis: Axis) -> None:
     """Ticks from 0 to 100 %, every quarter."""
     axis.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100\N{NO-BREAK SPACE}%"])
@@ -72,6 +76,23 @@ def cut(text: str, length: int) -> str:
     """``text`` on one line, at most ``length`` characters long."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def legend_columns(names: Sequence[str]) -> int:
+    """Of a legend above a figure: one where a name needs the width of two."""
+    return 2 if all(len(name) <= _SHORT for name in names) else 1
+
+
+def legend_height(names: Sequence[str]) -> float:
+    """Of a legend above a figure, in inches."""
+    return 0.2 * -(-len(names) // legend_columns(names))
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """The legend of the lines of a figure."""
+    columns = legend_columns(names)
+    shown = [cut(name, _SHORT if columns == 2 else _LONG) for name in names]
+    figure.legend(handles, shown, loc="outside upper left", ncols=columns, handlelength=3.2, columnspacing=1.4)
 
 
 def heat_map_axes(axes: Axes, rows: Sequence[str], columns: Sequence[str], *, rotation: float = 0) -> None:
