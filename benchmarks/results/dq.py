@@ -57,13 +57,16 @@ def take(results: Results) -> None:
 
 
 def first(runs: dict[str, Results], names: list[str]) -> str:
-    """Every number of the paper with what is left, by recipe."""
+    """The numbers of the paper with what is left, by recipe. Of several strengths the middle one, and no transfer."""
     lines = ["| recipe | model | attack | paper | measured | left in the worst case | verdict |", "|" + "---|" * 7]
     for name in names:
         cells = {cell.id: cell for cell in runs[name].cells}
-        for row in runs[name].pooled:
-            if row.paper is not None and cells[row.cell].role != "clean":
-                lines.append(f"| {name} | {row.model} | {attack(cells[row.cell])} | " + " | ".join(numbers(row)) + " |")
+        shown = [row for row in runs[name].pooled if row.paper is not None and cells[row.cell].role != "clean"]
+        strengths = sorted({cells[row.cell].eps for row in shown})
+        for row in shown:
+            cell = cells[row.cell]
+            if len(strengths) == 1 or (cell.eps == strengths[len(strengths) // 2] and cell.source == cell.model):
+                lines.append(f"| {name} | {row.model} | {attack(cell)} | " + " | ".join(numbers(row)) + " |")
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
