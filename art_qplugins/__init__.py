@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from art_qplugins.attacks import ATTACKS
     from art_qplugins.audit import Audit, WorstCase, worst_case
     from art_qplugins.data import Dataset, load
+    from art_qplugins.defences.feedback import FeedbackLearning
+    from art_qplugins.defences.margins import Margins, margins, random_directions
     from art_qplugins.errors import InputError
     from art_qplugins.estimators import (
         DQClassifier,
+        FeedbackTrainer,
         MuLawClassifier,
         QuantizedClassifier,
         SQEnsembleClassifier,
@@ -36,7 +39,17 @@ if TYPE_CHECKING:
         quantize,
         surrogate,
     )
-    from art_qplugins.sensitivity import LayerNorm, activation_distances, operator_norms
+    from art_qplugins.sensitivity import (
+        LayerChange,
+        LayerNorm,
+        LogitGain,
+        OutputTerms,
+        activation_distances,
+        logit_gain,
+        operator_norms,
+        output_terms,
+        weight_changes,
+    )
     from art_qplugins.threat import Threat
     from art_qplugins.training.engine import train
     from art_qplugins.training.progress import TrainingProgress
@@ -47,10 +60,16 @@ _HOME = {
     "DQClassifier": "estimators",
     "Dataset": "data",
     "Diagnosis": "api",
+    "FeedbackLearning": "defences.feedback",
+    "FeedbackTrainer": "estimators",
     "InputError": "errors",
+    "LayerChange": "sensitivity",
     "LayerNorm": "sensitivity",
+    "LogitGain": "sensitivity",
+    "Margins": "defences.margins",
     "MuLawClassifier": "estimators",
     "MuLawMapping": "quantizers",
+    "OutputTerms": "sensitivity",
     "QuantHardtanh": "quantizers",
     "QuantReLU": "quantizers",
     "QuantizedClassifier": "estimators",
@@ -67,13 +86,18 @@ _HOME = {
     "diagnose": "api",
     "evaluate": "api",
     "load": "data",
+    "logit_gain": "sensitivity",
+    "margins": "defences.margins",
     "operator_norms": "sensitivity",
+    "output_terms": "sensitivity",
     "quantization_report": "quantizers",
     "quantize": "quantizers",
+    "random_directions": "defences.margins",
     "replay": "evidence",
     "run": "api",
     "surrogate": "quantizers",
     "train": "training.engine",
+    "weight_changes": "sensitivity",
     "with_detector": "estimators",
     "worst_case": "audit",
 }
@@ -84,10 +108,16 @@ __all__ = [
     "DQClassifier",
     "Dataset",
     "Diagnosis",
+    "FeedbackLearning",
+    "FeedbackTrainer",
     "InputError",
+    "LayerChange",
     "LayerNorm",
+    "LogitGain",
+    "Margins",
     "MuLawClassifier",
     "MuLawMapping",
+    "OutputTerms",
     "QuantHardtanh",
     "QuantReLU",
     "QuantizedClassifier",
@@ -105,13 +135,18 @@ __all__ = [
     "diagnose",
     "evaluate",
     "load",
+    "logit_gain",
+    "margins",
     "operator_norms",
+    "output_terms",
     "quantization_report",
     "quantize",
+    "random_directions",
     "replay",
     "run",
     "surrogate",
     "train",
+    "weight_changes",
     "with_detector",
     "worst_case",
 ]

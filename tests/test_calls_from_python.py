@@ -22,6 +22,7 @@ from torch import nn
 import art_qplugins
 from art_qplugins import (
     DQClassifier,
+    FeedbackTrainer,
     InputError,
     MuLawClassifier,
     MuLawMapping,
@@ -42,8 +43,10 @@ from art_qplugins.attacks.craft import craft
 from art_qplugins.checkpoint import load_checkpoint, read_description, save_checkpoint
 from art_qplugins.data import from_arrays, load, training_split
 from art_qplugins.defences.adversarial import AdversarialTraining, Trades
+from art_qplugins.defences.feedback import FeedbackLearning
 from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality, stationary_singular_value
+from art_qplugins.defences.margins import margins, random_directions
 from art_qplugins.defences.noise import GaussianNoise
 from art_qplugins.defences.parseval import Parseval
 from art_qplugins.defences.squeezing import FeatureSqueezing
@@ -204,9 +207,9 @@ CALLS = [
     Call(
         UniformWeightQuantizer,
         lambda: {"num_bits": 3},
-        {"num_bits": BITS, "symmetric": FLAG, "granularity": CHOICE, "narrow_range": FLAG},
+        {"num_bits": BITS, "symmetric": FLAG, "granularity": CHOICE, "narrow_range": FLAG, "zero_point": FLAG},
     ),
-    Call(MuLawMapping, dict, {"mu": POSITIVE, "normalize": FLAG}),
+    Call(MuLawMapping, dict, {"mu": POSITIVE, "normalize": FLAG, "gain_only": FLAG}),
     Call(TwinGradient, lambda: {"network": network(), "twin": network()}, {"network": OBJECT, "twin": OBJECT}),
     Call(Surrogate, lambda: {"kind": "leaky"}, {"kind": CHOICE, "options": TABLE}, also={"kind": "surrogate"}),
     Call(
@@ -225,9 +228,11 @@ CALLS = [
             "activation_layers": NONE,
             "mu_layers": COUNT,
             "mu_normalize": FLAG,
+            "mu_gain_only": FLAG,
             "symmetric": FLAG,
             "granularity": CHOICE,
             "narrow_range": FLAG,
+            "zero_point": FLAG,
             "seed": KEY,
             "trainable": FLAG,
             "strict": FLAG,
@@ -300,6 +305,38 @@ CALLS = [
     Call(FeatureSqueezing, dict, {"bits": BITS, "window": COUNT}),
     Call(Parseval, dict, {"beta": FRACTION, "rows": ()}),
     Call(
+        FeedbackLearning,
+        dict,
+        {
+            "epochs": COUNT,
+            "directions": COUNT,
+            "nearest": COUNT,
+            "largest": (*NONE, *POSITIVE),
+            "weight": ("0", "2.5"),
+            "stall": FRACTION,
+            "batch_size": COUNT,
+        },
+    ),
+    Call(
+        margins,
+        lambda: {"model": network(), "x": X, "y": Y, "directions": X, "largest": 1.0},
+        {
+            "model": OBJECT,
+            "x": IMAGES,
+            "y": LABELS,
+            "directions": IMAGES,
+            "largest": POSITIVE,
+            "tolerance": (),
+            "batch_size": COUNT,
+            "progress": (*NONE, *FUNCTION),
+        },
+    ),
+    Call(
+        random_directions,
+        lambda: {"count": 2, "shape": (1, 2, 2)},
+        {"count": COUNT, "shape": (), "seed": SEED},
+    ),
+    Call(
         stationary_singular_value,
         lambda: {"beta": 1.0, "weight_decay": 0.0},
         {"beta": POSITIVE, "weight_decay": NOT_NEGATIVE},
@@ -346,9 +383,20 @@ CALLS = [
     Call(
         MuLawClassifier,
         lambda: {"model": network(), **CONTRACT()},
-        {**ESTIMATOR, "weight_bits": NONE, "mu": (*NONE, *POSITIVE), "mu_layers": COUNT, "mu_normalize": FLAG, **ARTS},
+        {
+            **ESTIMATOR,
+            "weight_bits": NONE,
+            "mu": (*NONE, *POSITIVE),
+            "mu_layers": COUNT,
+            "granularity": CHOICE,
+            **dict.fromkeys(
+                ("mu_normalize", "mu_gain_only", "symmetric", "narrow_range", "zero_point", "trainable"), FLAG
+            ),
+            **ARTS,
+        },
         tuple(ARTS),
     ),
+    Call(FeedbackTrainer, lambda: {"classifier": trainable()}, {"classifier": OBJECT, "feedback": NONE}),
     Call(
         SQEnsembleClassifier,
         lambda: {"model": random_network(), **CONTRACT()},
@@ -585,6 +633,28 @@ CALLS = [
         {"module": OBJECT, "x": IMAGES, "changed": IMAGES, "batch_size": COUNT, "seed": SEED},
     ),
     Call(
+        art_qplugins.weight_changes,
+        lambda: {"module": network(), "changed": network(), "x": X},
+        {"module": OBJECT, "changed": OBJECT, "x": IMAGES},
+    ),
+    Call(
+        art_qplugins.output_terms,
+        lambda: {"module": network(), "changed": network(), "x": X, "x_changed": X},
+        {
+            "module": OBJECT,
+            "changed": OBJECT,
+            "x": IMAGES,
+            "x_changed": IMAGES,
+            "batch_size": COUNT,
+            "seed": SEED,
+        },
+    ),
+    Call(
+        art_qplugins.logit_gain,
+        lambda: {"module": network(), "changed": network(), "x": X},
+        {"module": OBJECT, "changed": OBJECT, "x": IMAGES, "batch_size": COUNT, "seed": SEED},
+    ),
+    Call(
         metrics.wilson_interval,
         lambda: {"successes": 0, "n": 3},
         {"successes": ("0", "2.5"), "n": COUNT, "confidence": ()},
@@ -643,6 +713,10 @@ OTHERS = {
         "as_matrices",
         "groups_of",
         "LayerNorm",
+        "LayerChange",
+        "LogitGain",
+        "Margins",
+        "OutputTerms",
     ),
     *("agreement", "sign_moves", "Measured"),
     *("kurakin_steps", "retracted", "Filtered", "median_filter", "reduce_bits", "unfiltered"),

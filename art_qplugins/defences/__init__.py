@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from art_qplugins.domains import Either, Maybe, Number, OneOf, Option, Rule, eps_number
+from art_qplugins.domains import COUNT, POSITIVE, Either, Maybe, Number, OneOf, Option, Rule, eps_number
 from art_qplugins.registry import Entry, Registry
 
 __all__ = [
     "ADVERSARIAL_TRAINING",
     "DEFENCES",
     "FEATURE_SQUEEZING",
+    "FEEDBACK_LEARNING",
     "GAUSSIAN_NOISE",
     "PARSEVAL",
     "TRADES",
@@ -97,9 +98,32 @@ PARSEVAL = DefenceEntry(
     options={"beta": Option(3e-4, Number(0, 0.1)), "rows": Option(1.0, _SHARE)},
 )
 
+FEEDBACK_LEARNING = DefenceEntry(
+    name="feedback-learning",
+    target="art_qplugins.defences.feedback:FeedbackLearning",
+    help="training on images moved across the boundary (Song et al., arXiv 1909.05443; a reconstruction)",
+    options={
+        "epochs": Option(1, COUNT),
+        "directions": Option(100, COUNT),
+        "nearest": Option(40, COUNT),
+        "largest": Option(None, Maybe(POSITIVE)),
+        "weight": Option(1.0, _WEIGHT),
+        "stall": Option(0.01, Number(0, 1)),
+        "batch_size": Option(128, COUNT),
+    },
+    rules=(
+        Rule(
+            ("nearest", "directions"),
+            lambda nearest, directions: nearest <= directions,
+            "at most as many nearest as directions",
+        ),
+    ),
+)
+
 DEFENCES: Registry[Entry] = Registry(
     "defence",
     [
+        FEEDBACK_LEARNING,
         DefenceEntry(
             name="orthogonality",
             target="art_qplugins.defences.lipschitz:Orthogonality",

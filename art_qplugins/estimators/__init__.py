@@ -4,10 +4,12 @@ from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.estimators.deployed import Deployed, deployed
 from art_qplugins.estimators.detector import WithDetector, with_detector
 from art_qplugins.estimators.families import DQClassifier, MuLawClassifier, SQEnsembleClassifier
+from art_qplugins.estimators.feedback import FeedbackTrainer
 
 __all__ = [
     "DQClassifier",
     "Deployed",
+    "FeedbackTrainer",
     "MuLawClassifier",
     "QuantizedClassifier",
     "SQEnsembleClassifier",

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality
-from art_qplugins.domains import BITS, COUNT, FLAG, POSITIVE, TABLE, Domain, Maybe, Number, check, check_all
+from art_qplugins.domains import BITS, COUNT, POSITIVE, TABLE, Domain, Maybe, Number, check, check_all
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers.convert import quantize
+from art_qplugins.quantizers.convert import ARGUMENTS, quantize
 from art_qplugins.quantizers.protocol import activation_quantizers
-from art_qplugins.quantizers.registry import LAYERS
 from art_qplugins.quantizers.stochastic import NOISE_KEY, stochastic_layers
 from art_qplugins.torch_domains import MODULE
 
@@ -26,13 +25,11 @@ __all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]
 ENSEMBLE_OPTIONS = ("rule", "eot_draws", "eot_chunk", "frozen", "antithetic", "gradient_of")
 
 
-_MU_LAW: dict[str, Domain] = {
-    "model": MODULE,
-    "weight_bits": Maybe(BITS),
-    "mu": Maybe(POSITIVE),
-    "mu_layers": LAYERS,
-    "mu_normalize": FLAG,
-}
+#: The arguments of :func:`~art_qplugins.quantize` that :class:`MuLawClassifier` takes too.
+_MU_LAW_ARGUMENTS = (
+    *("weight_bits", "mu", "mu_layers", "mu_normalize", "mu_gain_only"),
+    *("symmetric", "granularity", "narrow_range", "zero_point", "trainable"),
+)
 _STOCHASTIC: dict[str, Domain] = {
     "model": MODULE,
     "draws": Maybe(COUNT),
@@ -87,12 +84,16 @@ class MuLawClassifier(QuantizedClassifier):
     :param weight_bits: bits of the weights of a copy of ``model``. If ``mu`` is ``None`` too, ``model`` is taken as it
         is.
     :param mu: strength of the mapping of ``mu_layers``, e.g. 255.
-    :param mu_layers: the layers that are mapped: so many of the last ones, or a list of names; see
+    :param mu_layers: the layers that are mapped: so many of the last ones, or a list of names and positions; see
         :func:`~art_qplugins.quantize`.
-    :param mu_normalize: see :class:`~art_qplugins.MuLawMapping`.
+    :param mu_normalize: see :class:`~art_qplugins.MuLawMapping`, also for ``mu_gain_only``.
+    :param symmetric: see :class:`~art_qplugins.UniformWeightQuantizer`, also for ``granularity``, ``narrow_range`` and
+        ``zero_point``.
+    :param trainable: keep the maps as parametrizations, so that :meth:`fit` trains through them. By default the mapped
+        weights are plain parameters.
     """
 
-    estimator_params = [*QuantizedClassifier.estimator_params, "weight_bits", "mu", "mu_layers", "mu_normalize"]
+    estimator_params = [*QuantizedClassifier.estimator_params, *_MU_LAW_ARGUMENTS]
 
     def __init__(
         self,
@@ -103,14 +104,23 @@ class MuLawClassifier(QuantizedClassifier):
         *args: Any,
         weight_bits: int | None = None,
         mu: float | None = None,
-        mu_layers: int | Sequence[str] = 1,
+        mu_layers: int | Sequence[str | int] = 1,
         mu_normalize: bool = False,
+        mu_gain_only: bool = False,
+        symmetric: bool = True,
+        granularity: str = "per_channel",
+        narrow_range: bool = True,
+        zero_point: bool = False,
+        trainable: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_all(locals(), _MU_LAW)
+        given = {name: value for name, value in locals().items() if name in _MU_LAW_ARGUMENTS}
+        check("model", model, MODULE)
+        check_all(given, {name: ARGUMENTS[name] for name in given})
         if weight_bits is not None or mu is not None:
-            model = quantize(model, weight_bits=weight_bits, mu=mu, mu_layers=mu_layers, mu_normalize=mu_normalize)
-        self.weight_bits, self.mu, self.mu_layers, self.mu_normalize = weight_bits, mu, mu_layers, mu_normalize
+            model = quantize(model, **given)
+        for name, value in given.items():
+            setattr(self, name, value)
         super().__init__(model, loss, input_shape, nb_classes, *args, **kwargs)
 
 

@@ -24,7 +24,7 @@ from art_qplugins.guard import evaluating
 from art_qplugins.seeds import derive_seed
 from art_qplugins.training.batches import batches, loss_of
 
-__all__ = ["FittingMixin"]
+__all__ = ["FittingMixin", "Trainable", "defended"]
 
 
 class Trainable(Protocol):
@@ -83,20 +83,19 @@ class FittingMixin:
             image and batch norm needs more, or where a defence changes pixels that are not the network's.
         """
         check_all(locals(), FIT)
-        self._check_pixels(x)
-        network, optimizer = self._network, self._optimizer
+        optimizer = self._optimizer
         if optimizer is None:
             raise InputError(
                 "optimizer: fit needs one; pass e.g. optimizer=torch.optim.SGD(model.parameters(), lr=0.1)"
             )
-        _check_holds(optimizer, network)
-        if crafting := [d for d in self.training_defences if _sees_images(d)]:
-            network = _behind_preprocessing(self, network, crafting[0])
-            images, labels = x, y
-        else:
-            images, labels = self._apply_preprocessing(x, y, fit=True)
-        pixels = self._tensor(images)
-        targets = self._labels(labels, len(pixels))
+        _check_holds(optimizer, self._network)
+        for defence in self.training_defences:
+            if type(defence).look is not Defence.look:
+                who = type(defence).__name__
+                raise InputError(
+                    f"training_defences: {who} trains in rounds; give it to FeedbackTrainer(estimator, {who}())"
+                )
+        network, pixels, targets = defended(self, x, y, self.training_defences)
         self._fits += 1  # ART's trainers call fit once per batch, and each call has an order of its own
         order = torch.Generator().manual_seed(self._fits)
         devices = [pixels.device] if pixels.device.type == "cuda" else []
@@ -118,6 +117,18 @@ class FittingMixin:
             for _ in range(int(np.ceil(generator.size / generator.batch_size))):
                 x, y = generator.get_batch()
                 self.fit(np.asarray(x), np.asarray(y), batch_size=len(x), nb_epochs=1, **kwargs)
+
+
+def defended(estimator: Trainable, x: Any, y: Any, defences: Sequence[Defence]) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network that these defences see, and its images and labels on the device: pixels where one of them changes images."""
+    estimator._check_pixels(x)
+    network = estimator._network
+    if crafting := [d for d in defences if _sees_images(d)]:
+        network = _behind_preprocessing(estimator, network, crafting[0])
+    else:
+        x, y = estimator._apply_preprocessing(x, y, fit=True)
+    pixels = estimator._tensor(x)
+    return network, pixels, estimator._labels(y, len(pixels))
 
 
 def _check_holds(optimizer: torch.optim.Optimizer, network: nn.Module) -> None:

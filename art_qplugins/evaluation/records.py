@@ -342,6 +342,29 @@ class Data(TypedDict, total=False):
     shape: list[Count]  # (C, H, W)
 
 
+class ClassMargin(Record):
+    """The mean margin of a class along random directions, in L2; None where no margin was found."""
+
+    level: Literal["high", "medium", "low"]
+    mean: Size | None
+
+
+class FeedbackRound(Record):
+    """What a round of feedback learning measured as it began."""
+
+    epochs: Annotated[int, Field(ge=0)]  # that were done
+    mean: Size | None  # of the classes
+    classes: list[ClassMargin]
+
+
+class Measured(Record):
+    """What defences have measured so far. Those of other packages may add their own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    feedback_learning: list[FeedbackRound] = []
+
+
 class TrainedEpoch(Record):
     """One epoch of a model's training. Accuracies are of the validation images; None where they were not measured."""
 
@@ -351,6 +374,7 @@ class TrainedEpoch(Record):
     validation_accuracy: Share | None = None
     robust_validation_accuracy: Share | None = None
     images_per_second: Size
+    measured: Measured = Measured()
 
 
 def _consecutive(curve: list[TrainedEpoch]) -> list[TrainedEpoch]:
@@ -385,12 +409,53 @@ class Distances(Record):
     layers: dict[str, tuple[Size, Size]]
 
 
+class WeightChange(Record):
+    """How far the weight of a layer is from the base's, as :class:`~art_qplugins.LayerChange` says."""
+
+    layer: str
+    matrix: Size
+    operator: Size
+    weight: Size
+
+
+class Terms(Record):
+    """The means over images of :class:`~art_qplugins.OutputTerms`, by layer in the order of the forward pass."""
+
+    cell: str
+    n: Count
+    images: dict[str, Size]
+    weights: dict[str, Size]
+    both: dict[str, Size]
+    total: dict[str, Size]
+    error: Size  # the largest of all images and layers
+
+
+class Logits(Record):
+    """The logits of clean images: what an attack on cross-entropy starts from.
+
+    :ivar margins: quantiles at 5, 25, 50, 75 and 95 % of the true class's logit less the largest other one.
+    :ivar no_gradient: share of the images that are classified right whose gradient of cross-entropy is exactly zero; ``None``
+        where none is.
+    """
+
+    n: Count
+    margins: tuple[float, float, float, float, float]
+    no_gradient: Share | None
+
+
 class Sensitivity(Record):
-    """How far a model carries a change of its input."""
+    """How far a model carries a change of its input, and how far a change of weights after training carries it."""
 
     norms: list[Norms]  # in the order of the forward pass
     distances: list[Distances]
-    skipped: dict[str, str] = {}  # the reason of each measurement that failed: "norms", or the id of a cell
+    logits: Logits | None = None
+    base: str | None = None  # whose weights it has in another form
+    gain: float | None = None  # of its logits over the base's, see LogitGain
+    alignment: Annotated[float, Field(ge=-1.000001, le=1.000001)] | None = None
+    changes: list[WeightChange] = []
+    terms: list[Terms] = []
+    # The reason of each measurement that failed: "norms", "logits", "gain", "changes", the id of a cell, or "terms of" such an id.
+    skipped: dict[str, str] = {}
 
 
 class Pooled(Record):

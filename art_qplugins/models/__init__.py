@@ -59,6 +59,15 @@ MODELS: Registry[Entry] = Registry(
             help="two convolutions and two linear layers without batch norm (Madry et al. 2018), from 4x4 on",
             options={"width": Option(32, _WIDTH)},
         ),
+        Entry(
+            name="madry-wrn",
+            target="art_qplugins.models.madry:MadryWideResNet",
+            help="wide residual network w32-10 (Madry et al. 2018), which standardizes each image, from 4x4 on",
+            options={
+                "units": Option(5, Number(1, 20, whole=True)),
+                "widen_factor": Option(10, Number(1, 32, whole=True)),
+            },
+        ),
     ],
     group="art_qplugins.models",
 )

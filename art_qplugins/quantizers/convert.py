@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from art_qplugins.domains import BITS, FLAG, POSITIVE, TABLE, TEXT, Domain, Maybe, Number, OneOf, check, check_all
-from art_qplugins.errors import InputError, did_you_mean, shown
+from art_qplugins.errors import InputError, shown
 from art_qplugins.quantizers.layers import FUNCTIONS, WEIGHTED, activations, own_range
 from art_qplugins.quantizers.protocol import activation_quantizers, as_quantizer
 from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, LAYERS, Quantizer, switched_on
@@ -28,8 +28,8 @@ __all__ = ["bake", "quantize", "record_maps", "weight_layers"]
 #: Number of parts that a warning names. The report has all parts.
 _NAMED = 4
 
-
-_ARGUMENTS: dict[str, Domain] = {
+#: The domains of the arguments of :func:`quantize`.
+ARGUMENTS: dict[str, Domain] = {
     "model": MODULE,
     **dict.fromkeys(("activation_bits", "weight_bits"), Maybe(BITS)),
     "clip": POSITIVE,
@@ -42,7 +42,9 @@ _ARGUMENTS: dict[str, Domain] = {
     "mu_layers": LAYERS,
     "granularity": GRANULARITY,
     "seed": NOISE_KEY,
-    **dict.fromkeys(("mu_normalize", "symmetric", "narrow_range", "trainable", "strict"), FLAG),
+    **dict.fromkeys(
+        ("mu_normalize", "mu_gain_only", "symmetric", "narrow_range", "zero_point", "trainable", "strict"), FLAG
+    ),
 }
 
 
@@ -63,12 +65,14 @@ def quantize(
     activation_function: str | None = None,
     activation_options: Mapping[str, Any] | None = None,
     alpha: float | None = None,
-    activation_layers: int | Sequence[str] | None = None,
-    mu_layers: int | Sequence[str] = 1,
+    activation_layers: int | Sequence[str | int] | None = None,
+    mu_layers: int | Sequence[str | int] = 1,
     mu_normalize: bool = False,
+    mu_gain_only: bool = False,
     symmetric: bool = True,
     granularity: str = "per_channel",
     narrow_range: bool = True,
+    zero_point: bool = False,
     seed: int = 0,
     trainable: bool = False,
     strict: bool = False,
@@ -97,19 +101,20 @@ def quantize(
     :param activation_options: settings of that quantizer that have no argument here.
     :param alpha: sparsity of stochastic activations.
     :param activation_layers: the activations that are quantized: so many of the last ones, or a list of their names in
-        ``model.named_modules()``, or of patterns such as ``"group3.*"``; ``None`` for all.
-    :param mu_layers: the layers that are mapped: so many of the last ones, or a list of names or patterns as above.
-    :param mu_normalize: see :class:`MuLawMapping`.
-    :param symmetric: see :class:`UniformWeightQuantizer`, also for ``granularity`` and ``narrow_range``.
+        ``model.named_modules()``, of patterns such as ``"group3.*"``, and of positions, 0 the first and -1 the last; ``None``
+        for all.
+    :param mu_layers: the layers that are mapped: so many of the last ones, or a list as above.
+    :param mu_normalize: see :class:`MuLawMapping`, also for ``mu_gain_only``.
+    :param symmetric: see :class:`UniformWeightQuantizer`, also for ``granularity``, ``narrow_range`` and ``zero_point``.
     :param seed: key of the noise of stochastic activations.
     :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the
         mapped weights become plain parameters: then the module is faster, and it can be pickled.
     :param strict: raise an error instead of the warning.
     :raises InputError: where there is nothing to quantize, where a setting is out of range or belongs to no chosen
         quantizer, where no layer has a given name, where the activations that ``activation_function`` would replace are
-        quantized, or where a weight is outside the mu-law's domain [-1, 1] or was mapped before.
+        quantized, or where a weight is outside the mu-law's domain [-1, 1], all 0, or was mapped before.
     """
-    check_all(locals(), _ARGUMENTS)
+    check_all(locals(), ARGUMENTS)
     table = {
         "activation": activation,
         "activation_function": activation_function,
@@ -122,9 +127,11 @@ def quantize(
         "symmetric": symmetric,
         "granularity": granularity,
         "narrow_range": narrow_range,
+        "zero_point": zero_point,
         "mu": mu,
         "mu_layers": mu_layers,
         "mu_normalize": mu_normalize,
+        "mu_gain_only": mu_gain_only,
     }
     rows = switched_on(table)
     twin = copy.deepcopy(model)
@@ -215,10 +222,26 @@ def _chosen(names: Sequence[str], table: Mapping[str, Any], key: str, what: str)
         if not 1 <= wanted <= len(names):
             raise InputError(f"{key} is {wanted}, and the network has {len(names)} {what}")
         return list(names[-wanted:])
-    for pattern in wanted:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"{key}: none of the {what} is called {shown(pattern)}{did_you_mean(pattern, names)}")
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    chosen: set[str] = set()
+    for one in wanted:
+        if isinstance(one, str):
+            found = [name for name in names if fnmatchcase(name, one)]
+        else:
+            found = list(names[one : one + 1 or None])
+        if not found:
+            which = (
+                f"none of the {what} is called {shown(one)}" if isinstance(one, str) else f"there is no position {one}"
+            )
+            raise InputError(f"{key}: {which}; the {what} are: {_listed(names)}")
+        chosen.update(found)
+    return [name for name in names if name in chosen]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, by their positions those of both ends where there are many."""
+    if len(names) <= 2 * _NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_NAMED])}, ... {', '.join(names[-_NAMED:])} ({len(names)})"
 
 
 def _quantized(activation: nn.Module, row: Quantizer, table: Mapping[str, Any], noise: Mapping[str, int]) -> nn.Module:

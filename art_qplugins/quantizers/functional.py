@@ -123,18 +123,22 @@ def quantize_weight(
     symmetric: bool = True,
     granularity: str = "per_channel",
     narrow_range: bool = True,
+    zero_point: bool = False,
 ) -> Tensor:
     r"""Round a weight to a uniform grid that covers its own range. The gradient passes straight through.
 
     Symmetric: the levels are :math:`s \cdot \{q_{min}, ..., q_{max}\}`. ``quant_max`` is :math:`2^{k-1} - 1`,
     ``quant_min`` is ``-quant_max`` (``narrow_range``) or ``-quant_max - 1``, and s is the smallest scale whose levels
     reach every weight. In a narrow range that is :math:`\max|w| / q_{max}`. One bit has no level 0:
-    :math:`\mathrm{sign}(w) \cdot \mathrm{mean}|w|` (Rastegari et al. 2016). Asymmetric: :math:`2^k` levels from min to
-    max.
+    :math:`\mathrm{sign}(w) \cdot \mathrm{mean}|w|` (Rastegari et al. 2016). Affine: :math:`2^k` levels from min to max. With
+    ``zero_point`` the range is widened to hold 0 and moved by less than a step, so that 0 is a level: the levels are
+    :math:`s \cdot (q - z)` for q in :math:`0 ... 2^k - 1` and a whole number z, as integer files store them (Jacob et al.
+    2018, equation 1).
 
     :param weight: (out, ...) floating point.
     :param num_bits: k, at least 1.
     :param granularity: ``"per_channel"`` (one scale for each index of dimension 0) or ``"per_tensor"``.
+    :param zero_point: of affine levels; symmetric ones have a level at 0 from two bits on.
     """
     w = weight.detach()
     dims = tuple(range(1, w.dim())) if granularity == "per_channel" else tuple(range(w.dim()))
@@ -150,8 +154,15 @@ def quantize_weight(
         q = (w / scale).round_().clamp_(quant_min, quant_max).mul_(scale)
     else:
         low, high = w.amin(dims, keepdim=True), w.amax(dims, keepdim=True)
+        if zero_point:
+            low, high = low.clamp(max=0), high.clamp(min=0)
         scale = ((high - low) / (2**num_bits - 1)).clamp_min(tiny)
-        q = ((w - low) / scale).round_().mul_(scale).add_(low)
+        if zero_point:
+            # Half up, so that both ends have a level of their own where they lie between two.
+            zero = (0.5 - low / scale).floor_()
+            q = (w / scale + zero).round_().clamp_(0, 2**num_bits - 1).sub_(zero).mul_(scale)
+        else:
+            q = ((w - low) / scale).round_().mul_(scale).add_(low)
     return straight_through(q, weight)
 
 

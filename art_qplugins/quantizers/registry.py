@@ -6,11 +6,11 @@ The keys of a table are the arguments of :func:`~art_qplugins.quantize`. Nothing
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from art_qplugins.domains import COUNT, TEXT, Either, ListOf
+from art_qplugins.domains import COUNT, MOST, TEXT, Either, ListOf, Number
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry, Registry
 
@@ -18,8 +18,9 @@ __all__ = ["ACTIVATION_FUNCTIONS", "LAYERS", "QUANTIZERS", "Quantizer", "switche
 
 #: The functions that activations may become, with or without rounding: ReLU clipped at 6 or at 1, and tanh.
 ACTIVATION_FUNCTIONS = ("relu6", "relu1", "tanh")
-#: Layers: so many of the last ones, or their names. A pattern such as ``"group3.*"`` stands for all names that match it.
-LAYERS = Either(COUNT, ListOf(TEXT, least=1))
+#: Layers: so many of the last ones, or a list of names and positions. A pattern such as ``"group3.*"`` stands for all names that
+#: match it. Positions count from 0, and back from -1, the last.
+LAYERS = Either(COUNT, ListOf(Either(TEXT, Number(-MOST, MOST, whole=True)), least=1))
 
 #: A ``quantize`` table. A key that is ``None`` or absent is not given.
 Table = Mapping[str, Any]
@@ -102,13 +103,28 @@ def _stochastic(table: Table) -> str:
 
 
 def _mu_law(table: Table) -> str:
-    layers = table["mu_layers"]
-    several = ", ".join(layers) if isinstance(layers, (list, tuple)) else f"last {layers} layers"
-    return f"{'last layer' if layers == 1 else several} mu-law mapped (mu = {table['mu']:g})"
+    form = "normalized" if table.get("mu_normalize") else "raw"
+    done = "scaled by the gain of the mu-law" if table.get("mu_gain_only") else "mu-law mapped"
+    return f"{_layers(table['mu_layers'])} {done} (mu = {table['mu']:g}, {form})"
+
+
+def _layers(layers: int | Sequence[str | int]) -> str:
+    """In words."""
+    if isinstance(layers, int):
+        return "last layer" if layers == 1 else f"last {layers} layers"
+    return ", ".join(layer if isinstance(layer, str) else f"layer {layer}" for layer in layers)
 
 
 def _uniform_weight(table: Table) -> str:
-    return f"{table['weight_bits']}-bit weights, {table['granularity'].replace('_', ' ')}"
+    bits = table["weight_bits"]
+    if not table["symmetric"]:
+        levels = f"affine {'with' if table.get('zero_point') else 'without'} a zero point"
+    elif bits == 1:
+        levels = "symmetric: two levels"
+    else:
+        most = 2 ** (bits - 1) - 1
+        levels = f"symmetric: {-most if table['narrow_range'] else -most - 1} to {most}"
+    return f"{bits}-bit weights ({levels}, {table['granularity'].replace('_', ' ')})"
 
 
 #: The order decides which row sets the estimator. It is also the order of the maps on weights: Q(F(W)).
@@ -132,7 +148,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(
             target="art_qplugins.quantizers.weight:MuLawMapping",
             help="weights of the last layers mapped by the mu-law (Song et al. 2021)",
             place="weight",
-            arguments={"mu": "mu", "mu_normalize": "normalize"},
+            arguments={"mu": "mu", "mu_normalize": "normalize", "mu_gain_only": "gain_only"},
             switch=("mu",),
             line=_mu_law,
             layers="mu_layers",
@@ -169,6 +185,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(
                 "symmetric": "symmetric",
                 "granularity": "granularity",
                 "narrow_range": "narrow_range",
+                "zero_point": "zero_point",
             },
             switch=("weight_bits",),
             line=_uniform_weight,

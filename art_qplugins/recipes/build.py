@@ -66,7 +66,10 @@ TRAINING_CODE = (
 )
 
 #: What a description keeps of each epoch.
-_TOLD = ("epoch", "loss", "learning_rate", "validation_accuracy", "robust_validation_accuracy", "images_per_second")
+_TOLD = (
+    *("epoch", "loss", "learning_rate", "validation_accuracy", "robust_validation_accuracy", "images_per_second"),
+    "measured",
+)
 
 OnTraining = Callable[[str, TrainingProgress], None]  # the name of the model, and how far it is
 

@@ -75,9 +75,10 @@ def _doubts_about_threats(recipe: Recipe) -> Iterator[str]:
     for threat in recipe.threats if len(recipe.threats) > 1 else ():
         if threat.norm not in ran:
             yield f"threat.{threat.norm} has no effect, because no attack runs in {threat.norm}"
-    for attack in attacks:
-        if attack.limit is not None and recipe.data.limit is not None and attack.limit > recipe.data.limit:
-            yield f"{attack.id}: limit has no effect, because data.limit is {recipe.data.limit}"
+    if (most := recipe.data.limit) is not None:
+        idle = dict.fromkeys(attack.id for attack in attacks if attack.limit is not None and attack.limit > most)
+        if idle:
+            yield f"{', '.join(idle)}: limit has no effect, because data.limit is {most}"
 
 
 def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> None:

@@ -37,6 +37,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     Models merge by name, in the order in which they appear first. Every other list replaces that of ``base`` as a whole,
     also the attacks: an attack may be there twice, so its id does not say which one is meant. ``options`` belong to the
     name beside them; under another name they begin anew. Sweeps merge by path, however it is written.
+    Profiles of one name merge like recipes.
 
     :raises InputError: where a sweep is no table.
     """
@@ -45,6 +46,16 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         result["models"] = _models(base["models"], over["models"])
     if "sweep" in base and "sweep" in over:
         result["sweep"] = axes(base) | axes(over)
+    if isinstance(base.get("profiles"), Mapping) and isinstance(over.get("profiles"), Mapping):
+        result["profiles"] = _profiles(base["profiles"], over["profiles"])
+    return result
+
+
+def _profiles(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = {**base, **over}
+    for name in base.keys() & over.keys():
+        if isinstance(base[name], Mapping) and isinstance(over[name], Mapping):  # another is refused when it is chosen
+            result[name] = merged(base[name], over[name])
     return result
 
 

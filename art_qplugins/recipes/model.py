@@ -66,9 +66,11 @@ class Quantization(Settings):
     alpha: Annotated[float, within(Number(1))] | None = None
     mu_layers: Layers = 1
     mu_normalize: Flag = False
+    mu_gain_only: Flag = False
     symmetric: Flag = True
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     narrow_range: Flag = True
+    zero_point: Flag = False
 
     @property
     def quantizers(self) -> list[Quantizer]:
@@ -179,7 +181,7 @@ class ModelSettings(Settings):
     claim: ClaimSettings | None = None  # in place of the recipe's
     # The model that it is compared with, image by image; of several seeds the name without a seed.
     baseline: Name | None = None
-    # Numbers of a paper by "clean", the id of an attack, or "ID from SOURCE".
+    # Numbers of a paper by "clean", the id of an attack, "ID from SOURCE", or "ID at any eps".
     reference: dict[Word, Reference] = {}
     seed: Seed | None = None  # of the training and of a random model's first draws; None takes the recipe's
     replicate_of: Name | None = None  # models with the same name here differ only in their seeds

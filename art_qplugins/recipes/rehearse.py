@@ -27,6 +27,9 @@ from art_qplugins.threat import diameter
 
 __all__ = ["rehearse"]
 
+#: In place of weights that are not known: no map on weights refuses it.
+_UNKNOWN = 1e-3
+
 
 def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassifier]) -> list[str]:
     """Build each network once, load its checkpoint, start its defences, and ask it for the logits of one image.
@@ -65,7 +68,7 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
             networks[settings.name] = bake(network)
             if settings.checkpoint is None:  # what starts from it will have trained weights, which nobody knows yet
                 for parameter in network.parameters():
-                    parameter.data.zero_()
+                    parameter.data.fill_(_UNKNOWN)
     for line, (first, *others) in told.items():
         found.append(f"{first} and {len(others)} more: {line}" if others else f"{first}: {line}")
     return list(dict.fromkeys(found))

@@ -107,8 +107,9 @@ class AttackSettings(_Attacking):
 
     @property
     def crafted(self) -> str:
-        """Its id, with its source: the key of its reference in the table of a model."""
-        return self.id if self.source is None else f"{self.id} from {self.source}"
+        """The key of its reference in the table of a model: its id, with its source, and whether no eps limits it."""
+        key = f"{self.id} at any eps" if self.corruption else self.id
+        return key if self.source is None else f"{key} from {self.source}"
 
     @property
     def corruption(self) -> bool:

@@ -52,7 +52,7 @@ def axes(given: Mapping[str, Any]) -> dict[str, Any]:
 def expand_sweep(given: Tables) -> Tables:
     """``given`` with its ``[sweep]`` expanded; ``given`` itself where it has none.
 
-    ``threat.eps`` (or ``eps``) sets the values of eps; of several threats it is e.g. ``threat.L2.eps``. ``seed`` trains every model once for each seed. These models are
+    ``threat.eps`` (or ``eps``) sets the values of eps; of several threats it is e.g. ``threat.L2.eps``. ``seed`` trains every model once for each seed, to which a seed of its own is added. These models are
     replicates of one another. Any other path begins with ``models.NAME`` and makes variants of that model.
 
     :raises InputError: where a path does not exist or changes nothing, values are not a list, or there are too many
@@ -240,7 +240,8 @@ def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tab
     for path, value in point.items():
         key = path.split(".")
         if path == "seed":
-            table["seed"] = value
+            own = table.get("seed")
+            table["seed"] = value + own if isinstance(own, int) else value
             table["replicate_of"] = _named(model["name"], {k: v for k, v in point.items() if k != "seed"})
         elif key[1] == model["name"]:
             with at(f"sweep.{path}"):

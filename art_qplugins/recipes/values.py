@@ -98,7 +98,7 @@ Flag = Annotated[bool, within(FLAG)]
 Word = Annotated[str, within(TEXT)]
 Norm = Literal["Linf", "L2", "L1", "L0"]
 Draws = Annotated[int, within(Number(1, 10_000, whole=True))]
-Layers = Annotated[int | list[str], within(LAYERS)]
+Layers = Annotated[int | list[str | int], within(LAYERS)]
 # Names end up in file names and in ids.
 Name = Annotated[str, within(Text(80))]
 AttackId = Annotated[Word, AfterValidator(current_id)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from art_qplugins.evaluation.records import Curve, Results, TrainedEpoch
+from art_qplugins.evaluation.records import Curve, FeedbackRound, Results, TrainedEpoch
 from art_qplugins.report import words
 
 __all__ = ["ATTACK", "Training", "training"]
@@ -37,6 +37,11 @@ class Training:
     def robustly(self) -> bool:
         """Whether one under attack is."""
         return any(told.robust_validation_accuracy is not None for told in self.curve)
+
+    @property
+    def rounds(self) -> Sequence[FeedbackRound]:
+        """The rounds of feedback learning."""
+        return self.curve[-1].measured.feedback_learning
 
     @property
     def every(self) -> int:
@@ -72,6 +77,11 @@ class Training:
         if self.robustly:
             told.append(
                 f"{ATTACK} attacks at most 1,000 of them, at the largest eps that a defence of the model names."
+            )
+        if self.rounds:
+            told.append(
+                "A round of feedback learning begins with a search for margins along random directions. The thick line is their "
+                "mean; thin lines are classes: solid of high robustness, dashed of medium, dotted of low."
             )
         if self.best is not None:
             told.append("The dotted line is at the epoch whose weights were kept.")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from art_qplugins import diagnostics
+from art_qplugins.data import Dataset
 from art_qplugins.estimators.devices import accelerator
 from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import Cost, expected_cost
@@ -86,7 +87,9 @@ def costs(
     for settings in recipe.models:
         name, network = settings.name, networks[settings.name]
         if _trains(settings):
-            found.append(Work(name, "training", len(prepared.train), _of_training(settings), network.training))
+            found.append(
+                Work(name, "training", len(prepared.train), _of_training(settings, prepared.train), network.training)
+            )
         if own := [spec for spec in crafted if spec.source == name]:
             each, unknown = _of_attacks(recipe.budget, own, claims.get(name), images, network.draws)
             found.append(Work(name, "attacks", images, each, network.attacks, unknown))
@@ -129,11 +132,12 @@ def _trains(settings: ModelSettings) -> bool:
     return settings.trained and settings.checkpoint is None and settings.train.epochs > 0
 
 
-def _of_training(settings: ModelSettings) -> Cost:
+def _of_training(settings: ModelSettings, data: Dataset) -> Cost:
     """An image takes part once in every epoch, forward and backward, and in what the defences add to that."""
-    steps = [(1.0, 1.0), *(defence.passes() for defence in training_defences(settings))]
-    forward, backward = (sum(each) for each in zip(*steps, strict=True))
-    return _times(settings.train.epochs, Cost(backward, forward))
+    defences, epochs = training_defences(settings), settings.train.epochs
+    forward, backward = (sum(each) for each in zip((1.0, 1.0), *(d.passes() for d in defences), strict=True))
+    looks = sum(defence.look_passes(data.nb_classes, epochs) for defence in defences)
+    return Cost(epochs * backward, epochs * forward + looks / len(data))
 
 
 def _of_attacks(

@@ -78,7 +78,7 @@ def _cells(
 
 
 def _cell(recipe: Recipe, attack: AttackSettings, model: ModelSettings, threat: Threat) -> CellSpec:
-    key = attack.id if attack.source == model.name else attack.crafted
+    key = attack.crafted.removesuffix(f" from {model.name}")
     return CellSpec(
         model=model.name,
         source=attack.source or model.name,

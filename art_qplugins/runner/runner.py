@@ -193,7 +193,7 @@ class Runner:
                 ]
                 if recipe.sensitivity is not None:
                     names = [model.name for model in models]
-                    measured = sensitivity(scheduler, store, names, n=recipe.sensitivity)
+                    measured = sensitivity(scheduler, store, names, _bases(recipe), n=recipe.sensitivity)
                     draft = draft.model_copy(update={"sensitivity": measured})
             except BaseException as error:
                 if attacks is not None or not isinstance(error, InputError):
@@ -335,3 +335,8 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _bases(recipe: Recipe) -> dict[str, str]:
+    """By model that was changed after training, the model that it was."""
+    return {model.name: model.base for model in recipe.models if model.base is not None and model.train.epochs == 0}

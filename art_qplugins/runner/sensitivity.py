@@ -1,46 +1,90 @@
-"""How far each model carries a change of its input: norms of layers, and distances of activations under each attack."""
+"""How far each model carries a change of its input: norms of layers, and distances of activations under each attack.
+
+Of a model that is another one after training, such as one with rounded weights, also how far its weights are from that one's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.outcome import Outcome
-from art_qplugins.evaluation.records import Cell, Distances, Norms, Sensitivity
+from art_qplugins.evaluation.records import Cell, Distances, Logits, Norms, Sensitivity, Terms, WeightChange
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.gradients.attempt import Attempt
-from art_qplugins.sensitivity import activation_distances, operator_norms
+from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.gradients.probe import answer, gradient
+from art_qplugins.sensitivity import activation_distances, logit_gain, operator_norms, output_terms, weight_changes
 
 __all__ = ["sensitivity"]
 
+_BATCH = 100
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_PARTS = ("images", "weights", "both", "total")
 
-def sensitivity(scheduler: Scheduler, store: Storage, models: Iterable[str], *, n: int) -> dict[str, Sensitivity]:
+
+def sensitivity(
+    scheduler: Scheduler, store: Storage, models: Iterable[str], bases: Mapping[str, str], *, n: int
+) -> dict[str, Sensitivity]:
     """The measurements of each model, from the images that are stored.
 
     Cells of a cascade or of a diagnosis are left out: they hold only images that were hard to break. What cannot be
     measured on an unusual module has a reason.
 
+    :param bases: of models that were changed after training, the models that they were.
     :param n: distances are over the first so many images of each cell.
     """
-    return {model: _of_model(scheduler.evaluator, store, model, scheduler.outcomes(model), n) for model in models}
+    return {
+        model: _of_model(scheduler.evaluator, store, model, bases.get(model), scheduler.outcomes(model), n)
+        for model in models
+    }
 
 
-def _of_model(evaluator: Evaluator, store: Storage, model: str, outcomes: Iterable[Outcome], n: int) -> Sensitivity:
+def _of_model(
+    evaluator: Evaluator, store: Storage, model: str, base: str | None, outcomes: Iterable[Outcome], n: int
+) -> Sensitivity:
     estimator, attempt = evaluator.estimators[model], Attempt()
     norms = attempt("norms", lambda: operator_norms(estimator.model, evaluator.x[:1].to(estimator.device)))
     cells = [outcome.cell for outcome in outcomes if outcome.ok and _on_all_images(outcome.cell)]
     distances = [attempt(cell.id, partial(_distances, evaluator, store, cell, n)) for cell in cells]
+    x, y = (values[:n].to(estimator.device) for values in (evaluator.x, evaluator.y))
+    logits = attempt("logits", lambda: _logits(estimator.model, x, y))
+    gain, changes, terms = None, [], []
+    if base is not None:
+        before, now = evaluator.estimators[base].model, estimator.model
+        gain = attempt("gain", lambda: logit_gain(before, now, x))
+        changes = [c for c in attempt("changes", lambda: weight_changes(before, now, x[:1])) or () if c.matrix > 0]
+        if changes:
+            terms = [attempt(f"terms of {cell.id}", partial(_terms, evaluator, store, base, cell, n)) for cell in cells]
     return Sensitivity(
         norms=[Norms(**asdict(norm)) for norm in norms or ()],
         distances=[found for found in distances if found is not None],
+        logits=logits,
+        base=base,
+        gain=None if gain is None else gain.gain,
+        alignment=None if gain is None else gain.alignment,
+        changes=[WeightChange(**asdict(change)) for change in changes],
+        terms=[found for found in terms if found is not None],
         skipped=attempt.skipped,
     )
+
+
+def _logits(module: nn.Module, x: Tensor, y: Tensor) -> Logits:
+    found, slopes = [], []
+    for images, labels in zip(x.split(_BATCH), y.split(_BATCH), strict=True):
+        found.append(logit_margin(answer(module, images, 0, 0).double(), labels))
+        slopes.append(gradient(module, images, partial(cross_entropy, target=labels, reduction="none")).flatten(1))
+    margins = torch.cat(found)
+    zero = (torch.cat(slopes) == 0).all(1)[margins > 0]
+    quantiles = margins.quantile(torch.tensor(_QUANTILES, dtype=margins.dtype, device=margins.device)).tolist()
+    return Logits(n=len(x), margins=quantiles, no_gradient=zero.double().mean().item() if len(zero) else None)
 
 
 def _on_all_images(cell: Cell) -> bool:
@@ -48,16 +92,30 @@ def _on_all_images(cell: Cell) -> bool:
     return cell.role in ("attack", "corruption") and not chosen and "check" not in cell.params
 
 
-def _distances(evaluator: Evaluator, store: Storage, cell: Cell, n: int) -> Distances:
+def _pairs(evaluator: Evaluator, store: Storage, cell: Cell, n: int) -> tuple[Tensor, Tensor]:
+    """The first images of a cell, clean and crafted."""
     images = torch.from_numpy(store.images(cell.id))
-    estimator = evaluator.estimators[cell.model]
+    device = evaluator.estimators[cell.model].device
     rows = evaluator.rows(cell.rows)[:n]
-    found = activation_distances(
-        estimator.model,
-        evaluator.x[rows].to(estimator.device),
-        images[: len(rows)].to(estimator.device),
-        seed=cell.seed,
+    return evaluator.x[rows].to(device), images[: len(rows)].to(device)
+
+
+def _terms(evaluator: Evaluator, store: Storage, base: str, cell: Cell, n: int) -> Terms:
+    network, twin = (evaluator.estimators[name].model for name in (cell.model, base))
+    x, crafted = _pairs(evaluator, store, cell, n)
+    found = output_terms(twin, network, x, crafted, seed=cell.seed)
+    return Terms(
+        cell=cell.id,
+        n=len(x),
+        **{part: {one.layer: getattr(one, part).mean().item() for one in found} for part in _PARTS},
+        error=max(one.error.max().item() for one in found),
     )
+
+
+def _distances(evaluator: Evaluator, store: Storage, cell: Cell, n: int) -> Distances:
+    estimator = evaluator.estimators[cell.model]
+    x, crafted = _pairs(evaluator, store, cell, n)
+    found = activation_distances(estimator.model, x, crafted, seed=cell.seed)
     finite = {layer: values[values.isfinite()] for layer, values in found.items()}
     return Distances(
         cell=cell.id,

@@ -13,7 +13,7 @@ from art_qplugins.gradients.probe import answer
 from art_qplugins.quantizers.convert import weight_layers
 from art_qplugins.torch_domains import IMAGES, MODULE
 
-__all__ = ["activation_distances"]
+__all__ = ["activation_distances", "inputs"]
 
 
 def activation_distances(
@@ -47,11 +47,11 @@ def activation_distances(
 def _distances(module: nn.Module, x: Tensor, changed: Tensor, seed: int) -> dict[str, Tensor]:
     if (ready := getattr(module, "prepare", None)) is not None:
         ready(x)  # an ensemble tries its network once, which the hooks must not see
-    clean, other = _inputs(module, x, seed), _inputs(module, changed, seed)
+    clean, other = inputs(module, x, seed), inputs(module, changed, seed)
     return {layer: _relative(clean[layer], other[layer], len(x)) for layer in clean}
 
 
-def _inputs(module: nn.Module, x: Tensor, seed: int) -> dict[str, list[Tensor]]:
+def inputs(module: nn.Module, x: Tensor, seed: int) -> dict[str, list[Tensor]]:
     """What each layer reads, by its path. A layer that is called several times reads several tensors."""
     found: dict[str, list[Tensor]] = {}
 

@@ -18,7 +18,7 @@ from art_qplugins.quantizers.convert import weight_layers
 from art_qplugins.quantizers.layers import WEIGHTED
 from art_qplugins.torch_domains import IMAGES, MODULE
 
-__all__ = ["LayerNorm", "operator_norms"]
+__all__ = ["LayerNorm", "calls", "largest_singular_value", "linear_part", "operator_norms"]
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -62,7 +62,7 @@ def operator_norms(module: nn.Module, x: Tensor) -> list[LayerNorm]:
     """
     check("module", module, MODULE)
     check("x", x, IMAGES)
-    return [_norms(call) for call in _calls(module, x[:1])]
+    return [_norms(call) for call in calls(module, x[:1])]
 
 
 @dataclass
@@ -75,7 +75,7 @@ class _Call:
     batch_norm: nn.Module | None = None  # that reads its output
 
 
-def _calls(module: nn.Module, x: Tensor) -> list[_Call]:
+def calls(module: nn.Module, x: Tensor) -> list[_Call]:
     """The first call of each layer. A batch norm that reads the output of a weighted layer belongs to its call."""
     paths = {layer: name for name, layer in weight_layers(module)}
     paths |= {m: name for name, m in module.named_modules() if isinstance(m, _BATCH_NORMS) and m.track_running_stats}
@@ -111,19 +111,19 @@ def _norms(call: _Call) -> LayerNorm:
     assert isinstance(layer.weight, Tensor)
     weight = layer.weight.detach().double()
     matrix = float(torch.linalg.matrix_norm(as_matrices(weight, groups_of(layer)), 2).max())
-    linear = _linear(layer, weight)
+    linear = linear_part(layer, weight)
     point = torch.zeros(1, *call.shape[1:], dtype=weight.dtype, device=weight.device)
     gains = None if call.batch_norm is None else _gains(call.batch_norm)
     return LayerNorm(
         layer=call.layer,
         matrix=matrix,
-        operator=matrix if isinstance(layer, nn.Linear) else _largest(linear, point),
+        operator=matrix if isinstance(layer, nn.Linear) else largest_singular_value(linear, point),
         gain=None if gains is None else float(gains.max()),
-        scaled=None if gains is None else _largest(lambda v: _along_channels(gains, linear(v)), point),
+        scaled=None if gains is None else largest_singular_value(lambda v: _along_channels(gains, linear(v)), point),
     )
 
 
-def _linear(layer: nn.Module, weight: Tensor) -> Callable[[Tensor], Tensor]:
+def linear_part(layer: nn.Module, weight: Tensor) -> Callable[[Tensor], Tensor]:
     """The layer without its bias."""
     if isinstance(layer, nn.Linear):
         return lambda v: nn.functional.linear(v, weight)
@@ -142,7 +142,7 @@ def _along_channels(gains: Tensor, v: Tensor) -> Tensor:
     return v * gains.view(-1, *[1] * (v.dim() - 2))
 
 
-def _largest(linear: Callable[[Tensor], Tensor], point: Tensor) -> float:
+def largest_singular_value(linear: Callable[[Tensor], Tensor], point: Tensor) -> float:
     """The largest singular value of a linear map of tensors like ``point``."""
     from scipy.sparse.linalg import LinearOperator, svds
 

@@ -87,14 +87,15 @@ class LiveProgress(Progress):
         self._bars.update(
             self._tasks[model],
             completed=told.step,
-            found=", ".join(found),
+            found=told.doing or ", ".join(found),
             count=f"epoch {told.epoch + (not told.ends_epoch)}/{told.epochs}",
             left=left,
         )
         quiet = time.monotonic() - self._line_at
-        if told.ends_epoch and not self.console.is_terminal and quiet >= _QUIET:
+        if (told.ends_epoch or told.doing) and not self.console.is_terminal and quiet >= _QUIET:
             self._line_at = time.monotonic()
-            self._print(f"{model} {told.epoch}/{told.epochs}: {found[0]}", *found[1:], left)
+            told_now = [told.doing] if told.doing else [*found, left]
+            self._print(f"{model} {told.epoch}/{told.epochs}: {told_now[0]}", *told_now[1:])
 
     def cells(self, total: int) -> None:
         """It may be called again, because a diagnosis adds cells."""

@@ -186,6 +186,7 @@ def train(
         Loop(
             model,
             feed,
+            images,
             defences,
             fabric,
             optimized,

@@ -26,6 +26,7 @@ from art_qplugins.quantizers.stochastic import draws_from, stochastic_layers
 from art_qplugins.seeds import derive_seed
 from art_qplugins.training.batches import loss_of
 from art_qplugins.training.feed import Batch, Feed
+from art_qplugins.training.images import TrainingImages
 from art_qplugins.training.progress import OnProgress, TrainingProgress
 from art_qplugins.training.state import State, optimizer_tensors, read_state, restore_optimizer, write_state
 from art_qplugins.training.validation import Validation
@@ -44,6 +45,7 @@ _TELL = 1.0
 class Loop:
     """Trains ``model`` on the batches of ``feed``.
 
+    :param images: what ``feed`` makes batches of.
     :param forward: what answers for ``model`` in the forward pass, e.g. the compiled network.
     :param ema: decay of the average of weights; None for none.
     :param keep_best: end with the weights of the epoch that ``validation`` finds best.
@@ -53,6 +55,7 @@ class Loop:
 
     model: nn.Module
     feed: Feed
+    images: TrainingImages
     defences: Sequence[Defence]
     fabric: Fabric
     optimizer: Optimizer
@@ -82,6 +85,7 @@ class Loop:
         self._best_weights: dict[str, Tensor] = {}
         self._total = torch.zeros((), device=self.fabric.device)  # of the losses of this epoch's images
         self._seen = 0
+        self._states: list[dict[str, Tensor]] = []
         epoch, step = self._resume()
         # Fabric's wrappers average over processes and scale gradients. One process in float32 needs neither.
         self._forward: Any = self.forward
@@ -95,8 +99,14 @@ class Loop:
             for defence in self.defences:
                 defence.start(self.model)
                 stack.callback(defence.finish, self.model)
-            for e in range(epoch, self.epochs):
-                self._epoch(e, step if e == epoch else 0)
+            if epoch == step == 0:
+                self._look(0)
+            else:
+                for defence, state in zip(self.defences, self._states, strict=True):
+                    defence.restore(state)
+            while epoch < self.epochs and not any(defence.enough for defence in self.defences):
+                self._epoch(epoch, step)
+                epoch, step = epoch + 1, 0
         if self._average is not None:
             self.model.load_state_dict(self._average.module.state_dict())
         if self.keep_best and self._best_weights:
@@ -132,8 +142,17 @@ class Loop:
             if self.keep_best and (self._best is None or measure > self._best[1]):
                 self._best = epoch + 1, measure
                 self._best_weights = {name: value.clone() for name, value in kept.state_dict().items()}
+        self._look(epoch + 1)
+        measured = {name: value for defence in self.defences for name, value in defence.told().items()}
+        if any(defence.enough for defence in self.defences):
+            self.epochs = epoch + 1
         told = self._progress(
-            epoch, self.feed.steps(), loss, validation_accuracy=clean, robust_validation_accuracy=robust
+            epoch,
+            self.feed.steps(),
+            loss,
+            validation_accuracy=clean,
+            robust_validation_accuracy=robust,
+            measured=measured,
         )
         self.curve.append(told)
         logger.debug("epoch %d of %d: loss %.4f", told.epoch, told.epochs, told.loss)
@@ -143,10 +162,24 @@ class Loop:
         if self._told - self._saved >= self.save_seconds:
             self._save(epoch + 1, 0)
 
+    def _look(self, epochs: int) -> None:
+        """Let the defences look at the network. The processes draw the same."""
+        self._seed(f"look/{epochs}", epochs * self.feed.steps() * _CALLS + _CALLS // 2)
+        for defence in self.defences:
+            defence.look(self.model, self.images, epochs, lambda doing: self._tell(epochs, doing))
+
+    def _tell(self, epochs: int, doing: str) -> None:
+        """What a defence does after so many epochs."""
+        now = time.monotonic()
+        if self.progress is not None and now - self._told >= _TELL:
+            loss = self.curve[-1].loss if self.curve else 0.0
+            self.progress(self._progress(epochs, 0, loss, doing=doing))
+            self._told = now
+
     # -- One step
 
     def _step(self, number: int, batch: Batch) -> None:
-        self._seed(number)
+        self._seed(f"step/{number}/{self.fabric.global_rank}", number * _CALLS)
         self._stepper.zero_grad(set_to_none=True)
         parts = list(zip(batch.x.chunk(self.accumulate), batch.y.chunk(self.accumulate), strict=True))
         for index, part in enumerate(parts):
@@ -167,15 +200,15 @@ class Loop:
         if self._average is not None:
             self._average.update_parameters(self.model)
 
-    def _seed(self, number: int) -> None:
-        """Make all that is random in a step a function of its number and of the process."""
-        seed = derive_seed(self.seed, f"step/{number}/{self.fabric.global_rank}")
+    def _seed(self, what: str, call: int) -> None:
+        """Make all that is random a function of what is done now. Random layers count their calls from ``call``."""
+        seed = derive_seed(self.seed, what)
         torch.default_generator.manual_seed(seed)
         device = self.fabric.device
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)
         for layer in self._random:
-            layer.call = number * _CALLS
+            layer.call = call
 
     @contextlib.contextmanager
     def _own_noise(self) -> Iterator[None]:
@@ -188,7 +221,7 @@ class Loop:
 
     # -- Telling
 
-    def _progress(self, epoch: int, step: int, loss: float, **found: float | None) -> TrainingProgress:
+    def _progress(self, epoch: int, step: int, loss: float, **found: Any) -> TrainingProgress:
         steps = self.feed.steps()
         done, whole = epoch * steps + step, self.epochs * steps
         pace = self._done / max(time.monotonic() - self._began, 1e-9)
@@ -200,7 +233,7 @@ class Loop:
             loss=loss,
             learning_rate=float(self.schedule.get_last_lr()[0]),
             images_per_second=pace,
-            seconds_left=(whole - done) / steps * self.feed.count / max(pace, 1e-9),
+            seconds_left=(whole - done) / steps * self.feed.count / max(pace, 1e-9) if pace else 0.0,
             **found,
         )
 
@@ -235,6 +268,7 @@ class Loop:
             "optimizer": moments,
             "best": self._best_weights,
             "ema": {} if self._average is None else self._average.state_dict(),
+            **{f"defence-{number}": defence.state() for number, defence in enumerate(self.defences)},
         }
         write_state(
             self.state,
@@ -276,6 +310,10 @@ class Loop:
         if found.scaler:
             self.fabric.strategy.precision.load_state_dict(dict(found.scaler))
         self._best, self._best_weights = found.best, {k: v.to(device) for k, v in found.part("best").items()}
+        self._states = [
+            {name: value.to(device) for name, value in found.part(f"defence-{number}").items()}
+            for number in range(len(self.defences))
+        ]
         self._total, self._seen = torch.full_like(self._total, found.total), found.seen
         done = found.epoch * self.feed.steps() + found.step
         with warnings.catch_warnings():

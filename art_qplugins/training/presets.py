@@ -77,6 +77,20 @@ PRESETS: Mapping[str, Preset] = {
             },
         ),
         Preset(
+            name="mu-law-cifar10",
+            data="cifar10",
+            help="Song et al. 2021, reconstructed: 80,000 steps of 128 with 0.1 times 0.1 at 40,000 and 60,000, as Madry et al. 2018",
+            train={
+                "optimizer": {"name": "SGD", "options": {"momentum": 0.9}},
+                "learning_rate": 0.1,
+                "weight_decay": 2e-4,
+                "batch_size": 128,
+                "epochs": 204,
+                "schedule": _multi_step([102, 153], 0.1),
+                "augment": [{"name": "crop", "options": {"padding": 4}}, {"name": "flip"}],
+            },
+        ),
+        Preset(
             name="sq-cifar10",
             data="cifar10",
             help="arXiv 2312.00105, reconstructed: 200 epochs, 0.1 down half a cosine; the rest as wide ResNets",

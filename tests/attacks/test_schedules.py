@@ -60,7 +60,7 @@ def test_every_attack_with_a_number_and_a_size_of_steps_takes_them(name):
     ("name", "options", "norm", "expected"),
     [
         ("art:bim", {"steps": "kurakn"}, "Linf", "art:bim: steps: it is 'kurakn'; give"),
-        ("art:bim", {"steps": 7}, "Linf", "art:bim: steps: it is 7; give"),
+        ("art:bim", {"steps": 7}, "Linf", "art:bim: steps: it is 7; a number of steps is called max_iter"),
         ("art:pgd", {"steps": "kurakin"}, "L2", "art:pgd: steps: they count eps in levels of a pixel, in Linf"),
         ("art:fgsm", {"steps": "kurakin"}, "Linf", "art:fgsm: steps: it does not take a number and a size of steps"),
         ("art:bim", {"steps": "kurakin", "max_iter": 3}, "Linf", "art:bim: steps: it sets max_iter too; leave one"),
@@ -100,7 +100,12 @@ def test_a_recipe_resolves_them_at_each_eps_and_names_the_cells_of_these_numbers
 def test_it_starts_at_half_of_eps_along_random_signs():
     """Ten steps of 1/255 down from +-4/255: to -8/255 where it began below, and to -6/255 where it began above."""
     found, x, model = crafted("artq:pgd", 8 / 255, steps="kurakin")
-    assert found.options == {"max_iter": 10, "rel_eps_step": pytest.approx(1 / 8), "start": "signs"}
+    assert found.options == {
+        "max_iter": 10,
+        "rel_eps_step": pytest.approx(1 / 8),
+        "start": "signs",
+        "precision": "float32",
+    }
     asked = [255 * (points - x) for points in model.asked[-10:]]
     assert torch.allclose(asked[0].abs(), torch.full_like(x, 4), atol=1e-3)
     assert 0.3 < (asked[0] > 0).float().mean() < 0.7
@@ -125,3 +130,27 @@ def test_no_point_leaves_the_images(start):
 def test_it_returns_its_last_point_and_says_if_an_earlier_one_was_better():
     """Its path is followed, as that of an attack that may return another image than its best."""
     assert crafted("artq:pgd", 0.1)[0].path and not crafted("artq:apgd-margin", 0.1)[0].path
+
+
+@pytest.mark.parametrize(("gap", "moved"), [(50, (True, True)), (400, (False, True)), (2000, (False, False))])
+def test_in_float64_cross_entropy_has_a_gradient_up_to_a_gap_of_745(gap, moved):
+    """Logits (0, -g v) with v the mean pixel, about 1: the gradient is g exp(-g v), and 0 where that underflows."""
+
+    class Gap(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gap = nn.Parameter(torch.tensor(float(gap)))
+
+        def forward(self, x):
+            z = self.gap * x.flatten(1).mean(1)
+            return torch.stack([torch.zeros_like(z), -z], 1)
+
+    x, y = torch.ones(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64)
+    estimator = QuantizedClassifier(Gap(), nn.CrossEntropyLoss(), (1, 2, 2), 2, device_type="cpu")
+    for precision, goes_down in zip(("float32", "float64"), moved, strict=True):
+        options = {"precision": precision, "max_iter": 5, "rel_eps_step": 1.0}
+        found = craft(estimator, "artq:pgd", x, y, threat=Threat("Linf", 0.01), options=options, seed=0)
+        assert found.x_adv.dtype == torch.float32
+        # with a gradient all pixels are at the lower end; without one they stay where the random start left them
+        assert bool(torch.allclose(found.x_adv, torch.full_like(x, 0.99))) == goes_down
+        assert (found.forward_samples, found.backward_samples) == (10, 10)

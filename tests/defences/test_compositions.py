@@ -24,7 +24,11 @@ from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.training.batches import loss_of
 
 #: The options of a quick step.
-QUICK = {"adversarial-training": {"steps": 1}, "trades": {"steps": 1}}
+QUICK = {
+    "adversarial-training": {"steps": 1},
+    "trades": {"steps": 1},
+    "feedback-learning": {"directions": 4, "nearest": 2},
+}
 THREE = list(itertools.combinations(DEFENCES, 3))
 
 
@@ -49,10 +53,20 @@ def network(*defences, stochastic=True):
     return model
 
 
+@pytest.fixture(scope="module")
+def trained(few):
+    """The network after it has learned the few images, from which feedback learning starts."""
+    return train(network(), few, epochs=15, batch_size=8, weight_decay=0.0, learning_rate=0.05).state_dict()
+
+
 @pytest.mark.parametrize("names", THREE, ids=" ".join)
-def test_every_three_train_together(names, few):
+def test_every_three_train_together(names, few, trained):
     defences = made(*names)
-    model = network(*defences)
+    model = network()
+    if "feedback-learning" in names:
+        model.load_state_dict(trained)
+    for defence in defences:
+        model = defence.network(model)
     before = copy.deepcopy(model.state_dict())
     hooks = sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
     train(model, few, defences, epochs=1, batch_size=8, weight_decay=0.0)  # two steps

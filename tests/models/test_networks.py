@@ -38,9 +38,17 @@ class Row:
     published: dict[int, dict] = field(default_factory=dict)  # parameters -> options, for 10 classes
     smallest: int = 4
     layers: str  # direct children, by which ART names layers
+    activation: type = nn.ReLU
 
 
 VGG = " ".join(f"conv{i}_{j}" for i, n in enumerate((2, 2, 3, 3, 3), 1) for j in range(1, n + 1))
+
+
+def madry(channels, width):
+    """The weights of a group of five units."""
+    return sum(9 * n * width + 9 * width**2 + 2 * n + 2 * width for n in (channels, *[width] * 4))
+
+
 ROWS = [
     Row(
         name="convnet",
@@ -106,6 +114,16 @@ ROWS = [
         published={832 + 51_264 + 3_212_288 + 10_250: {}},  # 3,274,634, layer by layer
         layers="conv1 act1 pool1 conv2 act2 pool2 fc1 act3 fc2",
     ),
+    Row(
+        name="madry-wrn",
+        small={"units": 1, "widen_factor": 1},
+        slots=7,
+        weights=8,
+        # No shortcut has weights. Three groups of five units: 9 * in * out and batch norms.
+        published={432 + madry(16, 160) + madry(160, 320) + madry(320, 640) + 2 * 640 + 6_410: {}},
+        layers="conv group1 group2 group3 bn act fc",
+        activation=nn.LeakyReLU,
+    ),
 ]
 
 
@@ -142,7 +160,7 @@ def test_parameters_are_as_published_and_every_activation_is_its_own_slot(row):
             entry = MODELS[row.name]
             model = entry.load()(row.shape, 10, **entry.resolve(options))
         assert sum(p.numel() for p in model.parameters()) == parameters
-    assert slots(make(row)) == row.slots
+    assert slots(make(row), row.activation) == row.slots
     assert len(weight_layers(make(row))) == row.weights
 
 
@@ -196,7 +214,7 @@ def test_the_activation_is_a_slot(row, activation):
 
 @each
 def test_quantize_takes_every_activation_and_every_weight(row):
-    model, x = make(row), images(row)
+    model, x = make(row, activation=nn.ReLU), images(row)
     twin = quantize(model, activation_bits=4, weight_bits=4)
     assert (slots(model), slots(twin), slots(twin, QuantReLU)) == (row.slots, 0, row.slots)
     used = Counter()
@@ -222,7 +240,9 @@ def test_the_last_layer_with_weights_is_the_linear_one(row):
 
 @each
 def test_a_stochastic_ensemble_of_it(row):
-    ensemble = StochasticEnsemble(quantize(make(row), activation_bits=2, alpha=2.0), draws=3, eot_chunk=2)
+    ensemble = StochasticEnsemble(
+        quantize(make(row, activation=nn.ReLU), activation_bits=2, alpha=2.0), draws=3, eot_chunk=2
+    )
     x = images(row).requires_grad_()
     output = ensemble(x)
     torch.testing.assert_close(output.exp().sum(-1), torch.ones(2))
@@ -491,3 +511,33 @@ def test_convex_aggregation_needs_aggregation_layers(digits):
         InputError, match=r"^defence 'convex-aggregation' needs [^\n]*WideResNet[^\n]*aggregation = true"
     ):
         train(WideResNet((1, 8, 8), 10, depth=10, widen_factor=1), digits[0], [ConvexAggregation()], epochs=1)
+
+
+def test_madrys_network_standardizes_each_image_as_tensorflow_does():
+    network = make(ROWS[-1])
+    seen = []
+    network.conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.rand(3, 3, 32, 32)
+    x[1] = 0.25  # its standard deviation is 0
+    x[2] = 0.5
+    x[2, 0, 0, 0] = 0.5 + 1e-3
+    network(x)
+    pixels = x.double().numpy()
+    mean, deviation = (f(pixels, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    expected = (pixels - mean) / np.maximum(deviation, 1 / np.sqrt(3 * 32 * 32))
+    np.testing.assert_allclose(seen[0].numpy(), expected, atol=2e-4)
+
+
+def test_the_shortcuts_of_madrys_network_pool_and_pad():
+    unit = make(ROWS[-1]).group2[0]
+    with torch.no_grad():
+        unit.conv2.weight.zero_()
+        x = torch.rand(2, 16, 7, 7)
+        out = unit(x)
+    assert out.shape == (2, 32, 4, 4) and not out[:, :8].any() and not out[:, 24:].any()
+    torch.testing.assert_close(out[:, 8:24], F.avg_pool2d(x, 2, ceil_mode=True))
+    first = make(ROWS[-1]).group1[0]
+    with torch.no_grad():
+        first.conv2.weight.zero_()
+        x = torch.rand(2, 16, 5, 5) - 0.5
+        torch.testing.assert_close(first(x), first.act1(first.bn1(x)))  # behind the activation

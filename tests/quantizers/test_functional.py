@@ -258,9 +258,47 @@ def test_asymmetric_keeps_the_least_and_the_greatest_weight_on_an_even_grid(w, n
     assert codes.round().min() >= 0 and codes.round().max() <= 2**num_bits - 1
 
 
-@given(WEIGHTS, st.integers(2, 8), GRANULARITY, st.booleans())
-def test_a_quantized_weight_stays_as_it_is(w, num_bits, granularity, symmetric):
-    options = {"granularity": granularity, "symmetric": symmetric}
+AFFINE = {"symmetric": False, "zero_point": True}
+
+
+@given(WEIGHTS, BITS, GRANULARITY)
+def test_a_zero_point_is_a_whole_number_within_the_levels(w, num_bits, granularity):
+    w = torch.from_numpy(w).double()
+    q = quantize_weight(w, num_bits, symmetric=False, granularity=granularity, zero_point=True)
+    low, high = (scales(w, granularity, lambda m, f=f: f(m, 1)) for f in (torch.amin, torch.amax))
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    step = ((high - low) / (2**num_bits - 1)).clamp_min(1e-300)
+    codes = q / step
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-6)  # so 0 is a level
+    spread = scales(codes.round(), granularity, lambda m: m.clamp(min=0).amax(1) - m.clamp(max=0).amin(1))
+    assert (spread <= 2**num_bits - 1).all()
+    assert not q[w == 0].any()
+    assert ((q - w).abs() <= step * (1 + 1e-9)).all()  # half a step of rounding, and half a step of moving
+    inner = (w >= low + step / 2) & (w <= high - step / 2)
+    assert ((q - w).abs() <= step / 2 * (1 + 1e-6) + 1e-15)[inner].all()
+
+
+@pytest.mark.parametrize("steps", [2.5, 3.5])
+def test_a_zero_point_between_two_levels_leaves_all_levels_in_use(steps):
+    w = torch.tensor([[-steps, 0.0, 7 - steps]])
+    q = quantize_weight(w, 3, symmetric=False, zero_point=True)
+    assert q.amax() - q.amin() == 7
+    torch.testing.assert_close(quantize_weight(q, 3, symmetric=False, zero_point=True), q)
+
+
+def test_an_affine_weight_is_what_torchs_kernel_makes_of_it():
+    w = torch.randn(5, 40) + 0.3
+    q = quantize_weight(w, 4, symmetric=False, zero_point=True)
+    low, high = w.amin(1).clamp(max=0), w.amax(1).clamp(min=0)
+    scale = (high - low) / 15
+    zero = (-low / scale).round().int()
+    expected = torch.fake_quantize_per_channel_affine(w, scale, zero, 0, 0, 15)
+    torch.testing.assert_close(q, expected)
+
+
+@given(WEIGHTS, st.integers(2, 8), GRANULARITY, st.sampled_from([{"symmetric": True}, {"symmetric": False}, AFFINE]))
+def test_a_quantized_weight_stays_as_it_is(w, num_bits, granularity, form):
+    options = {"granularity": granularity, **form}
     once = quantize_weight(torch.from_numpy(w), num_bits, **options)
     torch.testing.assert_close(quantize_weight(once, num_bits, **options), once, rtol=1e-5, atol=1e-6)
 

@@ -137,7 +137,10 @@ def test_a_model_is_quantized_after_training_in_full_precision_with_its_function
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"mu": 1.0, "mu_layers": ["fcl"]}, "mu_layers: none of the layers with weights is called 'fcl'; did you mean"),
+        (
+            {"mu": 1.0, "mu_layers": ["fcl"]},
+            "mu_layers: none of the layers with weights is called 'fcl'; the layers with weights are: ",
+        ),
         ({"activation_bits": 2, "activation_layers": ["act9"]}, "activation_layers: none of the activations is called"),
         ({"activation_bits": 2, "activation_layers": 9}, "activation_layers is 9, and the network has 3 activations"),
     ],
@@ -153,7 +156,7 @@ def said(**more):
 
 def test_a_description_tells_training_through_maps_from_mapping_afterwards():
     maps = {"mu": 255.0, "weight_bits": 3}
-    lines = "convnet; last layer mu-law mapped (mu = 255); 3-bit weights, per channel"
+    lines = "convnet; last layer mu-law mapped (mu = 255, raw); 3-bit weights (symmetric: -3 to 3, per channel)"
     assert said(epochs=2, quantize=maps) == f"{lines}; trained through these maps"
     assert said(epochs=2, quantize=maps, base="plain") == f"{lines}; trained through these maps; trained on from plain"
     assert said(epochs=0, quantize=maps, base="plain") == f"{lines}; quantized after training from plain"
@@ -177,7 +180,27 @@ def test_a_description_tells_training_through_maps_from_mapping_afterwards():
             {"quantize": {"activation_bits": 4, "activation_layers": ["act1", "act3"]}},
             "4-bit activations on [0, 6], only act1, act3",
         ),
-        ({"quantize": {"mu": 255.0, "mu_layers": ["conv1", "fc2"]}}, "conv1, fc2 mu-law mapped (mu = 255)"),
+        (
+            {"quantize": {"mu": 255.0, "mu_layers": ["conv1", -1], "mu_normalize": True}},
+            "conv1, layer -1 mu-law mapped (mu = 255, normalized)",
+        ),
+        (
+            {"quantize": {"mu": 5.0, "mu_gain_only": True}},
+            "last layer scaled by the gain of the mu-law (mu = 5, raw)",
+        ),
+        (
+            {"quantize": {"weight_bits": 3, "symmetric": False, "granularity": "per_tensor"}},
+            "3-bit weights (affine without a zero point, per tensor)",
+        ),
+        (
+            {"quantize": {"weight_bits": 3, "symmetric": False, "zero_point": True}},
+            "3-bit weights (affine with a zero point, per channel)",
+        ),
+        (
+            {"quantize": {"weight_bits": 3, "narrow_range": False}},
+            "3-bit weights (symmetric: -4 to 3, per channel)",
+        ),
+        ({"quantize": {"weight_bits": 1}}, "1-bit weights (symmetric: two levels, per channel)"),
         (
             {"quantize": {"activation_bits": 2, "alpha": 2.0}, "rule": "majority-vote", "draws": 5},
             "stochastic 2-bit activations (alpha = 2), majority vote of 5 draws",

@@ -21,10 +21,13 @@ from art_qplugins.recipes.model import Quantization
 # A table that switches each row on, and says so in words.
 TABLES = {
     "stochastic": ({"activation_bits": 2, "alpha": 1.5}, "stochastic 2-bit activations (alpha = 1.5), mean of 8 draws"),
-    "mu-law": ({"mu": 10.0, "mu_layers": 2}, "last 2 layers mu-law mapped (mu = 10)"),
+    "mu-law": ({"mu": 10.0, "mu_layers": 2}, "last 2 layers mu-law mapped (mu = 10, raw)"),
     "uniform": ({"activation_bits": 3, "clip": 1.0}, "3-bit activations on [0, 1]"),
     "learned-clip": ({"activation": "learned-clip", "activation_bits": 3}, "3-bit activations, learned clip"),
-    "uniform-weight": ({"weight_bits": 4, "granularity": "per_tensor"}, "4-bit weights, per tensor"),
+    "uniform-weight": (
+        {"weight_bits": 4, "granularity": "per_tensor"},
+        "4-bit weights (symmetric: -7 to 7, per tensor)",
+    ),
 }
 
 
@@ -139,7 +142,7 @@ def test_a_quantizer_of_another_package_is_used_from_a_recipe(foreign, tmp_path)
     parsed = parse_recipe(recipe(chosen))
     settings, data = parsed.models[0], load("digits", "train")
     assert not settings.stochastic
-    assert describe(settings) == "convnet; 3-bit activations at powers of two; last layer mu-law mapped (mu = 1)"
+    assert describe(settings) == "convnet; 3-bit activations at powers of two; last layer mu-law mapped (mu = 1, raw)"
     module = build_models(parsed, data, tmp_path, device=torch.device("cpu"))["a"]
     assert [q.top for _, q in activation_quantizers(module)] == [2.0] * 3
     assert type(estimator_for(settings, module, data)).__name__ == "MuLawClassifier"

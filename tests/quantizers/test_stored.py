@@ -74,7 +74,7 @@ def test_the_record_goes_through_json():
     model = quantize(small(), weight_bits=3, mu=10.0, mu_layers=2, symmetric=False)
     saved = json.loads(json.dumps(stored_maps(model)))
     assert set(saved) == {"conv1", "conv2", "fc1", "fc2"}
-    assert saved["fc1"][0] == {"quantizer": "mu-law", "mu": 10.0, "normalize": False}
+    assert saved["fc1"][0] == {"quantizer": "mu-law", "mu": 10.0, "normalize": False, "gain_only": False}
     other = small()
     other.load_state_dict(model.state_dict())
     restore_stored_maps(other, saved)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -100,6 +102,33 @@ def test_bad_settings_of_the_quantizer_are_refused_with_the_good_ones():
 
 
 def test_both_say_all_their_settings():
-    quantizer = UniformWeightQuantizer(3, symmetric=False, granularity="per_tensor", narrow_range=False)
-    assert quantizer.extra_repr() == "num_bits=3, symmetric=False, granularity='per_tensor', narrow_range=False"
-    assert MuLawMapping(100, normalize=True).extra_repr() == "mu=100, normalize=True"
+    said = "num_bits=3, symmetric=False, granularity='per_tensor', narrow_range=False, zero_point=True"
+    options = {"symmetric": False, "granularity": "per_tensor", "narrow_range": False, "zero_point": True}
+    assert UniformWeightQuantizer(3, **options).extra_repr() == said
+    assert MuLawMapping(100, normalize=True).extra_repr() == "mu=100, normalize=True, gain_only=False"
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("mu", [1.0, 255.0])
+def test_the_control_lengthens_the_weight_as_the_map_does_and_keeps_its_direction(layer, mu, normalize):
+    layer, x, function = layer
+    weight, bias = layer.weight.detach().clone(), layer.bias
+    parametrize.register_parametrization(layer, "weight", MuLawMapping(mu, normalize=normalize, gain_only=True))
+    mapped = MuLawMapping(mu, normalize=normalize)(weight)
+    gain = mapped.norm() / weight.norm()
+    assert gain > 1
+    torch.testing.assert_close(layer.weight, gain * weight)
+    torch.testing.assert_close(layer(x), function(x, gain * weight, bias))
+    (slope,) = torch.autograd.grad(layer.weight.sum(), layer.parametrizations.weight.original)
+    torch.testing.assert_close(slope, torch.full_like(weight, float(gain)))  # a constant
+    with pytest.raises(InputError, match="gain_only: "):
+        layer.parametrizations.weight[0].inverse(weight)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("value", "said"), [(0.0, "is all 0"), (math.nan, "holds nan"), (math.inf, "holds inf")])
+def test_weights_that_the_map_has_no_gain_for_are_refused(layer, value, said, normalize):
+    layer = layer[0]
+    nn.init.constant_(layer.weight, value)
+    with pytest.raises(InputError, match=f"^mu-law: weight 'fc' {said}; map a network with trained weights$"):
+        MuLawMapping(255.0, normalize=normalize).check(layer.weight, "fc")

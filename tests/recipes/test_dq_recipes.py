@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from pathlib import Path
 
 import pytest
@@ -50,15 +48,3 @@ def test_tables_2_and_3_have_every_number_of_the_paper(table, data, epochs):
     assert (recipe.data.name, models[0].train.epochs, len(models)) == (data, epochs, 6 if table == "table2" else 8)
     assert all(len(model.reference) == 7 for model in models)
     assert all(len(by_eps) == 3 for model in models for by_eps in model.reference.values() if isinstance(by_eps, dict))
-
-
-def test_the_page_of_results_is_made_of_its_records(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("dq_page", FOLDER.parent / "results" / "dq.py")
-    assert spec is not None and spec.loader is not None
-    page = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(page)
-    shutil.copytree(FOLDER.parent / "results" / "dq", tmp_path / "dq")
-    monkeypatch.setattr(page, "HERE", tmp_path)
-    page.main([])
-    committed = (FOLDER.parent / "results" / "dq.md").read_text(encoding="utf-8")
-    assert (tmp_path / "dq.md").read_text(encoding="utf-8") == committed

@@ -117,6 +117,30 @@ def refusal(function, *arguments):
             {"sweep": {"models": {"a": {"seed": [2]}}}},
             {"sweep": {"models.a.seed": [2], "seed": [0]}},
         ),
+        # a profile is a recipe too
+        (
+            {
+                "profiles": {
+                    "x": {"models": [{"name": "a", "seed": 1}], "sweep": {"models.a.seed": [1]}},
+                    "y": {"seed": 1},
+                }
+            },
+            {
+                "profiles": {
+                    "x": {"models": [{"name": "b"}], "sweep": {"models": {"a": {"seed": [2]}}}},
+                    "z": {"seed": 2},
+                }
+            },
+            {
+                "profiles": {
+                    "x": {"models": [{"name": "a", "seed": 1}, {"name": "b"}], "sweep": {"models.a.seed": [2]}},
+                    "y": {"seed": 1},
+                    "z": {"seed": 2},
+                }
+            },
+        ),
+        ({"profiles": 3}, {"profiles": {"x": {}}}, {"profiles": {"x": {}}}),
+        ({"profiles": {"x": 3}}, {"profiles": {"x": {}}}, {"profiles": {"x": {}}}),
     ],
     ids=lambda tables: str(tables)[:30],
 )

@@ -76,10 +76,13 @@ def references(given):
         ),
         (
             tables(
-                attacks=[{"id": "artq:random", "options": {"distribution": "normal", "std": 0.1}}],
-                model={"artq:random": 0.2},
+                attacks=[
+                    {"id": "artq:random", "eps": ["8/255"]},
+                    {"id": "artq:random", "options": {"distribution": "normal", "std": 0.1}},
+                ],
+                model={"artq:random": 0.3, "artq:random at any eps": 0.2},
             ),
-            {("b", "b", 255): 0.2},
+            {("b", "b", 8): 0.3, ("b", "b", 255): 0.2},
         ),
     ],
 )
@@ -165,9 +168,9 @@ def test_variants_of_a_model_share_it_and_sources_have_the_names_of_their_varian
         (
             tables(
                 attacks=[{"id": "artq:random", "options": {"distribution": "normal", "std": 0.1}}],
-                model={"artq:random": {"0.1": 0.2}},
+                model={"artq:random at any eps": {"0.1": 0.2}},
             ),
-            "models.b.reference.artq:random: it is a table, and no eps limits the attack; give one number",
+            "models.b.reference.artq:random at any eps: it is a table, and no eps limits the attack; give one number",
         ),
         (
             tables(claim={"attack": "art:fgsm", "eps": "8/255", "reference": 0.5}),

@@ -91,6 +91,14 @@ def test_seeds_make_replicates():
     assert (mu.base, mu.seed, mu.replicate_of) == ("dq-activation_bits=3-seed=7", 7, "mu-activation_bits=3")
 
 
+def test_a_seed_of_its_own_keeps_a_model_apart_from_the_others():
+    models = [*BASE["models"], {"name": "substitute", "role": "substitute", "seed": 100}]
+    recipe = swept({"seed": [0, 7]}, models=models, attacks=[{"id": "art:fgsm", "source": "substitute"}])
+    seeds = {m.name: m.seed for m in recipe.models}
+    assert [seeds[f"substitute-seed={seed}"] for seed in (0, 7)] == [100, 107]
+    assert [seeds[f"fp32-seed={seed}"] for seed in (0, 7)] == [0, 7]
+
+
 def test_a_replicate_is_trained_by_its_seed(digits, tmp_path):
     small = {"architecture": {"name": "convnet", "options": {"width": 2}}}
     models = [

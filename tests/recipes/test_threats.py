@@ -191,6 +191,10 @@ def test_a_suite_whose_options_change_with_eps_keeps_each_eps():
     [
         ({"attacks": [{"id": "art:bim"}]}, "threat.L2 has no effect, because no attack runs in L2"),
         ({"attacks": [{"id": "art:pgd", "limit": 21}]}, "art:pgd: limit has no effect, because data.limit is 20"),
+        (
+            {"attacks": [{"id": i, "limit": 21} for i in ("art:pgd", "art:bim")] + [{"id": "art:fgsm", "limit": 9}]},
+            "art:pgd, art:bim: limit has no effect, because data.limit is 20",
+        ),
     ],
 )
 def test_what_has_no_effect_is_doubted(changes, expected):

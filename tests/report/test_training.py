@@ -183,3 +183,44 @@ def test_names_of_trained_models_are_escaped(tmp_path: Path) -> None:
 )
 def test_losses_in_words(value: float, shown: str) -> None:
     assert words.loss(value) == shown
+
+
+def rounds(*means: float | None) -> dict[str, object]:
+    """Rounds of feedback learning with a class of each level; the low one has half the mean."""
+    return {
+        "feedback_learning": [
+            {
+                "epochs": epochs,
+                "mean": mean,
+                "classes": [
+                    {"level": level, "mean": None if mean is None else factor * mean}
+                    for level, factor in (("high", 1.5), ("medium", 1.0), ("low", 0.5))
+                ],
+            }
+            for epochs, mean in enumerate(means)
+        ]
+    }
+
+
+def test_rounds_of_feedback_learning_have_a_panel() -> None:
+    curve = [epoch(i, 1 / i, measured=rounds(*(2.0 + j / 10 for j in range(i + 1)))) for i in (1, 2)]
+    trained = Training(curve=curve, best=None)
+    assert [told.mean for told in trained.rounds] == [2.0, 2.1, 2.2]
+    figure = learning.training_curves(trained)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    (panel,) = (axes for axes in figure.axes if "Margins" in axes.get_title(loc="left"))
+    assert len(titles) == 3
+    lines = [(list(line.get_xdata()), list(line.get_ydata()), line.get_color()) for line in panel.get_lines()]
+    assert [x for x, _, _ in lines] == [[0, 1, 2]] * 4
+    assert [y[0] for _, y, _ in lines] == [3.0, 2.0, 1.0, 2.0]
+    assert len({colour for *_, colour in lines}) == 4, "levels and the mean have looks of their own"
+    assert "mean margin from 2 to 2.2" in learning.training_alt("fl", trained)
+    assert to_svg(figure, alt="", prefix="a-")
+    plain_curve = learning.training_curves(losses(1.0, 0.5))
+    assert not any("Margins" in axes.get_title(loc="left") for axes in plain_curve.axes)
+
+
+def test_rounds_without_a_margin_are_gaps() -> None:
+    trained = Training(curve=[epoch(1, 1.0, measured=rounds(None, 1.0))], best=None)
+    assert to_svg(learning.training_curves(trained), alt="", prefix="a-")
+    assert "mean margin from none to 1" in learning.training_alt("fl", trained)

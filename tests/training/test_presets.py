@@ -17,6 +17,7 @@ NETWORKS = {
     "dq-cifar10": ((3, 32, 32), "wrn", {"depth": 10, "widen_factor": 1}, {"activation_bits": 1}),
     "dq-svhn": ((3, 32, 32), "wrn", {"depth": 10, "widen_factor": 1}, {"activation_bits": 4}),
     "mu-law-mnist": ((1, 28, 28), "mnist-cnn", {}, {}),
+    "mu-law-cifar10": ((3, 32, 32), "wrn", {"depth": 10, "widen_factor": 1}, {}),
     "sq-cifar10": ((3, 32, 32), "resnet8", {}, {"activation_bits": 2, "alpha": 2.0}),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -72,7 +73,10 @@ def pgd(
     batch_size: int,
     seed: int,
 ) -> Tensor:
-    """PGD on cross-entropy, from one random start: anywhere in the ball, or as R+FGSM begins. The last point counts."""
+    """PGD on cross-entropy, from one random start: anywhere in the ball, or as R+FGSM begins. The last point counts.
+
+    In float64 the gradient of cross-entropy underflows at a logit gap of about 745 and not of 104.
+    """
     step = eps_step(threat, options["rel_eps_step"], options["max_iter"])
     if options["start"] == "signs":
         generator = torch.Generator().manual_seed(derive_seed(seed, "signs"))
@@ -80,14 +84,18 @@ def pgd(
     else:
         start = random_point(x, threat, seed)
 
+    module = estimator.model
+    if options["precision"] == "float64":
+        module, start = copy.deepcopy(module).double(), start.double()
+
     def climbed(x: Tensor, y: Tensor, start: Tensor) -> Tensor:
         def loss(points: Tensor) -> Tensor:
-            return cross_entropy(estimator.model(points), y, reduction="sum")
+            return cross_entropy(module(points), y, reduction="sum")
 
         return ascend(loss, x, start, eps=threat.eps, steps=options["max_iter"], step_size=step)
 
-    parts = zip(x.split(batch_size), y.split(batch_size), start.split(batch_size), strict=True)
-    return torch.cat([climbed(*part) for part in parts])
+    parts = zip(x.to(start).split(batch_size), y.split(batch_size), start.split(batch_size), strict=True)
+    return torch.cat([climbed(*part) for part in parts]).to(x)
 
 
 def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:

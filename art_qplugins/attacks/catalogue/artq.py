@@ -44,7 +44,11 @@ ROWS: list[Attack] = [
         "pgd",
         "pgd",
         "PGD on cross-entropy; from a random point of the ball, or from x + eps/2 along random signs; the last point counts",
-        {**ITERATIVE, "start": Option("uniform", OneOf(("uniform", "signs")))},
+        {
+            **ITERATIVE,
+            "start": Option("uniform", OneOf(("uniform", "signs"))),
+            "precision": Option("float32", OneOf(("float32", "float64"))),
+        },
         target=f"{_ADAPTER}:pgd",
         norms=("Linf",),
         returns_last=True,

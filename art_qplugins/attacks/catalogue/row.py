@@ -195,9 +195,12 @@ class Attack(Entry):
         if "steps" not in options or "steps" in self.options:
             return dict(options)
         where = f"{self.name}: steps"
-        schedule = SCHEDULES[check(where, options["steps"], OneOf(tuple(SCHEDULES)))]
         if not {"max_iter", "rel_eps_step"} <= self.options.keys():
             raise InputError(f"{where}: it does not take a number and a size of steps; leave steps out")
+        name = options["steps"]
+        if isinstance(name, int) and not isinstance(name, bool):
+            raise InputError(f"{where}: it is {name}; a number of steps is called max_iter")
+        schedule = SCHEDULES[check(where, name, OneOf(tuple(SCHEDULES)))]
         if threat.norm != "Linf":
             raise InputError(f"{where}: they count eps in levels of a pixel, in Linf; leave steps out in {threat.norm}")
         found = {name: value for name, value in schedule(threat.eps).items() if name in self.options}

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from art_qplugins.report import select, words
 from art_qplugins.report.figures.curves import look
-from art_qplugins.report.figures.style import SOFT, WIDTH, legend_above, legend_height, percent_axis, styled
+from art_qplugins.report.figures.style import (
+    SOFT,
+    WIDTH,
+    legend_above,
+    legend_height,
+    panel_title,
+    percent_axis,
+    styled,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +64,7 @@ def spending(found: Mapping[str, Sequence[select.Spent]]) -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("gradients per image")
-    axes.set_title("Accuracy, worst case over attacks that cost at most this", loc="left", fontsize=8.5, color=SOFT)
+    panel_title(axes, "Accuracy, worst case over attacks that cost at most this")
     handles, names = axes.get_legend_handles_labels()
     shown = {attack.cell.attack for attacks in found.values() for attack in attacks}
     for marked, (name, marker) in _MARKED.items():

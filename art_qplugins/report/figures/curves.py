@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.report import words
-from art_qplugins.report.figures.style import SOFT, WIDTH, legend_above, legend_height, percent_axis, styled
+from art_qplugins.report.figures.style import WIDTH, legend_above, legend_height, panel_title, percent_axis, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ def _label(axes: Axes, results: Results, norm: str) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.grid(axis="x", visible=False)
     axes.set_xlabel(f"eps ({norm})")
-    axes.set_title("Accuracy, worst case over the attacks run", loc="left", fontsize=8.5, color=SOFT)
+    panel_title(axes, "Accuracy, worst case over the attacks run")
     shown = sorted({0.0} | {robust.eps for m in results.models for robust in m.robust if robust.norm == norm})
     if len(shown) <= 7:
         axes.set_xticks(shown, [words.eps(value) for value in shown])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.records import Distances, Results
 from art_qplugins.report import words
 from art_qplugins.report.figures.curves import look
-from art_qplugins.report.figures.style import SOFT, WIDTH, legend_above, legend_height, styled
+from art_qplugins.report.figures.style import model_axes, styled, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,13 +112,13 @@ def _over_trainings(several: list[dict[str, Mean]]) -> dict[str, Mean]:
 @styled
 def over_eps(one: Moved) -> Figure:
     """The mean over images against eps, a line for each model, with bands of two standard errors."""
-    figure, axes = _figure([*one.found])
+    figure, axes = model_axes([*one.found])
     for index, (model, points) in enumerate(one.over_eps.items()):
         _line(axes, index, model, [eps for eps, _ in points], [mean for _, mean in points])
     axes.set_xlabel(f"eps ({one.norm})")
     if len(one.eps) <= 9:
         axes.set_xticks(one.eps, [words.eps(eps) for eps in one.eps])
-    _title(figure, axes, "Distance behind the first activations, relative to them")
+    titled(figure, axes, "Distance behind the first activations, relative to them")
     return figure
 
 
@@ -127,20 +127,13 @@ def over_layers(one: Moved, eps: float) -> Figure:
     """The mean over images at the input of each layer, in the order of the forward pass."""
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure([*one.found])
+    figure, axes = model_axes([*one.found])
     for index, (model, layers) in enumerate(one.over_layers(eps).items()):
         _line(axes, index, model, list(range(1, len(layers) + 1)), [mean for _, mean in layers])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("layer that reads the activations; the first reads the image")
-    _title(figure, axes, f"Distance at {words.threat(one.norm, eps)}, relative to the clean activations")
+    titled(figure, axes, f"Distance at {words.threat(one.norm, eps)}, relative to the clean activations")
     return figure
-
-
-def _figure(models: Sequence[str]) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, 2.7 + legend_height(models)), layout="constrained")
-    return figure, figure.add_subplot()
 
 
 def _line(axes: Axes, index: int, model: str, at: list[float] | list[int], means: list[Mean]) -> None:
@@ -157,13 +150,6 @@ def _line(axes: Axes, index: int, model: str, at: list[float] | list[int], means
         markersize=4,
         label=model,
     )
-
-
-def _title(figure: Figure, axes: Axes, title: str) -> None:
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="x", visible=False)
-    axes.set_title(title, loc="left", fontsize=8.5, color=SOFT)
-    legend_above(figure, *axes.get_legend_handles_labels())
 
 
 def over_eps_alt(one: Moved) -> str:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from art_qplugins.evaluation.records import TrainedEpoch
+from art_qplugins.evaluation.records import FeedbackRound, TrainedEpoch
 from art_qplugins.report import words
-from art_qplugins.report.figures.style import BLUE, GREY, INK, SOFT, VERMILION, WIDTH, percent_axis, styled
+from art_qplugins.report.figures.style import BLUE, GREY, INK, SOFT, VERMILION, WIDTH, panel_title, percent_axis, styled
 from art_qplugins.report.training import ATTACK, Training
 
 if TYPE_CHECKING:
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _MARKED = 20
 #: Losses above the first, of which the largest is so many times the smallest, have a logarithmic axis.
 _LEAST, _TIMES = 1e-30, (10, 1e12)
+#: The colour and the dash of a class by its level of robustness.
+_LEVELS: dict[str, tuple[str, str | tuple[float, tuple[float, ...]]]] = {
+    "high": (BLUE, "-"),
+    "medium": (GREY, (0, (5, 1.6))),
+    "low": (VERMILION, (0, (1.5, 1.2))),
+}
 
 
 @styled
@@ -30,12 +36,14 @@ def training_curves(training: Training) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    heights = [1.45] * training.validated + [1.15, 0.7]
+    heights = [1.45] * training.validated + [1.6] * bool(training.rounds) + [1.15, 0.7]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.3), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     drawn = training.drawn
     if training.validated:
         _accuracies(panels[0], drawn, robustly=training.robustly)
+    if training.rounds:
+        _rounds(panels[-3], training.rounds)
     _losses(panels[-2], drawn)
     _line(panels[-1], drawn, [told.learning_rate for told in drawn], SOFT)
     panels[-1].locator_params(axis="y", nbins=2)
@@ -45,7 +53,7 @@ def training_curves(training: Training) -> Figure:
         axes.grid(axis="x", visible=False)
         if training.best is not None:
             axes.axvline(training.best.epoch, color=GREY, linewidth=1.2, linestyle=":", zorder=1)
-    panels[-1].set_xlim(1, len(training.curve))
+    panels[-1].set_xlim(0 if training.rounds else 1, len(training.curve))
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
     panels[-1].set_xlabel("epoch")
     return figure
@@ -59,8 +67,22 @@ def _accuracies(axes: Axes, drawn: Sequence[TrainedEpoch], *, robustly: bool) ->
         _line(axes, drawn, robust, VERMILION, marker="s", dash=(0, (5, 1.6)), label=f"under {ATTACK}")
     percent_axis(axes.yaxis)
     axes.set_ylim(-0.03, 1.03)
-    _title(axes, "Accuracy on validation images")
+    panel_title(axes, "Accuracy on validation images")
     axes.legend(loc="lower right", bbox_to_anchor=(1.01, 0.96), ncols=2, handlelength=2.6, columnspacing=1.2)
+
+
+def _rounds(axes: Axes, rounds: Sequence[FeedbackRound]) -> None:
+    """The mean margin of each class by round, and the mean of all. A class has the look of its last level."""
+    at = [told.epochs for told in rounds]
+    for of_class in zip(*(told.classes for told in rounds), strict=False):
+        colour, dash = _LEVELS[of_class[-1].level]
+        values = [math.nan if one.mean is None else one.mean for one in of_class]
+        axes.plot(at, values, color=colour, linestyle=dash, linewidth=0.8, clip_on=False)
+    means = [math.nan if told.mean is None else told.mean for told in rounds]
+    axes.plot(at, means, color=INK, linewidth=2, marker="o", markersize=4, markeredgecolor="white", clip_on=False)
+    axes.set_ylim(bottom=0)
+    axes.locator_params(axis="y", nbins=4)
+    _numbers(axes, "Margins along random directions, L2")
 
 
 def _losses(axes: Axes, drawn: Sequence[TrainedEpoch]) -> None:
@@ -105,11 +127,7 @@ def _line(
 
 def _numbers(axes: Axes, title: str) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: words.loss(value))
-    _title(axes, title)
-
-
-def _title(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=8.5, color=SOFT)
+    panel_title(axes, title)
 
 
 def training_alt(name: str, training: Training) -> str:
@@ -124,5 +142,11 @@ def training_alt(name: str, training: Training) -> str:
         ranges.append(f"under {ATTACK} from {' to '.join(pair)}")
     rates = [told.learning_rate for told in training.curve]
     ranges.append(f"learning rate from {words.loss(rates[0])} to {words.loss(rates[-1])}")
+    if training.rounds:
+        pair = (
+            words.loss(told.mean) if told.mean is not None else "none"
+            for told in (training.rounds[0], training.rounds[-1])
+        )
+        ranges.append(f"mean margin from {' to '.join(pair)}")
     kept = "" if training.best is None else f" The weights of epoch {training.best.epoch} were kept."
     return f"Training of {name} in {last.epoch} epochs: {', '.join(ranges)}.{kept}"

@@ -72,6 +72,12 @@ def percent_axis(axis: Axis) -> None:
     axis.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100\N{NO-BREAK SPACE}%"])
 
 
+def plain_numbers(axis: Axis) -> None:
+    """Numbers in place of the formulas that a logarithmic axis has."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(lambda value, _: "")
+
+
 def cut(text: str, length: int) -> str:
     """``text`` on one line, at most ``length`` characters long."""
     text = " ".join(text.split())
@@ -116,3 +122,24 @@ def heat_map_square(
     axes.add_patch(Rectangle((column, row), 1, 1, facecolor=fill, edgecolor="white", linewidth=1.5))
     ink = "white" if dark else INK
     axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink, fontweight=weight)
+
+
+def model_axes(models: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure with a line for each model, and room for their names."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, 2.7 + legend_height(models)), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def panel_title(axes: Axes, title: str) -> None:
+    """Above the left end of a panel."""
+    axes.set_title(title, loc="left", fontsize=8.5, color=SOFT)
+
+
+def titled(figure: Figure, axes: Axes, title: str) -> None:
+    """End such a figure: from 0 on, with its title and the names of its lines."""
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="x", visible=False)
+    panel_title(axes, title)
+    legend_above(figure, *axes.get_legend_handles_labels())

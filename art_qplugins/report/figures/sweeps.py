@@ -137,7 +137,7 @@ def bars(sweep: Sweep) -> Figure:
     for shift, (name, fill, hatch) in zip((-0.27, 0.0, 0.27), styles, strict=True):
         label: str | None = name
         for place, (_, models) in enumerate(sweep.named):
-            values = [value for model in models if (value := _number(model, name)) is not None]
+            values = [value for model in models if (value := accuracy(model, name)) is not None]
             if values:
                 mean, at = sum(values) / len(values), place + shift
                 axes.bar(at, mean, 0.25, color=fill, hatch=hatch, edgecolor="white", lw=0, label=label, zorder=2)
@@ -164,7 +164,8 @@ def _spread(axes: Axes, at: float, mean: float, values: list[float], models: lis
         axes.plot([at] * len(values), values, "o", color=INK, markersize=3, markerfacecolor="white", zorder=3)
 
 
-def _number(model: ModelResult, name: str) -> float | None:
+def accuracy(model: ModelResult, name: str) -> float | None:
+    """The number that is called "clean", "claimed" or "at most"; ``None`` where it has none."""
     if name == "clean":
         return model.clean_accuracy
     if model.verdict == "INVALID":  # no number of an INVALID model counts
@@ -187,6 +188,6 @@ def bars_alt(sweep: Sweep) -> str:
     parts = []
     for bits, models in sweep.named:
         for model in models:
-            numbers = [f"{name} {words.percent(_number(model, name))}" for name in ("clean", "claimed", "at most")]
+            numbers = [f"{name} {words.percent(accuracy(model, name))}" for name in ("clean", "claimed", "at most")]
             parts.append(f"{bits} ({model.name}): {', '.join(numbers)}")
     return f"Accuracy over {sweep.what}. {'; '.join(parts)}."
