@@ -23,7 +23,7 @@ from art_qplugins.estimators.adapted import adapted_module
 from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, score
 from art_qplugins.files import printable
 from art_qplugins.foreign import foreign
-from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.quantizers.noise import is_stochastic
 from art_qplugins.threat import Threat, diameter
 from art_qplugins.torch_domains import MODULE
 

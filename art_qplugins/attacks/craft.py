@@ -31,7 +31,7 @@ from art_qplugins.gradients.counting import counting
 from art_qplugins.gradients.trajectory import Path, tracking
 from art_qplugins.gradients.visits import watching
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.threat import Threat
 from art_qplugins.torch_domains import IMAGES, LABELS
 

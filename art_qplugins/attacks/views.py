@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.quantizers.functional import straight_through
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 
 __all__ = ["Connected", "GradientScale", "LogitScale", "MarginLoss", "RejectionAsLabel", "median_gap", "reaches_pixels"]
 

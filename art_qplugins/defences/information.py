@@ -17,7 +17,7 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.domains import NOT_NEGATIVE, check
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.precision import in_float32
-from art_qplugins.quantizers.stochastic import StochasticQuantizer, stochastic_layers
+from art_qplugins.quantizers.stochastic import StochasticQuantizer, stochastic_quantizers
 
 __all__ = ["BinSpacing", "MutualInformation", "mutual_information"]
 
@@ -46,7 +46,7 @@ def _layers(model: nn.Module, name: str) -> list[StochasticQuantizer]:
 
     :raises InputError: where there are none.
     """
-    layers = stochastic_layers(model)
+    layers = stochastic_quantizers(model)
     if not layers:
         raise InputError(
             f"defence {name!r} needs stochastic layers; quantize the model with alpha, e.g. "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.guard import isolated, restoring, takes_hooks
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 
 __all__ = ["Adapted", "adaptations", "adapted", "adapted_module"]
 

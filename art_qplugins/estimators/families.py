@@ -15,8 +15,8 @@ from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.convert import ARGUMENTS, quantize
+from art_qplugins.quantizers.noise import NOISE_KEY, stochastic_layers
 from art_qplugins.quantizers.protocol import activation_quantizers
-from art_qplugins.quantizers.stochastic import NOISE_KEY, stochastic_layers
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]

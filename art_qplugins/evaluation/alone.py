@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.gradients.probe import answer, same_answers
-from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.quantizers.noise import is_stochastic
 
 __all__ = ["correct_alone"]
 

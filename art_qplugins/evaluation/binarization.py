@@ -26,7 +26,7 @@ from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.score import check_legal, score
 from art_qplugins.geometry import random_point
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 

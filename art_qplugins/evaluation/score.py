@@ -15,7 +15,7 @@ from art_qplugins.geometry import TOLERANCE, distances
 from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.gradients.probe import same_answers
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from, is_stochastic
+from art_qplugins.quantizers.noise import draws_from, is_stochastic
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 

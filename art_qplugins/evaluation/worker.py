@@ -33,7 +33,7 @@ from art_qplugins.gradients.facts import output_facts
 from art_qplugins.gradients.measure import measure
 from art_qplugins.gradients.probe import answer
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 

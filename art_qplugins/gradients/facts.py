@@ -20,8 +20,8 @@ from art_qplugins.gradients.probe import answer, gradient, same_answers
 from art_qplugins.gradients.saturation import before_saturation
 from art_qplugins.gradients.underflow import gradient_scale
 from art_qplugins.gradients.way_back import way_back
+from art_qplugins.quantizers.noise import is_stochastic
 from art_qplugins.quantizers.protocol import activation_quantizers
-from art_qplugins.quantizers.stochastic import is_stochastic
 
 __all__ = ["module_facts", "output_facts", "way_facts"]
 

@@ -17,7 +17,7 @@ from art_qplugins.gradients.layers import Layers
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.nodes import find_path, per_image
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["Ledger", "LedgerRow", "blocking_operation", "ledger"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["answer", "gradient", "margins", "same_answers"]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from art_qplugins.geometry import ORDERS
 from art_qplugins.gradients.operations import Key, Operations, Visit, version_of
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from art_qplugins.geometry import TOLERANCE, distances
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.operations import unseen
-from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.quantizers.noise import is_stochastic
 from art_qplugins.threat import Threat
 
 __all__ = ["Path", "progress", "tracking"]

@@ -18,7 +18,7 @@ from art_qplugins.domains import COUNT, FLAG, Domain, Maybe, OneOf, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.models.folding import drawing, find_part, fold
 from art_qplugins.models.rules import RULES
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.noise import stochastic_layers
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["StochasticEnsemble", "trained_network"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.guard import evaluating
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.noise import stochastic_layers
 
 __all__ = ["drawing", "find_part", "fold"]
 

@@ -14,9 +14,10 @@ from art_qplugins.quantizers.registry import QUANTIZERS, Quantizer
 if TYPE_CHECKING:
     from art_qplugins.quantizers.activation import QuantHardtanh, QuantReLU
     from art_qplugins.quantizers.convert import bake, quantize, weight_layers
+    from art_qplugins.quantizers.noise import draws_from, is_stochastic
     from art_qplugins.quantizers.protocol import ActivationQuantizer, activation_quantizers
     from art_qplugins.quantizers.report import Part, quantization_report
-    from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from, is_stochastic
+    from art_qplugins.quantizers.stochastic import StochasticQuantizer
     from art_qplugins.quantizers.surrogates import surrogate
     from art_qplugins.quantizers.twin import TwinGradient
     from art_qplugins.quantizers.weight import MuLawMapping, UniformWeightQuantizer
@@ -32,8 +33,8 @@ _HOME = {
     "UniformWeightQuantizer": "weight",
     "activation_quantizers": "protocol",
     "bake": "convert",
-    "draws_from": "stochastic",
-    "is_stochastic": "stochastic",
+    "draws_from": "noise",
+    "is_stochastic": "noise",
     "quantization_report": "report",
     "quantize": "convert",
     "surrogate": "surrogates",

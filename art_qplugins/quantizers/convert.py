@@ -15,10 +15,10 @@ from torch.nn.utils import parametrize
 from art_qplugins.domains import BITS, FLAG, POSITIVE, TABLE, TEXT, Domain, Maybe, Number, OneOf, check, check_all
 from art_qplugins.errors import InputError, shown
 from art_qplugins.quantizers.layers import FUNCTIONS, WEIGHTED, activations, own_range
+from art_qplugins.quantizers.noise import NOISE_KEY
 from art_qplugins.quantizers.protocol import activation_quantizers, as_quantizer
 from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, LAYERS, Quantizer, switched_on
 from art_qplugins.quantizers.report import Part, parts_of
-from art_qplugins.quantizers.stochastic import NOISE_KEY
 from art_qplugins.quantizers.stored import add_stored_maps, parametrizations, weight_maps
 from art_qplugins.quantizers.weight import GRANULARITY, MuLawMapping
 from art_qplugins.torch_domains import MODULE

@@ -1,78 +1,87 @@
 r"""The stochastic quantizer: a distribution over evenly spaced bins, and draws from it.
 
-Bins are :math:`b_k = o + k\Delta,\ k = 0 .. K-1`. The offset o and the spacing :math:`\Delta > 0` are learned. The
-probability of bin k is :math:`\alpha`-entmax of :math:`z_k = -((x - b_k) / \Delta)^2`. That is softmax at
-:math:`\alpha = 1`, sparser as :math:`\alpha` grows, and the nearest bin alone in the limit. At :math:`\alpha = 2` it
-has a closed form: unbiased stochastic rounding between the two bins around x, which for K = 2 is BinaryConnect's hard
-sigmoid.
+Bins are :math:`b_k = o + k\Delta,\ k = 0 .. K-1`. The offset o and the spacing :math:`\Delta > 0` are learned. On a grid
+without ends, the probability of bin k is :math:`\alpha`-entmax of :math:`z_k = -((x - b_k) / \Delta)^2`. Bins beyond the
+ends count as the ends. That is softmax at :math:`\alpha = 1`, sparser as :math:`\alpha` grows, and the nearest bin alone in
+the limit. At :math:`\alpha = 2` it has a closed form: unbiased stochastic rounding between the two bins around x, which for
+K = 2 is BinaryConnect's hard sigmoid.
 
 Only the abstract of the method (arXiv 2312.00105) is public. This quantizer is a RECONSTRUCTION, not the authors'
 code. It has every property that the abstract names ("continuous, sparse, low-variance").
-
-Noise never comes from the global generator. Each use of a layer is keyed by (seed, layer, draw, call). The same key
-gives the same noise, however the draws are divided into batches. Attack libraries that reseed torch change nothing.
-Every image and element has noise of its own. In a frozen ensemble all images share theirs and the key never changes, so
-that the layers are functions of one image.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any, Protocol, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.domains import BITS, FINITE, MOST, Number, check, check_all
-from art_qplugins.quantizers.entmax import entmax
-from art_qplugins.quantizers.functional import straight_through
+from art_qplugins.domains import BITS, FINITE, Number, check
+from art_qplugins.quantizers import dither
+from art_qplugins.quantizers.noise import KeyedNoise
 from art_qplugins.quantizers.precision import in_float32
-from art_qplugins.torch_domains import MODULE
 
-__all__ = ["StochasticQuantizer", "draws_from", "is_stochastic", "stochastic_layers"]
-
-
-#: Whole numbers that may be the key of noise.
-NOISE_KEY = Number(-(2**63), 2**63 - 1, whole=True)
+__all__ = ["StochasticQuantizer", "stochastic_quantizers"]
 
 
-class _StochasticRound(torch.autograd.Function):
-    """Stochastic rounding, alpha = 2: a draw from the two bins around x. The gradient is that of the mean, clip(x)."""
+class _Draw(torch.autograd.Function):
+    """A draw from the bins around x. The gradient is that of the mean."""
 
     @staticmethod
-    def forward(x: Tensor, noise: Tensor, offset: Tensor, spacing: Tensor, top: int) -> Tensor:
-        code = (x - offset).div_(spacing).clamp_(0, top).add_(noise).floor_().clamp_(max=top)
+    def forward(x: Tensor, noise: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int) -> Tensor:
+        code = (x - offset).div_(spacing).add_(noise).floor_().clamp_(0, top)
         return code.mul_(spacing).add_(offset)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, int], output: Tensor) -> None:
-        x, _, offset, spacing, ctx.top = inputs
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, float, int], output: Tensor) -> None:
+        x, _, offset, spacing, ctx.alpha, ctx.top = inputs
         ctx.save_for_backward(x, offset, spacing)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, offset, spacing = ctx.saved_tensors
-        high = offset + ctx.top * spacing  # a tensor: a number would make the CPU wait for the device
-        grad_x = grad_offset = grad_spacing = None
-        if ctx.needs_input_grad[0]:
-            passes = torch.ops.aten.threshold_backward  # of the gradient where the second argument is above the third
-            grad_x = passes(passes(grad, x - offset, 0), high - x, 0)
-        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
-            above = (grad * (x >= high)).sum()
-            grad_offset = (grad * (x <= offset)).sum() + above
-            grad_spacing = ctx.top * above
-        return grad_x, None, grad_offset, grad_spacing, None
+        find = _of_the_clamp if ctx.alpha == 2 else _of_the_table
+        found = find(grad, x, offset, spacing, ctx.alpha, ctx.top, ctx.needs_input_grad[3])
+        grad_x, grad_spacing = found
+        grad_offset = grad.sum() - grad_x.sum() if ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_offset, grad_spacing, None, None
 
 
-class StochasticQuantizer(nn.Module):
+def _of_the_clamp(
+    grad: Tensor, x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients in x and the spacing where the mean is clamp(x): alpha = 2."""
+    high = offset + top * spacing  # a tensor: a number would make the CPU wait for the device
+    passes = torch.ops.aten.threshold_backward  # of the gradient where the second argument is above the third
+    above_low = passes(grad, x - offset, 0)
+    grad_x = passes(above_low, high - x, 0)
+    return grad_x, (above_low.sum() - grad_x.sum()) * top if of_spacing else None
+
+
+def _of_the_table(
+    grad: Tensor, x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients in x and the spacing where the mean is in a table."""
+    table = dither.slopes(alpha, top, x.device)
+    u = (x - offset).div_(spacing).flatten()
+    cell, skipped = table.cells(u, top)
+    grad_x = table.slope.index_select(0, cell).to(grad.dtype).mul_(grad.flatten())
+    grad_spacing = None
+    if of_spacing:  # d/dD of D m((x - o) / D) is m - u m'
+        mean = table.mean.index_select(0, cell).to(grad.dtype).add_(skipped)
+        grad_spacing = mean.mul_(grad.flatten()).sub_(u.mul_(grad_x)).sum()
+    return grad_x.view_as(x), grad_spacing
+
+
+class StochasticQuantizer(KeyedNoise):
     r"""Draw each activation from a distribution over ``2 ** num_bits`` bins; the gradient is that of the mean.
 
     :math:`y = m(x) + \mathrm{stopgrad}(q - m(x))` with :math:`q \sim p(\cdot|x)` and :math:`m(x) = \sum_k p_k b_k`:
-    the exact gradient of the expectation. It behaves the same in train and eval mode.
+    the gradient of the expectation. It is exact at :math:`\alpha = 2`. At others it is the mean slope over a cell of at most
+    1/2,000 of a spacing. A probability of a draw is a multiple of :math:`2^{-16}`. It behaves the same in train and eval
+    mode.
 
     :param num_bits: bits per activation; K = ``2 ** num_bits`` bins.
     :param alpha: sparsity, at least 1. 2 (the default) is unbiased stochastic rounding in closed form.
@@ -92,21 +101,14 @@ class StochasticQuantizer(nn.Module):
         seed: int = 0,
         layer: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(seed=seed, layer=layer)
         self.num_bits = check("num_bits", num_bits, BITS)
         self.alpha = float(check("alpha", alpha, Number(1)))
         check("low", low, FINITE)
         check("clip", clip, Number(low, above=True))
-        self.seed = check("seed", seed, NOISE_KEY)
-        self.layer = check("layer", layer, Number(0, MOST, whole=True))
         self.offset = nn.Parameter(torch.zeros(()))
         self.raw_spacing = nn.Parameter(torch.zeros(()))
         self.spread(low, clip)
-        self.draw = 0  # index of the first draw in the batch
-        self.fold = 1  # how many draws the batch holds, one after another along dimension 0
-        self.call = 0  # how often this layer has drawn since `draw` was set
-        self.antithetic = False  # draws 2i and 2i + 1 use u and 1 - u
-        self.shared = False  # all images of a batch have the same noise, on every device
 
     def no_weight_decay(self) -> set[str]:
         """Decay would move the bins to 0 and their spacing to log 2."""
@@ -136,121 +138,48 @@ class StochasticQuantizer(nn.Module):
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        noise = self._noise(x)
-        top = self.num_bins - 1
-        if self.alpha == 2:
-            drawn: Tensor = _StochasticRound.apply(x, noise, self.offset, self.spacing, top)
-            return drawn
-        p = self.probabilities(x)
-        mass = p.detach().cumsum(-1)  # its last entry is 1 up to rounding, and the bins beyond it have no mass
-        code = (noise.unsqueeze(-1) * mass[..., -1:] >= mass[..., :-1]).sum(-1)
-        return straight_through(self.offset + self.spacing * code, self._mean(p))
+        noise = dither.noise(self.noise(x), self.alpha, x.dtype)
+        drawn: Tensor = _Draw.apply(x, noise, self.offset, self.spacing, self.alpha, self.num_bins - 1)
+        return drawn
 
     @in_float32
     def full_precision(self, x: Tensor) -> Tensor:
         """The mean m(x), which the draws round."""
-        return x.clamp(*self.range) if self.alpha == 2 else self._mean(self.probabilities(x))
-
-    def _mean(self, p: Tensor) -> Tensor:
-        bins = torch.arange(self.num_bins, dtype=p.dtype, device=p.device)
-        return self.offset + self.spacing * (p * bins).sum(-1)
+        if self.alpha == 2:
+            return x.clamp(*self.range)
+        p, code = self._window(x)
+        return self.offset + self.spacing * (p * code).sum(-1)
 
     @in_float32
     def probabilities(self, x: Tensor) -> Tensor:
         """p(k | x), shape (*x.shape, K), differentiable in x, the offset and the spacing."""
-        u = (x - self.offset) / self.spacing
-        bins = torch.arange(self.num_bins, dtype=x.dtype, device=x.device)
         if self.alpha == 2:
+            u = (x - self.offset) / self.spacing
+            bins = torch.arange(self.num_bins, dtype=x.dtype, device=x.device)
             return (1 - (u.clamp(0, self.num_bins - 1).unsqueeze(-1) - bins).abs()).clamp_min(0)
-        # The scores minus the greatest, -(u - k)^2 + (u - nearest)^2, so that nothing cancels far outside the bins.
-        nearest = u.detach().round().clamp(0, self.num_bins - 1)
-        steps = bins - nearest.unsqueeze(-1)
-        return entmax(steps * (2 * (u - nearest).unsqueeze(-1) - steps), self.alpha)
+        p, code = self._window(x)
+        return p.new_zeros(*x.shape, self.num_bins).scatter_add(-1, code.long(), p)
 
-    def _noise(self, x: Tensor) -> Tensor:
-        images = len(x) // self.fold
-        device, rows = (torch.device("cpu"), 1) if self.shared else (x.device, images)
-        noise = torch.empty((self.fold * rows, *x.shape[1:]), device=device)
-        for index, part in enumerate(noise.chunk(self.fold)):
-            draw = self.draw + index
-            mirrored = self.antithetic and draw % 2 == 1
-            part.uniform_(generator=self._generator(draw - mirrored, device))
-            if mirrored:  # uniform_ gives multiples of 2 ** -24 below 1, and so does this
-                part.neg_().add_(1 - 2**-24).clamp_(min=0)
-        self.call += 1
-        noise = noise.to(x)  # drawn in float32, so that a copy in another precision draws the same
-        return noise.repeat_interleave(images, dim=0) if self.shared else noise
+    def _window(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The probabilities of the bins around x and the codes of these, (*x.shape, bins). A code may come again."""
+        top, far = self.num_bins - 1, dither.reach(self.alpha)
+        u = ((x - self.offset) / self.spacing).clamp(-far - 1, top + far + 1)
+        p, code = dither.window(u, self.alpha, far)
+        return p, code.clamp(0, top)
 
-    def _generator(self, draw: int, device: torch.device) -> torch.Generator:
-        key = f"{self.seed}/{self.layer}/{draw}/{self.call}".encode()
-        generator = torch.Generator(device)
-        generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
-        return generator
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Words of sixteen bits, int16."""
+        count = math.prod(shape)
+        four = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+        return four.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(shape)
+
+    def mirror(self, noise: Tensor) -> Tensor:
+        return noise.bitwise_not_()
 
     def extra_repr(self) -> str:
         return f"num_bits={self.num_bits}, alpha={self.alpha:g}, seed={self.seed}, layer={self.layer}"
 
 
-def stochastic_layers(module: nn.Module) -> list[StochasticQuantizer]:
+def stochastic_quantizers(module: nn.Module) -> list[StochasticQuantizer]:
     """The stochastic quantizers inside ``module``, in order, also those of frozen ensembles."""
     return [m for m in module.modules() if isinstance(m, StochasticQuantizer)]
-
-
-def is_stochastic(module: nn.Module) -> bool:
-    """Whether a stochastic quantizer inside ``module`` draws afresh: one that no frozen ensemble holds."""
-    return any(isinstance(m, StochasticQuantizer) for m in _not_frozen(check("module", module, MODULE)))
-
-
-def _not_frozen(module: nn.Module) -> list[nn.Module]:
-    """``module`` and the modules inside it, in order, without frozen ensembles and what they hold."""
-    if _counts_draws(module) and module.frozen:
-        return []
-    found = [module, *(m for child in module.children() for m in _not_frozen(child))]
-    return list(dict.fromkeys(found))  # a module may be inside two others
-
-
-class _CountsDraws(Protocol):
-    """An ensemble: a module that numbers its draws.
-
-    :ivar next_draw: the number of its next draw.
-    :ivar frozen: whether it takes the same draws at every call.
-    """
-
-    next_draw: int
-    frozen: bool
-
-
-def _counts_draws(module: nn.Module) -> TypeGuard[_CountsDraws]:
-    return hasattr(module, "next_draw")
-
-
-def _apart(seed: int, index: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=7).digest(), "little")
-
-
-@contextlib.contextmanager
-def draws_from(module: nn.Module, seed: int) -> Iterator[None]:
-    """Within, ``module`` draws from the start of stream ``seed``. Afterwards its own stream goes on where it was.
-
-    A frozen ensemble does not draw: it answers as ever.
-    """
-    check_all(locals(), {"module": MODULE, "seed": NOISE_KEY})
-    drawing = _not_frozen(module)
-    layers = [m for m in drawing if isinstance(m, StochasticQuantizer)]
-    counters = [m for m in drawing if _counts_draws(m)]
-    before = [(m, m.seed, m.draw, m.call) for m in layers], [(m, m.next_draw) for m in counters]
-    try:
-        alike: Counter[int] = Counter()
-        for layer in layers:
-            # Layers with the same number still draw different noise.
-            layer.seed = seed if not alike[layer.layer] else _apart(seed, alike[layer.layer])
-            layer.draw = layer.call = 0
-            alike[layer.layer] += 1
-        for counter in counters:
-            counter.next_draw = 0
-        yield
-    finally:
-        for layer, *state in before[0]:
-            layer.seed, layer.draw, layer.call = state
-        for counter, next_draw in before[1]:
-            counter.next_draw = next_draw

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.gradients.counting import passes
 from art_qplugins.guard import isolated, restoring
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 
 __all__ = ["Pace", "pace_of_attacks", "pace_of_training"]
 

@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from art_qplugins.defences.base import Defence
 from art_qplugins.errors import InputError
 from art_qplugins.files import printable
-from art_qplugins.quantizers.stochastic import draws_from, stochastic_layers
+from art_qplugins.quantizers.noise import draws_from, stochastic_layers
 from art_qplugins.seeds import derive_seed
 from art_qplugins.training.batches import loss_of
 from art_qplugins.training.feed import Batch, Feed

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.crafting import pgd
 from art_qplugins.guard import evaluating
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.seeds import derive_seed
 from art_qplugins.training.images import TrainingImages
 

@@ -33,7 +33,7 @@ from art_qplugins.attacks.adaptive.run import answers_at_random
 from art_qplugins.attacks.adaptive.worst_case import EFFORTS
 from art_qplugins.attacks.craft import craft
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 
 _HERE = Path(__file__).parent
 sys.path.insert(0, str(_HERE.parent / "masking"))

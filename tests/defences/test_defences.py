@@ -20,7 +20,7 @@ from art_qplugins.defences.parseval import Parseval, retracted
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.wide_resnet import WideResNet
 from art_qplugins.quantizers import weight_layers
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.noise import stochastic_layers
 
 
 def network(*, stochastic=False):

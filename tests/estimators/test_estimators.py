@@ -26,7 +26,7 @@ from art_qplugins import (
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import draws_from
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.noise import stochastic_layers
 
 CONTRACT = (nn.CrossEntropyLoss(), (1, 8, 8), 10)
 

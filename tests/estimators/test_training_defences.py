@@ -29,7 +29,7 @@ from art_qplugins.defences.lipschitz import Orthogonality
 from art_qplugins.defences.noise import GaussianNoise
 from art_qplugins.defences.parseval import Parseval, retracted
 from art_qplugins.models.convnet import ConvNet
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.noise import stochastic_layers
 from art_qplugins.seeds import derive_seed
 from art_qplugins.training.batches import loss_of
 

@@ -15,7 +15,7 @@ from art_qplugins.geometry import distances
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
-from art_qplugins.quantizers.stochastic import draws_from, stochastic_layers
+from art_qplugins.quantizers.noise import draws_from, stochastic_layers
 from art_qplugins.threat import Threat
 
 LINF = Threat("Linf", 0.15)

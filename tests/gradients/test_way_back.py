@@ -19,8 +19,9 @@ from art_qplugins.gradients.trajectory import tracking
 from art_qplugins.gradients.visits import watching
 from art_qplugins.gradients.way_back import twin_and_way_back, way_back
 from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.quantizers.protocol import activation_quantizers
-from art_qplugins.quantizers.stochastic import StochasticQuantizer, draws_from
+from art_qplugins.quantizers.stochastic import StochasticQuantizer
 from art_qplugins.threat import Threat
 
 RADIUS = 0.15

@@ -15,7 +15,7 @@ from art_qplugins import InputError, QuantReLU, quantize
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import draws_from
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.noise import stochastic_layers
 
 
 def network(**options):

@@ -19,7 +19,7 @@ from torch import nn
 from art_qplugins import InputError, StochasticQuantizer
 from art_qplugins.quantizers import is_stochastic
 from art_qplugins.quantizers.entmax import entmax
-from art_qplugins.quantizers.stochastic import stochastic_layers
+from art_qplugins.quantizers.noise import stochastic_layers
 
 ALPHAS = [1.0, 1.3, 1.5, 2.0, 3.0]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from art_qplugins.gradients.bridges import Twin
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.saturation import BeforeSaturation
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.seeds import derive_seed
 
 __all__ = [

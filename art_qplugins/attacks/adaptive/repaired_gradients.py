@@ -20,7 +20,7 @@ from art_qplugins.gradients.nodes import find_path, is_named
 from art_qplugins.gradients.repair import GradientRepair
 from art_qplugins.gradients.way_back import twin_and_way_back
 from art_qplugins.guard import isolated
-from art_qplugins.quantizers.stochastic import draws_from
+from art_qplugins.quantizers.noise import draws_from
 from art_qplugins.quantizers.surrogates import SURROGATES, surrogate, surrogate_layers
 from art_qplugins.seeds import derive_seed
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from art_qplugins.attacks.adaptive.auto_pgd import auto_pgd, project, steepest
 from art_qplugins.attacks.adaptive.objectives import Objective, drawing
 from art_qplugins.gradients.margin import logit_margin
-from art_qplugins.quantizers.stochastic import is_stochastic
+from art_qplugins.quantizers.noise import is_stochastic
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 

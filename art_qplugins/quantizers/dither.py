@@ -1,0 +1,135 @@
+r"""Draws of a stochastic quantizer as dithering: noise is added, and the sum is rounded down.
+
+On a grid of spacing 1 without ends, the probability of bin k given u is a function of u - k alone. So is
+
+.. math:: G(u - k) = P(\mathrm{code} \ge k \mid u),
+
+which rises from 0 to 1. A draw is :math:`\lfloor u + n \rfloor` with noise n that has the distribution
+:math:`P(n \ge -t) = G(t)`. It is the same noise for every u, so that a draw needs no probabilities: 8 bits cost what 2 bits
+cost. At :math:`\alpha = 2` the noise is uniform on [0, 1]. A quantizer has ends: bins beyond them count as the ends.
+
+The functions of other alphas are in tables, which are made once from exact probabilities in double precision.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from art_qplugins.quantizers.entmax import entmax
+
+__all__ = ["WORDS", "noise", "reach", "slopes", "window"]
+
+#: The noise of a draw is one of this many values of equal probability: a word of sixteen bits.
+WORDS = 2**16
+#: Probabilities below this count as none.
+_NONE = 1e-9
+#: At alpha = 1, where every bin has mass, those farther away have less than 1e-16.
+_FARTHEST = 6
+
+
+def window(u: Tensor, alpha: float, far: int) -> tuple[Tensor, Tensor]:
+    r"""The bins around u with mass, and their probabilities: :math:`\alpha`-entmax of :math:`-(u - k)^2`.
+
+    :param u: position in spacings, (...).
+    :param far: how many bins on either side of the nearest are looked at.
+    :return: p and k, (..., 2 far + 1). p has a gradient in u.
+    """
+    nearest = u.detach().round()
+    steps = torch.arange(-far, far + 1, dtype=u.dtype, device=u.device)
+    # The scores minus the greatest, -(u - k)^2 + (u - nearest)^2, so that nothing cancels far from 0.
+    scores = steps * (2 * (u - nearest).unsqueeze(-1) - steps)
+    return entmax(scores, alpha), nearest.unsqueeze(-1) + steps
+
+
+@lru_cache
+def reach(alpha: float) -> int:
+    """The whole number of spacings from u beyond which no bin has mass."""
+    if alpha >= 2:  # the two bins around u
+        return 1
+    p, k = window(torch.linspace(-0.5, 0.5, 129, dtype=torch.float64), alpha, _FARTHEST)
+    return int(k[p > _NONE].abs().max()) + 1
+
+
+def _rise(alpha: float, parts: int) -> tuple[Tensor, Tensor]:
+    """G at every 1 / ``parts`` from -reach to reach: t and G(t), in double precision."""
+    far = reach(alpha)
+    u = torch.arange(parts, dtype=torch.float64) / parts
+    p, k = window(u, alpha, far + 1)
+    bins = torch.arange(far, -far, -1)
+    above = ((k.unsqueeze(1) >= bins[:, None] - 0.5) * p.unsqueeze(1)).sum(-1)  # (parts, bins)
+    t = (u[:, None] - bins).T.flatten()
+    return torch.cat([t, t.new_tensor([far])]), torch.cat([above.T.flatten(), t.new_ones(1)]).clamp(0, 1)
+
+
+@lru_cache
+def _quantiles(alpha: float, device: torch.device) -> Tensor:
+    t, rise = _rise(alpha, 2**12)
+    rise = rise.cummax(0).values
+    v = (torch.arange(WORDS, dtype=torch.float64) + 0.5) / WORDS
+    after = torch.searchsorted(rise, v).clamp(1, len(rise) - 1)
+    low, high = rise[after - 1], rise[after]
+    share = ((v - low) / (high - low)).clamp(0, 1)
+    return -(t[after - 1] + share * (t[after] - t[after - 1])).float().to(device)
+
+
+def noise(words: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
+    """The noise n of these words.
+
+    :param words: int16; every value is as probable as the others.
+    """
+    if alpha == 2:
+        return words.to(dtype).add_(WORDS // 2 + 0.5).mul_(1 / WORDS)
+    index = words.flatten().int().add_(WORDS // 2)
+    return _quantiles(alpha, words.device).index_select(0, index).view(words.shape).to(dtype)
+
+
+class Slopes(NamedTuple):
+    """The mean code m(u) = E[floor(u + n)] between the ends, and its slope, in cells of equal width.
+
+    :ivar slope: m' averaged over each cell.
+    :ivar mean: m in the middle of each cell.
+    :ivar parts: cells in a spacing.
+    :ivar far: the first cell starts this many spacings below bin 0.
+    :ivar ends: the number of the last bin of the table. A quantizer that has more is alike between its ends.
+    """
+
+    slope: Tensor
+    mean: Tensor
+    parts: int
+    far: int
+    ends: int
+
+    def cells(self, u: Tensor, top: int) -> tuple[Tensor, Tensor]:
+        """The cell of each u, int32, and how many bins were left out before it.
+
+        :param u: position in spacings, (n,).
+        :param top: number of the quantizer's last bin.
+        """
+        v = u.clamp(-self.far, top + self.far).add_(self.far)
+        skipped = v.sub(2 * self.far).floor_().clamp_(0, max(top - self.ends, 0))
+        return v.sub_(skipped).mul_(self.parts).int(), skipped
+
+
+def slopes(alpha: float, top: int, device: torch.device) -> Slopes:
+    """The table for a quantizer whose last bin is ``top``."""
+    return _slopes(alpha, min(top, 2 * reach(alpha)), device)
+
+
+@lru_cache
+def _slopes(alpha: float, ends: int, device: torch.device) -> Slopes:
+    far = reach(alpha)
+    units = ends + 2 * far
+    parts = WORDS // units
+    _, rise = _rise(alpha, parts)
+    m = torch.zeros(units * parts + 1, dtype=torch.float64)
+    for k in range(1, ends + 1):  # m(u) is the sum of G(u - k)
+        start, stop = k * parts, k * parts + len(rise)
+        m[start:stop] += rise
+        m[stop:] += 1
+    slope = torch.cat([m.diff() * parts, m.new_zeros(1)])  # the last cell is beyond the end
+    mean = torch.cat([(m[1:] + m[:-1]) / 2, m.new_tensor([ends])])
+    return Slopes(slope.float().to(device), mean.float().to(device), parts, far, ends)
