@@ -15,18 +15,39 @@ EVERY = torch.arange(-(2**15), 2**15, dtype=torch.int16)
 
 
 def mean(u, alpha, top):
-    """E[code] from the definition, in double precision."""
-    k = torch.arange(-40, top + 40, dtype=torch.float64)
-    p = entmax(-((u[:, None] - k) ** 2), alpha)
+    """E[code] in double precision."""
+    p, k = dither.window(u, alpha)
     return (p * k.clamp(0, top)).sum(-1)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 2.5, 3.0])
+def test_the_window_has_the_definition(alpha):
+    u = torch.linspace(-3, 3, 601, dtype=torch.float64)
+    everywhere = torch.arange(-30, 31, dtype=torch.float64)
+    expected = entmax(-((u[:, None] - everywhere) ** 2), alpha)
+    p, k = dither.window(u, alpha)
+    found = torch.zeros_like(expected).scatter_add(-1, k.long() + 30, p)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 2.5, 3.0, 4.0, 8.0, 50.0])
+def test_from_alpha_2_the_upper_bin_solves_its_equation(alpha):
+    f = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    p = dither.window(f[:-1], alpha)[0][:, 1]
+    target = ((alpha - 1) * (2 * f[:-1] - 1)).clamp(-1, 1)
+    torch.testing.assert_close(p ** (alpha - 1) - (1 - p) ** (alpha - 1), target, rtol=0, atol=1e-12)
+    if alpha == 3:
+        torch.testing.assert_close(p, (2 * f[:-1] - 0.5).clamp(0, 1))
+    if alpha <= 8:  # beyond, the slope is too great for finite differences
+        inside = f[:-1][(p > 0.01) & (p < 0.99)].requires_grad_()
+        assert torch.autograd.gradcheck(lambda u: dither.window(u, alpha)[0][:, 1], inside, atol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("u", [0.0, 0.01, 0.3, 0.5, 0.77, 5.25])
 def test_all_words_together_draw_bins_as_often_as_their_probabilities_say(alpha, u):
     code = (dither.noise(EVERY, alpha, torch.float64) + u).floor()
-    k = torch.arange(-20, 30, dtype=torch.float64)
-    p = entmax(-((u - k) ** 2)[None], alpha)[0]
+    p, k = dither.window(torch.tensor(u, dtype=torch.float64), alpha)
     share = (code[:, None] == k).double().mean(0)
     torch.testing.assert_close(share, p, rtol=0, atol=2 / dither.WORDS)
 
@@ -42,7 +63,7 @@ def test_at_alpha_2_the_noise_is_uniform_and_the_table_agrees():
 def test_no_bin_beyond_reach_has_mass(alpha):
     u = torch.linspace(0, 1, 101, dtype=torch.float64)
     k = torch.arange(-40, 40, dtype=torch.float64)
-    p = entmax(-((u[:, None] - k) ** 2), alpha)
+    p = entmax(-((u[:, None] - k) ** 2), min(alpha, 2.0))  # the sparser, the nearer
     assert float(p[(u[:, None] - k).abs() >= dither.reach(alpha)].max()) < 1e-8
 
 
