@@ -2,7 +2,7 @@
 
     python benchmarks/speed/stochastic.py [--rounds 15]
 
-A round measures all sides one after the other. A ratio is that of the fastest runs, because all else only makes a run slower; behind
+A round measures all sides one after the other, in seconds of the processor. A ratio is that of the fastest runs, because all else only makes a run slower; behind
 it is the median of the ratios within rounds. Noise is drawn afresh, not frozen. The peak memory is what the process holds at most
 beyond what it held before, in a process of its own. ``stochastic.md`` is the table.
 """
@@ -92,10 +92,10 @@ def compared(runs: Runs, rounds: int) -> list[str]:
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
             if number:  # the first makes tables and caches
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     base, *others = seconds
     rows = []
     for name in others:
