@@ -283,8 +283,8 @@ CALLS = [
     ),
     # defences and training
     Call(Orthogonality, dict, {"beta": NOT_NEGATIVE}),
-    Call(MutualInformation, dict, {"beta": NOT_NEGATIVE}),
-    Call(BinSpacing, dict, {"weight": NOT_NEGATIVE}),
+    Call(MutualInformation, dict, {"beta": NOT_NEGATIVE, "of": CHOICE}),
+    Call(BinSpacing, dict, {"weight": NOT_NEGATIVE, "relative": FLAG}),
     Call(
         AdversarialTraining,
         dict,
@@ -719,7 +719,16 @@ OTHERS = {
         "OutputTerms",
     ),
     *("agreement", "sign_moves", "Measured"),
-    *("entropy", "information", "member_information", "member_joint", "pooled", "uncertainty", "Uncertainty"),
+    *(
+        "entropy",
+        "information",
+        "member_information",
+        "member_joint",
+        "pooled",
+        "uncertainty",
+        "Uncertainty",
+        "quantile",
+    ),
     *("kurakin_steps", "retracted", "Filtered", "median_filter", "reduce_bits", "unfiltered"),
 }
 MODULES = (

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from art_qplugins.domains import COUNT, POSITIVE, Either, Maybe, Number, OneOf, Option, Rule, eps_number
+from art_qplugins.domains import COUNT, FLAG, POSITIVE, Either, Maybe, Number, OneOf, Option, Rule, eps_number
 from art_qplugins.registry import Entry, Registry
 
 __all__ = [
@@ -139,13 +139,16 @@ DEFENCES: Registry[Entry] = Registry(
             name="mutual-information",
             target="art_qplugins.defences.information:MutualInformation",
             help="information kept by the deepest stochastic layer (arXiv 2312.00105, reconstructed)",
-            options={"beta": Option(0.1, _WEIGHT)},
+            options={
+                "beta": Option(0.1, _WEIGHT),
+                "of": Option("units", OneOf(("units", "channels", "members"))),
+            },
         ),
         DefenceEntry(
             name="bin-spacing",
             target="art_qplugins.defences.information:BinSpacing",
             help="penalty on the bin spacing of stochastic layers (arXiv 2312.00105, reconstructed)",
-            options={"weight": Option(1e-2, _WEIGHT)},
+            options={"weight": Option(1e-2, _WEIGHT), "relative": Option(False, FLAG)},
         ),
         ADVERSARIAL_TRAINING,
         TRADES,
