@@ -49,6 +49,7 @@ from art_qplugins.defences.lipschitz import Orthogonality, stationary_singular_v
 from art_qplugins.defences.margins import margins, random_directions
 from art_qplugins.defences.noise import GaussianNoise
 from art_qplugins.defences.parseval import Parseval
+from art_qplugins.defences.ranges import DataRange
 from art_qplugins.defences.squeezing import FeatureSqueezing
 from art_qplugins.errors import shown
 from art_qplugins.evidence import read_evidence, replay
@@ -285,6 +286,7 @@ CALLS = [
     Call(Orthogonality, dict, {"beta": NOT_NEGATIVE}),
     Call(MutualInformation, dict, {"beta": NOT_NEGATIVE, "of": CHOICE}),
     Call(BinSpacing, dict, {"weight": NOT_NEGATIVE, "relative": FLAG}),
+    Call(DataRange, dict, {"low": FRACTION, "high": (), "samples": COUNT}),
     Call(
         AdversarialTraining,
         dict,
@@ -737,7 +739,7 @@ MODULES = (
     *(".evidence", ".report", ".metrics", ".runner.runner", ".training.engine", ".defences.lipschitz"),
     *(".defences.information", ".gradients.fidelity", ".gradients.measure", ".models.convnet", ".models.mnist_cnn"),
     *(".models.vgg", ".models.ensemble", ".models.filtered", ".information"),
-    *(".defences.adversarial", ".defences.noise", ".defences.parseval", ".defences.squeezing"),
+    *(".defences.adversarial", ".defences.noise", ".defences.parseval", ".defences.squeezing", ".defences.ranges"),
 )
 
 
