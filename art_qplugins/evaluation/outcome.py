@@ -130,13 +130,19 @@ def outcomes_of(results: Results, samples: Mapping[str, Sequence[Sample]]) -> li
 def means(columns: Columns) -> dict[str, Any]:
     """The fields of a cell that are means of its images: ``accuracy`` with its ``interval``, ``rejected`` and ``tries``."""
     accuracy, interval = metrics.accuracy(columns["correct"])
-    rejected, none = columns.get("rejected"), np.full_like(columns["correct"], np.nan)
+    rejected = columns.get("rejected")
     return {
         "accuracy": accuracy,
         "interval": interval,
         "rejected": None if rejected is None else float(metrics.shares(rejected, name="rejected").mean()),
-        "tries": _tries([columns["correct"]], [columns["correct"]], [columns.get("draws", none)]),
+        "tries": _tries_of(columns),
     }
+
+
+def _tries_of(columns: Columns) -> list[Tries]:
+    """What several tries leave of the images of one cell."""
+    correct = columns["correct"]
+    return _tries([correct], [correct], [columns.get("draws", np.full_like(correct, np.nan))])
 
 
 def _tries(
@@ -202,7 +208,7 @@ def check(outcome: Outcome) -> None:
         _check_mean("rejected", cell.rejected, columns["rejected"])
         if not (columns["correct"] >= columns["rejected"] - _ROUNDING).all():
             raise ValueError("an image is rejected and not correct; a rejected image counts as correct")
-    if cell.tries and not same_tries(cell.tries, means(columns)["tries"]):
+    if cell.tries and not same_tries(cell.tries, _tries_of(columns)):
         raise ValueError("its tries are not those of its images")
     if cell.grid is not None and "grid_correct" in columns:
         _check_mean("grid_accuracy", cell.grid_accuracy, columns["grid_correct"])
