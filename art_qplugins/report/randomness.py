@@ -31,6 +31,11 @@ ABOUT = (
 
 #: It crafts on one draw, of a model that draws afresh.
 _ON_ONE_DRAW = "artq:frozen-seed"
+#: Settings in which two models with the same weights may differ.
+_NOT_WEIGHTS = {
+    *("name", "role", "claim", "baseline", "reference", "replicate_of", "abstain"),
+    *("draws", "rule", "eot_draws", "eot_chunk", "frozen"),
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,16 @@ def knowledge(cell: Cell, results: Results) -> Knowledge | None:
 
 
 def _same_weights(settings: Mapping[str, Mapping[str, Any]], one: str, other: str) -> bool:
-    """Whether two models take their weights from one of them, or from the same third one."""
-    return len({settings.get(name, {}).get("base") or name for name in (one, other)}) == 1
+    """Whether two models take their weights from one of them or from the same third one, or are trained alike."""
+    first, second = (
+        {k: v for k, v in settings.get(name, {}).items() if k not in _NOT_WEIGHTS} for name in (one, other)
+    )
+    bases = {settings.get(name, {}).get("base") or name for name in (one, other)}
+    return len(bases) == 1 or ("architecture" in first and first == second)
+
+
+def _crafted(cell: Cell) -> str:
+    return cell.label if cell.source == cell.model else f"{cell.label} from {cell.source}"
 
 
 def known(results: Results) -> list[str]:
@@ -99,6 +112,6 @@ def known(results: Results) -> list[str]:
         for what, meaning in KNOWS.items():
             cells = [cell for cell in results.cells if cell.model == name and knowledge(cell, results) == what]
             if cells:
-                attacks = ", ".join(dict.fromkeys(cell.label for cell in cells))
+                attacks = ", ".join(dict.fromkeys(_crafted(cell) for cell in cells))
                 lines.append(f"{name}: the attacker knows {meaning} ({attacks}).")
     return lines

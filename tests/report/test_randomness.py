@@ -92,6 +92,9 @@ def test_what_an_attacker_knows_depends_on_the_attack_and_on_what_it_is_crafted_
     assert knows(name, "two") is None, "of other weights"
     assert knows("one", "one") == "seed"
     assert knows("one", name) is None
+    alike = [{"name": n, "architecture": {"name": "convnet"}, "frozen": n == "three"} for n in (name, "three")]
+    wider = results.model_copy(update={"spec": {"resolved": {"models": alike}}})
+    assert knows(name, "three") == "member", "trained alike"
 
 
 def test_deterministic_models_and_records_of_earlier_versions_show_nothing(tmp_path):
