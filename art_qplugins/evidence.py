@@ -20,10 +20,11 @@ from art_qplugins.arrays import read_arrays
 from art_qplugins.domains import COUNT, MOST, PATH, SEED, check, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.adapted import adapted_module
-from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, score
+from art_qplugins.evaluation.score import IllegalImage, check_legal, score
 from art_qplugins.files import printable
 from art_qplugins.foreign import foreign
 from art_qplugins.quantizers.noise import is_stochastic
+from art_qplugins.recipes.schema import SCORE_DRAWS
 from art_qplugins.threat import Threat, diameter
 from art_qplugins.torch_domains import MODULE
 
@@ -103,7 +104,7 @@ class Replay:
         if self.stochastic:
             few = int((self.wrong < _NOT_REFUTED).sum())
             lines.append(
-                f"over {DEPLOYMENTS} draws {100 * self.share:.1f} % of the predictions are wrong; {few} images withstand most"
+                f"over {SCORE_DRAWS} draws {100 * self.share:.1f} % of the predictions are wrong; {few} images withstand most"
             )
         if self.illegal is not None or self.distance is None:
             lines.append(f"NOT LEGAL: {self.illegal}")

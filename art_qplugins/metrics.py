@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from art_qplugins.domains import COUNT, Number, check
+from art_qplugins.domains import COUNT, MOST, Number, check
 from art_qplugins.errors import InputError, shown
 
 __all__ = [
     "accuracy",
+    "after_tries",
     "finite",
     "gap_lower_bound",
     "most_in_population",
@@ -50,6 +51,41 @@ def accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:
     """
     values = shares(correct, name="correct")
     return float(values.mean()), wilson_interval(float(values.sum()), len(values))
+
+
+def after_tries(correct: ArrayLike, draws: ArrayLike, tries: int) -> NDArray[np.float64]:
+    """For each image, an estimate of the probability that it is right at every one of k tries, each with fresh noise.
+
+    One try is right with probability p, so k independent tries are with :math:`p^k`: a persistent attacker succeeds with
+    :math:`1 - (1 - q)^k`, where q = 1 - p. Of S draws s are right. The share of the subsets of k draws that are right
+    throughout, :math:`\\binom{s}{k} / \\binom{S}{k}`, has exactly the mean :math:`p^k` (Halmos 1946). The power
+    :math:`(s/S)^k` is too high, by Jensen's inequality.
+
+    Beyond S draws no estimate is unbiased, because each has a mean that is a polynomial in p of degree S at most. There the
+    answer is that of k = S. Its mean :math:`p^S` is above :math:`p^k`, and never above that of :math:`(s/S)^k`.
+
+    :param correct: the share s / S of right draws, of any shape; NaN where there is none.
+    :param draws: S, of the same shape or one number; NaN where there is none.
+    :param tries: k, at least 1.
+    :return: in [0, 1], of the shape of ``correct``; NaN where it is.
+    :raises ValueError: where a share is not in [0, 1], or not a share of whole draws.
+    """
+    check("tries", tries, COUNT)
+    share, of = _array("correct", correct), _array("draws", draws)
+    if of.ndim and of.shape != share.shape:
+        raise InputError(f"correct is {share.shape} and draws {of.shape}; give the draws of each image, or one number")
+    of = np.broadcast_to(of, share.shape)
+    known = ~np.isnan(share)
+    if not ((share >= 0) & (share <= 1) & (of >= 1) & (of <= MOST) & (of == np.floor(of)))[known].all():
+        raise InputError("correct: a value is not in [0, 1], or its draws are no whole number of at least 1")
+    right = np.rint(share * of)
+    if not (np.abs(share * of - right) <= 1e-6 * of)[known].all():
+        raise InputError("correct: a value is no share of its draws; give right draws by all draws")
+    result = np.where(known, 1.0, np.nan)
+    for drawn in range(min(tries, int(of[known].max(initial=1)))):
+        factor = np.clip(right - drawn, 0, None) / np.clip(of - drawn, 1, None)
+        result = np.where(drawn < of, result * factor, result)
+    return result
 
 
 def pooled_accuracy(correct: ArrayLike) -> tuple[float, tuple[float, float]]:

@@ -667,6 +667,11 @@ CALLS = [
         {"found": SEED, "drawn": SEED, "population": (), "confidence": ()},
     ),
     Call(metrics.accuracy, lambda: {"correct": [1.0]}, {"correct": ()}),
+    Call(
+        metrics.after_tries,
+        lambda: {"correct": [1.0], "draws": [4], "tries": 2},
+        {"correct": (), "draws": ("True",), "tries": COUNT},
+    ),
     Call(metrics.shares, lambda: {"values": [1.0]}, {"values": (), "name": tuple(ODD)}),
     Call(
         metrics.worst_case,

@@ -129,6 +129,16 @@ def test_an_audit_is_counted_on_its_sample_at_each_eps(timed):
     assert found(audit=70)["a", "audit"].images == 20
 
 
+def test_the_draws_that_score_a_random_model_are_counted(timed):
+    """Two banks of draws for the clean images and two attacks at two eps, each draw of three members."""
+    scoring = {name: work for (name, part), work in found().items() if part == "scoring"}
+    assert {name: (work.images, work.each) for name, work in scoring.items()} == {"sq": (20, Cost(0, 5 * 2 * 20 * 3))}
+    assert found(score_draws=500)["sq", "scoring"].each.queries == 5 * 2 * 500 * 3
+    assert found(grid=256)["sq", "scoring"].each.queries == 2 * 5 * 2 * 20 * 3
+    few = found(attacks=[{"id": "art:fgsm", "limit": 5}, {"id": "artq:random", "options": {"draws": 4}}])
+    assert few["sq", "scoring"].each.queries == (1 + 2 / 4 + 2 * 4) * 2 * 20 * 3
+
+
 @pytest.mark.parametrize(
     ("asked", "gradients", "queries"),
     [

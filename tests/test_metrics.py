@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 
-from art_qplugins.metrics import accuracy, gap_lower_bound, resampled_means, wilson_interval, worst_case
+from art_qplugins.metrics import accuracy, after_tries, gap_lower_bound, resampled_means, wilson_interval, worst_case
 
 
 @given(
@@ -191,3 +192,56 @@ def test_an_image_that_no_attack_was_run_on_has_no_worst_case():
     nan = float("nan")
     with pytest.raises(ValueError, match="no attack was run on 1 images"):
         worst_case([[1.0, nan], [0.0, nan]], [[1.0, nan], [0.0, nan]])
+
+
+# --- Several tries
+
+
+@given(st.integers(1, 40).flatmap(lambda S: st.tuples(st.just(S), st.integers(0, S), st.integers(1, 40))))
+def test_right_at_every_try_is_the_share_of_subsets_of_draws_that_are_right(numbers):
+    draws, right, tries = numbers
+    tries = min(tries, draws)
+    expected = math.comb(right, tries) / math.comb(draws, tries)
+    assert after_tries(right / draws, draws, tries) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.floats(0, 1), st.integers(1, 60), st.integers(1, 120))
+def test_the_mean_over_all_draws_is_the_power_and_beyond_them_a_tighter_bound_than_the_power_of_the_share(
+    p, draws, tries
+):
+    """Over every number of right draws, weighed by its probability: no simulation."""
+    right = np.arange(draws + 1)
+    weights = binom.pmf(right, draws, p)
+    mean = float(weights @ after_tries(right / draws, draws, tries))
+    plug_in = float(weights @ (right / draws) ** tries)
+    assert mean == pytest.approx(p ** min(tries, draws), abs=1e-9)
+    assert p**tries - 1e-9 <= mean <= plug_in + 1e-9
+
+
+def test_tries_keep_the_shape_and_what_is_not_known():
+    share = np.array([[1.0, 0.5, np.nan], [0.0, 0.75, 1.0]])
+    draws = np.array([[4, 4, np.nan], [4, 4, 1]])
+    expected = [[1, 1 / 6, np.nan], [0, 1 / 2, 1]]
+    np.testing.assert_allclose(after_tries(share, draws, 2), expected)
+    assert math.isnan(after_tries(np.nan, np.nan, 3))
+    np.testing.assert_array_equal(after_tries(share[:, :2], 4, 1), share[:, :2])
+
+
+def test_many_images_with_known_probabilities_fall_as_often_as_the_closed_form_says():
+    """1 - (1 - q)^k for each image, within five standard errors of the mean over images."""
+    p, generator = np.random.default_rng(0).random(20_000), np.random.default_rng(1)
+    share = generator.binomial(30, p) / 30
+    for tries in (1, 3, 10, 30):
+        found = after_tries(share, 30, tries)
+        assert abs(found.mean() - (p**tries).mean()) < 5 * (found - p**tries).std() / math.sqrt(len(p))
+
+
+@pytest.mark.parametrize(("share", "draws"), [(0.33, 4), (1.5, 4), (-0.5, 2), (0.5, 2.5), (0.0, 0), (1.0, np.nan)])
+def test_what_is_no_share_of_draws_is_refused(share, draws):
+    with pytest.raises(ValueError, match=r"^correct: a value is"):
+        after_tries([1.0, share], [1.0, draws], 2)
+
+
+def test_each_image_has_its_draws():
+    with pytest.raises(ValueError, match=r"^correct is \(3,\) and draws \(2,\)"):
+        after_tries([1, 1, 1], [2, 2], 2)

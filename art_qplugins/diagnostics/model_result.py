@@ -17,7 +17,7 @@ from art_qplugins.diagnostics.model_records import ModelRecords, records_of
 from art_qplugins.diagnostics.summary import lower_first, summary
 from art_qplugins.diagnostics.thresholds import MATERIAL
 from art_qplugins.diagnostics.verdict import decide, invalidating, mechanisms
-from art_qplugins.evaluation.outcome import Outcome, attacked, robust_at, worst_case
+from art_qplugins.evaluation.outcome import Outcome, attacked, clean_tries, robust_at, worst_case
 from art_qplugins.evaluation.records import (
     Claim,
     Finding,
@@ -81,6 +81,7 @@ def assess(
         clean_accuracy=accuracy,
         clean_interval=interval,
         clean_rejected=None if clean is None else clean.cell.rejected,
+        clean_tries=[] if clean is None else clean_tries(clean),
         n=n,
         robust=[] if judgement.verdict == "INVALID" else _robust(outcomes),
         verdict=judgement.verdict,

@@ -88,12 +88,15 @@ def _defaults(attack: str) -> str:
     return _options(attack, {})
 
 
-def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: int) -> str:
+def cell_id(
+    spec: CellSpec, *, target: str, source: str, data: str, batch_size: int, score_draws: int | None = None
+) -> str:
     """A readable name that ends in a hash of everything that changes the cell's result.
 
     :param target: hash of the scored model.
     :param source: hash of the attacked model.
     :param data: hash of images, labels and their order.
+    :param score_draws: their number, where it is not the default.
     """
     answer = {k: v for k, v in asdict(spec).items() if k not in spec.named}
     attack = ATTACKS[spec.attack]
@@ -104,6 +107,7 @@ def cell_id(spec: CellSpec, *, target: str, source: str, data: str, batch_size: 
         "library": None if attack.library is None else plugins.version(attack.library.package) or "unknown",
         "torch": plugins.version("torch") or "unknown",
     }
+    answer |= {} if score_draws is None else {"score_draws": score_draws}
     answer["plugins"] = [str(row.plugin) for row in (attack, attack.library) if row is not None and row.plugin]
     digest = hashlib.sha256(json.dumps(answer, sort_keys=True, default=str).encode()).hexdigest()[:10]
     where = "" if spec.source == spec.model else f".from-{short_name(spec.source)}"

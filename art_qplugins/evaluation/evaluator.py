@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from art_qplugins.fingerprint import fingerprint
 from art_qplugins.gradients.counting import passes
 from art_qplugins.plugins import Plugin
 from art_qplugins.recipes.packages import packages_of_model
-from art_qplugins.recipes.schema import Recipe
+from art_qplugins.recipes.schema import SCORE_DRAWS, Recipe
 
 __all__ = ["Evaluator", "evaluator_of"]
 
@@ -35,6 +36,7 @@ class Evaluator:
     :param x: (N, C, H, W) float32 in [0, 1]. ``y`` are (N,) int64 labels. ``ids`` has an id for every image.
     :param batch_size: images per batch. Batches are smaller if the memory does not suffice.
     :param shard: images that are crafted and scored together with their own seeds; ``None`` for ``batch_size``.
+    :param score_draws: predictions of a random model that score an image, and as many that choose the worst attack.
     :param packages: by model, the installed packages that take part in it. Their versions enter the ids of cells.
     :ivar fingerprints: hash of each module as it is scored.
     :ivar attacked: hash of each estimator as an attack sees it, with its loss and bounds.
@@ -47,6 +49,7 @@ class Evaluator:
     ids: Sequence[str]
     batch_size: int = 250
     shard: int | None = None
+    score_draws: int = SCORE_DRAWS
     packages: Mapping[str, Sequence[Plugin]] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(init=False, repr=False)
     attacked: Mapping[str, str] = field(init=False, repr=False)
@@ -79,6 +82,7 @@ class Evaluator:
             source=self.attacked[spec.source],
             data=f"{self.data} in shards of {self.shard or self.batch_size}",
             batch_size=self.batch_size,
+            score_draws=None if self.score_draws == SCORE_DRAWS else self.score_draws,
         )
 
     def passes(self, spec: CellSpec) -> int:
@@ -111,4 +115,5 @@ class Evaluator:
 def evaluator_of(recipe: Recipe, estimators: Mapping[str, QuantizedClassifier], images: Dataset) -> Evaluator:
     """The evaluator of a recipe's models on these images."""
     packages = {model.name: packages_of_model(recipe, model) for model in recipe.models}
-    return Evaluator(estimators, images.x(), images.y(), images.ids, recipe.batch_size, recipe.shard, packages)
+    settings: dict[str, Any] = {name: getattr(recipe, name) for name in ("batch_size", "shard", "score_draws")}
+    return Evaluator(estimators, images.x(), images.y(), images.ids, packages=packages, **settings)

@@ -12,18 +12,21 @@ from numpy.typing import NDArray
 
 from art_qplugins import metrics
 from art_qplugins.errors import shown
-from art_qplugins.evaluation.records import Cell, Results, Robust, Sample
+from art_qplugins.evaluation.records import Cell, Results, Robust, Sample, Tries
 
 __all__ = [
+    "TRIES",
     "Columns",
     "Outcome",
     "attacked",
     "check",
+    "clean_tries",
     "left_by_image",
     "legal_at",
     "means",
     "outcomes_of",
     "robust_at",
+    "same_tries",
     "worst_case",
     "worst_images",
 ]
@@ -39,6 +42,8 @@ _FIELDS = (*_WHOLE, *_REAL, *_MAY_MISS)
 #: The ranges of the columns of a finished cell. Other columns may be NaN.
 _RANGES = {"correct": (0.0, 1.0), "selection": (0.0, 1.0), "distance": (0.0, np.inf)}
 _RANGES |= {"label": (0.0, 2.0**31), "prediction": (0.0, 2.0**31)}
+#: How often a persistent attacker tries an image.
+TRIES = (1, 10, 100)
 #: Numbers that a mean of the same values may differ by.
 _ROUNDING = 1e-9
 
@@ -116,19 +121,63 @@ class Outcome:
 
 
 def outcomes_of(results: Results, samples: Mapping[str, Sequence[Sample]]) -> list[Outcome]:
-    """The outcomes that records describe, without their measures but for ``rejected``."""
-    return [Outcome.from_samples(cell, samples.get(cell.id, []), measures=["rejected"]) for cell in results.cells]
+    """The outcomes that records describe, without their measures but for ``rejected`` and ``draws``."""
+    return [
+        Outcome.from_samples(cell, samples.get(cell.id, []), measures=["rejected", "draws"]) for cell in results.cells
+    ]
 
 
 def means(columns: Columns) -> dict[str, Any]:
-    """The fields of a cell that are means of its images: ``accuracy`` with its ``interval``, and ``rejected``."""
+    """The fields of a cell that are means of its images: ``accuracy`` with its ``interval``, ``rejected`` and ``tries``."""
     accuracy, interval = metrics.accuracy(columns["correct"])
     rejected = columns.get("rejected")
     return {
         "accuracy": accuracy,
         "interval": interval,
         "rejected": None if rejected is None else float(metrics.shares(rejected, name="rejected").mean()),
+        "tries": _tries_of(columns),
     }
+
+
+def _tries_of(columns: Columns) -> list[Tries]:
+    """What several tries leave of the images of one cell."""
+    correct = columns["correct"]
+    return _tries([correct], [correct], [columns.get("draws", np.full_like(correct, np.nan))])
+
+
+def _tries(
+    correct: Sequence[NDArray[np.float64]],
+    selection: Sequence[NDArray[np.float64]],
+    draws: Sequence[NDArray[np.float64]],
+) -> list[Tries]:
+    """What several tries leave, at the strongest attack on each image. Empty where the draws of an attack are not known.
+
+    :param correct: by attack, (images,). ``selection`` and ``draws`` likewise.
+    """
+    known = np.array(draws)[~np.isnan(correct)]
+    if not (len(known) and np.isfinite(known).all()):
+        return []
+    found, most = [], int(known.min())
+    for tries in TRIES:
+        counted = min(tries, most)
+        left = metrics.worst_case(metrics.after_tries(correct, draws, counted), selection)
+        accuracy, interval = metrics.accuracy(left)
+        found.append(Tries(tries=tries, counted=counted, accuracy=accuracy, interval=interval))
+    return found
+
+
+def clean_tries(clean: Outcome) -> list[Tries]:
+    """What several tries leave of the clean images that a random model labels: noise alone makes some fail."""
+    return _tries([clean.labelled], [clean.labelled], [clean.column("draws")])
+
+
+def same_tries(first: Sequence[Tries], second: Sequence[Tries]) -> bool:
+    """Whether they are the same numbers, up to rounding."""
+    parts = zip(first, second, strict=False)
+    return len(first) == len(second) and all(
+        (one.tries, one.counted) == (other.tries, other.counted) and abs(one.accuracy - other.accuracy) <= _ROUNDING
+        for one, other in parts
+    )
 
 
 def check(outcome: Outcome) -> None:
@@ -159,6 +208,8 @@ def check(outcome: Outcome) -> None:
         _check_mean("rejected", cell.rejected, columns["rejected"])
         if not (columns["correct"] >= columns["rejected"] - _ROUNDING).all():
             raise ValueError("an image is rejected and not correct; a rejected image counts as correct")
+    if cell.tries and not same_tries(cell.tries, _tries_of(columns)):
+        raise ValueError("its tries are not those of its images")
     if cell.grid is not None and "grid_correct" in columns:
         _check_mean("grid_accuracy", cell.grid_accuracy, columns["grid_correct"])
 
@@ -237,7 +288,14 @@ def robust_at(outcomes: Iterable[Outcome], norm: str, eps: float) -> Robust:
     """The mean over images of the worst case over all legal attacks that were run."""
     legal = legal_at(outcomes, norm, eps)
     accuracy, interval = metrics.accuracy(worst_case(legal))
-    return Robust(norm=norm, eps=eps, accuracy=accuracy, interval=interval, attacks=[o.cell.id for o in legal])
+    return Robust(
+        norm=norm,
+        eps=eps,
+        accuracy=accuracy,
+        interval=interval,
+        attacks=[o.cell.id for o in legal],
+        tries=_tries(*([o.column(name) for o in legal] for name in ("correct", "selection", "draws"))),
+    )
 
 
 def worst_images(

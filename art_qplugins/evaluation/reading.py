@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.evaluation.old_names import upgrade
-from art_qplugins.evaluation.outcome import Outcome, check, robust_at
-from art_qplugins.evaluation.records import SCHEMA_VERSION, ModelResult, Results, Sample
+from art_qplugins.evaluation.outcome import Outcome, check, clean_tries, robust_at, same_tries
+from art_qplugins.evaluation.records import SCHEMA_VERSION, ModelResult, Results, Sample, Tries
 from art_qplugins.files import open_file, printable, read_json
 
 __all__ = ["LARGEST", "read_records", "read_results", "strictly"]
@@ -108,7 +108,7 @@ def _check(results: Results, samples: Mapping[str, Sequence[Sample]]) -> None:
         cell.id: Outcome.from_samples(
             cell,
             samples.get(cell.id, ()),
-            measures=_MEASURES if cell.grid is not None or cell.rejected is not None else (),
+            measures=_MEASURES if cell.grid is not None or cell.rejected is not None or cell.tries else (),
         )
         for cell in results.cells
     }
@@ -122,7 +122,7 @@ def _check(results: Results, samples: Mapping[str, Sequence[Sample]]) -> None:
         _check_model(model, outcomes)
 
 
-_MEASURES = ("grid_correct", "rejected")  # those that a cell has the means of
+_MEASURES = ("draws", "grid_correct", "rejected")  # those that numbers of a cell are of
 
 
 def _check_names(what: str, names: Sequence[str]) -> None:
@@ -167,17 +167,22 @@ def _check_model(model: ModelResult, outcomes: Mapping[str, Outcome]) -> None:
         _equal(f"{where}: n", model.n, clean.cell.n)
         _equal(f"{where}: clean_accuracy", model.clean_accuracy, float(clean.labelled.mean()))
         _equal(f"{where}: clean_rejected", model.clean_rejected or 0.0, clean.cell.rejected or 0.0)
+        _equal_tries(f"{where}: clean images", model.clean_tries, clean_tries(clean))
     for robust in model.robust:
         at = f"{where}: robust accuracy at {robust.norm} {robust.eps:g}"
         _known(at, robust.attacks, mine)
         if robust.attacks:
-            _equal(
-                at,
-                robust.accuracy,
-                robust_at([mine[name] for name in robust.attacks], robust.norm, robust.eps).accuracy,
-            )
+            again = robust_at([mine[name] for name in robust.attacks], robust.norm, robust.eps)
+            _equal(at, robust.accuracy, again.accuracy)
+            _equal_tries(at, robust.tries, again.tries)
         if (model.claim.norm, model.claim.eps) == (robust.norm, robust.eps) and model.claim.corrected is not None:
             _equal(f"{where}: corrected accuracy", model.claim.corrected, robust.accuracy)
+
+
+def _equal_tries(what: str, recorded: Sequence[Tries], found: Sequence[Tries]) -> None:
+    """Records of earlier versions have none."""
+    if recorded and not same_tries(recorded, found):
+        raise ValueError(f"{what}: what is left after several tries is not what its cells say")
 
 
 def _equal(what: str, recorded: float, found: float | None) -> None:

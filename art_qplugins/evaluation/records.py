@@ -51,6 +51,20 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
 
+class Tries(Record):
+    """What is left where each image is tried several times: the share of images that are right every time.
+
+    Each try is one prediction with fresh noise. ``counted`` is ``tries``, or the number of scoring draws where that is
+    smaller. Then the number is that after ``counted`` tries, an upper bound; see :func:`~art_qplugins.metrics.after_tries`.
+    The interval counts images, not draws: it covers the sampling of both, because the draws of an image are its own.
+    """
+
+    tries: Count
+    counted: Count
+    accuracy: Share
+    interval: Interval
+
+
 class Sample(Record):
     """One image in one cell; a row of ``samples.jsonl``.
 
@@ -70,7 +84,7 @@ class Sample(Record):
     margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
     # Further measurements of this image, None where not finite. "confidence": the probability that the model gives its
-    # prediction. "alone": whether it is correct in a batch of its own, where answers depend on the batch. Clean cells have
+    # prediction. "draws": how many predictions correct is the share of, for a random model. "alone": whether it is correct in a batch of its own, where answers depend on the batch. Clean cells have
     # those of gradients/measure.py, white-box cells those of the attack's path.
     measures: dict[str, float | None] = {}
 
@@ -95,6 +109,7 @@ class Cell(Record):
     interval: Interval | None
     reference: Share | None = None  # the accuracy that a paper gives for it
     rejected: Share | None = None  # share of images that the model rejects; None where it has no rejection class
+    tries: list[Tries] = []  # of a random model; none in records of earlier versions
     forward_samples: Count
     backward_samples: Count
     seconds: Size
@@ -209,6 +224,7 @@ class Robust(Record):
     accuracy: Share
     interval: Interval
     attacks: list[str]  # ids of the cells that count here (all with the same norm and at most this eps)
+    tries: list[Tries] = []  # of a random model, at the strongest attack on each image
 
 
 class Audit(Record):
@@ -276,6 +292,7 @@ class ModelResult(Record):
     clean_accuracy: Share  # a clean image that is rejected does not count
     clean_interval: Interval
     clean_rejected: Share | None = None  # share of clean images that are rejected; None without a rejection class
+    clean_tries: list[Tries] = []  # of a random model: noise alone makes clean images fail that are tried often
     n: Count
     robust: list[Robust]
     verdict: Verdict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,11 +17,11 @@ from art_qplugins.gradients.margin import logit_margin, rejection_as_label
 from art_qplugins.gradients.probe import same_answers
 from art_qplugins.guard import isolated
 from art_qplugins.quantizers.noise import draws_from, is_stochastic
+from art_qplugins.recipes.schema import SCORE_DRAWS
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
 __all__ = [
-    "DEPLOYMENTS",
     "IllegalImage",
     "NoAnswer",
     "check_legal",
@@ -31,8 +32,6 @@ __all__ = [
     "score",
 ]
 
-#: Number of fresh deployments of a stochastic model that score an image, on each of two independent sets of draws.
-DEPLOYMENTS = 20
 #: The columns that are shares of draws.
 _SHARES = ("correct", "selection", "rejected")
 # A pixel this near to a level of a grid is on it: more than float32 rounds, less than a distance may exceed eps.
@@ -100,7 +99,14 @@ def on_grid(x: Tensor, x_adv: Tensor, threat: Threat, levels: int) -> Tensor:
 
 
 def score(
-    module: nn.Module, x: Tensor, y: Tensor, *, seed: int, abstain: int | None = None, batch_size: int = 250
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int,
+    abstain: int | None = None,
+    batch_size: int = 250,
+    draws: int = SCORE_DRAWS,
 ) -> dict[str, NDArray[np.float64]]:
     """Score images (N, C, H, W) on the deployed module.
 
@@ -111,44 +117,70 @@ def score(
 
     The columns ``prediction``, ``correct``, ``selection``, ``margin`` and ``loss`` are those of
     :class:`~art_qplugins.evaluation.records.Sample`, (N,) each, and ``confidence`` is the probability of the prediction by
-    the softmax of the mean logits. A random module is scored on two sets of draws that no attack saw. A module is random
-    if it has stochastic layers, or if its outputs depend on the seed of the global generators. Global random states are
-    restored.
+    the softmax of the mean logits. A random module is scored on two banks of draws that no attack saw: ``correct`` has the
+    share of right predictions in one, ``selection`` in the other. Each draw is a whole prediction with noise of its own for
+    every image, so that the draws of an image are independent. There is then a column ``draws``, their number in a bank. A
+    module is random if it has stochastic layers, or if its outputs depend on the seed of the global generators. Global
+    random states are restored. Memory does not grow with the number of draws.
 
     :param abstain: index of the rejection class. There is then a column ``rejected``, the share of draws that reject.
+    :param draws: predictions of a random module in each bank.
     :raises InputError: where the module gives one logit for two classes, or a label is none of its classes.
     :raises NoAnswer: where a logit is NaN, or the module gives no logits for each image.
     """
     random = is_stochastic(module)
-    first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS if random else 1, batch_size)
-    _check_labels(module, y, first.shape[-1], abstain)
+    scored = _ask(module, x, derive_seed(seed, "judge"), draws if random else 1, batch_size)
+    _check_labels(module, y, scored.logits.shape[1], abstain)
     if not random:
         again = _ask(module, x[:batch_size], derive_seed(seed, "select"), 1, batch_size)
-        random = not same_answers(first[:, :batch_size], again)
+        random = not same_answers(scored.logits[:batch_size], again.logits)
         if random:  # a module that draws from the global generators
-            first = _ask(module, x, derive_seed(seed, "judge"), DEPLOYMENTS, batch_size)
-    answers = first.argmax(-1)
-    selection = correct = _right(answers, y, abstain)
-    if random:
-        second = _ask(module, x, derive_seed(seed, "select"), DEPLOYMENTS, batch_size)
-        selection = _right(second.argmax(-1), y, abstain)
-    logits = first.mean(0)
+            scored = _ask(module, x, derive_seed(seed, "judge"), draws, batch_size)
+    selecting = _ask(module, x, derive_seed(seed, "select"), draws, batch_size) if random else scored
+    logits = scored.logits
     seen = (logits, y) if abstain is None else rejection_as_label(logits, y, abstain)
     found = {
-        "prediction": answers.mode(0).values,
-        "correct": correct,
-        "selection": selection,
+        "prediction": scored.votes.argmax(1),
+        "correct": scored.right(y, abstain),
+        "selection": selecting.right(y, abstain),
         "margin": logit_margin(*seen),
         "loss": nn.functional.cross_entropy(*seen, reduction="none"),
     }
     found["confidence"] = logits.double().softmax(1).gather(1, found["prediction"][:, None])[:, 0]
     if abstain is not None:
-        found["rejected"] = (answers == abstain).double().mean(0)
+        found["rejected"] = scored.share(torch.full_like(y, abstain))
+    if random:
+        found["draws"] = torch.full(y.shape, scored.draws)
     return {name: values.double().cpu().numpy() for name, values in found.items()}
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What a module answered to N images in several draws.
+
+    :ivar logits: (N, C), the mean over draws.
+    :ivar votes: (N, C), how many draws gave each class.
+    """
+
+    logits: Tensor
+    votes: Tensor
+    draws: int
+
+    def share(self, classes: Tensor) -> Tensor:
+        """(N,) the share of draws that gave these classes (N,)."""
+        return self.votes.gather(1, classes[:, None])[:, 0].double() / self.draws
+
+    def right(self, y: Tensor, abstain: int | None) -> Tensor:
+        """(N,) the share of draws that gave the label, or rejected."""
+        if abstain is None:
+            return self.share(y)
+        both = self.votes.gather(1, torch.stack([y, torch.full_like(y, abstain)], 1))
+        return both.sum(1).double() / self.draws
+
+
 def over_images(tried: Sequence[Columns]) -> Columns:
-    """The scores of several images of each clean image as one: shares are means, the rest is of the image with the lowest margin.
+    """The scores of several images of each clean image as one: shares are means over all draws, the rest is of the image with the
+    lowest margin.
 
     :param tried: the columns of each, as :func:`score` gives them.
     """
@@ -156,8 +188,9 @@ def over_images(tried: Sequence[Columns]) -> Columns:
         return tried[0]
     lowest = np.stack([_margin(columns) for columns in tried]).argmin(0)
     stacked = {name: np.stack([columns[name] for columns in tried]) for name in tried[0]}
-    one = np.arange(len(lowest))
-    return {name: v.mean(0) if name in _SHARES else v[lowest, one] for name, v in stacked.items()}
+    result = {name: v[lowest, np.arange(len(lowest))] for name, v in stacked.items()}
+    result |= {name: stacked[name].mean(0) for name in _SHARES if name in stacked}
+    return result | ({"draws": stacked["draws"].sum(0)} if "draws" in stacked else {})
 
 
 def lower_margin(scored: Columns, before: Sequence[Columns]) -> NDArray[np.bool_]:
@@ -167,12 +200,6 @@ def lower_margin(scored: Columns, before: Sequence[Columns]) -> NDArray[np.bool_
 
 def _margin(scored: Columns) -> NDArray[np.float64]:
     return np.nan_to_num(scored["margin"], nan=np.inf)
-
-
-def _right(answers: Tensor, y: Tensor, abstain: int | None) -> Tensor:
-    """(N,) the share of answers (times, N) that are the label, or reject."""
-    right = answers == y
-    return (right if abstain is None else right | (answers == abstain)).double().mean(0)
 
 
 def _check_labels(module: nn.Module, y: Tensor, classes: int, abstain: int | None) -> None:
@@ -194,24 +221,40 @@ def finite_columns(columns: Columns) -> dict[str, NDArray[np.float64]]:
     return {name: np.where(np.isfinite(values), values, np.nan) for name, values in columns.items()}
 
 
-def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -> Tensor:
-    """Logits (times, N, C)."""
+def _ask(module: nn.Module, x: Tensor, seed: int, times: int, batch_size: int) -> _Answers:
+    """The answers in so many draws."""
     with isolated(module, seed), torch.no_grad(), draws_from(module, seed):
-        parts = [[_asked(module, part) for part in x.split(batch_size)] for _ in range(times)]
-    widths = {part.shape[1] for draw in parts for part in draw}
-    if len(widths) > 1:
-        few, many = min(widths), max(widths)
-        raise NoAnswer(f"{type(module).__name__} gives {few} logits for some batches and {many} for others")
-    logits = torch.stack([torch.cat(draw) for draw in parts])
-    if logits.shape[-1] == 1:
+        first = total = _drawn(module, x, batch_size)
+        undefined, votes = first.isnan().any(1), torch.zeros_like(first, dtype=torch.int64)
+        for draw in range(times):
+            logits = _drawn(module, x, batch_size) if draw else first
+            if logits.shape != first.shape:
+                raise _uneven(module, {first.shape[1], logits.shape[1]})
+            undefined |= logits.isnan().any(1)
+            votes.scatter_add_(1, logits.argmax(1, keepdim=True), torch.ones_like(votes[:, :1]))
+            total = total + logits.double() if draw else total
+    if undefined.any():
+        raise NoAnswer(f"{type(module).__name__} gives NaN for {int(undefined.sum())} of {len(x)} images")
+    return _Answers(first if times == 1 else (total / times).to(first), votes, times)
+
+
+def _drawn(module: nn.Module, x: Tensor, batch_size: int) -> Tensor:
+    """Logits (N, C) of one draw."""
+    parts = [_asked(module, part) for part in x.split(batch_size)]
+    if len(widths := {part.shape[1] for part in parts}) > 1:
+        raise _uneven(module, widths)
+    logits = torch.cat(parts)
+    if logits.shape[1] == 1:
         raise InputError(
             f"model: {type(module).__name__} gives one logit z, and scores compare those of all classes; "
             "end it with torch.cat([0 * z, z], 1)"
         )
-    if logits.isnan().any():
-        rows = int(logits.isnan().any(-1).any(0).sum())
-        raise NoAnswer(f"{type(module).__name__} gives NaN for {rows} of {len(x)} images")
     return logits
+
+
+def _uneven(module: nn.Module, widths: set[int]) -> NoAnswer:
+    few, many = min(widths), max(widths)
+    return NoAnswer(f"{type(module).__name__} gives {few} logits for some batches and {many} for others")
 
 
 def _asked(module: nn.Module, x: Tensor) -> Tensor:

@@ -89,7 +89,9 @@ def _scored(
     rows = evaluator.rows(spec.rows)
     y = evaluator.y[rows].to(target.device)
     scored = _score(evaluator, spec, images.to(target.device), y)
-    kept = {key: values[list(places)] for key, values in found.columns.items() if key not in (_GRID, "rejected")}
+    kept = {
+        key: values[list(places)] for key, values in found.columns.items() if key not in (_GRID, "rejected", "draws")
+    }
     cell = found.cell.model_copy(
         update={
             "id": name,
@@ -135,4 +137,5 @@ def scored_on_grid(
 
 def _score(evaluator: Evaluator, spec: CellSpec, images: torch.Tensor, y: torch.Tensor) -> Columns:
     target = evaluator.estimators[spec.model]
-    return score(target.model, images, y, seed=spec.seed, abstain=target.abstain, batch_size=evaluator.batch_size)
+    settings = {"batch_size": evaluator.batch_size, "draws": evaluator.score_draws}
+    return score(target.model, images, y, seed=spec.seed, abstain=target.abstain, **settings)

@@ -128,11 +128,12 @@ def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
     x, y = evaluator.x[rows].to(target.device), evaluator.y[rows].to(target.device)
     started = time.perf_counter()
     crafted = _binarized(spec, source, x, y) if spec.check else _crafted(evaluator, shard, source, x, y, batch_size)
-    x_adv, distance, scored = _judged(crafted, shard, target, x, y, batch_size)
+    how = {"batch_size": batch_size, "draws": evaluator.score_draws}
+    x_adv, distance, scored = _judged(crafted, shard, target, x, y, how)
     tried = [scored]
     for draw in range(1, ATTACKS[spec.attack].images(spec.options)):
         again = _crafted(evaluator, shard, source, x, y, batch_size, draw)
-        other, other_distance, another = _judged(again, shard, target, x, y, batch_size)
+        other, other_distance, another = _judged(again, shard, target, x, y, how)
         nearer = torch.from_numpy(lower_margin(another, tried)).to(x.device)
         x_adv[nearer], distance[nearer] = other[nearer], other_distance[nearer]
         tried.append(another)
@@ -157,12 +158,15 @@ def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
 
 
 def _judged(
-    crafted: Crafted, shard: Shard, target: QuantizedClassifier, x: Tensor, y: Tensor, batch_size: int
+    crafted: Crafted, shard: Shard, target: QuantizedClassifier, x: Tensor, y: Tensor, how: Mapping[str, int]
 ) -> tuple[Tensor, Tensor, Columns]:
-    """The images, their distances, and their scores."""
+    """The images, their distances, and their scores.
+
+    :param how: further arguments of ``score``.
+    """
     x_adv = crafted.x_adv.to(x)
     distance = check_legal(x, x_adv, Threat(shard.spec.norm, shard.spec.eps))
-    scored = score(target.model, x_adv, y, seed=_seed(shard), abstain=target.abstain, batch_size=batch_size)
+    scored = score(target.model, x_adv, y, seed=_seed(shard), abstain=target.abstain, **how)
     return x_adv, distance, scored
 
 

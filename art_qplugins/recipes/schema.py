@@ -20,6 +20,7 @@ from art_qplugins.recipes.model import ClaimSettings, ModelSettings
 from art_qplugins.recipes.values import (
     AttackId,
     Count,
+    Draws,
     Flag,
     Name,
     Norm,
@@ -37,7 +38,12 @@ from art_qplugins.recipes.values import (
 )
 from art_qplugins.threat import ANYWHERE, Threat
 
-__all__ = ["AttackSettings", "Budget", "Data", "Diagnosis", "Recipe", "ThreatSettings", "TransferSettings"]
+__all__ = [
+    *("SCORE_DRAWS", "AttackSettings", "Budget", "Data", "Diagnosis", "Recipe", "ThreatSettings", "TransferSettings"),
+]
+
+#: Predictions of a random model that score an image, if nothing else is asked.
+SCORE_DRAWS = 20
 
 
 class Data(Settings):
@@ -168,6 +174,8 @@ class Recipe(Settings):
     :param audit: at each eps, run AutoAttack ``standard`` on so many of the images that stand in the end, drawn at random. It
         tells what full AutoAttack would leave, with an interval.
     :param grid: score the images also as rounded to this many levels.
+    :param score_draws: predictions of a random model, each with fresh noise, that score an image. As many others choose
+        the worst attack. What is left after k tries needs at least k.
     :param sensitivity: measure operator norms of layers, and how far so many images of each attack move what layers read.
     :param suite_notes: what its suites leave out or do otherwise than their papers, written when they are expanded.
     """
@@ -195,6 +203,7 @@ class Recipe(Settings):
     budget: Budget = Budget()
     audit: Count | None = None
     grid: Annotated[int, within(Number(2, 65536, whole=True))] | None = None
+    score_draws: Draws = SCORE_DRAWS
     sensitivity: Count | None = None
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]

@@ -21,6 +21,8 @@ COLUMNS = (
     "of",  # images in all, where only n of them were attacked
     "reference",  # the accuracy that a paper gives, if one does
     "rejected",  # of the accuracy, what part are rejected images; empty without a rejection class
+    # Of a random model: what is left after so many tries, or after tries_counted of 100 where there were no more draws.
+    *("after_10_tries", "after_100_tries", "tries_counted"),
     *("grid", "grid_accuracy", "grid_lower", "grid_upper"),  # after pixels were rounded to this many levels
     *("level", "step"),  # of the diagnosis that ran the cell; empty for cells of the recipe
     # Of the model, and the same in all of its rows:
@@ -82,6 +84,8 @@ def _places(model: ModelResult, results: Results) -> dict[str, dict[str, object]
 def _row(cell: Cell) -> dict[str, object]:
     row = {key: value for key, value in cell.model_dump().items() if key in COLUMNS}
     row["lower"], row["upper"] = cell.interval or (None, None)
+    row |= {f"after_{one.tries}_tries": one.accuracy for one in cell.tries if one.tries > 1}
+    row["tries_counted"] = cell.tries[-1].counted if cell.tries else None
     row["grid_lower"], row["grid_upper"] = cell.grid_interval or (None, None)
     row["notes"] = "; ".join(cell.notes)
     row["params"] = json.dumps(cell.params, sort_keys=True, default=str)

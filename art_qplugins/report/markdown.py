@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from art_qplugins.evaluation.records import Cell, ModelResult, Results, Robust
-from art_qplugins.report import robustbench, select, words
+from art_qplugins.report import randomness, robustbench, select, words
 from art_qplugins.report.files import Run
 from art_qplugins.report.steps import Level, StepRow, levels, steps
 from art_qplugins.report.training import training
@@ -29,6 +29,7 @@ def text(run: Run) -> str:
         _EXPLANATION,
         "## Summary",
         _summary(run),
+        *_randomness(results),
         *(part for model in results.models for part in _model(model, run)),
         "## Cells",
         _cells(results),
@@ -41,6 +42,18 @@ def text(run: Run) -> str:
         _text(", ".join(f"{key} {value}" for key, value in results.data.items())),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _randomness(results: Results) -> list[str]:
+    rows = randomness.tried(results)
+    if not rows:
+        return []
+    head = ["model", "images", *(words.tries(one.tries) for one in rows[0].tries)]
+    body = [
+        [row.model, row.images, *(words.left(one, bound=row.threat is not None) for one in row.tries)] for row in rows
+    ]
+    known = "\n".join(f"- {_text(line)}" for line in randomness.known(results))
+    return [part for part in ("## Models that draw afresh", known, _table(head, body), randomness.ABOUT) if part]
 
 
 def _suites(results: Results) -> list[str]:

@@ -50,6 +50,12 @@ SECTIONS: Registry[Section] = Registry(
             help="paired tests of models that name a baseline",
         ),
         Section(
+            name="randomness",
+            title="Models that draw afresh",
+            target="art_qplugins.report.randomness:section",
+            help="what attackers know of the noise of random models, and what is left after several tries",
+        ),
+        Section(
             name="sensitivity",
             title="How far a change is carried",
             target="art_qplugins.report.sensitivity:section",

@@ -19,6 +19,7 @@ from art_qplugins.evaluation.records import (
     Layer,
     ModelResult,
     Results,
+    Tries,
     Verdict,
 )
 
@@ -46,6 +47,21 @@ def accuracy(value: float | None, bounds: Interval | None) -> str:
 def at_most(value: float | None, bounds: Interval | None) -> str:
     """A robust accuracy: ``≤ 4 % [2, 7]``."""
     return NONE if value is None else f"≤\N{NO-BREAK SPACE}{accuracy(value, bounds)}"
+
+
+def tries(number: int) -> str:
+    """``After 1 try``, ``After 100 tries``."""
+    return f"After {number} {'try' if number == 1 else 'tries'}"
+
+
+def left(record: Tries, *, bound: bool) -> str:
+    """What several tries leave: ``31 % [25, 38]``; ``≤ 31 % [25, 38] (20 tries)`` where there were no more draws.
+
+    :param bound: whether it is under attack, and so at most that.
+    """
+    capped = record.counted < record.tries
+    shown = (at_most if bound or capped else accuracy)(record.accuracy, record.interval)
+    return f"{shown} ({record.counted} {'try' if record.counted == 1 else 'tries'})" if capped else shown
 
 
 def on_grid(grid: OnGrid | None) -> str:

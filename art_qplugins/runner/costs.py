@@ -1,7 +1,8 @@
 """What a run will take before it begins: passes through each network, and the time for them on this machine.
 
 Training is counted exactly. The passes of an attack are those for images that stay robust to the end, and a diagnosis runs only
-some of its steps, so both are bounds. What scores and measures a model is not counted; it is little beside them.
+some of its steps, so both are bounds. Scoring is counted of a random model, whose images are each asked ``score_draws`` times in
+two banks, for the cells of the recipe. What else scores and measures a model is little beside them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from art_qplugins import diagnostics
+from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.data import Dataset
 from art_qplugins.estimators.devices import accelerator
 from art_qplugins.evaluation.cell import CellSpec, images_key
@@ -48,7 +50,7 @@ class Work:
     """
 
     model: str
-    part: Literal["training", "attacks", "audit", "diagnosis"]
+    part: Literal["training", "attacks", "scoring", "audit", "diagnosis"]
     images: int
     each: Cost
     pace: Pace | None
@@ -63,9 +65,13 @@ class Work:
 
 @dataclass(frozen=True)
 class _Network:
-    """What is known of a network before it is trained. Paces are ``None`` where it could not be timed."""
+    """What is known of a network before it is trained. Paces are ``None`` where it could not be timed.
+
+    :ivar draws: passes of an image for a gradient, and ``members`` for a prediction.
+    """
 
     draws: int
+    members: int
     random: bool
     attacks: Pace | None
     training: Pace | None
@@ -81,6 +87,7 @@ def costs(
     known: dict[str, _Network] = {}
     networks = {settings.name: _network(recipe, settings, prepared, known) for settings in recipe.models}
     claims = {model.name: model.claim for model in models if model.claim is not None}
+    cells = list(cells)
     attacks = [spec for spec in cells if spec.role != "clean"]
     crafted = {images_key(spec): spec for spec in attacks}.values()  # once for all models that they are scored on
     images, found = len(prepared.used), []
@@ -93,6 +100,9 @@ def costs(
         if own := [spec for spec in crafted if spec.source == name]:
             each, unknown = _of_attacks(recipe.budget, own, claims.get(name), images, network.draws)
             found.append(Work(name, "attacks", images, each, network.attacks, unknown))
+        if network.random and (scored := [spec for spec in cells if spec.model == name]):
+            asked = _predictions(recipe, scored, images)
+            found.append(Work(name, "scoring", images, Cost(0, network.members * asked), network.attacks))
         several_eps = {spec.eps for spec in attacks if spec.model == name}
         if recipe.audit is not None and several_eps and not network.random:
             each = _times(len(several_eps), expected_cost(AUDITOR) or Cost(0, 0))
@@ -121,6 +131,7 @@ def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known:
         ready = estimator_for(settings, module.eval(), data)
     known[key] = _Network(
         draws=passes(ready.model, requires_grad=True),
+        members=passes(ready.model, requires_grad=False),
         random=is_stochastic(ready.model),
         attacks=pace_of_attacks(ready, batch_size=per_attack),
         training=training,
@@ -153,6 +164,14 @@ def _of_attacks(
     limits = [math.inf if limit is None else limit for limit in (budget.gradients, budget.queries)]
     within = (min(all_, max(own, limit / draws)) for all_, own, limit in zip(total, claimed, limits, strict=True))
     return _times(draws, Cost(*within)), sorted(unknown)
+
+
+def _predictions(recipe: Recipe, scored: Sequence[CellSpec], images: int) -> float:
+    """Predictions of a random model that score an image, over all cells: two banks, and as many of rounded pixels."""
+    each = 2 * recipe.score_draws * (1 if recipe.grid is None else 2)
+    shares = (1 if spec.rows is None else len(spec.rows) / images for spec in scored)
+    tried = (ATTACKS[spec.attack].images(spec.options) for spec in scored)
+    return each * sum(share * times for share, times in zip(shares, tried, strict=True))
 
 
 def _mean(spec: CellSpec, images: int) -> Cost | None:

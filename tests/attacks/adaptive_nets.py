@@ -11,10 +11,15 @@ from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.quantizers import QuantReLU
 
 #: artq:unsaturated refuses the logits of these networks, which do not saturate. artq:substitute takes no gradient of theirs.
-#: artq:random searches nothing, and artq:pgd has one norm.
-_OTHERS = ("artq:clean", "artq:pgd", "artq:pgd-margin", "artq:random", "artq:unsaturated", "artq:substitute")
+#: artq:random searches nothing, and artq:pgd and artq:single-draw have one norm.
+_OTHERS = (
+    *("artq:clean", "artq:pgd", "artq:pgd-margin", "artq:random", "artq:single-draw", "artq:unsaturated"),
+    "artq:substitute",
+)
 OURS = [n for n in ATTACKS if n.startswith("artq:") and n not in _OTHERS]
-DETERMINISTIC = [n for n in OURS if n != "artq:eot"]
+#: They are for random models.
+RANDOM = ("artq:eot", "artq:frozen-seed")
+DETERMINISTIC = [n for n in OURS if n not in RANDOM]
 #: Its passes are queries.
 SEARCH = "artq:search"
 SCALINGS = ["per-image", "jacobian", "hessian"]

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from adaptive_nets import OURS, SCALINGS, Noisy, estimator, linear, margin, short, worst_margin
+from adaptive_nets import OURS, RANDOM, SCALINGS, Noisy, estimator, linear, margin, short, worst_margin
 from torch import nn
 
 from art_qplugins import InputError, Threat
@@ -42,6 +42,51 @@ def test_eot_beats_one_draw_where_a_draw_says_little():
         reached[draws] = margin(mean, crafted.x_adv, y).mean()  # the mean margin, without any draw
     assert reached[32] < reached[1] - 0.2
     assert worst_margin(model, x, y, threat).mean() - 1e-3 < reached[32]
+
+
+class Rolled(nn.Module):
+    """Pixels and logits of one draw, and how many images each call had. Draws of one seed are the same."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.drawn = network, []
+
+    def forward(self, x):
+        shift = float(torch.rand(()))
+        if x.requires_grad:
+            self.drawn.append(shift)
+        return self.network(x) * (1 + shift)
+
+
+def test_a_frozen_seed_has_the_same_noise_at_every_step_and_the_other_attacks_fresh_noise():
+    noise = {}
+    for name in ("artq:frozen-seed", "artq:single-draw", "artq:eot"):
+        model, x, y = linear(2)
+        options = {"max_iter": 6} | ({"eot_iter": 1} if name == "artq:eot" else {})
+        craft(estimator(rolled := Rolled(model), 2), name, x, y, threat=Threat("Linf", 0.05), options=options)
+        noise[name] = rolled.drawn[1:]  # the first call asks whether there is a gradient
+    assert len(noise["artq:frozen-seed"]) == 6 and len(set(noise["artq:frozen-seed"])) == 1
+    assert all(len(set(noise[name])) == len(noise[name]) >= 6 for name in ("artq:single-draw", "artq:eot"))
+
+
+def test_an_attack_that_knows_one_draw_loses_to_the_mean_over_many():
+    """One draw's gradient is mostly noise, and the same noise at every step is never averaged."""
+    model, x, y = random_weights(3.0)
+    threat, mean, reached = Threat("Linf", 0.05), nn.Sequential(*model[1:]), {}
+    for name, options in (("artq:frozen-seed", {}), ("artq:eot", {"eot_iter": 32})):
+        crafted = craft(estimator(model, 2), name, x, y, threat=threat, options=options | {"max_iter": 10})
+        reached[name] = margin(mean, crafted.x_adv, y).mean()
+    assert reached["artq:eot"] < reached["artq:frozen-seed"] - 0.2
+
+
+def test_a_single_draw_is_one_member_of_an_ensemble_and_leaves_it_as_it_was(stochastic, digits):
+    x, y = digits[1].x()[:8], digits[1].y()[:8]
+    ensemble = StochasticEnsemble(copy.deepcopy(stochastic.network), 6).eval()
+    settings = {"threat": Threat("Linf", 0.1), "options": {"max_iter": 3}}
+    crafted = craft(estimator(ensemble, 10), "artq:single-draw", x, y, **settings)
+    whole = craft(estimator(ensemble, 10), "artq:pgd", x, y, **settings)
+    assert ensemble.eot_draws is None
+    assert (crafted.backward_samples, whole.backward_samples) == (3 * 8, 3 * 8 * 6)
 
 
 def test_draws_grow_until_their_mean_gradient_agrees_with_itself():
@@ -137,7 +182,7 @@ def state(model):
 @pytest.mark.parametrize("calls", [0, 3, 25, 10**9])
 @pytest.mark.parametrize("name", OURS)
 def test_all_is_as_before_also_after_a_failure_at_any_time(name, calls):
-    front = [Noisy(0.1)] if name == "artq:eot" else []
+    front = [Noisy(0.1)] if name in RANDOM else []
     model, x, y = linear(10, [*front, QuantReLU(4, 1.0, surrogate=Surrogate("leaky")), Bomb(calls)])
     example = estimator(model, 10)
     model[len(front)].train()
@@ -182,6 +227,8 @@ def test_a_random_network_and_its_copy_are_attacked_alike(stochastic, digits):
         ("artq:bits", {"bits": [2, 99]}, ["option bits: it is [2, 99]", "from 1 to 16"]),
         ("artq:joint", {"weights": [2]}, ["option weights: it is [2]"]),
         ("artq:eot", {}, ["Sequential is deterministic", "artq:apgd-margin"]),
+        ("artq:frozen-seed", {}, ["Sequential is deterministic", "artq:apgd-margin"]),
+        ("artq:single-draw", {}, ["Sequential is deterministic", "artq:pgd"]),
         ("artq:apgd-margin", {"max_iter": 0}, ["max_iter: it is 0"]),
         ("artq:multi-targeted", {"targets": 0}, ["targets: it is 0"]),
         ("artq:rescaled", {"scaling": "jacobi"}, ["'jacobi'", "'jacobian'"]),

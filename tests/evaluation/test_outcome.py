@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from art_qplugins.evaluation.outcome import Outcome, legal_at, robust_at, worst_case, worst_images
+from art_qplugins.evaluation.outcome import (
+    Outcome,
+    check,
+    clean_tries,
+    legal_at,
+    means,
+    robust_at,
+    worst_case,
+    worst_images,
+)
 from art_qplugins.evaluation.records import Cell
 
 
-def outcome(name, correct, selection=None, *, rows=None, n=4, eps=0.1, norm="Linf", status="success", params=None):
+def outcome(
+    name, correct, selection=None, *, rows=None, n=4, eps=0.1, norm="Linf", status="success", params=None, draws=None
+):
     """A cell by its correctness on the images at ``rows``, by default all."""
     count = n if rows is None else len(rows)
     cell = Cell(
@@ -34,6 +47,8 @@ def outcome(name, correct, selection=None, *, rows=None, n=4, eps=0.1, norm="Lin
         of=None if rows is None else n,
     )
     columns = {"correct": np.array(correct, float), "selection": np.array(selection or correct, float)}
+    if draws is not None:
+        columns["draws"] = np.full(count, float(draws))
     return Outcome(cell, [f"i{i}" for i in rows or range(n)], columns)
 
 
@@ -95,3 +110,58 @@ def test_the_image_of_a_cell_on_some_images_is_found_by_its_position():
     kept = Kept(clean=(0, range(4)), part=(5, [3, 1]))
     _, images = worst_images([clean, part], kept, np.zeros((4, 1, 2, 2), np.float32))
     np.testing.assert_allclose(images[:, 0, 0, 0], [0.0, 5.01, 0.02, 5.03], atol=1e-6)
+
+
+# --- Several tries
+
+
+def test_several_tries_are_of_the_strongest_attack_on_each_image_beside_the_clean_ones():
+    clean = outcome("clean", [1, 1, 0.5, 1], eps=0.0, draws=20)
+    first = outcome("first", [0.5, 1, 0.5, 1], draws=20)
+    part = outcome("part", [0.0, 0.75], [0.25, 0.5], rows=[3, 1], draws=20)
+    pairs = {0.5: 10 * 9 / (20 * 19), 0.75: 15 * 14 / (20 * 19)}
+    found = {t.tries: t for t in robust_at([clean, first, part], "Linf", 0.1).tries}
+    ten = [math.comb(round(20 * s), 10) / math.comb(20, 10) for s in (0.5, 0.75, 0.5, 0.0)]
+    assert found[1].accuracy == pytest.approx(np.mean([0.5, 0.75, 0.5, 0]))
+    assert found[10].accuracy == pytest.approx(np.mean(ten))
+    assert (found[100].counted, found[100].accuracy) == (20, 0.0)
+    assert {t.tries: t.counted for t in clean_tries(clean)} == {1: 1, 10: 10, 100: 20}
+    assert clean_tries(clean)[2].accuracy == 0.75  # three images never failed
+    assert 0 < pairs[0.5] < pairs[0.75]
+
+
+def test_the_interval_of_several_tries_counts_images_and_not_draws():
+    few, many = (robust_at([outcome("a", [1, 1, 0, 0], draws=d)], "Linf", 0.1).tries[0] for d in (20, 2000))
+    assert few.interval == many.interval == pytest.approx(tuple(binomtest(2, 4).proportion_ci(method="wilson")))
+
+
+def test_tries_need_the_draws_of_every_attack():
+    """Records of earlier versions and deterministic models have none."""
+    old, new = outcome("old", [1, 1, 1, 0]), outcome("new", [1, 1, 0.5, 0], draws=10)
+    assert robust_at([old], "Linf", 0.1).tries == robust_at([old, new], "Linf", 0.1).tries == []
+    assert means(old.columns)["tries"] == [] == clean_tries(outcome("clean", [1, 1, 1, 1], eps=0.0))
+    assert len(robust_at([new], "Linf", 0.1).tries) == 3
+
+
+def test_attacks_with_different_numbers_of_draws_count_the_fewest():
+    pair = [outcome("a", [1, 1, 1, 0.5], draws=200), outcome("b", [1, 1, 0.5, 1], draws=40)]
+    assert [t.counted for t in robust_at(pair, "Linf", 0.1).tries] == [1, 10, 40]
+
+
+def test_a_rejected_clean_image_is_not_right_at_any_try():
+    clean = outcome("clean", [1, 1, 1, 1], eps=0.0, draws=4)
+    clean.columns["rejected"] = np.array([0, 0.5, 1, 0])
+    assert clean_tries(clean)[1].accuracy == 0.5
+
+
+def test_tries_that_are_not_those_of_the_images_are_refused():
+    cell = outcome("a", [1, 0.5, 1, 0], draws=10)
+    cell.columns.update({name: np.zeros(4) for name in ("label", "prediction", "distance")})
+    honest = cell.with_cell(tries=means(cell.columns)["tries"])
+    check(honest)
+    forged = [honest.cell.tries[0], honest.cell.tries[1].model_copy(update={"accuracy": 0.9}), honest.cell.tries[2]]
+    with pytest.raises(ValueError, match="tries are not those of its images"):
+        check(honest.with_cell(tries=forged))
+    del honest.columns["draws"]
+    with pytest.raises(ValueError, match="tries are not those of its images"):
+        check(honest)

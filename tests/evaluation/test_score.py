@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from art_qplugins import Threat
+from art_qplugins import Threat, metrics
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.score import DEPLOYMENTS, IllegalImage, check_legal, on_grid, score
+from art_qplugins.evaluation.score import IllegalImage, check_legal, on_grid, over_images, score
 from art_qplugins.gradients.measure import measure
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import StochasticQuantizer, quantize
+from art_qplugins.recipes.schema import SCORE_DRAWS
 from art_qplugins.seeds import derive_seed
 
 # --- Legal images
@@ -148,16 +149,37 @@ def test_a_stochastic_model_is_scored_on_two_independent_sets_of_draws():
     y = torch.ones(4000, dtype=torch.int64)
     verdict = score(Coin(), x, y, seed=0, batch_size=5000)
     for fraction in (verdict["correct"], verdict["selection"]):
-        np.testing.assert_array_equal(np.round(fraction * DEPLOYMENTS), fraction * DEPLOYMENTS)
-        assert abs(fraction.mean() - 0.3) < 4 * (0.21 / 4000 / DEPLOYMENTS) ** 0.5
+        np.testing.assert_array_equal(np.round(fraction * SCORE_DRAWS), fraction * SCORE_DRAWS)
+        assert abs(fraction.mean() - 0.3) < 4 * (0.21 / 4000 / SCORE_DRAWS) ** 0.5
         assert (
-            abs(fraction.var() - 0.21 / DEPLOYMENTS) < 0.15 * 0.21 / DEPLOYMENTS
+            abs(fraction.var() - 0.21 / SCORE_DRAWS) < 0.15 * 0.21 / SCORE_DRAWS
         )  # binomial: the draws are independent
     assert abs(np.corrcoef(verdict["correct"], verdict["selection"])[0, 1]) < 4 / 4000**0.5
     again = score(Coin(), x, y, seed=0, batch_size=5000)
     np.testing.assert_array_equal(again["correct"], verdict["correct"])
     other = score(Coin(), x, y, seed=1, batch_size=5000)
     assert abs(np.corrcoef(verdict["correct"], other["correct"])[0, 1]) < 4 / 4000**0.5
+
+
+def test_score_draws_are_as_many_as_asked_and_known_to_the_record():
+    x = torch.tensor([0.1, 0.5, 0.9]).repeat(500)[:, None, None, None].expand(-1, 1, 4, 4)
+    y = torch.ones(1500, dtype=torch.int64)
+    verdict = score(Coin(), x, y, seed=0, batch_size=400, draws=7)
+    assert set(verdict["draws"]) == {7}
+    np.testing.assert_array_equal(np.round(verdict["correct"] * 7) / 7, verdict["correct"])
+    for i, p in enumerate((0.1, 0.5, 0.9)):
+        for tries in (1, 2, 5):
+            found = metrics.after_tries(verdict["correct"], verdict["draws"], tries)[i::3]
+            assert abs(found.mean() - p**tries) < 5 * (p**tries * (1 - p**tries) / 500) ** 0.5
+    assert "draws" not in score(Linear().eval(), images(), torch.arange(40) % 2, seed=0, draws=7)
+
+
+def test_the_scores_of_several_images_have_the_draws_of_all():
+    x, y = torch.full((50, 1, 4, 4), 0.5), torch.ones(50, dtype=torch.int64)
+    tried = [score(Coin(), x, y, seed=seed, draws=5) for seed in (0, 1, 2)]
+    one = over_images(tried)
+    assert set(one["draws"]) == {15}
+    np.testing.assert_allclose(one["correct"] * 15, sum(part["correct"] for part in tried) * 5)
 
 
 def frozen_ensemble():

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from art_qplugins.attacks.adapters import art
 from art_qplugins.attacks.adapters.options import eps_step
 from art_qplugins.attacks.adaptive.attacks import ADAPTIVE
+from art_qplugins.attacks.adaptive.draws import one_member
 from art_qplugins.attacks.adaptive.run import AttackRun, answers_at_random
 from art_qplugins.attacks.catalogue import Attack
 from art_qplugins.attacks.views import MarginLoss
@@ -22,7 +23,7 @@ from art_qplugins.geometry import random_point
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["clean", "pgd", "pgd_margin", "random", "run"]
+__all__ = ["clean", "pgd", "pgd_margin", "random", "run", "single_draw"]
 
 
 def run(
@@ -96,6 +97,20 @@ def pgd(
 
     parts = zip(x.to(start).split(batch_size), y.split(batch_size), start.split(batch_size), strict=True)
     return torch.cat([climbed(*part) for part in parts]).to(x)
+
+
+def single_draw(
+    estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, *, options: dict[str, Any], **settings: Any
+) -> Tensor:
+    """PGD on cross-entropy of one member of a random model, with fresh noise at each step.
+
+    It is the white-box attack of papers that differentiate one draw of a random network. Of an ensemble it sees one member
+    a step where the model has the mean of several.
+    """
+    if not answers_at_random(estimator.model, x, settings["seed"]):
+        raise InputError(f"{attack.name}: {type(estimator.model).__name__} is deterministic; use artq:pgd")
+    with one_member(estimator.model):
+        return pgd(estimator, attack, x, y, options=options | {"start": "uniform", "precision": "float32"}, **settings)
 
 
 def pgd_margin(estimator: QuantizedClassifier, attack: Attack, x: Tensor, y: Tensor, **settings: Any) -> Tensor:

@@ -23,6 +23,7 @@ from art_qplugins.attacks.adaptive.objectives import (
     averaged,
     direct,
     evaluate,
+    frozen,
     margin_loss,
     mixed,
     rescaled,
@@ -194,6 +195,13 @@ def _eot(run: AttackRun, options: Options) -> None:
     run.maximize(averaged(run.module, margin_loss(run.y), draws=draws, seed=run.seed), run.starts("eot"))
 
 
+def _frozen_seed(run: AttackRun, options: Options) -> None:
+    """Maximize the margin of one draw, the same at every step: the attacker knows one member, and others are deployed."""
+    if not run.random:
+        raise InputError(f"{run.name}: {type(run.module).__name__} is deterministic; use artq:apgd-margin")
+    run.maximize(frozen(run.module, margin_loss(run.y), seed=run.seed), run.starts("frozen"))
+
+
 #: Keys are the ``upstream`` of the rows in the catalogue.
 ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "apgd_margin": _apgd_margin,
@@ -209,4 +217,5 @@ ADAPTIVE: dict[str, Callable[[AttackRun, Options], None]] = {
     "bits": _bits,
     "joint": _joint,
     "eot": _eot,
+    "frozen_seed": _frozen_seed,
 }

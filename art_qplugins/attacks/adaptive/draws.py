@@ -1,6 +1,9 @@
-"""How many draws a mean gradient of a random network needs."""
+"""The draws of a gradient of a random network: how many a mean needs, and only one."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +11,10 @@ from torch import Tensor, nn
 from art_qplugins.attacks.adaptive.objectives import drawing, evaluate
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.gradients.margin import logit_margin
+from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.seeds import derive_seed
 
-__all__ = ["needed_draws"]
+__all__ = ["needed_draws", "one_member"]
 
 _SAMPLE = 64  # images on which the number of draws is found
 _DRAWS = (1, 4, 8, 16, 32)  # for a mean gradient, until two of them agree ...
@@ -43,3 +47,17 @@ def needed_draws(run: AttackRun, view: nn.Module) -> int:
         if float(nn.functional.cosine_similarity(halves[0], halves[1]).quantile(0.5)) >= _AGREEMENT:
             break
     return draws
+
+
+@contextlib.contextmanager
+def one_member(module: nn.Module) -> Iterator[None]:
+    """Within, gradients of each ensemble in ``module`` that draws afresh are those of one member."""
+    ensembles = [m for m in module.modules() if isinstance(m, StochasticEnsemble) and not m.frozen]
+    before = [ensemble.eot_draws for ensemble in ensembles]
+    try:
+        for ensemble in ensembles:
+            ensemble.eot_draws = 1
+        yield
+    finally:
+        for ensemble, draws in zip(ensembles, before, strict=True):
+            ensemble.eot_draws = draws

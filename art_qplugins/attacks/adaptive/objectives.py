@@ -29,6 +29,7 @@ __all__ = [
     "direct",
     "drawing",
     "evaluate",
+    "frozen",
     "margin_loss",
     "mixed",
     "other_alone",
@@ -228,5 +229,16 @@ def averaged(module: nn.Module, loss: Loss, *, draws: int, seed: int, compared: 
         with drawing(module, derive_seed(seed, "bank"), points.device):
             losses = [evaluate(module, points, score, backward=False)[1] for _ in range(max(draws, 8))]
         return Answer(torch.stack(losses).mean(0), gradient, None)
+
+    return objective
+
+
+def frozen(module: nn.Module, loss: Loss, *, seed: int) -> Objective:
+    """A loss of one call of a random network, and its gradient, with the same noise at every step."""
+
+    def objective(points: Tensor, rows: Tensor, *, step: int, backward: bool = True) -> Answer:
+        with drawing(module, derive_seed(seed, "frozen"), points.device):
+            _, value, gradient = evaluate(module, points, lambda logits: loss(logits, rows), backward=backward)
+        return Answer(value, gradient, None)
 
     return objective
