@@ -23,6 +23,7 @@ import art_qplugins
 from art_qplugins import (
     DQClassifier,
     FeedbackTrainer,
+    InformationDetector,
     InputError,
     MuLawClassifier,
     MuLawMapping,
@@ -135,6 +136,16 @@ def random_network() -> nn.Module:
 
 def estimator() -> QuantizedClassifier:
     return QuantizedClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
+
+
+def ensemble() -> SQEnsembleClassifier:
+    return SQEnsembleClassifier(random_network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, draws=2, device_type="cpu")
+
+
+def fitted() -> InformationDetector:
+    detector = InformationDetector(ensemble(), draws=1)
+    detector.fit(np.random.default_rng(0).random((40, 1, 8, 8)), np.zeros(40))
+    return detector
 
 
 def trainable() -> QuantizedClassifier:
@@ -420,6 +431,22 @@ CALLS = [
         with_detector,
         lambda: {"classifier": estimator(), "detector": nn.Sequential(nn.Flatten(), nn.Linear(64, 2))},
         {"classifier": OBJECT, "detector": OBJECT, "threshold": (*NONE, *FINITE)},
+    ),
+    Call(
+        InformationDetector,
+        lambda: {"classifier": ensemble()},
+        {"classifier": OBJECT, "side": CHOICE, "false_positives": (), "draws": COUNT, "seed": SEED},
+    ),
+    Call(
+        InformationDetector.fit,
+        lambda: {"self": InformationDetector(ensemble()), "x": np.random.rand(40, 1, 8, 8), "y": np.zeros(40)},
+        {"x": IMAGES, "y": LABELS, "batch_size": COUNT, "nb_epochs": WHOLE},
+    ),
+    Call(InformationDetector.detect, lambda: {"self": fitted(), "x": ARRAYS["x"]}, {"x": IMAGES, "batch_size": COUNT}),
+    Call(
+        SQEnsembleClassifier.predict_uncertainty,
+        lambda: {"self": ensemble(), "x": ARRAYS["x"]},
+        {"x": IMAGES, "batch_size": COUNT, "draws": NONE},
     ),
     Call(
         QuantizedClassifier.predict,
