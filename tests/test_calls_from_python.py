@@ -704,6 +704,17 @@ CALLS = [
         lambda: {"weaker": [1.0], "stronger": [0.0]},
         {"weaker": (), "stronger": (), "confidence": ()},
     ),
+    Call(metrics.auroc, lambda: {"negative": [0.0], "positive": [1.0]}, {"negative": (), "positive": ()}),
+    Call(
+        metrics.auroc_interval,
+        lambda: {"negative": [0.0], "positive": [1.0]},
+        {"negative": (), "positive": (), "resamples": COUNT},
+    ),
+    Call(
+        metrics.true_positive_rate,
+        lambda: {"negative": [0.0], "positive": [1.0]},
+        {"negative": (), "positive": (), "false_positive_rate": FRACTION},
+    ),
 ]
 
 #: Arguments whose errors are those of ART's own estimators, with its words.
