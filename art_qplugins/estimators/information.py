@@ -32,6 +32,8 @@ __all__ = ["InformationDetector", "InformationScore"]
 #: The score of an image, of how far its information lies above the mean of clean images.
 _SIDES: dict[str, Callable[[Tensor], Tensor]] = {"two": torch.abs, "low": torch.neg, "high": torch.positive}
 
+#: What float32 may make of the deviation of information that is everywhere the same.
+_ROUNDING = 1e-6
 _NOT_FITTED = "detector: it is not fitted; call fit(x, y) with clean images first"
 
 _ARGUMENTS: dict[str, Domain] = {
@@ -50,15 +52,17 @@ class InformationScore(nn.Module):
 
     with the units i of the deepest stochastic quantizer and the noise :math:`u_m` of the quantizers before it. The same M draws
     serve all images, so that a score is a function of one image. The score is :math:`|i(x) - \bar i|`,
-    :math:`\bar i - i(x)` or :math:`i(x) - \bar i`, by ``side``.
+    :math:`\bar i - i(x)` or :math:`i(x) - \bar i`, by ``side``, in standard deviations of clean images: beside logits, a number
+    far below 1 would be lost to attacks.
 
     :ivar marginal: :math:`\bar p`, (..., K): the mean over clean images and draws, and over one image more that is uniform
         over the bins, so that no bin is impossible.
-    :ivar mean: :math:`\bar i`, the mean information of the same images.
+    :ivar mean: :math:`\bar i`, the mean information of the same images, and ``deviation`` its standard deviation.
     """
 
     marginal: Tensor | None
     mean: Tensor | None
+    deviation: Tensor | None
 
     def __init__(self, classifier: SQEnsembleClassifier, *, side: str, draws: int, seed: int) -> None:
         super().__init__()
@@ -66,8 +70,8 @@ class InformationScore(nn.Module):
         self._network = [classifier.model.network]  # in a list, because it is a part of the module below already
         members = StochasticEnsemble(classifier.model.network, draws, frozen=True)
         self.module = deployed(classifier.with_model(members)).model
-        self.register_buffer("marginal", None)
-        self.register_buffer("mean", None)
+        for name in ("marginal", "mean", "deviation"):
+            self.register_buffer(name, None)
         with isolated(self.module, 0), torch.no_grad():  # an ensemble tries its network at the first call
             self.module(torch.zeros(2, *classifier.input_shape, device=classifier.device))
 
@@ -76,8 +80,8 @@ class InformationScore(nn.Module):
 
     def of(self, found: Tensor) -> Tensor:
         """The score of an image with this information."""
-        assert self.mean is not None, "what has information was fitted"
-        score: Tensor = _SIDES[self.side](found - self.mean)
+        assert self.mean is not None and self.deviation is not None, "what has information was fitted"
+        score: Tensor = _SIDES[self.side]((found - self.mean) / self.deviation)
         return score
 
     def information(self, x: Tensor) -> Tensor:
@@ -91,12 +95,20 @@ class InformationScore(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor, batch_size: int) -> None:
-        """Take marginal and mean from clean images."""
+        """Take marginal, mean and deviation from clean images.
+
+        :raises InputError: where the quantizer says the same of all of them.
+        """
         parts = x.split(batch_size)
         total = torch.cat([p for part in parts for p in self._measured(part, lambda p: p.sum(0, keepdim=True))]).sum(0)
         mean = total / total.sum(-1, keepdim=True)
         self.marginal = (len(x) * mean + 1 / mean.shape[-1]) / (len(x) + 1)
-        self.mean = torch.cat([self.information(part) for part in parts]).mean()
+        found = torch.cat([self.information(part) for part in parts])
+        self.mean, self.deviation = found.mean(), found.std(correction=0)
+        if not float(self.deviation) > _ROUNDING:
+            raise InputError(
+                "x: the deepest stochastic quantizer says the same of all images; give images that differ, or train the network"
+            )
 
     def _measured(self, x: Tensor, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """``measure`` of the distributions (draws * N, ..., K) over the bins, for some draws at a time."""
@@ -175,19 +187,16 @@ class InformationDetector(EvasionDetector):  # type: ignore[misc]  # ART has no 
         half = len(order) // 2
         held_out = len(order) - half
         rank = math.ceil((held_out + 1) * (1 - self.false_positives) - 1e-9)
-        if half == 0 or rank > held_out:
+        if half < 2 or rank > held_out:
             least = 2 * math.ceil(1 / self.false_positives - 1 - 1e-9) - 1
             raise InputError(
                 f"x: of {len(pixels)} images half are held out, which is too few for false_positives = "
-                f"{self.false_positives:g}; give at least {max(2, least)}"
+                f"{self.false_positives:g}; give at least {max(4, least)}"
             )
+        self.threshold = None  # also where this raises: nothing of an earlier fit is left
         with evaluating(self.score):
             self.score.fit(pixels[order[:half]], batch_size)
             scores = self._information(pixels[order[half:]], batch_size)[1]
-        if float(scores.min()) == float(scores.max()):
-            raise InputError(
-                "x: the deepest stochastic quantizer says the same of all images; give images that differ, or train the network"
-            )
         self.threshold = float(scores.sort().values[rank - 1])
 
     def detect(self, x: Pixels, batch_size: int = 128, **kwargs: Any) -> tuple[dict[str, Any], np.ndarray]:
