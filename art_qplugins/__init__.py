@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from art_qplugins.estimators import (
         DQClassifier,
         FeedbackTrainer,
+        InformationDetector,
         MuLawClassifier,
         QuantizedClassifier,
         SQEnsembleClassifier,
@@ -62,6 +63,7 @@ _HOME = {
     "Diagnosis": "api",
     "FeedbackLearning": "defences.feedback",
     "FeedbackTrainer": "estimators",
+    "InformationDetector": "estimators",
     "InputError": "errors",
     "LayerChange": "sensitivity",
     "LayerNorm": "sensitivity",
@@ -110,6 +112,7 @@ __all__ = [
     "Diagnosis",
     "FeedbackLearning",
     "FeedbackTrainer",
+    "InformationDetector",
     "InputError",
     "LayerChange",
     "LayerNorm",

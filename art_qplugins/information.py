@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -123,7 +124,7 @@ def pooled(p: Tensor) -> Tensor:
 
 
 class Uncertainty(NamedTuple):
-    """How much the members of an ensemble leave open, of each image, (N,) each.
+    """How much the members of an ensemble leave open, of each image, (N,) each. Those of an estimator are arrays.
 
     :ivar entropy: of the mean of the members' distributions, in nats: in [0, log C].
     :ivar mutual_information: of prediction and member, in nats: the entropy of the mean less the mean of the entropies. It is
@@ -131,9 +132,9 @@ class Uncertainty(NamedTuple):
     :ivar variation_ratio: the share of members that do not vote for the class with most votes: in [0, 1).
     """
 
-    entropy: Tensor
-    mutual_information: Tensor
-    variation_ratio: Tensor
+    entropy: Tensor | np.ndarray
+    mutual_information: Tensor | np.ndarray
+    variation_ratio: Tensor | np.ndarray
 
 
 @in_float32

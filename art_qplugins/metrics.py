@@ -11,12 +11,15 @@ from art_qplugins.errors import InputError, shown
 __all__ = [
     "accuracy",
     "after_tries",
+    "auroc",
+    "auroc_interval",
     "finite",
     "gap_lower_bound",
     "most_in_population",
     "pooled_accuracy",
     "resampled_means",
     "shares",
+    "true_positive_rate",
     "wilson_interval",
     "worst_case",
 ]
@@ -211,3 +214,56 @@ def resampled_means(values: NDArray[np.float64], *, resamples: int = 4000) -> ND
     """Means of ``values`` (images,) drawn with replacement, (resamples,). The seed is always the same."""
     draws, n = np.random.default_rng(0), len(values)
     return np.array([values[draws.integers(0, n, n)].mean() for _ in range(resamples)])
+
+
+def auroc(negative: ArrayLike, positive: ArrayLike) -> float:
+    """The area under the ROC curve: the probability that a positive has a higher score than a negative, and half that of a tie.
+
+    It is exact, over all pairs. 0.5 is chance.
+
+    :param negative: (n,) scores of those that are not to be detected, and ``positive`` (m,) of those that are.
+    :raises ValueError: where one of them is empty, or a score is NaN.
+    """
+    below, above = np.sort(_scores("negative", negative)), _scores("positive", positive)
+    sides = [np.searchsorted(below, above, side=side).mean() for side in ("left", "right")]
+    return float(np.mean(sides) / len(below))
+
+
+def auroc_interval(negative: ArrayLike, positive: ArrayLike, *, resamples: int = 1000) -> tuple[float, float]:
+    """The 95 % interval of :func:`auroc`, a bootstrap over images. The seed is always the same.
+
+    Both scores of an image are drawn together, because they are of one image before and after a change.
+
+    :param negative: (images,), and ``positive`` the same images.
+    :raises ValueError: as :func:`auroc`, and where there are not as many of both.
+    """
+    check("resamples", resamples, COUNT)
+    first, second = _scores("negative", negative), _scores("positive", positive)
+    if first.shape != second.shape:
+        raise InputError(f"negative has {len(first)} scores and positive {len(second)}; give both of the same images")
+    draws, n = np.random.default_rng(0), len(first)
+    areas = [auroc(first[rows], second[rows]) for rows in (draws.integers(0, n, n) for _ in range(resamples))]
+    low, high = np.quantile(areas, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def true_positive_rate(negative: ArrayLike, positive: ArrayLike, *, false_positive_rate: float = 0.05) -> float:
+    """The share of positives above the lowest threshold that at most this share of the negatives exceeds.
+
+    :param negative: (n,) scores of those that are not to be detected, and ``positive`` (m,) of those that are.
+    :raises ValueError: where one of them is empty, or a score is NaN.
+    """
+    check("false_positive_rate", false_positive_rate, Number(0, 1))
+    below, above = np.sort(_scores("negative", negative))[::-1], _scores("positive", positive)
+    allowed = int(false_positive_rate * len(below) + 1e-9)
+    threshold = below[allowed] if allowed < len(below) else -np.inf
+    return float((above > threshold).mean())
+
+
+def _scores(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    found = _array(name, values)
+    if found.ndim != 1 or not found.size or np.isnan(found).any():
+        raise InputError(
+            f"{name}: its shape is {found.shape}, and {int(np.isnan(found).sum())} are NaN; give a list of scores"
+        )
+    return found

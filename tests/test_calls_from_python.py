@@ -23,6 +23,7 @@ import art_qplugins
 from art_qplugins import (
     DQClassifier,
     FeedbackTrainer,
+    InformationDetector,
     InputError,
     MuLawClassifier,
     MuLawMapping,
@@ -136,6 +137,16 @@ def random_network() -> nn.Module:
 
 def estimator() -> QuantizedClassifier:
     return QuantizedClassifier(network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
+
+
+def ensemble() -> SQEnsembleClassifier:
+    return SQEnsembleClassifier(random_network(), nn.CrossEntropyLoss(), (1, 8, 8), 10, draws=2, device_type="cpu")
+
+
+def fitted() -> InformationDetector:
+    detector = InformationDetector(ensemble(), draws=1)
+    detector.fit(np.random.default_rng(0).random((40, 1, 8, 8)), np.zeros(40))
+    return detector
 
 
 def trainable() -> QuantizedClassifier:
@@ -424,6 +435,22 @@ CALLS = [
         {"classifier": OBJECT, "detector": OBJECT, "threshold": (*NONE, *FINITE)},
     ),
     Call(
+        InformationDetector,
+        lambda: {"classifier": ensemble()},
+        {"classifier": OBJECT, "side": CHOICE, "false_positives": (), "draws": COUNT, "seed": SEED},
+    ),
+    Call(
+        InformationDetector.fit,
+        lambda: {"self": InformationDetector(ensemble()), "x": np.random.rand(40, 1, 8, 8), "y": np.zeros(40)},
+        {"x": IMAGES, "y": LABELS, "batch_size": COUNT, "nb_epochs": WHOLE},
+    ),
+    Call(InformationDetector.detect, lambda: {"self": fitted(), "x": ARRAYS["x"]}, {"x": IMAGES, "batch_size": COUNT}),
+    Call(
+        SQEnsembleClassifier.predict_uncertainty,
+        lambda: {"self": ensemble(), "x": ARRAYS["x"]},
+        {"x": IMAGES, "batch_size": COUNT, "draws": NONE},
+    ),
+    Call(
         QuantizedClassifier.predict,
         lambda: {"self": estimator(), "x": ARRAYS["x"]},
         {"x": IMAGES, "batch_size": COUNT, "training_mode": FLAG},
@@ -683,6 +710,17 @@ CALLS = [
         metrics.gap_lower_bound,
         lambda: {"weaker": [1.0], "stronger": [0.0]},
         {"weaker": (), "stronger": (), "confidence": ()},
+    ),
+    Call(metrics.auroc, lambda: {"negative": [0.0], "positive": [1.0]}, {"negative": (), "positive": ()}),
+    Call(
+        metrics.auroc_interval,
+        lambda: {"negative": [0.0], "positive": [1.0]},
+        {"negative": (), "positive": (), "resamples": COUNT},
+    ),
+    Call(
+        metrics.true_positive_rate,
+        lambda: {"negative": [0.0], "positive": [1.0]},
+        {"negative": (), "positive": (), "false_positive_rate": FRACTION},
     ),
 ]
 

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, norm
 
-from art_qplugins.metrics import accuracy, after_tries, gap_lower_bound, resampled_means, wilson_interval, worst_case
+from art_qplugins.metrics import (
+    accuracy,
+    after_tries,
+    auroc,
+    auroc_interval,
+    gap_lower_bound,
+    resampled_means,
+    true_positive_rate,
+    wilson_interval,
+    worst_case,
+)
 
 
 @given(
@@ -245,3 +255,46 @@ def test_what_is_no_share_of_draws_is_refused(share, draws):
 def test_each_image_has_its_draws():
     with pytest.raises(ValueError, match=r"^correct is \(3,\) and draws \(2,\)"):
         after_tries([1, 1, 1], [2, 2], 2)
+
+
+# --- Detection
+
+SCORES = st.lists(st.integers(-3, 3), min_size=1, max_size=12)
+
+
+@given(SCORES, SCORES)
+def test_auroc_is_the_share_of_ordered_pairs(negative, positive):
+    pairs = [(p > n) + 0.5 * (p == n) for p in positive for n in negative]
+    assert auroc(negative, positive) == pytest.approx(np.mean(pairs), abs=1e-12)
+    assert auroc(negative, positive) + auroc(positive, negative) == pytest.approx(1, abs=1e-12)
+    assert auroc(negative, negative) == 0.5
+
+
+def test_the_interval_of_auroc_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    truth = norm.cdf(1 / np.sqrt(2))  # of normal scores one standard deviation apart
+    hits = []
+    for _ in range(120):
+        image = rng.normal(size=60) * 0.5  # which both scores of an image have in common
+        own = rng.normal(size=(2, 60)) * np.sqrt(0.75)
+        low, high = auroc_interval(image + own[0], image + own[1] + 1, resamples=200)
+        hits.append(low <= truth <= high)
+    assert np.mean(hits) > 0.85
+    assert auroc_interval([0, 1], [2, 3]) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="negative has 1 scores and positive 2"):
+        auroc_interval([0], [1, 2])
+
+
+@given(SCORES, st.floats(0, 1))
+def test_no_more_negatives_are_detected_than_allowed(negative, rate):
+    assert true_positive_rate(negative, negative, false_positive_rate=rate) <= rate + 1e-9
+
+
+def test_the_rate_of_detection_is_that_at_the_lowest_threshold():
+    clean = np.arange(100.0)
+    assert true_positive_rate(clean, [94.0, 94.5, 95.0, 200.0]) == 0.75  # five of the clean ones are above 94
+    assert true_positive_rate(clean, clean, false_positive_rate=0) == 0
+    assert true_positive_rate(clean, [-1.0], false_positive_rate=1) == 1
+    for negative, positive in ([[], [1.0]], [[0.0], [np.nan]], [[[0.0]], [1.0]]):
+        with pytest.raises(ValueError, match="give a list of scores"):
+            true_positive_rate(negative, positive)

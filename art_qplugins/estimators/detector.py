@@ -18,17 +18,20 @@ from art_qplugins.domains import FINITE, Domain, Either, Is, Maybe, check, check
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.base import QuantizedClassifier
 from art_qplugins.estimators.deployed import deployed
+from art_qplugins.estimators.information import InformationDetector
 from art_qplugins.foreign import foreign
 from art_qplugins.guard import isolated
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["WithDetector", "with_detector"]
 
-_ART = (BinaryInputDetector, BinaryActivationDetector)
+_BINARY = (BinaryInputDetector, BinaryActivationDetector)
 _ARGUMENTS: dict[str, Domain] = {
     "classifier": Is(PyTorchClassifier, "an ART PyTorchClassifier"),
     "detector": Either(
-        Is(nn.Module, "a torch.nn.Module"), Is(_ART, "a BinaryInputDetector or BinaryActivationDetector of ART")
+        Is(nn.Module, "a torch.nn.Module"),
+        Is(_BINARY, "a BinaryInputDetector or BinaryActivationDetector of ART"),
+        Is(InformationDetector, "an InformationDetector"),
     ),
     "threshold": Maybe(FINITE),
 }
@@ -98,15 +101,19 @@ def with_detector(
     """The estimator of a classifier that rejects what a detector finds, ready to be attacked and diagnosed.
 
     :param classifier: an ART classifier of K classes.
-    :param detector: a torch module of images, see :class:`WithDetector`, or ART's ``BinaryInputDetector`` or
-        ``BinaryActivationDetector`` around a ``PyTorchClassifier``.
-    :param threshold: the score above which an image is rejected. It may be left out where the detector gives two scores.
+    :param detector: a torch module of images, see :class:`WithDetector`; ART's ``BinaryInputDetector`` or
+        ``BinaryActivationDetector`` around a ``PyTorchClassifier``; or a fitted :class:`~art_qplugins.InformationDetector`.
+    :param threshold: the score above which an image is rejected. It may be left out where the detector gives two scores, or
+        has a threshold.
     :return: K + 1 outputs, of which the last is the rejection class ``abstain``.
-    :raises InputError: where the detector cannot be asked, or gives one score and there is no threshold.
+    :raises InputError: where the detector cannot be asked or is not fitted, or gives one score and there is no threshold.
     """
     check_all(locals(), _ARGUMENTS)
     network, inner = detector, None
-    if isinstance(detector, _ART):
+    if isinstance(detector, InformationDetector):
+        network, fitted = detector.score, detector.fitted_threshold()
+        threshold = fitted if threshold is None else threshold
+    if isinstance(detector, _BINARY):
         check("detector: its detector", detector.detector, Is(PyTorchClassifier, "an ART PyTorchClassifier"))
         network = deployed(detector.detector).model
     if isinstance(detector, BinaryActivationDetector):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
@@ -13,6 +14,9 @@ from art_qplugins.defences.lipschitz import Orthogonality
 from art_qplugins.domains import BITS, COUNT, POSITIVE, TABLE, Domain, Maybe, Number, check, check_all
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators.base import QuantizedClassifier
+from art_qplugins.estimators.inputs import Pixels
+from art_qplugins.guard import evaluating
+from art_qplugins.information import Uncertainty, uncertainty
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.convert import ARGUMENTS, quantize
 from art_qplugins.quantizers.noise import NOISE_KEY, stochastic_layers
@@ -176,6 +180,25 @@ class SQEnsembleClassifier(QuantizedClassifier):
     def draws(self, draws: int | None) -> None:
         if draws is not None:
             self.model.draws = check("draws", draws, COUNT)
+
+    def predict_uncertainty(self, x: Pixels, batch_size: int = 128, *, draws: int | None = None) -> Uncertainty:
+        """How far the members disagree: arrays (N,) of entropy, mutual information and variation ratio.
+
+        A member's probabilities are the softmax of its logits, whatever the rule. ART's preprocessors are applied as in
+        :meth:`predict`, its postprocessors are not. Members are drawn afresh at every call, unless the ensemble is frozen.
+        The network computes few of them at a time, so that its memory does not grow with their number.
+
+        :param x: (N, C, H, W) in [0, 1].
+        :param draws: number of members, e.g. 128. ``None`` for that of the ensemble.
+        :raises InputError: where the ensemble is frozen to another number of draws.
+        """
+        check_all(locals(), {"batch_size": COUNT, "draws": Maybe(COUNT)})
+        members = self.draws if draws is None else draws
+        with evaluating(self.model), torch.no_grad():
+            parts = [
+                uncertainty(self.model.members(part, members).softmax(-1)) for part in self._inputs(x).split(batch_size)
+            ]
+        return Uncertainty(*(torch.cat(values).cpu().numpy() for values in zip(*parts, strict=True)))
 
     def _training_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The loss of the mean, or the mean of the members' losses, depending on the ensemble's ``gradient_of``."""

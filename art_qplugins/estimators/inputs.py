@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from art_qplugins.errors import InputError, shown
 from art_qplugins.models.ensemble import trained_network
 
-__all__ = ["Inputs", "Pixels"]
+__all__ = ["Inputs", "Pixels", "as_numbers"]
 
 Pixels: TypeAlias = np.ndarray | Tensor
 
@@ -76,7 +76,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
         :param n: number of images.
         :raises InputError: where there is not one for each image, or one names no class.
         """
-        y = _numbers(y, "y")
+        y = as_numbers(y, "y")
         if y.ndim == 2 and y.shape[1] == 1:  # ART's reduce_labels would take the largest of one, which is class 0
             y = y[:, 0]
         if tuple(y.shape) not in ((n,), (n, self.nb_classes)):
@@ -96,7 +96,7 @@ class Inputs(PyTorchClassifier):  # type: ignore[misc]  # ART ships no types, so
 
     def _classes(self, label: int | list[int] | np.ndarray, n: int) -> Tensor:
         """One class for each of ``n`` images, (n,), on the device."""
-        given = _numbers(label, "label")
+        given = as_numbers(label, "label")
         if tuple(given.shape) not in ((), (n,)) or not _are_classes(given, self.nb_classes):
             raise ValueError(
                 f"label: it is {shown(label)}, out of range: give a class below {self.nb_classes}, or one for each of "
@@ -136,7 +136,7 @@ def _shape(x: Any) -> tuple[int, ...]:
         return ()
 
 
-def _numbers(labels: Any, name: str) -> Pixels:
+def as_numbers(labels: Any, name: str) -> Pixels:
     """Labels as numbers, also those that come as Python objects.
 
     :param name: of the argument.

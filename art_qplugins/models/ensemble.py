@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from art_qplugins.domains import COUNT, FLAG, Domain, Maybe, OneOf, check_all
+from art_qplugins.domains import COUNT, FLAG, Domain, Maybe, OneOf, check, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.models.folding import drawing, find_part, fold
 from art_qplugins.models.rules import RULES
@@ -67,7 +67,8 @@ class StochasticEnsemble(nn.Module):
     :param gradient_of: ``"mean"``, the loss of the mean; or ``"losses"``, the mean of the members' losses. A module
         with one output cannot express the latter. :class:`~art_qplugins.SQEnsembleClassifier` applies it, other clients
         get a warning.
-    :raises InputError: where the network has no stochastic layer, or an option is unknown or out of range.
+    :raises InputError: where the network has no stochastic layer or holds an ensemble, or an option is unknown or out of
+        range.
     """
 
     def __init__(
@@ -88,6 +89,11 @@ class StochasticEnsemble(nn.Module):
             raise InputError(
                 f"{type(network).__name__} has no stochastic layer to average over; "
                 "make one with quantize(model, activation_bits=2, alpha=2.0)"
+            )
+        if any(isinstance(module, StochasticEnsemble) for module in network.modules()):
+            raise InputError(
+                f"network: {type(network).__name__} holds an ensemble, which chooses the noise of its layers itself; give "
+                "the network inside it"
             )
         if frozen and eot_draws is not None:
             raise InputError("eot_draws: a frozen ensemble has the gradient of its own draws; leave eot_draws out")
@@ -110,10 +116,21 @@ class StochasticEnsemble(nn.Module):
         """Number of members in one call. It is the number of passes of each image through the network."""
         return self.eot_draws if requires_grad and self.eot_draws is not None else self.draws
 
-    def members(self, x: Tensor) -> Tensor:
-        """Logits of the members, (M, N, C)."""
+    def members(self, x: Tensor, draws: int | None = None) -> Tensor:
+        """Logits of the members, (M, N, C).
+
+        The memory of the network does not grow with M where no gradient is wanted: its draws are computed in parts.
+
+        :param draws: M. ``None`` for as many as a call takes.
+        :raises InputError: where the ensemble is frozen to another number of draws, whose members are others.
+        """
         wants_gradient = x.requires_grad and torch.is_grad_enabled()
-        draws = self.passes(wants_gradient)
+        draws = self.passes(wants_gradient) if draws is None else check("draws", draws, COUNT)
+        if self.frozen and draws != self.draws:
+            raise InputError(
+                f"draws: the ensemble is frozen to {self.draws} draws, and {draws} were asked of it; ask for {self.draws}, "
+                "or set frozen = False"
+            )
         chunk = min(draws, self.eot_chunk or max(_AT_LEAST, _BATCH // max(len(x), 1)))
         again = wants_gradient and self.eot_chunk is not None and chunk < draws
         first, logits = 0 if self.frozen else self.next_draw, []
