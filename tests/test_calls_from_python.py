@@ -730,6 +730,7 @@ OTHERS = {
         "OutputTerms",
     ),
     *("agreement", "sign_moves", "Measured"),
+    *("entropy", "information", "member_information", "member_joint", "pooled", "uncertainty", "Uncertainty"),
     *("kurakin_steps", "retracted", "Filtered", "median_filter", "reduce_bits", "unfiltered"),
 }
 MODULES = (
@@ -737,7 +738,7 @@ MODULES = (
     *(".estimators", ".quantizers", ".quantizers.surrogates", ".data", ".threat", ".attacks.craft", ".checkpoint"),
     *(".evidence", ".report", ".metrics", ".runner.runner", ".training.engine", ".defences.lipschitz"),
     *(".defences.information", ".gradients.fidelity", ".gradients.measure", ".models.convnet", ".models.mnist_cnn"),
-    *(".models.vgg", ".models.ensemble", ".models.filtered"),
+    *(".models.vgg", ".models.ensemble", ".models.filtered", ".information"),
     *(".defences.adversarial", ".defences.noise", ".defences.parseval", ".defences.squeezing"),
 )
 

@@ -8,37 +8,16 @@ spacing small, which bounds how much noise the quantizers add.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
 from art_qplugins.domains import NOT_NEGATIVE, check
 from art_qplugins.errors import InputError
-from art_qplugins.quantizers.precision import in_float32
+from art_qplugins.information import mutual_information
 from art_qplugins.quantizers.stochastic import StochasticQuantizer, stochastic_layers
 
-__all__ = ["BinSpacing", "MutualInformation", "mutual_information"]
-
-
-@in_float32
-def mutual_information(p: Tensor) -> Tensor:
-    r"""Mean over units of :math:`H(\bar p_i) - \overline{H(p_i)}`, divided by log K, so in [0, 1].
-
-    It has a closed form, because a stochastic quantizer shows its distribution. With independent noise the sum over
-    units is an upper bound of I(X; Q).
-
-    :param p: (N, ..., K), the distribution over K bins of each unit for each image.
-    """
-    information = _entropy(p.mean(0)) - _entropy(p).mean(0)
-    return information.mean() / math.log(p.shape[-1])
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """Over the last dimension, in nats."""
-    terms: Tensor = torch.special.entr(p)
-    return terms.sum(-1)
+__all__ = ["BinSpacing", "MutualInformation"]
 
 
 def _layers(model: nn.Module, name: str) -> list[StochasticQuantizer]:
