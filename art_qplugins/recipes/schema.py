@@ -169,6 +169,7 @@ class Recipe(Settings):
         tells what full AutoAttack would leave, with an interval.
     :param grid: score the images also as rounded to this many levels.
     :param sensitivity: measure operator norms of layers, and how far so many images of each attack move what layers read.
+    :param information: measure what the codes of stochastic models tell of so many images, clean, attacked and with random noise.
     :param suite_notes: what its suites leave out or do otherwise than their papers, written when they are expanded.
     """
 
@@ -196,6 +197,7 @@ class Recipe(Settings):
     audit: Count | None = None
     grid: Annotated[int, within(Number(2, 65536, whole=True))] | None = None
     sensitivity: Count | None = None
+    information: Count | None = None
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     attacks: Annotated[list[AttackSettings], Field(min_length=1)]
