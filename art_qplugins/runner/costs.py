@@ -1,13 +1,13 @@
 """What a run will take before it begins: passes through each network, and the time for them on this machine.
 
 Training is counted exactly. The passes of an attack are those for images that stay robust to the end, and a diagnosis runs only
-some of its steps, so both are bounds. What scores and measures a model is not counted; it is little beside them.
+some of its steps, so both are bounds. What scores a cell is not counted; it is little beside them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +18,19 @@ from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import Cost, expected_cost
 from art_qplugins.gradients.counting import passes
 from art_qplugins.quantizers import is_stochastic
+from art_qplugins.quantizers.stochastic import stochastic_layers
 from art_qplugins.recipes.build import estimator_for
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import blank, seed_of, training_defences
 from art_qplugins.recipes.schema import Budget, Recipe
 from art_qplugins.runner.audit import AUDITOR
+from art_qplugins.runner.information import DRAWS, calls_of_information
 from art_qplugins.runner.pace import Pace, pace_of_attacks, pace_of_training
 from art_qplugins.runner.plan import ModelUnderTest
 from art_qplugins.runner.prepare import Prepared
+from art_qplugins.runner.sensitivity import bases, calls_of_sensitivity
+from art_qplugins.runner.stored import on_all_images
+from art_qplugins.sensitivity.codes import calls_for
 
 __all__ = ["Work", "costs"]
 
@@ -48,7 +53,7 @@ class Work:
     """
 
     model: str
-    part: Literal["training", "attacks", "audit", "diagnosis"]
+    part: Literal["training", "attacks", "audit", "diagnosis", "sensitivity", "information"]
     images: int
     each: Cost
     pace: Pace | None
@@ -67,6 +72,8 @@ class _Network:
 
     draws: int
     random: bool
+    members: int  # passes of a call without a gradient
+    codes: int  # calls that show what its codes tell of an image; 0 without stochastic quantizers
     attacks: Pace | None
     training: Pace | None
 
@@ -102,7 +109,24 @@ def costs(
             limits = recipe.diagnosis.level, recipe.diagnosis.budget, recipe.diagnosis.queries
             each = diagnostics.most(*limits, others=others, passes=network.draws)
             found.append(Work(name, "diagnosis", images, each, network.attacks))
+        if settings.role == "subject":
+            found += _after(recipe, settings, [spec for spec in attacks if spec.model == name], images, network)
     return found
+
+
+def _after(
+    recipe: Recipe, settings: ModelSettings, specs: Sequence[CellSpec], images: int, network: _Network
+) -> Iterator[Work]:
+    """What is measured of a model after the last cell. Norms of layers are no passes through a network, and not counted."""
+    stored = [spec for spec in specs if on_all_images(spec)]
+    if (n := recipe.sensitivity) is not None:
+        calls = calls_of_sensitivity(len(stored), changed=settings.name in bases(recipe))
+        each = Cost(network.draws, network.draws + network.members * calls)  # logits have the one gradient
+        yield Work(settings.name, "sensitivity", min(n, images), each, network.attacks)
+    if (n := recipe.information) is not None and network.codes:
+        attacked = [spec for spec in stored if spec.role == "attack"]
+        calls = calls_of_information(attacked, min(n, images), codes=network.codes, random=network.random)
+        yield Work(settings.name, "information", min(n, images), Cost(0, network.members * calls), network.attacks)
 
 
 def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known: dict[str, _Network]) -> _Network:
@@ -122,6 +146,8 @@ def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known:
     known[key] = _Network(
         draws=passes(ready.model, requires_grad=True),
         random=is_stochastic(ready.model),
+        members=passes(ready.model, requires_grad=False),
+        codes=calls_for(ready.model, DRAWS) if stochastic_layers(ready.model) else 0,
         attacks=pace_of_attacks(ready, batch_size=per_attack),
         training=training,
     )

@@ -13,11 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from art_qplugins import metrics
+from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.evaluator import Evaluator
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import ChangedInformation, Information
 from art_qplugins.evaluation.scheduler import Scheduler
-from art_qplugins.evaluation.score import score
+from art_qplugins.evaluation.score import DEPLOYMENTS, score
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.geometry import random_noise
 from art_qplugins.gradients.attempt import Attempt
@@ -29,7 +30,7 @@ from art_qplugins.seeds import derive_seed
 from art_qplugins.sensitivity.codes import Codes, Told, calls_for
 from art_qplugins.threat import Threat
 
-__all__ = ["DRAWS", "information"]
+__all__ = ["DRAWS", "calls_of_information", "information"]
 
 #: Draws of the earlier layers, at least.
 DRAWS = 10
@@ -52,6 +53,19 @@ def information(
             cells = [outcome for outcome in known if outcome.cell.role == "attack" and on_all_images(outcome.cell)]
             found[name] = _of_model(_Model(scheduler.evaluator, scheduler.store, clean, n), name, cells, progress)
     return found
+
+
+def calls_of_information(attacked: Sequence[CellSpec], n: int, *, codes: int, random: bool) -> int:
+    """Calls of a model for each image, at most.
+
+    :param attacked: the cells that will be measured, on their first ``n`` images.
+    :param codes: calls that show what codes tell of an image: :func:`~art_qplugins.sensitivity.codes.calls_for`.
+    """
+    threats = len({(spec.norm, spec.eps) for spec in attacked})
+    first = tuple(range(n))
+    clean = len({first, *((spec.rows or first)[:n] for spec in attacked)})
+    scored = 2 * (DEPLOYMENTS if random else 1)
+    return codes * (3 * clean + 2 * (len(attacked) + threats)) + scored * threats
 
 
 def _of_model(model: _Model, name: str, cells: Sequence[Outcome], progress: Progress) -> Information:

@@ -25,7 +25,7 @@ from art_qplugins.runner.progress import Progress
 from art_qplugins.runner.stored import on_all_images, pairs
 from art_qplugins.sensitivity import activation_distances, logit_gain, operator_norms, output_terms, weight_changes
 
-__all__ = ["bases", "sensitivity"]
+__all__ = ["bases", "calls_of_sensitivity", "sensitivity"]
 
 _BATCH = 100
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -44,6 +44,15 @@ def sensitivity(
     :param n: distances are over the first so many images of each cell.
     """
     return {model: _of_model(scheduler, model, bases.get(model), n, progress) for model in models}
+
+
+def calls_of_sensitivity(cells: int, *, changed: bool) -> int:
+    """Calls of a model for each image, beside the gradient of its loss.
+
+    :param cells: whose images are measured.
+    :param changed: whether the model is another one after training, which is called as often.
+    """
+    return 1 + 2 * cells + changed * (2 + 2 * cells)
 
 
 def bases(recipe: Recipe) -> dict[str, str]:
