@@ -8,7 +8,7 @@ from torch import Tensor
 from art_qplugins.seeds import derive_seed
 from art_qplugins.threat import Threat
 
-__all__ = ["ORDERS", "TOLERANCE", "distances", "random_point"]
+__all__ = ["ORDERS", "TOLERANCE", "distances", "random_noise", "random_point"]
 
 #: Tolerance by which a distance may exceed eps. It is relative to eps if eps is above 1. Attacks compute in float32,
 #: and distances are compared in float64.
@@ -53,3 +53,20 @@ def random_point(x: Tensor, threat: Threat, seed: int) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(move.reshape(len(x), -1), ord=ORDERS[threat.norm], dim=1)
     radius = threat.eps * torch.rand(len(x), generator=generator) ** (1 / x[0].numel())
     return (x + (move * (radius / length).view(-1, *[1] * (x.dim() - 1))).to(x)).clamp(0, 1)
+
+
+def random_noise(x: Tensor, threat: Threat, seed: int) -> Tensor:
+    """Each image with random noise of length eps, (N, C, H, W) clipped to [0, 1].
+
+    For Linf every value moves by eps, up or down. For L2 and L1 the direction is normally distributed. For L0 the image has new
+    values in eps random pixels.
+
+    :param x: (N, C, H, W) in [0, 1].
+    """
+    if threat.norm == "L0":
+        return random_point(x, threat, seed)
+    move = torch.randn(x.shape, generator=torch.Generator().manual_seed(derive_seed(seed, "noise")))
+    if threat.norm == "Linf":
+        return (x + threat.eps * move.sign().to(x)).clamp(0, 1)
+    length: Tensor = torch.linalg.vector_norm(move.flatten(1), ord=ORDERS[threat.norm], dim=1)
+    return (x + (move * (threat.eps / length).view(-1, 1, 1, 1)).to(x)).clamp(0, 1)

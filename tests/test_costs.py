@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from art_qplugins.diagnostics.running import QUERIES
 from art_qplugins.diagnostics.steps import STEPS
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.cost import Cost, expected_cost
+from art_qplugins.gradients.counting import counting
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers import quantize
@@ -160,6 +162,58 @@ def test_a_diagnosis_takes_images_from_each_other_deterministic_model(timed):
     assert claimed["sq", "diagnosis"].each.gradients == 3 * (own + 20 * 2)
     assert diagnostics.most(None, None, None).gradients == own
     assert not any(part == "diagnosis" for _, part in found(claim={"attack": "art:pgd", "eps": 0.1}, diagnose=False))
+
+
+MEASURED = {
+    "name": "measured",
+    "data": {"name": "digits", "limit": 20},
+    "threat": {"eps": [0.05, 0.1]},
+    "information": 9,
+    "sensitivity": 7,
+    "diagnose": False,
+    "models": [
+        {**RECIPE["models"][2], "train": {"epochs": 1}},
+        {**RECIPE["models"][2], "name": "member", "draws": 2, "frozen": True, "train": {"epochs": 1}},
+    ],
+    "attacks": [{"id": "art:fgsm"}, {"id": "art:fgsm", "source": "member", "limit": 9, "models": ["sq"]}],
+}
+
+
+def test_what_is_measured_after_the_last_cell_takes_the_passes_that_were_counted(timed, monkeypatch):
+    """Beside the few calls with one image that see how a network is made."""
+    stage, took = Runner._measured, {}
+
+    def counted(self, scheduler, models):
+        result = {}
+        for key in ("sensitivity", "information"):
+            alone = self.recipe.model_copy(update={"sensitivity": None, "information": None, key: MEASURED[key]})
+            modules = {name: scheduler.evaluator.estimators[name].model for name in models}
+            with contextlib.ExitStack() as stack:
+                counters = {name: stack.enter_context(counting(module)) for name, module in modules.items()}
+                monkeypatch.setattr(self, "recipe", alone)
+                result |= stage(self, scheduler, models)
+            took.update({(name, key): counters[name] for name in models})
+        return result
+
+    monkeypatch.setattr(Runner, "_measured", counted)
+    runner = Runner(parse_recipe(copy.deepcopy(MEASURED)))
+    work = {(one.model, one.part): one for one in runner.costs(runner.prepare())}
+    runner.run()
+    for name, key in took:
+        one = work[name, key]
+        assert (one.images, one.each.gradients > 0) == (MEASURED[key], key == "sensitivity")
+        assert one.images * one.each.queries == pytest.approx(took[name, key].forward, abs=12), (name, key)
+        assert one.images * one.each.gradients == took[name, key].backward
+
+
+def test_what_is_not_asked_for_is_not_measured(timed):
+    assert not {part for _, part in found()} & {"sensitivity", "information"}
+    asked = found(sensitivity=5, information=50)
+    assert {name for name, part in asked if part == "information"} == {"sq"}
+    assert {name for name, part in asked if part == "sensitivity"} == {"a", "b", "sq"}
+    assert (asked["a", "sensitivity"].images, asked["sq", "information"].images) == (5, 20)
+    assert asked["a", "sensitivity"].each == Cost(1, 1 + 1 + 2 * 4)
+    assert asked["b", "sensitivity"].each == Cost(1, 1 + 1 + 2 * 4 + 2 + 2 * 4), "its base is asked as often"
 
 
 def test_an_attack_of_unknown_cost_is_named(timed, monkeypatch):

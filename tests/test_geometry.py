@@ -8,7 +8,7 @@ import torch
 from scipy.stats import kstest
 
 from art_qplugins import Threat
-from art_qplugins.geometry import distances, random_point
+from art_qplugins.geometry import distances, random_noise, random_point
 
 GREY = torch.full((4000, 1, 2, 2), 0.5)
 
@@ -72,3 +72,14 @@ def test_points_are_images_and_belong_to_their_seed(threat):
     assert point.min() >= 0 and point.max() <= 1
     assert float(distances(x, point, threat.norm).max()) <= threat.eps + 1e-6
     assert torch.equal(random_point(x, threat, 0), point) and not torch.equal(random_point(x, threat, 1), point)
+
+
+@pytest.mark.parametrize("threat", [Threat("Linf", 0.2), Threat("L2", 0.4), Threat("L1", 0.45), Threat("L0", 3)])
+def test_noise_has_the_length_eps_where_no_value_is_clipped(threat):
+    noisy = random_noise(GREY, threat, 0)
+    torch.testing.assert_close(
+        distances(GREY, noisy, threat.norm), torch.full((len(GREY),), threat.eps).double(), rtol=1e-5, atol=0
+    )
+    assert ((noisy - GREY).mean(0).abs() < 5 * 0.5 / np.sqrt(len(GREY))).all()
+    white = random_noise(torch.ones_like(GREY), threat, 0)
+    assert white.max() == 1 and torch.equal(random_noise(GREY, threat, 0), noisy)

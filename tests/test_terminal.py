@@ -133,6 +133,21 @@ def test_a_bar_shows_what_is_known(monkeypatch):
     assert bar_after(monkeypatch, "net", ended, told(100, 78200)) == [], "it goes when the training ends"
 
 
+def test_what_is_measured_after_the_last_cell_is_shown(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(consoles, "Screen", lambda **_: Screen(file=file, force_terminal=True, width=80))
+    with LiveProgress() as progress:
+        for what in ("distances", "information"):
+            assert list(progress.over("[/x]", what, ["a", "b", "c"])) == ["a", "b", "c"]
+            assert f"measured [/x]: {what}, 3 parts" in file.getvalue() and not progress._tasks
+        for part in progress.over("sq", "information", ["a", "b", "c"]):
+            if part == "c":
+                progress._bars.refresh()
+        assert "2/3" in file.getvalue()
+        assert list(progress.over("sq", "nothing", [])) == []
+    assert "nothing" not in file.getvalue()
+
+
 @pytest.mark.parametrize("name", ["net", LONG])
 def test_without_a_terminal_an_epoch_is_a_line(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")

@@ -24,8 +24,8 @@ from art_qplugins.estimators.inputs import Pixels, as_numbers
 from art_qplugins.guard import evaluating, isolated
 from art_qplugins.information import information
 from art_qplugins.models.ensemble import StochasticEnsemble
-from art_qplugins.quantizers.noise import draws_from, stochastic_layers
-from art_qplugins.quantizers.stochastic import StochasticQuantizer
+from art_qplugins.quantizers.noise import draws_from
+from art_qplugins.quantizers.stochastic import StochasticQuantizer, stochastic_quantizers
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["InformationDetector", "InformationScore"]
@@ -120,7 +120,7 @@ class InformationScore(nn.Module):
             assert isinstance(layer, StochasticQuantizer)
             found.append(measure(layer.probabilities(inputs[0])))
 
-        hook = stochastic_layers(network)[-1].register_forward_hook(see)
+        hook = stochastic_quantizers(network)[-1].register_forward_hook(see)
         try:
             with draws_from(network, self.seed):
                 self.module(x)

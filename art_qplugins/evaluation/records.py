@@ -475,6 +475,57 @@ class Sensitivity(Record):
     skipped: dict[str, str] = {}
 
 
+class ChangedInformation(Record):
+    """What codes tell of images after a change, beside what they tell of the same images before, as :class:`~art_qplugins.sensitivity.Codes`.
+
+    The score of an image is how far its information is from the mean over clean images.
+
+    :ivar cell: id of the cell whose images they are; ``None`` of random noise of length ``eps``.
+    :ivar information: between images and codes, and ``clean_information`` of the same images before.
+    :ivar accuracy: of these images, and ``clean_accuracy`` of the same before.
+    :ivar auroc: how well scores tell changed images from clean ones; 0.5 is chance. Its ``interval`` covers the images.
+    :ivar detected: the share of changed images whose scores all but 5 % of the clean images are below.
+    :ivar roc: that share where 0, 1, ..., 100 % of the clean images may be above.
+    """
+
+    cell: str | None = None
+    norm: Norm
+    eps: Size
+    n: Count
+    information: Share
+    clean_information: Share
+    accuracy: Share
+    clean_accuracy: Share
+    auroc: Share
+    interval: Interval
+    detected: Share
+    roc: Annotated[list[Share], Field(min_length=101, max_length=101)]
+
+    @property
+    def gained(self) -> float:
+        """The change of information, negative where codes tell less."""
+        return self.information - self.clean_information
+
+    @property
+    def lost(self) -> float:
+        """The change of accuracy, negative where fewer images are classified right."""
+        return self.accuracy - self.clean_accuracy
+
+
+class Information(Record):
+    """What the codes of a model's deepest stochastic quantizer tell of clean images, attacked ones and noisy ones."""
+
+    n: Count  # the first so many images; of a cell with a limit, its own first
+    draws: Count  # of the earlier layers, over which everything is a mean
+    information: Share | None  # between the clean images and their codes; None where it could not be measured
+    accuracy: Share
+    attacked: list[ChangedInformation]
+    noisy: list[ChangedInformation]  # the control: noise of the same norm and eps
+    skipped: dict[
+        str, str
+    ] = {}  # the reason of each measurement that failed: "clean", the id of a cell, or a norm with eps
+
+
 class Pooled(Record):
     """An accuracy over the trainings of one model and its images, see :func:`~art_qplugins.metrics.pooled_accuracy`."""
 
@@ -561,6 +612,7 @@ class Results(Record):
     warnings: list[str] = []  # what is legal and surely a mistake, without full stops
     training: dict[str, Curve] = {}  # by model, where it was trained by a recipe
     sensitivity: dict[str, Sensitivity] = {}  # by model, if the recipe asks for it
+    information: dict[str, Information] = {}  # by stochastic model, if the recipe asks for it
     pooled: list[PooledCell] = []  # clean images, the claimed attacks, and what a paper gives a number for
     differences: list[Difference] = []  # of models from their baselines
     models: list[ModelResult]

@@ -177,6 +177,7 @@ class Recipe(Settings):
     :param score_draws: predictions of a random model, each with fresh noise, that score an image. As many others choose
         the worst attack. What is left after k tries needs at least k.
     :param sensitivity: measure operator norms of layers, and how far so many images of each attack move what layers read.
+    :param information: measure what the codes of stochastic models tell of so many images, clean, attacked and with random noise.
     :param suite_notes: what its suites leave out or do otherwise than their papers, written when they are expanded.
     """
 
@@ -205,6 +206,7 @@ class Recipe(Settings):
     grid: Annotated[int, within(Number(2, 65536, whole=True))] | None = None
     score_draws: Draws = SCORE_DRAWS
     sensitivity: Count | None = None
+    information: Count | None = None
     transfer: TransferSettings | None = None
     models: Annotated[list[ModelSettings], Field(min_length=1)]
     attacks: Annotated[list[AttackSettings], Field(min_length=1)]

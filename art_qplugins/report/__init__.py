@@ -1,8 +1,8 @@
 """A run's records as tables, figures and one self-contained page.
 
 Everything is read from ``results.json``, ``samples.jsonl`` and ``cells/*.npz``. Neither torch nor ART is imported, so a
-report can be made anywhere from a copied folder. No number of the records is computed again. Only one number is
-computed here, image by image: the worst case on a pixel grid.
+report can be made anywhere from a copied folder. No number of the records is computed again. Two things are computed
+here: image by image, the worst case on a pixel grid; and what weaker strengths of an attack foretell of stronger ones.
 """
 
 from __future__ import annotations

@@ -62,6 +62,12 @@ SECTIONS: Registry[Section] = Registry(
             help="distances of activations under attack, and norms of layers, where the recipe has sensitivity",
         ),
         Section(
+            name="information",
+            title="What codes tell of images",
+            target="art_qplugins.report.information:section",
+            help="the information plane of stochastic models and a detector's ROC curves, where the recipe has information",
+        ),
+        Section(
             name="answers",
             title="The same images, model by model",
             target="art_qplugins.report.answers:section",

@@ -2,13 +2,13 @@
 
 Training is counted exactly. The passes of an attack are those for images that stay robust to the end, and a diagnosis runs only
 some of its steps, so both are bounds. Scoring is counted of a random model, whose images are each asked ``score_draws`` times in
-two banks, for the cells of the recipe. What else scores and measures a model is little beside them.
+two banks, for the cells of the recipe. What else scores a cell is little beside them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,14 +20,19 @@ from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import Cost, expected_cost
 from art_qplugins.gradients.counting import passes
 from art_qplugins.quantizers import is_stochastic
+from art_qplugins.quantizers.stochastic import stochastic_quantizers
 from art_qplugins.recipes.build import estimator_for
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import blank, seed_of, training_defences
 from art_qplugins.recipes.schema import Budget, Recipe
 from art_qplugins.runner.audit import AUDITOR
+from art_qplugins.runner.information import DRAWS, calls_of_information
 from art_qplugins.runner.pace import Pace, pace_of_attacks, pace_of_training
 from art_qplugins.runner.plan import ModelUnderTest
 from art_qplugins.runner.prepare import Prepared
+from art_qplugins.runner.sensitivity import bases, calls_of_sensitivity
+from art_qplugins.runner.stored import on_all_images
+from art_qplugins.sensitivity.codes import calls_for
 
 __all__ = ["Work", "costs"]
 
@@ -50,7 +55,7 @@ class Work:
     """
 
     model: str
-    part: Literal["training", "attacks", "scoring", "audit", "diagnosis"]
+    part: Literal["training", "attacks", "scoring", "audit", "diagnosis", "sensitivity", "information"]
     images: int
     each: Cost
     pace: Pace | None
@@ -68,11 +73,13 @@ class _Network:
     """What is known of a network before it is trained. Paces are ``None`` where it could not be timed.
 
     :ivar draws: passes of an image for a gradient, and ``members`` for a prediction.
+    :ivar codes: calls that show what its codes tell of an image; 0 without stochastic quantizers.
     """
 
     draws: int
     members: int
     random: bool
+    codes: int
     attacks: Pace | None
     training: Pace | None
 
@@ -112,7 +119,26 @@ def costs(
             limits = recipe.diagnosis.level, recipe.diagnosis.budget, recipe.diagnosis.queries
             each = diagnostics.most(*limits, others=others, passes=network.draws)
             found.append(Work(name, "diagnosis", images, each, network.attacks))
+        if settings.role == "subject":
+            found += _after(recipe, settings, [spec for spec in attacks if spec.model == name], images, network)
     return found
+
+
+def _after(
+    recipe: Recipe, settings: ModelSettings, specs: Sequence[CellSpec], images: int, network: _Network
+) -> Iterator[Work]:
+    """What is measured of a model after the last cell. Norms of layers are no passes through a network, and not counted."""
+    stored = [spec for spec in specs if on_all_images(spec)]
+    if (n := recipe.sensitivity) is not None:
+        calls = calls_of_sensitivity(len(stored), changed=settings.name in bases(recipe))
+        each = Cost(network.draws, network.draws + network.members * calls)  # logits have the one gradient
+        yield Work(settings.name, "sensitivity", min(n, images), each, network.attacks)
+    if (n := recipe.information) is not None and network.codes:
+        attacked = [spec for spec in stored if spec.role == "attack"]
+        calls = calls_of_information(
+            attacked, min(n, images), codes=network.codes, scores=recipe.score_draws if network.random else 1
+        )
+        yield Work(settings.name, "information", min(n, images), Cost(0, network.members * calls), network.attacks)
 
 
 def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known: dict[str, _Network]) -> _Network:
@@ -133,6 +159,7 @@ def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known:
         draws=passes(ready.model, requires_grad=True),
         members=passes(ready.model, requires_grad=False),
         random=is_stochastic(ready.model),
+        codes=calls_for(ready.model, DRAWS) if stochastic_quantizers(ready.model) else 0,
         attacks=pace_of_attacks(ready, batch_size=per_attack),
         training=training,
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.training.progress import TrainingProgress
 
 __all__ = ["Progress"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +32,17 @@ class Progress:
 
     def step(self, model: str, title: str, gradients: float, queries: float) -> None:
         """Called before each step of a diagnosis, with the most that it may cost per image."""
+
+    def measured(self, model: str, what: str, done: int, total: int) -> None:
+        """Called before the first and after each part of what is measured after the last cell, such as ``"information"``."""
+
+    def over(self, model: str, what: str, parts: Sequence[T]) -> Iterator[T]:
+        """The parts of a measurement, each told of when it is done."""
+        for done, part in enumerate(parts):
+            self.measured(model, what, done, len(parts))
+            yield part
+        if parts:
+            self.measured(model, what, len(parts), len(parts))
 
     def left(self, passes: float | None, until: str) -> None:
         """Before each finished cell is told: the work that is left in the cells that come before ``until``.

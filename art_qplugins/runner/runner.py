@@ -39,11 +39,12 @@ from art_qplugins.report import write_report
 from art_qplugins.runner.assess import assess_model
 from art_qplugins.runner.costs import Work, costs
 from art_qplugins.runner.environment import environment
+from art_qplugins.runner.information import information
 from art_qplugins.runner.plan import plan
 from art_qplugins.runner.prepare import Images, Prepared, prepare
 from art_qplugins.runner.progress import Progress
 from art_qplugins.runner.run import Run
-from art_qplugins.runner.sensitivity import sensitivity
+from art_qplugins.runner.sensitivity import bases, sensitivity
 from art_qplugins.training.ranks import rank
 
 __all__ = ["Execution", "Runner"]
@@ -191,15 +192,21 @@ class Runner:
                     )
                     for model in models
                 ]
-                if recipe.sensitivity is not None:
-                    names = [model.name for model in models]
-                    measured = sensitivity(scheduler, store, names, _bases(recipe), n=recipe.sensitivity)
-                    draft = draft.model_copy(update={"sensitivity": measured})
+                draft = draft.model_copy(update=self._measured(scheduler, [model.name for model in models]))
             except BaseException as error:
                 if attacks is not None or not isinstance(error, InputError):
                     _record_end(error, attacks, draft, store)
                 raise
             return self._finish(attacks, found, draft, store)
+
+    def _measured(self, scheduler: Scheduler, models: Sequence[str]) -> dict[str, Any]:
+        """What the recipe asks to measure after the last cell."""
+        recipe, told, found = self.recipe, self.progress, dict[str, Any]()
+        if (n := recipe.sensitivity) is not None:
+            found["sensitivity"] = sensitivity(scheduler, models, bases(recipe), n=n, progress=told)
+        if (n := recipe.information) is not None:
+            found["information"] = information(scheduler, models, n=n, progress=told)
+        return found
 
     def _storage(self) -> Storage:
         return Memory() if self.out is None else Store(self.out)
@@ -335,8 +342,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _bases(recipe: Recipe) -> dict[str, str]:
-    """By model that was changed after training, the model that it was."""
-    return {model.name: model.base for model in recipe.models if model.base is not None and model.train.epochs == 0}

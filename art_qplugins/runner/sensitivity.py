@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.outcome import Outcome
 from art_qplugins.evaluation.records import Cell, Distances, Logits, Norms, Sensitivity, Terms, WeightChange
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.gradients.margin import logit_margin
 from art_qplugins.gradients.probe import answer, gradient
+from art_qplugins.recipes.schema import Recipe
+from art_qplugins.runner.progress import Progress
+from art_qplugins.runner.stored import on_all_images, pairs
 from art_qplugins.sensitivity import activation_distances, logit_gain, operator_norms, output_terms, weight_changes
 
-__all__ = ["sensitivity"]
+__all__ = ["bases", "calls_of_sensitivity", "sensitivity"]
 
 _BATCH = 100
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -31,7 +33,7 @@ _PARTS = ("images", "weights", "both", "total")
 
 
 def sensitivity(
-    scheduler: Scheduler, store: Storage, models: Iterable[str], bases: Mapping[str, str], *, n: int
+    scheduler: Scheduler, models: Iterable[str], bases: Mapping[str, str], *, n: int, progress: Progress = Progress()
 ) -> dict[str, Sensitivity]:
     """The measurements of each model, from the images that are stored.
 
@@ -41,19 +43,32 @@ def sensitivity(
     :param bases: of models that were changed after training, the models that they were.
     :param n: distances are over the first so many images of each cell.
     """
-    return {
-        model: _of_model(scheduler.evaluator, store, model, bases.get(model), scheduler.outcomes(model), n)
-        for model in models
-    }
+    return {model: _of_model(scheduler, model, bases.get(model), n, progress) for model in models}
 
 
-def _of_model(
-    evaluator: Evaluator, store: Storage, model: str, base: str | None, outcomes: Iterable[Outcome], n: int
-) -> Sensitivity:
-    estimator, attempt = evaluator.estimators[model], Attempt()
+def calls_of_sensitivity(cells: int, *, changed: bool) -> int:
+    """Calls of a model for each image, beside the gradient of its loss.
+
+    :param cells: whose images are measured.
+    :param changed: whether the model is another one after training, which is called as often.
+    """
+    return 1 + 2 * cells + changed * (2 + 2 * cells)
+
+
+def bases(recipe: Recipe) -> dict[str, str]:
+    """By model that was changed after training, the model that it was."""
+    return {model.name: model.base for model in recipe.models if model.base is not None and model.train.epochs == 0}
+
+
+def _of_model(scheduler: Scheduler, model: str, base: str | None, n: int, progress: Progress) -> Sensitivity:
+    evaluator, store, attempt = scheduler.evaluator, scheduler.store, Attempt()
+    estimator = evaluator.estimators[model]
     norms = attempt("norms", lambda: operator_norms(estimator.model, evaluator.x[:1].to(estimator.device)))
-    cells = [outcome.cell for outcome in outcomes if outcome.ok and _on_all_images(outcome.cell)]
-    distances = [attempt(cell.id, partial(_distances, evaluator, store, cell, n)) for cell in cells]
+    cells = [outcome.cell for outcome in scheduler.outcomes(model) if outcome.ok and on_all_images(outcome.cell)]
+    distances = [
+        attempt(cell.id, partial(_distances, evaluator, store, cell, n))
+        for cell in progress.over(model, "distances", cells)
+    ]
     x, y = (values[:n].to(estimator.device) for values in (evaluator.x, evaluator.y))
     logits = attempt("logits", lambda: _logits(estimator.model, x, y))
     gain, changes, terms = None, [], []
@@ -62,7 +77,10 @@ def _of_model(
         gain = attempt("gain", lambda: logit_gain(before, now, x))
         changes = [c for c in attempt("changes", lambda: weight_changes(before, now, x[:1])) or () if c.matrix > 0]
         if changes:
-            terms = [attempt(f"terms of {cell.id}", partial(_terms, evaluator, store, base, cell, n)) for cell in cells]
+            terms = [
+                attempt(f"terms of {cell.id}", partial(_terms, evaluator, store, base, cell, n))
+                for cell in progress.over(model, "terms", cells)
+            ]
     return Sensitivity(
         norms=[Norms(**asdict(norm)) for norm in norms or ()],
         distances=[found for found in distances if found is not None],
@@ -87,22 +105,9 @@ def _logits(module: nn.Module, x: Tensor, y: Tensor) -> Logits:
     return Logits(n=len(x), margins=quantiles, no_gradient=zero.double().mean().item() if len(zero) else None)
 
 
-def _on_all_images(cell: Cell) -> bool:
-    chosen = cell.rows is not None and cell.limit is None
-    return cell.role in ("attack", "corruption") and not chosen and "check" not in cell.params
-
-
-def _pairs(evaluator: Evaluator, store: Storage, cell: Cell, n: int) -> tuple[Tensor, Tensor]:
-    """The first images of a cell, clean and crafted."""
-    images = torch.from_numpy(store.images(cell.id))
-    device = evaluator.estimators[cell.model].device
-    rows = evaluator.rows(cell.rows)[:n]
-    return evaluator.x[rows].to(device), images[: len(rows)].to(device)
-
-
 def _terms(evaluator: Evaluator, store: Storage, base: str, cell: Cell, n: int) -> Terms:
     network, twin = (evaluator.estimators[name].model for name in (cell.model, base))
-    x, crafted = _pairs(evaluator, store, cell, n)
+    x, crafted = pairs(evaluator, store, cell, n)
     found = output_terms(twin, network, x, crafted, seed=cell.seed)
     return Terms(
         cell=cell.id,
@@ -114,7 +119,7 @@ def _terms(evaluator: Evaluator, store: Storage, base: str, cell: Cell, n: int) 
 
 def _distances(evaluator: Evaluator, store: Storage, cell: Cell, n: int) -> Distances:
     estimator = evaluator.estimators[cell.model]
-    x, crafted = _pairs(evaluator, store, cell, n)
+    x, crafted = pairs(evaluator, store, cell, n)
     found = activation_distances(estimator.model, x, crafted, seed=cell.seed)
     finite = {layer: values[values.isfinite()] for layer, values in found.items()}
     return Distances(

@@ -48,7 +48,7 @@ class LiveProgress(Progress):
             disable=not self.console.is_terminal,
         )
         self._attack: TaskID | None = None
-        self._tasks: dict[str, TaskID] = {}  # of the models in training
+        self._tasks: dict[str, TaskID] = {}  # of the models in training, and of what is measured of one
         self._validated: dict[str, list[str]] = {}  # by model, after its last epoch
         self._line_at = 0.0  # when a line about an epoch was printed last
         self._worst: dict[tuple[str, str, float], tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
@@ -96,6 +96,17 @@ class LiveProgress(Progress):
             self._line_at = time.monotonic()
             told_now = [told.doing] if told.doing else [*found, left]
             self._print(f"{model} {told.epoch}/{told.epochs}: {told_now[0]}", *told_now[1:])
+
+    def measured(self, model: str, what: str, done: int, total: int) -> None:
+        name = f"{model}: {what}"
+        if done == total:
+            if (task := self._tasks.pop(name, None)) is not None:
+                self._bars.remove_task(task)
+            self._print(f"measured {name}", f"{total} {'part' if total == 1 else 'parts'}")
+            return
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total, found="", count="", left="")
+        self._bars.update(self._tasks[name], completed=done, count=f"{done}/{total}")
 
     def cells(self, total: int) -> None:
         """It may be called again, because a diagnosis adds cells."""

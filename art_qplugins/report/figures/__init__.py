@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.files import short_name
 from art_qplugins.report import select
-from art_qplugins.report.figures import bars, costs, curves, histograms, learning, sweeps, transfer
+from art_qplugins.report.figures import bars, costs, curves, histograms, information, learning, sweeps, transfer
 from art_qplugins.report.figures.svg import Drawing, drawn
 from art_qplugins.report.files import Run
 from art_qplugins.report.training import training
@@ -27,9 +27,10 @@ class Figures:
     margins: list[Drawing | None]
     gradients: list[Drawing | None]
     training: list[Drawing | None]
+    information: list[Drawing]
 
     def all(self) -> list[Drawing]:
-        across = (self.curves, self.costs, self.transfer, *self.sweeps)
+        across = (self.curves, self.costs, self.transfer, *self.sweeps, *self.information)
         each = (*self.bars, *self.margins, *self.gradients, *self.training)
         return [drawing for drawing in (*across, *each) if drawing is not None]
 
@@ -50,6 +51,7 @@ def draw(run: Run) -> Figures:
         margins=[_margins(model, run) for model in results.models],
         gradients=[_gradients(model, run) for model in results.models],
         training=[_training(model, results) for model in results.models],
+        information=[drawing for drawing, _ in information.drawings(results)],
     )
 
 
