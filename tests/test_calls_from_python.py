@@ -57,6 +57,7 @@ from art_qplugins.gradients.measure import measure
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.models.filtered import SqueezedNetwork
+from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.mnist_cnn import MnistCNN
 from art_qplugins.models.resnet import ResNet18
 from art_qplugins.models.vgg import VGG16
@@ -267,6 +268,11 @@ CALLS = [
         {**SIZES, "depth": COUNT, "widen_factor": COUNT, "aggregation": FLAG},
     ),
     Call(SqueezedNetwork, lambda: {"network": network()}, {"network": OBJECT, "bits": BITS, "window": COUNT}),
+    Call(
+        Mixture,
+        lambda: {"members": [network(), network()]},
+        {"members": OBJECT, "rule": CHOICE, "random": FLAG, "seed": KEY},
+    ),
     Call(
         StochasticEnsemble,
         lambda: {"network": random_network()},

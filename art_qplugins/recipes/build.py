@@ -48,7 +48,7 @@ __all__ = [
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {
     *("name", "role", "claim", "checkpoint", "unverified_checkpoint", "base", "seed", "replicate_of"),
-    *("factory", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
+    *("members", "random", "factory", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
 }
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.
@@ -157,9 +157,13 @@ def build_model(
 ) -> nn.Module:
     """One model: with the weights of its checkpoint, or as it was stored in ``checkpoints``, or trained and stored there.
 
-    :param models: its base by name, and any others.
+    A mixture has the weights of its members, and nothing of its own to train or to store.
+
+    :param models: its parents by name, and any others.
     """
-    if settings.checkpoint is not None:
+    if settings.members is not None:
+        module = untrained(settings, data, seed_of(recipe, settings), models)
+    elif settings.checkpoint is not None:
         module = loaded(settings, data, seed_of(recipe, settings))
     else:
         module = blank(settings, data, seed_of(recipe, settings))

@@ -25,6 +25,9 @@ def describe(settings: ModelSettings) -> str:
         return settings.given.estimator
     if settings.factory is not None:
         return settings.factory
+    if settings.members is not None:
+        members = ", ".join(settings.members)
+        return f"one of {members}, at random for each image" if settings.random else f"{settings.rule} of {members}"
     parts = [settings.architecture.name]
     if settings.normalize is not None:
         parts.append(f"normalized by mean {shown(settings.normalize.mean)} and std {shown(settings.normalize.std)}")

@@ -8,7 +8,7 @@ from typing import Any
 from art_qplugins.defences import DEFENCES, DefenceEntry
 from art_qplugins.quantizers import QUANTIZERS
 
-__all__ = ["ENSEMBLE_KEYS", "idle", "kind"]
+__all__ = ["ENSEMBLE_KEYS", "draws_noise", "idle", "kind"]
 
 #: The keys of a model that say how its draws become one answer.
 ENSEMBLE_KEYS = ("draws", "rule", "eot_draws", "eot_chunk", "frozen")
@@ -18,11 +18,12 @@ def kind(model: Mapping[str, Any]) -> tuple[bool, bool]:
     """Whether a model is random, and whether its activations are quantized. An ensemble of fixed draws is not random."""
     if isinstance(given := model.get("given"), Mapping):
         return bool(given.get("stochastic")), bool(given.get("quantized"))
-    return _draws(model) and model.get("frozen") is not True, _quantize(model).get("activation_bits") is not None
+    random = model.get("random") is True or (draws_noise(model) and model.get("frozen") is not True)
+    return random, _quantize(model).get("activation_bits") is not None
 
 
-def _draws(model: Mapping[str, Any]) -> bool:
-    """Whether a quantizer of a model draws noise."""
+def draws_noise(model: Mapping[str, Any]) -> bool:
+    """Whether layers of a model draw noise: its quantizers, or what a defence puts into its network."""
     quantize = _quantize(model)
     name = quantize.get("activation")
     named = isinstance(name, str) and name in QUANTIZERS and QUANTIZERS[name].random
@@ -35,8 +36,8 @@ def idle(model: Mapping[str, Any]) -> dict[str, str]:
     The key is the setting or the table that it is in, e.g. ``"quantize.mu_layers"`` or ``"train"``.
     """
     found = {f"quantize.{key}": reason for key, reason in _idle_maps(_quantize(model)).items()}
-    built = model.get("factory") is None and model.get("given") is None
-    if built and not _draws(model):
+    built = all(model.get(key) is None for key in ("factory", "given", "members"))
+    if built and not draws_noise(model):
         found |= {key: "the model is not random" for key in ENSEMBLE_KEYS if key in model}
     train = model.get("train")
     if model.get("checkpoint") is not None:

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from art_qplugins.domains import ABSTAIN, COUNT, FRACTION, POSITIVE, ListOf, Number, OneOf
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, switched_on
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, kind
 from art_qplugins.recipes.values import (
     Accuracy,
     AttackId,
@@ -28,6 +28,7 @@ from art_qplugins.recipes.values import (
     Reference,
     Seed,
     Settings,
+    SomeNames,
     Word,
     within,
 )
@@ -153,9 +154,11 @@ class GivenModel(Settings):
 
 
 class ModelSettings(Settings):
-    """One model: trained here, made by a function of the user (``factory``), or given from Python.
+    """One model: trained here, put together of other models (``members``), made by a function of the user (``factory``), or
+    given from Python.
 
-    ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training).
+    ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training). ``members``
+    are earlier models too. A mixture of them is not trained itself: ``train.epochs = 0`` is implied.
     """
 
     name: Name
@@ -163,10 +166,12 @@ class ModelSettings(Settings):
     architecture: Choice = Choice(name="convnet")
     normalize: Normalization | None = None  # of pixels in [0, 1], inside the network
     base: Name | None = None
+    members: SomeNames | None = None  # see art_qplugins.models.mixture.Mixture
+    random: Flag = False  # of members: one of them is drawn for each image
     quantize: Quantization | None = None
     defences: list[Choice] = []
     train: Training = Training()
-    # Of the ensemble, where activations are stochastic. See art_qplugins.models.ensemble.StochasticEnsemble.
+    # Of the ensemble, where the network draws noise. See art_qplugins.models.ensemble.StochasticEnsemble.
     draws: Draws = 8  # its members
     rule: Literal["mean-probability", "mean-logits", "majority-vote"] = "mean-probability"
     eot_draws: Draws | None = None
@@ -188,15 +193,18 @@ class ModelSettings(Settings):
 
     @property
     def trained(self) -> bool:
-        """Whether its network is built here."""
-        return self.factory is None and self.given is None
+        """Whether its network is built here, and is no mixture of others."""
+        return self.factory is None and self.given is None and self.members is None
+
+    @property
+    def parents(self) -> list[str]:
+        """The models above it that its network is made of."""
+        return self.members or ([] if self.base is None else [self.base])
 
     @property
     def stochastic(self) -> bool | None:
         """Whether it is random; ``None`` where only its network can tell."""
-        if self.given is not None:
-            return self.given.stochastic
-        return None if self.factory else not self.frozen and self.quantize is not None and self.quantize.random
+        return None if self.factory else kind(self.model_dump())[0]
 
     @property
     def ensemble(self) -> dict[str, Any]:

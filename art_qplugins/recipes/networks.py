@@ -15,6 +15,7 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.errors import InputError, at
 from art_qplugins.models import MODELS
 from art_qplugins.models.filtered import unfiltered
+from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.normalize import Normalize
 from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, quantize
 from art_qplugins.quantizers.registry import weight_keys
@@ -36,7 +37,13 @@ def loaded(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
 
 
 def untrained(settings: ModelSettings, data: Dataset, seed: int, models: Mapping[str, nn.Module]) -> nn.Module:
-    """The network as its training begins: with the weights of its base, and with the maps on them as parametrizations."""
+    """The network as its training begins: with the weights of its base, and with the maps on them as parametrizations.
+
+    Of a mixture, the trained networks of its members, which it shares with them.
+    """
+    if settings.members is not None:
+        members = [models[name] for name in settings.members]
+        return Mixture(members, rule=settings.rule, random=settings.random, seed=seed)
     module = blank(settings, data, seed)
     if settings.base is not None:
         _start_from(module, settings, models[settings.base])
