@@ -43,6 +43,7 @@ from art_qplugins.attacks.craft import craft
 from art_qplugins.checkpoint import load_checkpoint, read_description, save_checkpoint
 from art_qplugins.data import from_arrays, load, training_split
 from art_qplugins.defences.adversarial import AdversarialTraining, Trades
+from art_qplugins.defences.diversity import AdaptiveDiversity
 from art_qplugins.defences.feedback import FeedbackLearning
 from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality, stationary_singular_value
@@ -309,6 +310,7 @@ CALLS = [
     Call(Trades, dict, {"beta": ("0", "2.5"), "eps": (), "steps": COUNT, "step_size": NONE}),
     Call(GaussianNoise, dict, {"sigma": FRACTION, "share": ()}),
     Call(FeatureSqueezing, dict, {"bits": BITS, "window": COUNT}),
+    Call(AdaptiveDiversity, dict, {"alpha": ("0", "2.5"), "beta": ("0", "2.5")}),
     Call(Parseval, dict, {"beta": FRACTION, "rows": ()}),
     Call(
         FeedbackLearning,

@@ -6,6 +6,7 @@ from art_qplugins.domains import COUNT, POSITIVE, Either, Maybe, Number, OneOf, 
 from art_qplugins.registry import Entry, Registry
 
 __all__ = [
+    "ADAPTIVE_DIVERSITY",
     "ADVERSARIAL_TRAINING",
     "DEFENCES",
     "FEATURE_SQUEEZING",
@@ -120,6 +121,13 @@ FEEDBACK_LEARNING = DefenceEntry(
     ),
 )
 
+ADAPTIVE_DIVERSITY = DefenceEntry(
+    name="adaptive-diversity",
+    target="art_qplugins.defences.diversity:AdaptiveDiversity",
+    help="members that are right and differ in other classes, ADP (Pang et al. 2019)",
+    options={"alpha": Option(2.0, _WEIGHT), "beta": Option(0.5, _WEIGHT)},
+)
+
 DEFENCES: Registry[Entry] = Registry(
     "defence",
     [
@@ -152,6 +160,7 @@ DEFENCES: Registry[Entry] = Registry(
         GAUSSIAN_NOISE,
         FEATURE_SQUEEZING,
         PARSEVAL,
+        ADAPTIVE_DIVERSITY,
     ],
     group="art_qplugins.defences",
 )

@@ -28,7 +28,8 @@ def describe(settings: ModelSettings) -> str:
     if settings.members is not None:
         members = ", ".join(settings.members)
         return f"one of {members}, at random for each image" if settings.random else f"{settings.rule} of {members}"
-    parts = [settings.architecture.name]
+    count = settings.architecture.members
+    parts = [settings.architecture.name if count == 1 else f"ensemble of {count} {settings.architecture.name}"]
     if settings.normalize is not None:
         parts.append(f"normalized by mean {shown(settings.normalize.mean)} and std {shown(settings.normalize.std)}")
     if settings.quantize is not None:

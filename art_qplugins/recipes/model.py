@@ -35,7 +35,16 @@ from art_qplugins.recipes.values import (
 from art_qplugins.training.decay import WEIGHT_DECAY
 from art_qplugins.training.presets import with_preset
 
-__all__ = ["Choice", "ClaimSettings", "GivenModel", "ModelSettings", "Normalization", "Quantization", "Training"]
+__all__ = [
+    "Architecture",
+    "Choice",
+    "ClaimSettings",
+    "GivenModel",
+    "ModelSettings",
+    "Normalization",
+    "Quantization",
+    "Training",
+]
 
 
 class ClaimSettings(Settings):
@@ -102,6 +111,12 @@ class Choice(Settings):
         return {"name": value} if isinstance(value, str) else value
 
 
+class Architecture(Choice):
+    """A network, or so many of it in one module: trained together, they answer with their mean probability."""
+
+    members: Annotated[int, within(Number(1, 100, whole=True))] = 1
+
+
 class Training(Settings):
     """The arguments of :func:`art_qplugins.train`.
 
@@ -163,7 +178,7 @@ class ModelSettings(Settings):
 
     name: Name
     role: Literal["subject", "substitute"] = "subject"  # a substitute is only a source of transfer attacks
-    architecture: Choice = Choice(name="convnet")
+    architecture: Architecture = Architecture(name="convnet")
     normalize: Normalization | None = None  # of pixels in [0, 1], inside the network
     base: Name | None = None
     members: SomeNames | None = None  # see art_qplugins.models.mixture.Mixture

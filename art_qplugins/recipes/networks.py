@@ -59,7 +59,9 @@ def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         choice = MODELS[settings.architecture.name]
-        network: nn.Module = choice.load()(data.shape, data.nb_classes, **choice.resolve(settings.architecture.options))
+        options = choice.resolve(settings.architecture.options)
+        made = [choice.load()(data.shape, data.nb_classes, **options) for _ in range(settings.architecture.members)]
+        network: nn.Module = made[0] if len(made) == 1 else Mixture(made)
     q = settings.quantize
     if q is not None and (q.activation_bits is not None or q.activation_function is not None):
         table = q.model_dump(exclude={"options", *weight_keys()})
