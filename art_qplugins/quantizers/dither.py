@@ -14,7 +14,7 @@ The functions of other alphas are in tables, which are made once from exact prob
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,13 +31,21 @@ _NONE = 1e-9
 _FARTHEST = 6
 
 
-def window(u: Tensor, alpha: float, far: int) -> tuple[Tensor, Tensor]:
-    r"""The bins around u with mass, and their probabilities: :math:`\alpha`-entmax of :math:`-(u - k)^2`.
+def window(u: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    r"""The bins with mass, and their probabilities: :math:`\alpha`-entmax of :math:`-(u - k)^2`.
 
     :param u: position in spacings, (...).
-    :param far: how many bins on either side of the nearest are looked at.
-    :return: p and k, (..., 2 far + 1). p has a gradient in u.
+    :return: p and k, (..., bins). p has a gradient in u. Some of the bins may have no mass.
     """
+    if alpha < 2:
+        return _around(u, alpha, reach(alpha))
+    low = u.detach().floor()
+    above = _Above.apply(u - low, alpha)
+    return torch.stack([1 - above, above], -1), torch.stack([low, low + 1], -1)
+
+
+def _around(u: Tensor, alpha: float, far: int) -> tuple[Tensor, Tensor]:
+    """p and k of the bins up to ``far`` from the nearest one."""
     nearest = u.detach().round()
     steps = torch.arange(-far, far + 1, dtype=u.dtype, device=u.device)
     # The scores minus the greatest, -(u - k)^2 + (u - nearest)^2, so that nothing cancels far from 0.
@@ -45,12 +53,41 @@ def window(u: Tensor, alpha: float, far: int) -> tuple[Tensor, Tensor]:
     return entmax(scores, alpha), nearest.unsqueeze(-1) + steps
 
 
+class _Above(torch.autograd.Function):
+    r"""The probability p of the upper of two bins, alpha >= 2, given the fraction f of u between them.
+
+    It solves :math:`p^{\alpha-1} - (1-p)^{\alpha-1} = (\alpha-1)(2f - 1)`. Where the right side is beyond 1, p is 0 or 1. The
+    general entmax loses digits as alpha grows: its p is a root of order alpha - 1.
+    """
+
+    @staticmethod
+    def forward(f: Tensor, alpha: float) -> Tensor:
+        target = (alpha - 1) * (2 * f - 1)
+        low, high = torch.zeros_like(f), torch.ones_like(f)
+        for _ in range(54):
+            p = (low + high) / 2
+            less = p ** (alpha - 1) - (1 - p) ** (alpha - 1) < target
+            low, high = torch.where(less, p, low), torch.where(less, high, p)
+        return torch.where(target <= -1, 0, torch.where(target >= 1, 1, high)).to(f.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.alpha = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (p,) = ctx.saved_tensors
+        power = ctx.alpha - 2
+        return 2 * grad / (p**power + (1 - p) ** power) * ((p > 0) & (p < 1)), None
+
+
 @lru_cache
 def reach(alpha: float) -> int:
     """The whole number of spacings from u beyond which no bin has mass."""
     if alpha >= 2:  # the two bins around u
         return 1
-    p, k = window(torch.linspace(-0.5, 0.5, 129, dtype=torch.float64), alpha, _FARTHEST)
+    p, k = _around(torch.linspace(-0.5, 0.5, 129, dtype=torch.float64), alpha, _FARTHEST)
     return int(k[p > _NONE].abs().max()) + 1
 
 
@@ -58,7 +95,7 @@ def _rise(alpha: float, parts: int) -> tuple[Tensor, Tensor]:
     """G at every 1 / ``parts`` from -reach to reach: t and G(t), in double precision."""
     far = reach(alpha)
     u = torch.arange(parts, dtype=torch.float64) / parts
-    p, k = window(u, alpha, far + 1)
+    p, k = window(u, alpha)
     bins = torch.arange(far, -far, -1)
     above = ((k.unsqueeze(1) >= bins[:, None] - 0.5) * p.unsqueeze(1)).sum(-1)  # (parts, bins)
     t = (u[:, None] - bins).T.flatten()

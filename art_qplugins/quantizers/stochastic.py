@@ -164,7 +164,7 @@ class StochasticQuantizer(KeyedNoise):
         """The probabilities of the bins around x and the codes of these, (*x.shape, bins). A code may come again."""
         top, far = self.num_bins - 1, dither.reach(self.alpha)
         u = ((x - self.offset) / self.spacing).clamp(-far - 1, top + far + 1)
-        p, code = dither.window(u, self.alpha, far)
+        p, code = dither.window(u, self.alpha)
         return p, code.clamp(0, top)
 
     def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
