@@ -13,6 +13,7 @@ __all__ = [
     "FEEDBACK_LEARNING",
     "GAUSSIAN_NOISE",
     "PARSEVAL",
+    "RANDOM_SELF_ENSEMBLE",
     "TRADES",
     "DefenceEntry",
 ]
@@ -23,9 +24,11 @@ class DefenceEntry(Entry):
     """One defence. Other packages may give a plain ``Entry``.
 
     :ivar deployed: it is a part of the network (:meth:`~art_qplugins.defences.base.Defence.network`), also without training.
+    :ivar random: with it the network draws noise.
     """
 
     deployed: bool = False
+    random: bool = False
 
 
 #: The weight of a penalty beside cross-entropy. 0 trains without it, for comparison.
@@ -128,6 +131,15 @@ ADAPTIVE_DIVERSITY = DefenceEntry(
     options={"alpha": Option(2.0, _WEIGHT), "beta": Option(0.5, _WEIGHT)},
 )
 
+RANDOM_SELF_ENSEMBLE = DefenceEntry(
+    name="random-self-ensemble",
+    target="art_qplugins.defences.random_self_ensemble:RandomSelfEnsemble",
+    help="Gaussian noise before every convolution, trained and deployed, RSE (Liu et al. 2018)",
+    options={"first": Option(0.2, _WEIGHT), "inner": Option(0.1, _WEIGHT)},
+    deployed=True,
+    random=True,
+)
+
 DEFENCES: Registry[Entry] = Registry(
     "defence",
     [
@@ -161,6 +173,7 @@ DEFENCES: Registry[Entry] = Registry(
         FEATURE_SQUEEZING,
         PARSEVAL,
         ADAPTIVE_DIVERSITY,
+        RANDOM_SELF_ENSEMBLE,
     ],
     group="art_qplugins.defences",
 )

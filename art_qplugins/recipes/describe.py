@@ -9,7 +9,7 @@ from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import shown
 from art_qplugins.files import printable
 from art_qplugins.quantizers import Quantizer
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import training_defences
 
@@ -44,6 +44,8 @@ def describe(settings: ModelSettings) -> str:
         given = DEFENCES[defence.name].resolve(defence.options).items()
         options = ", ".join(f"{k} = {v if isinstance(v, str) else f'{v:g}'}" for k, v in given if v is not None)
         parts.append(f"{defence.name} ({options})" if options else defence.name)
+    if draws_noise(settings.model_dump()) and not (settings.quantize and settings.quantize.random):
+        parts.append(f"{settings.rule} of {settings.draws} {'fixed draws' if settings.frozen else 'draws'}")
     if settings.base is not None:
         how = "quantized after training" if settings.train.epochs == 0 else "trained on"
         parts.append(f"{how} from {settings.base}")

@@ -27,7 +27,8 @@ def draws_noise(model: Mapping[str, Any]) -> bool:
     quantize = _quantize(model)
     name = quantize.get("activation")
     named = isinstance(name, str) and name in QUANTIZERS and QUANTIZERS[name].random
-    return named or quantize.get("alpha") is not None
+    noisy = any(row.random for row in _rows_of(model.get("defences")))
+    return named or noisy or quantize.get("alpha") is not None
 
 
 def idle(model: Mapping[str, Any]) -> dict[str, str]:
@@ -51,9 +52,14 @@ def idle(model: Mapping[str, Any]) -> dict[str, str]:
 
 def _idle_defences(defences: Any) -> bool:
     """Whether there are some, and none is a part of the network."""
-    names = [d.get("name") for d in defences if isinstance(d, Mapping)] if isinstance(defences, list) else []
-    deployed = {row.name for row in DEFENCES.values() if isinstance(row, DefenceEntry) and row.deployed}
-    return bool(names) and not any(name in deployed for name in names)
+    return bool(defences) and not any(row.deployed for row in _rows_of(defences))
+
+
+def _rows_of(defences: Any) -> list[DefenceEntry]:
+    """The rows of those defences that are known, and are not plain entries of other packages."""
+    given = defences if isinstance(defences, list) else []
+    names = [d.get("name") if isinstance(d, Mapping) else d for d in given]
+    return [row for row in DEFENCES.values() if isinstance(row, DefenceEntry) and row.name in names]
 
 
 def _idle_maps(quantize: Mapping[str, Any]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from art_qplugins.models.filtered import unfiltered
 from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.normalize import Normalize
 from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, quantize
+from art_qplugins.quantizers.noise import stochastic_layers
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
 from art_qplugins.recipes.model import ModelSettings
@@ -71,6 +72,8 @@ def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
         network = _normalized(network, settings, data)
     for defence in training_defences(settings):
         network = defence.network(network)
+    for layer in stochastic_layers(network):
+        layer.seed = seed  # also of layers that a defence put there
     return network
 
 
