@@ -51,6 +51,7 @@ from art_qplugins.defences.margins import margins, random_directions
 from art_qplugins.defences.noise import GaussianNoise
 from art_qplugins.defences.parseval import Parseval
 from art_qplugins.defences.random_self_ensemble import RandomSelfEnsemble
+from art_qplugins.defences.ranges import DataRange
 from art_qplugins.defences.squeezing import FeatureSqueezing
 from art_qplugins.errors import shown
 from art_qplugins.evidence import read_evidence, replay
@@ -298,8 +299,9 @@ CALLS = [
     ),
     # defences and training
     Call(Orthogonality, dict, {"beta": NOT_NEGATIVE}),
-    Call(MutualInformation, dict, {"beta": NOT_NEGATIVE}),
-    Call(BinSpacing, dict, {"weight": NOT_NEGATIVE}),
+    Call(MutualInformation, dict, {"beta": NOT_NEGATIVE, "of": CHOICE}),
+    Call(BinSpacing, dict, {"weight": NOT_NEGATIVE, "relative": FLAG}),
+    Call(DataRange, dict, {"low": FRACTION, "high": (), "samples": COUNT}),
     Call(
         AdversarialTraining,
         dict,
@@ -736,6 +738,16 @@ OTHERS = {
         "OutputTerms",
     ),
     *("agreement", "sign_moves", "Measured"),
+    *(
+        "entropy",
+        "information",
+        "member_information",
+        "member_joint",
+        "pooled",
+        "uncertainty",
+        "Uncertainty",
+        "quantile",
+    ),
     *("kurakin_steps", "retracted", "Filtered", "median_filter", "reduce_bits", "unfiltered"),
 }
 MODULES = (
@@ -743,8 +755,8 @@ MODULES = (
     *(".estimators", ".quantizers", ".quantizers.surrogates", ".data", ".threat", ".attacks.craft", ".checkpoint"),
     *(".evidence", ".report", ".metrics", ".runner.runner", ".training.engine", ".defences.lipschitz"),
     *(".defences.information", ".gradients.fidelity", ".gradients.measure", ".models.convnet", ".models.mnist_cnn"),
-    *(".models.vgg", ".models.ensemble", ".models.filtered"),
-    *(".defences.adversarial", ".defences.noise", ".defences.parseval", ".defences.squeezing"),
+    *(".models.vgg", ".models.ensemble", ".models.filtered", ".information"),
+    *(".defences.adversarial", ".defences.noise", ".defences.parseval", ".defences.squeezing", ".defences.ranges"),
 )
 
 

@@ -32,6 +32,7 @@ LAYERS = [
     ["training"],
     ["defences"],
     ["models"],
+    ["information"],
     ["quantizers"],
     ["checkpoint", "data", "fingerprint", "geometry"],
     ["arrays"],

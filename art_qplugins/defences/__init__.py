@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from art_qplugins.domains import COUNT, POSITIVE, Either, Maybe, Number, OneOf, Option, Rule, eps_number
+from art_qplugins.domains import COUNT, FLAG, POSITIVE, Either, Maybe, Number, OneOf, Option, Rule, eps_number
 from art_qplugins.registry import Entry, Registry
 
 __all__ = [
     "ADAPTIVE_DIVERSITY",
     "ADVERSARIAL_TRAINING",
+    "DATA_RANGE",
     "DEFENCES",
     "FEATURE_SQUEEZING",
     "FEEDBACK_LEARNING",
@@ -140,6 +141,18 @@ RANDOM_SELF_ENSEMBLE = DefenceEntry(
     random=True,
 )
 
+DATA_RANGE = DefenceEntry(
+    name="data-range",
+    target="art_qplugins.defences.ranges:DataRange",
+    help="bins of stochastic layers that start where the training data lies (arXiv 2312.00105, reconstructed)",
+    options={
+        "low": Option(0.5, Number(0, 1, below=True)),
+        "high": Option(0.999, _SHARE),
+        "samples": Option(256, COUNT),
+    },
+    rules=(Rule(("low", "high"), lambda low, high: low < high, "a low below high"),),
+)
+
 DEFENCES: Registry[Entry] = Registry(
     "defence",
     [
@@ -159,14 +172,18 @@ DEFENCES: Registry[Entry] = Registry(
             name="mutual-information",
             target="art_qplugins.defences.information:MutualInformation",
             help="information kept by the deepest stochastic layer (arXiv 2312.00105, reconstructed)",
-            options={"beta": Option(0.1, _WEIGHT)},
+            options={
+                "beta": Option(0.1, _WEIGHT),
+                "of": Option("units", OneOf(("units", "channels", "members"))),
+            },
         ),
         DefenceEntry(
             name="bin-spacing",
             target="art_qplugins.defences.information:BinSpacing",
             help="penalty on the bin spacing of stochastic layers (arXiv 2312.00105, reconstructed)",
-            options={"weight": Option(1e-2, _WEIGHT)},
+            options={"weight": Option(1e-2, _WEIGHT), "relative": Option(False, FLAG)},
         ),
+        DATA_RANGE,
         ADVERSARIAL_TRAINING,
         TRADES,
         GAUSSIAN_NOISE,

@@ -58,7 +58,7 @@ class Defence:
     def look(self, model: nn.Module, data: Images, epochs: int, tell: Callable[[str], None]) -> None:
         """Called before the first step and after each epoch, e.g. to choose further images to train on.
 
-        :param model: the network, in train mode. It does not change.
+        :param model: the network, in train mode. It does not change. Before the first step a defence may change parameters.
         :param data: all images that are trained on, without augmentation.
         :param epochs: the epochs that are done.
         :param tell: called with what it does, e.g. "margins 40 %", as often as it likes.

@@ -3,95 +3,95 @@ r"""The objective of stochastic-quantization ensembles (arXiv 2312.00105; a RECO
 .. math:: L = CE - \beta\, \hat I(X; Q) + \lambda\, \mathrm{mean}_l \Delta_l
 
 It maximises the information between the input and the deepest quantized representation. It keeps the average bin
-spacing small, which bounds how much noise the quantizers add.
+spacing small, which bounds how much noise the quantizers add. Where several processes train together, both terms are those of
+the whole batch.
 """
 
 from __future__ import annotations
 
-import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from art_qplugins.defences.base import Defence
-from art_qplugins.domains import NOT_NEGATIVE, check
-from art_qplugins.errors import InputError
-from art_qplugins.quantizers.precision import in_float32
-from art_qplugins.quantizers.stochastic import StochasticQuantizer, stochastic_quantizers
+from art_qplugins.defences.processes import batch_mean
+from art_qplugins.defences.stochastic import Readings, layers_for
+from art_qplugins.domains import FLAG, NOT_NEGATIVE, OneOf, check, check_all
+from art_qplugins.information import member_information, member_joint, mutual_information, pooled
 
-__all__ = ["BinSpacing", "MutualInformation", "mutual_information"]
+__all__ = ["BinSpacing", "MutualInformation"]
 
-
-@in_float32
-def mutual_information(p: Tensor) -> Tensor:
-    r"""Mean over units of :math:`H(\bar p_i) - \overline{H(p_i)}`, divided by log K, so in [0, 1].
-
-    It has a closed form, because a stochastic quantizer shows its distribution. With independent noise the sum over
-    units is an upper bound of I(X; Q).
-
-    :param p: (N, ..., K), the distribution over K bins of each unit for each image.
-    """
-    information = _entropy(p.mean(0)) - _entropy(p).mean(0)
-    return information.mean() / math.log(p.shape[-1])
-
-
-def _entropy(p: Tensor) -> Tensor:
-    """Over the last dimension, in nats."""
-    terms: Tensor = torch.special.entr(p)
-    return terms.sum(-1)
-
-
-def _layers(model: nn.Module, name: str) -> list[StochasticQuantizer]:
-    """The stochastic layers.
-
-    :raises InputError: where there are none.
-    """
-    layers = stochastic_quantizers(model)
-    if not layers:
-        raise InputError(
-            f"defence {name!r} needs stochastic layers; quantize the model with alpha, e.g. "
-            "quantize = {activation_bits = 2, alpha = 2.0}"
-        )
-    return layers
+#: Added to a variance before its root is divided by, as batch norm does.
+_EPS = 1e-5
 
 
 class MutualInformation(Defence):
-    """Subtracts ``beta`` times the information that the deepest stochastic layer keeps of the batch.
+    """Subtracts ``beta`` times the information that the deepest stochastic layer keeps of the batch, in [0, 1].
 
-    Where several processes train together, each estimates it on its own part of the batch. The estimate of a part is lower
-    than that of the whole, so ``beta`` means a little less then.
+    With ``accumulate`` the batch is what is computed at once.
+
+    :param beta: weight.
+    :param of: what is maximised. ``"units"``: the mean over units of the information between image and bin
+        (:func:`~art_qplugins.information.mutual_information`). Ablations: ``"channels"``, the same of the bin of a channel at a
+        random position (:func:`~art_qplugins.information.pooled`), and ``"members"``, the information between the bins of two
+        members of the ensemble (:func:`~art_qplugins.information.member_information`). The abstract speaks of information between
+        members; which estimate its authors take is not known.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
+    def __init__(self, beta: float = 0.1, of: Literal["units", "channels", "members"] = "units") -> None:
         self.beta: float = check("beta", beta, NOT_NEGATIVE)
+        self.of: str = check("of", of, OneOf(("units", "channels", "members")))
 
     def start(self, model: nn.Module) -> None:
-        self._layer = _layers(model, "mutual-information")[-1]
-        self._inputs: Tensor | None = None  # the layer's input in the last forward pass
-
-        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._inputs = inputs[0]
-
-        self._hook = self._layer.register_forward_pre_hook(keep)
+        self._layer = layers_for("mutual-information", model)[-1]
+        self._readings = Readings([self._layer])
 
     def penalty(self, model: nn.Module) -> Tensor:
-        assert self._inputs is not None, "the deepest stochastic layer was not reached by the forward pass"
-        x = self._inputs.to(self._layer.offset.dtype)  # autocast may be over by now
-        return -self.beta * mutual_information(self._layer.probabilities(x))
+        (x,) = self._readings.last()
+        p = self._layer.probabilities(x)
+        if self.of == "members":
+            return -self.beta * member_information(p, batch_mean(member_joint(p), len(p)))
+        p = pooled(p) if self.of == "channels" else p
+        return -self.beta * mutual_information(p, batch_mean(p.mean(0), len(p)))
 
     def finish(self, model: nn.Module) -> None:
-        self._hook.remove()
-        self._inputs = None
+        self._readings.end()
 
 
 class BinSpacing(Defence):
-    """Adds ``weight`` times the average bin spacing of the stochastic layers."""
+    """Adds ``weight`` times the average bin spacing of the stochastic layers.
 
-    def __init__(self, weight: float = 1e-2) -> None:
-        self.weight: float = check("weight", weight, NOT_NEGATIVE)
+    :param weight: of the average.
+    :param relative: divide the spacing of each layer by the standard deviation of what it reads. Else a network without batch
+        norm before the layer lowers the penalty, and changes nothing else, by scaling weights and bins down together. The
+        deviation is that of the batch, so that it belongs to the weights of this step and there is no state to keep. It is
+        detached: else the penalty would reward larger activations instead of finer bins.
+    """
+
+    def __init__(self, weight: float = 1e-2, relative: bool = False) -> None:
+        check_all(locals(), {"weight": NOT_NEGATIVE, "relative": FLAG})
+        self.weight, self.relative = float(weight), relative
 
     def start(self, model: nn.Module) -> None:
-        self._stochastic = _layers(model, "bin-spacing")
+        self._layers = layers_for("bin-spacing", model)
+        self._readings = Readings(self._layers if self.relative else [])
 
     def penalty(self, model: nn.Module) -> Tensor:
-        return self.weight * torch.stack([layer.spacing for layer in self._stochastic]).mean()
+        spacing = torch.stack([layer.spacing for layer in self._layers])
+        if self.relative:
+            spacing = spacing / _deviations(self._readings.last())
+        return self.weight * spacing.mean()
+
+    def finish(self, model: nn.Module) -> None:
+        self._readings.end()
+
+
+@torch.no_grad()
+def _deviations(values: list[Tensor]) -> Tensor:
+    """The standard deviation of each of some layers' values, (layers,), over the whole batch."""
+    moments = [torch.var_mean(x, correction=0) for x in values]
+    variance, mean = (torch.stack(of) for of in zip(*moments, strict=True))
+    images = len(values[0])
+    between = (mean - batch_mean(mean, images)).square()
+    return (batch_mean(variance + between, images) + _EPS).sqrt()

@@ -93,7 +93,8 @@ class FittingMixin:
             if type(defence).look is not Defence.look:
                 who = type(defence).__name__
                 raise InputError(
-                    f"training_defences: {who} trains in rounds; give it to FeedbackTrainer(estimator, {who}())"
+                    f"training_defences: {who} looks at all images before or between epochs, which fit does not show; use "
+                    "art_qplugins.train, or FeedbackTrainer for FeedbackLearning"
                 )
         network, pixels, targets = defended(self, x, y, self.training_defences)
         self._fits += 1  # ART's trainers call fit once per batch, and each call has an order of its own

@@ -13,6 +13,7 @@ code. It has every property that the abstract names ("continuous, sparse, low-va
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,14 +26,28 @@ from art_qplugins.quantizers.precision import in_float32
 
 __all__ = ["StochasticQuantizer", "stochastic_quantizers"]
 
+#: Elements that the CPU works on at a time, where there are many steps: they stay in its cache.
+_BLOCK = 2**16
+
+
+def _parts(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Views of the same elements of each, one after the other: on the CPU they stay in its cache through many steps."""
+    if all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors):
+        return zip(*(tensor.view(-1).split(_BLOCK) for tensor in tensors), strict=True)
+    return [tensors]
+
 
 class _Draw(torch.autograd.Function):
     """A draw from the bins around x. The gradient is that of the mean."""
 
     @staticmethod
-    def forward(x: Tensor, noise: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int) -> Tensor:
-        code = (x - offset).div_(spacing).add_(noise).floor_().clamp_(0, top)
-        return code.mul_(spacing).add_(offset)
+    def forward(x: Tensor, words: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int) -> Tensor:
+        drawn = torch.empty_like(x)
+        for of_x, of_words, code in _parts(x, words, drawn):
+            torch.sub(of_x, offset, out=code).div_(spacing)
+            code.add_(dither.noise(of_words, alpha, x.dtype)).floor_().clamp_(0, top)
+            code.mul_(spacing).add_(offset)
+        return drawn
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, float, int], output: Tensor) -> None:
@@ -43,36 +58,40 @@ class _Draw(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, offset, spacing = ctx.saved_tensors
         find = _of_the_clamp if ctx.alpha == 2 else _of_the_table
-        found = find(grad, x, offset, spacing, ctx.alpha, ctx.top, ctx.needs_input_grad[3])
-        grad_x, grad_spacing = found
+        grad_x, grad_spacing = torch.empty_like(x), torch.zeros_like(spacing)
+        for of_grad, of_x, found in _parts(grad, x, grad_x):
+            grad_spacing += find(of_grad, of_x, found, offset, spacing, ctx.alpha, ctx.top, ctx.needs_input_grad[3])
         grad_offset = grad.sum() - grad_x.sum() if ctx.needs_input_grad[2] else None
-        return grad_x, None, grad_offset, grad_spacing, None, None
+        return grad_x, None, grad_offset, grad_spacing if ctx.needs_input_grad[3] else None, None, None
 
 
 def _of_the_clamp(
-    grad: Tensor, x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients in x and the spacing where the mean is clamp(x): alpha = 2."""
+    grad: Tensor, x: Tensor, grad_x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
+) -> Tensor | int:
+    """Writes the gradient in x where the mean is clamp(x), alpha = 2. Returns that in the spacing, 0 if nobody asks."""
     high = offset + top * spacing  # a tensor: a number would make the CPU wait for the device
     passes = torch.ops.aten.threshold_backward  # of the gradient where the second argument is above the third
     above_low = passes(grad, x - offset, 0)
-    grad_x = passes(above_low, high - x, 0)
-    return grad_x, (above_low.sum() - grad_x.sum()) * top if of_spacing else None
+    grad_x.copy_(passes(above_low, high - x, 0))
+    return (above_low.sum() - grad_x.sum()) * top if of_spacing else 0
 
 
 def _of_the_table(
-    grad: Tensor, x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients in x and the spacing where the mean is in a table."""
+    grad: Tensor, x: Tensor, grad_x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
+) -> Tensor | int:
+    """As above, where the mean is in a table."""
     table = dither.slopes(alpha, top, x.device)
-    u = (x - offset).div_(spacing).flatten()
+    u = (x - offset).div_(spacing)
     cell, skipped = table.cells(u, top)
-    grad_x = table.slope.index_select(0, cell).to(grad.dtype).mul_(grad.flatten())
-    grad_spacing = None
-    if of_spacing:  # d/dD of D m((x - o) / D) is m - u m'
-        mean = table.mean.index_select(0, cell).to(grad.dtype).add_(skipped)
-        grad_spacing = mean.mul_(grad.flatten()).sub_(u.mul_(grad_x)).sum()
-    return grad_x.view_as(x), grad_spacing
+    torch.mul(_of_each(cell, table.slope), grad, out=grad_x)
+    if not of_spacing:
+        return 0
+    mean = skipped.add_(_of_each(cell, table.mean))
+    return mean.mul_(grad).sub_(u.mul_(grad_x)).sum()  # d/dD of D m((x - o) / D) is m - u m'
+
+
+def _of_each(cell: Tensor, values: Tensor) -> Tensor:
+    return values.index_select(0, cell.flatten()).view(cell.shape)
 
 
 class StochasticQuantizer(KeyedNoise):
@@ -138,8 +157,7 @@ class StochasticQuantizer(KeyedNoise):
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        noise = dither.noise(self.noise(x), self.alpha, x.dtype)
-        drawn: Tensor = _Draw.apply(x, noise, self.offset, self.spacing, self.alpha, self.num_bins - 1)
+        drawn: Tensor = _Draw.apply(x, self.noise(x), self.offset, self.spacing, self.alpha, self.num_bins - 1)
         return drawn
 
     @in_float32

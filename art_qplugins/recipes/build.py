@@ -57,6 +57,7 @@ TRAINING_CODE = (
     "data/rows.py",
     "defences",
     "guard.py",
+    "information.py",
     "models",
     "quantizers",
     "recipes/build.py",

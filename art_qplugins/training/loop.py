@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from art_qplugins.defences.base import Defence
+from art_qplugins.defences.processes import together
 from art_qplugins.errors import InputError
 from art_qplugins.files import printable
 from art_qplugins.quantizers.noise import draws_from, stochastic_layers
@@ -96,6 +97,8 @@ class Loop:
         self._done = 0  # images of this process' run
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._own_noise())
+            if self.fabric.world_size > 1:
+                stack.enter_context(together(self._sum))
             for defence in self.defences:
                 defence.start(self.model)
                 stack.callback(defence.finish, self.model)
@@ -181,7 +184,8 @@ class Loop:
     def _step(self, number: int, batch: Batch) -> None:
         self._seed(f"step/{number}/{self.fabric.global_rank}", number * _CALLS)
         self._stepper.zero_grad(set_to_none=True)
-        parts = list(zip(batch.x.chunk(self.accumulate), batch.y.chunk(self.accumulate), strict=True))
+        count = min(self.accumulate, batch.count // self.fabric.world_size)  # as many in every process
+        parts = list(zip(batch.x.tensor_split(count), batch.y.tensor_split(count), strict=True))
         for index, part in enumerate(parts):
             more = index + 1 < len(parts)
             share = len(part[0]) * self.fabric.world_size / batch.count  # gradients are averaged over processes
@@ -242,6 +246,12 @@ class Loop:
         mean = self.fabric.all_reduce(value, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """The sum over processes."""
+        total = self.fabric.all_reduce(value, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def _check_finite(self, mean: float, epoch: int) -> None:
         if math.isfinite(mean):

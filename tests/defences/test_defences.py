@@ -11,17 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from art_qplugins import InputError, StochasticQuantizer, quantize, train
+from art_qplugins import InputError, quantize, train
 from art_qplugins.defences import DEFENCES
 from art_qplugins.defences.base import Defence
-from art_qplugins.defences.information import BinSpacing, MutualInformation, mutual_information
+from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality, orthogonality_penalty
 from art_qplugins.defences.parseval import Parseval, retracted
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.wide_resnet import WideResNet
 from art_qplugins.quantizers import weight_layers
-from art_qplugins.quantizers.noise import stochastic_layers
 
 
 def network(*, stochastic=False):
@@ -105,65 +104,6 @@ def test_training_with_the_penalty_brings_the_weights_nearer_to_orthonormal_rows
         model = train(network(), few, defences, epochs=8, batch_size=20, learning_rate=0.05, weight_decay=0.0)
         distance.append(sum(orthogonality_penalty(m.weight.detach()).item() for _, m in weight_layers(model)))
     assert distance[1] < 0.5 * distance[0]
-
-
-# --- mutual information
-
-
-def test_identical_distributions_carry_no_information():
-    p = torch.rand(1, 5, 4, dtype=torch.float64).softmax(-1).expand(7, -1, -1)
-    assert float(mutual_information(p)) == pytest.approx(0, abs=1e-12)
-
-
-@pytest.mark.parametrize("bins", [2, 4, 8])
-def test_one_hot_uniform_distributions_carry_all_of_it(bins):
-    p = torch.eye(bins, dtype=torch.float64).repeat(3, 1)[:, None, :].expand(-1, 6, -1)
-    assert float(mutual_information(p)) == pytest.approx(1, abs=1e-6)
-
-
-def test_information_against_the_textbook_sum_over_the_joint_distribution():
-    p = (torch.randn(9, 3, 4, dtype=torch.float64) * 2).softmax(-1)
-    joint = p / len(p)  # images are equally likely
-    marginal = joint.sum(0, keepdim=True)
-    expected = (joint * (joint / (marginal / len(p))).log()).sum((0, 2)).mean() / math.log(4)
-    assert float(mutual_information(p)) == pytest.approx(float(expected), rel=1e-6)
-    assert 0 <= float(mutual_information(p)) <= 1
-
-
-def test_half_a_nat_is_lost_to_unbiased_rounding_of_an_even_input():
-    module = StochasticQuantizer(6).double()
-    x = torch.linspace(0, 6, 200_001, dtype=torch.float64)
-    p = module.probabilities(x).detach()
-    lost = (1 - float(mutual_information(p[:, None]))) * math.log(64)
-    assert lost == pytest.approx(0.5, abs=0.02)  # the mean entropy of a Bernoulli variable with an even parameter
-
-
-def test_the_defence_rewards_the_deepest_layers_information(few):
-    model, defence = network(stochastic=True), MutualInformation(beta=0.3)
-    layers, seen = stochastic_layers(model), []
-    handle = layers[-1].register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0]))
-    defence.start(model)
-    model(few[0][:20])
-    penalty = defence.penalty(model)
-    expected = -0.3 * mutual_information(layers[-1].probabilities(seen[0]))
-    assert torch.equal(penalty, expected)
-    (gradient,) = torch.autograd.grad(penalty, model.conv1.weight)
-    assert gradient.any()
-    defence.finish(model)
-    handle.remove()
-    assert not any(m._forward_pre_hooks for m in model.modules())
-
-
-def test_bin_spacing_is_the_mean_of_the_spacings_and_lowers_them(few):
-    model, defence = network(stochastic=True), BinSpacing(weight=0.5)
-    defence.start(model)
-    spacings = [layer.spacing.item() for layer in stochastic_layers(model)]
-    assert defence.penalty(model).item() == pytest.approx(0.5 * np.mean(spacings), rel=1e-5)
-    trained = []
-    for defences in ([], [BinSpacing(weight=0.5)]):
-        layers = stochastic_layers(train(copy.deepcopy(model), few, defences, epochs=4, batch_size=20))
-        trained.append(np.mean([layer.spacing.item() for layer in layers]))
-    assert trained[1] < 0.8 * trained[0]
 
 
 # --- the loop
@@ -307,7 +247,7 @@ def test_no_epochs_is_no_training(few):
     ("name", "option"), [("orthogonality", "beta"), ("mutual-information", "beta"), ("bin-spacing", "weight")]
 )
 def test_the_weight_of_a_penalty_is_a_number_from_0_to_10(name, option, value):
-    assert DEFENCES[name].resolve({option: 0}) == {option: 0.0}
+    assert DEFENCES[name].resolve({option: 0})[option] == 0.0
     with pytest.raises(InputError, match=rf"^{name}: option {option}: it is [^\n]+; give a number in \[0, 10\]$"):
         DEFENCES[name].resolve({option: value})
 

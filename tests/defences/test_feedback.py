@@ -232,7 +232,7 @@ def test_arts_trainer_goes_on_after_the_last_round_that_it_finished(tmp_path):
 def test_arts_fit_alone_is_no_training_in_rounds():
     x, y = arrays()
     with pytest.raises(
-        InputError, match=r"^training_defences: FeedbackLearning trains in rounds; give it to FeedbackTrainer\("
+        InputError, match=r"^training_defences: FeedbackLearning looks at all images [^\n]+, or FeedbackTrainer"
     ):
         estimator(training_defences=[FeedbackLearning()]).fit(x, y)
 

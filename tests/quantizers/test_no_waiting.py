@@ -69,10 +69,18 @@ def test_no_surrogate_waits(kind, batch):
         step(model, *batch)
 
 
-@pytest.mark.parametrize("name", ["orthogonality", "convex-aggregation", "mutual-information", "bin-spacing"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("orthogonality", {}),
+        ("convex-aggregation", {}),
+        *(("mutual-information", {"of": of}) for of in ("units", "channels", "members")),
+        *(("bin-spacing", {"relative": relative}) for relative in (False, True)),
+    ],
+)
 @pytest.mark.parametrize("alpha", [2.0, 1.5])
-def test_no_term_of_the_loss_waits(name, alpha, batch):
-    model, defence = network(activation_bits=2, alpha=alpha), DEFENCES[name].load()()
+def test_no_term_of_the_loss_waits(name, options, alpha, batch):
+    model, defence = network(activation_bits=2, alpha=alpha), DEFENCES[name].load()(**options)
     defence.start(model)
     step(model, *batch, lambda logits: defence.term(model, *batch, logits))
     with NoWaiting():

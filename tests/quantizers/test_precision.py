@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from art_qplugins import MuLawMapping, QuantHardtanh, QuantReLU, StochasticQuantizer, quantize
-from art_qplugins.defences.information import MutualInformation, mutual_information
+from art_qplugins.defences.information import MutualInformation
 from art_qplugins.defences.lipschitz import orthogonality_penalty
+from art_qplugins.information import information, member_information, mutual_information
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.quantizers import QUANTIZERS, activation_quantizers
 from art_qplugins.quantizers.entmax import entmax
@@ -86,6 +87,8 @@ FUNCTIONS = {
     "mu_law_inverse": lambda x: mu_law_inverse(x, 255.0),
     "the inverse of a mapping": MuLawMapping(255.0, normalize=True).inverse,
     "the information": lambda x: mutual_information(x.abs()),
+    "the information of an image": lambda x: information(x.abs(), torch.full(x.shape[1:], 0.2)).sum(),
+    "the information of members": lambda x: member_information(x.abs()),
     "the penalty": orthogonality_penalty,
     "the penalty of a tall matrix": lambda x: orthogonality_penalty(x[:, :7]),
     "the probabilities": StochasticQuantizer(2, alpha=1.5).probabilities,

@@ -309,3 +309,18 @@ def test_it_says_its_settings_and_is_found_in_a_network():
     assert repr(network[1]) == "StochasticQuantizer(num_bits=2, alpha=1.5, seed=3, layer=1)"
     assert stochastic_layers(network) == [network[1]]
     assert is_stochastic(network) and not is_stochastic(network[0])
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_the_order_in_memory_changes_nothing_and_stays(alpha):
+    x = torch.rand(4, 3, 5, 7) * 6
+    upstream = torch.rand(4, 3, 5, 7)
+    found = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        module = quantizer(2, alpha=alpha)
+        leaf = x.clone(memory_format=order).requires_grad_()
+        drawn = module(leaf)
+        assert drawn.is_contiguous(memory_format=order)
+        found.append([drawn, *torch.autograd.grad(drawn, [leaf, module.offset, module.raw_spacing], upstream)])
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-4)

@@ -15,6 +15,7 @@ from torch import nn
 from art_qplugins import InputError, quantize, train
 from art_qplugins.defences.base import Defence
 from art_qplugins.defences.information import BinSpacing, MutualInformation
+from art_qplugins.defences.ranges import DataRange
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.training.state import read_state
 
@@ -70,7 +71,7 @@ CASES = {
     "one cycle": ({}, {"schedule": "one-cycle", "learning_rate": 0.1}, []),
     "steps": ({}, {"schedule": ("MultiStepLR", {"milestones": [1, 2]}), "optimizer": "Adam"}, []),
     "16 bits": ({"activation_bits": 2}, {"precision": "bf16-mixed"}, []),
-    "random": ({"activation_bits": 2, "alpha": 2.0}, {}, [MutualInformation, BinSpacing, Noise]),
+    "random": ({"activation_bits": 2, "alpha": 2.0}, {}, [DataRange, MutualInformation, BinSpacing, Noise]),
 }
 
 
