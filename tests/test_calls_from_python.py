@@ -44,12 +44,14 @@ from art_qplugins.attacks.craft import craft
 from art_qplugins.checkpoint import load_checkpoint, read_description, save_checkpoint
 from art_qplugins.data import from_arrays, load, training_split
 from art_qplugins.defences.adversarial import AdversarialTraining, Trades
+from art_qplugins.defences.diversity import AdaptiveDiversity
 from art_qplugins.defences.feedback import FeedbackLearning
 from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality, stationary_singular_value
 from art_qplugins.defences.margins import margins, random_directions
 from art_qplugins.defences.noise import GaussianNoise
 from art_qplugins.defences.parseval import Parseval
+from art_qplugins.defences.random_self_ensemble import RandomSelfEnsemble
 from art_qplugins.defences.ranges import DataRange
 from art_qplugins.defences.squeezing import FeatureSqueezing
 from art_qplugins.errors import shown
@@ -59,7 +61,9 @@ from art_qplugins.gradients.measure import measure
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.models.filtered import SqueezedNetwork
+from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.mnist_cnn import MnistCNN
+from art_qplugins.models.noisy import NoiseLayer, with_noise
 from art_qplugins.models.resnet import ResNet18
 from art_qplugins.models.vgg import VGG16
 from art_qplugins.models.wide_resnet import WideResNet
@@ -279,6 +283,17 @@ CALLS = [
         {**SIZES, "depth": COUNT, "widen_factor": COUNT, "aggregation": FLAG},
     ),
     Call(SqueezedNetwork, lambda: {"network": network()}, {"network": OBJECT, "bits": BITS, "window": COUNT}),
+    Call(NoiseLayer, lambda: {"sigma": 0.1}, {"sigma": NOT_NEGATIVE, "seed": KEY, "layer": SEED}),
+    Call(
+        with_noise,
+        lambda: {"network": network(), "first": 0.2, "inner": 0.1},
+        {"network": OBJECT, "first": NOT_NEGATIVE, "inner": NOT_NEGATIVE},
+    ),
+    Call(
+        Mixture,
+        lambda: {"members": [network(), network()]},
+        {"members": OBJECT, "rule": CHOICE, "random": FLAG, "seed": KEY},
+    ),
     Call(
         StochasticEnsemble,
         lambda: {"network": random_network()},
@@ -316,6 +331,8 @@ CALLS = [
     Call(Trades, dict, {"beta": ("0", "2.5"), "eps": (), "steps": COUNT, "step_size": NONE}),
     Call(GaussianNoise, dict, {"sigma": FRACTION, "share": ()}),
     Call(FeatureSqueezing, dict, {"bits": BITS, "window": COUNT}),
+    Call(AdaptiveDiversity, dict, {"alpha": ("0", "2.5"), "beta": ("0", "2.5")}),
+    Call(RandomSelfEnsemble, dict, {"first": ("0", "2.5"), "inner": ("0", "2.5")}),
     Call(Parseval, dict, {"beta": FRACTION, "rows": ()}),
     Call(
         FeedbackLearning,

@@ -6,6 +6,7 @@ from art_qplugins.domains import COUNT, FLAG, POSITIVE, Either, Maybe, Number, O
 from art_qplugins.registry import Entry, Registry
 
 __all__ = [
+    "ADAPTIVE_DIVERSITY",
     "ADVERSARIAL_TRAINING",
     "DATA_RANGE",
     "DEFENCES",
@@ -13,6 +14,7 @@ __all__ = [
     "FEEDBACK_LEARNING",
     "GAUSSIAN_NOISE",
     "PARSEVAL",
+    "RANDOM_SELF_ENSEMBLE",
     "TRADES",
     "DefenceEntry",
 ]
@@ -23,9 +25,11 @@ class DefenceEntry(Entry):
     """One defence. Other packages may give a plain ``Entry``.
 
     :ivar deployed: it is a part of the network (:meth:`~art_qplugins.defences.base.Defence.network`), also without training.
+    :ivar random: with it the network draws noise.
     """
 
     deployed: bool = False
+    random: bool = False
 
 
 #: The weight of a penalty beside cross-entropy. 0 trains without it, for comparison.
@@ -121,6 +125,22 @@ FEEDBACK_LEARNING = DefenceEntry(
     ),
 )
 
+ADAPTIVE_DIVERSITY = DefenceEntry(
+    name="adaptive-diversity",
+    target="art_qplugins.defences.diversity:AdaptiveDiversity",
+    help="members that are right and differ in other classes, ADP (Pang et al. 2019)",
+    options={"alpha": Option(2.0, _WEIGHT), "beta": Option(0.5, _WEIGHT)},
+)
+
+RANDOM_SELF_ENSEMBLE = DefenceEntry(
+    name="random-self-ensemble",
+    target="art_qplugins.defences.random_self_ensemble:RandomSelfEnsemble",
+    help="Gaussian noise before every convolution, trained and deployed, RSE (Liu et al. 2018)",
+    options={"first": Option(0.2, _WEIGHT), "inner": Option(0.1, _WEIGHT)},
+    deployed=True,
+    random=True,
+)
+
 DATA_RANGE = DefenceEntry(
     name="data-range",
     target="art_qplugins.defences.ranges:DataRange",
@@ -169,6 +189,8 @@ DEFENCES: Registry[Entry] = Registry(
         GAUSSIAN_NOISE,
         FEATURE_SQUEEZING,
         PARSEVAL,
+        ADAPTIVE_DIVERSITY,
+        RANDOM_SELF_ENSEMBLE,
     ],
     group="art_qplugins.defences",
 )

@@ -21,6 +21,7 @@ from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.quantizers.convert import ARGUMENTS, quantize
 from art_qplugins.quantizers.noise import NOISE_KEY, stochastic_layers
 from art_qplugins.quantizers.protocol import activation_quantizers
+from art_qplugins.quantizers.stochastic import stochastic_quantizers
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["DQClassifier", "MuLawClassifier", "SQEnsembleClassifier"]
@@ -139,7 +140,8 @@ class SQEnsembleClassifier(QuantizedClassifier):
     :param seed: key of the noise, if ``activation_bits`` is given.
     :param options: ``rule``, ``eot_draws``, ``eot_chunk``, ``frozen``, ``antithetic`` and ``gradient_of``, each as in
         :class:`~art_qplugins.models.ensemble.StochasticEnsemble`. Those not given stay as the model has them.
-    :param training_defences: defences that :meth:`fit` applies. By default they are mutual information and bin spacing.
+    :param training_defences: defences that :meth:`fit` applies. By default they are mutual information and bin spacing,
+        where the network has stochastic quantizers.
     :raises InputError: where the model has no stochastic layer, or an option is unknown or out of range.
     """
 
@@ -167,7 +169,8 @@ class SQEnsembleClassifier(QuantizedClassifier):
                 raise InputError("activation_bits: the model has stochastic activations already; leave it out")
             model = quantize(model, activation_bits=activation_bits, alpha=alpha, seed=seed)
         self.activation_bits, self.alpha, self.seed, self.options = activation_bits, alpha, seed, dict(options or {})
-        defences = (MutualInformation(), BinSpacing()) if training_defences is None else training_defences
+        own: tuple[Defence, ...] = (MutualInformation(), BinSpacing()) if stochastic_quantizers(model) else ()
+        defences = own if training_defences is None else training_defences
         ensemble = _ensemble(model, draws, self.options)
         super().__init__(ensemble, loss, input_shape, nb_classes, *args, training_defences=defences, **kwargs)
 

@@ -82,7 +82,7 @@ class RecipeJob:
         """The job of a recipe. Its trained modules are stored in ``folder`` or where the recipe says."""
         paths = {m.name: Path(m.checkpoint).resolve() for m in recipe.models if m.checkpoint}
         for m in recipe.models:
-            if m.checkpoint is None and m.factory is None:
+            if m.checkpoint is None and m.trained:
                 paths[m.name] = _stored(modules[m.name], m.name, folder.resolve())
         models = [
             m.model_copy(update={"checkpoint": str(paths[m.name])}) if m.name in paths else m for m in recipe.models

@@ -70,7 +70,7 @@ def train_side_by_side(
 ) -> None:
     """Train the models that are not stored yet. :func:`~art_qplugins.recipes.build.build_models` finds them afterwards.
 
-    A model with a base waits for it. Where one cannot be trained, those that are finished stay.
+    A model waits for its parents. Where one cannot be trained, those that are finished stay.
 
     :param made: modules that are not built here, by name.
     :param progress: called after each training with the last that was told of it.
@@ -78,19 +78,19 @@ def train_side_by_side(
     """
     models = {model.name: model for model in job.recipe.models}
     bases: dict[str, nn.Module] = {}
-    order = TopologicalSorter({m.name: [] if m.base is None else [m.base] for m in models.values()})
+    order = TopologicalSorter({m.name: m.parents for m in models.values()})
     order.prepare()
     sent = functools.cache(lambda: cluster.put(job))
     running: dict[Any, ModelSettings] = {}
 
     def start(settings: ModelSettings) -> None:
-        base = {} if settings.base is None else {settings.base: bases[settings.base]}
-        task = cluster.start(_train, sent(), settings, base, job.path(settings, base), cluster.threads)
+        own = {name: bases[name] for name in settings.parents}
+        task = cluster.start(_train, sent(), settings, own, job.path(settings, own), cluster.threads)
         running[task] = settings
 
     def finish(settings: ModelSettings) -> None:
         name = settings.name
-        if any(model.base == name for model in models.values()):
+        if any(name in model.parents for model in models.values()):
             bases[name] = copy.deepcopy(made[name]).cpu() if name in made else job.model(settings, bases, "cpu")
         order.done(name)
 

@@ -54,7 +54,7 @@ class StochasticEnsemble(nn.Module):
     ``draws = 1`` is the single-draw rule. Cross-entropy of the first rule is the negative log of the mean probability,
     so its gradient is the EOT gradient of the deployed rule. Every call takes fresh draws.
 
-    :param network: a module with :class:`~art_qplugins.StochasticQuantizer` layers that gives logits.
+    :param network: a module that gives logits, with layers that draw noise, e.g. :class:`~art_qplugins.StochasticQuantizer`.
     :param draws: M, number of members for a prediction, at least 1.
     :param eot_draws: number of members if a gradient with respect to the pixels is needed; ``None`` for ``draws``.
     :param eot_chunk: number of draws that are computed in one batch; results differ by rounding only. If it is given,

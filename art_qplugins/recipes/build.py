@@ -17,14 +17,14 @@ from art_qplugins._version import __version__
 from art_qplugins.checkpoint import load_checkpoint, read_description, save_checkpoint
 from art_qplugins.data import Dataset
 from art_qplugins.errors import at
-from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.estimators import QuantizedClassifier, SQEnsembleClassifier
 from art_qplugins.files import short_name
 from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import bake
 from art_qplugins.quantizers.stored import stored_maps
 from art_qplugins.recipes.factory import make_estimator
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import blank, loaded, seed_of, training_defences, untrained
 from art_qplugins.recipes.packages import packages_of_model
@@ -48,7 +48,7 @@ __all__ = [
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {
     *("name", "role", "claim", "checkpoint", "unverified_checkpoint", "base", "seed", "replicate_of"),
-    *("factory", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
+    *("members", "random", "factory", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
 }
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.
@@ -158,9 +158,13 @@ def build_model(
 ) -> nn.Module:
     """One model: with the weights of its checkpoint, or as it was stored in ``checkpoints``, or trained and stored there.
 
-    :param models: its base by name, and any others.
+    A mixture has the weights of its members, and nothing of its own to train or to store.
+
+    :param models: its parents by name, and any others.
     """
-    if settings.checkpoint is not None:
+    if settings.members is not None:
+        module = untrained(settings, data, seed_of(recipe, settings), models)
+    elif settings.checkpoint is not None:
         module = loaded(settings, data, seed_of(recipe, settings))
     else:
         module = blank(settings, data, seed_of(recipe, settings))
@@ -205,12 +209,13 @@ def training_curves(
 
 
 def estimator_for(settings: ModelSettings, module: nn.Module, data: Dataset) -> QuantizedClassifier:
-    """The ART estimator of a trained module. Its quantizers choose the class, see :data:`QUANTIZERS`."""
-    rows = [] if settings.quantize is None else settings.quantize.quantizers
-    row = next((row for row in rows if row.estimator), None)
-    family: Callable[..., QuantizedClassifier] = QuantizedClassifier if row is None else row.load_estimator()
+    """The ART estimator of a trained module. Its noise and its quantizers choose the class, see :data:`QUANTIZERS`."""
+    rows, random = [] if settings.quantize is None else settings.quantize.quantizers, draws_noise(settings.model_dump())
+    row = next((row for row in rows if row.estimator and (row.random or not random)), None)
+    family: Callable[..., QuantizedClassifier] = SQEnsembleClassifier if random else QuantizedClassifier
+    family = family if row is None else row.load_estimator()
     ensemble: dict[str, Any] = {}
-    if row is not None and row.random:
+    if random:
         ensemble = {"draws": settings.draws, **({"options": settings.ensemble} if settings.ensemble else {})}
     device_type = str(next(module.parameters()).device)
     loss = nn.CrossEntropyLoss()

@@ -10,7 +10,7 @@ from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers.registry import switched_on
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS, idle, kind
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise, idle, kind
 from art_qplugins.recipes.model import Choice, ClaimSettings, ModelSettings, Training
 from art_qplugins.recipes.references import check_references
 from art_qplugins.recipes.schema import AttackSettings, Recipe, TransferSettings
@@ -87,11 +87,12 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
         raise InputError(f"{where}: two models have this name; rename one")
     if not model.trained:
         _check_untrained(model, where)
-    elif model.abstain is not None:
+    if model.abstain is not None and model.factory is None and model.given is None:
         raise InputError(
             f"{where}.abstain: each output of a network that is built here is a class of the data; give abstain to a "
             "model with a factory"
         )
+    _check_members(model, above, where)
     if model.frozen and model.eot_draws is not None:
         raise InputError(f"{where}.eot_draws: a frozen ensemble has the gradient of its own draws; leave eot_draws out")
     if model.unverified_checkpoint and model.checkpoint is None:
@@ -120,6 +121,29 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
         )
     if model.base is not None and model.checkpoint is not None:
         raise InputError(f"{where}: its weights come from its base or from its checkpoint; leave one out")
+
+
+def _check_members(model: ModelSettings, above: Mapping[str, ModelSettings], where: str) -> None:
+    if model.members is None:
+        if model.random:
+            raise InputError(
+                f"{where}.random: it has no members to draw one of; give members = [...], or leave random out"
+            )
+        return
+    if len(model.members) < 2:
+        raise InputError(f"{where}.members: it has one; give two or more")
+    for name in model.members:
+        if name not in above:
+            raise InputError(f"{where}.members: no model {name!r} above it{did_you_mean(name, above)}")
+        member = above[name]
+        if member.stochastic or draws_noise(member.model_dump()):
+            raise InputError(f"{where}.members: {name!r} draws noise; a mixture takes networks that draw none")
+        if member.abstain is not None:
+            raise InputError(
+                f"{where}.members: {name!r} has a rejection class; give models of the classes of the data alone"
+            )
+    if model.random and model.rule != "mean-probability":
+        raise InputError(f"{where}.rule: a random mixture answers with one of its members; leave rule out")
 
 
 def _check_baselines(recipe: Recipe) -> None:
@@ -168,10 +192,12 @@ def _check_preset(recipe: Recipe, model: ModelSettings) -> None:
 
 
 def _check_untrained(model: ModelSettings, where: str) -> None:
-    """A given network, or one from a factory, takes no settings for building and training."""
-    kind = "factory" if model.factory is not None else "given"
-    if model.factory is not None and model.given is not None:
-        raise InputError(f"{where}: a model is made by its factory or given from Python, not both")
+    """A given network, one from a factory or one of members takes no settings for building and training."""
+    kind, *others = [key for key in ("factory", "given", "members") if getattr(model, key) is not None]
+    if others:
+        raise InputError(
+            f"{where}: it has {kind} and {' and '.join(others)}, and each makes its network; leave one out"
+        )
     asked = model.model_fields_set & {
         "architecture",
         "base",
@@ -181,8 +207,10 @@ def _check_untrained(model: ModelSettings, where: str) -> None:
         "train",
         *ENSEMBLE_KEYS,
     }
-    if kind == "given":
+    if kind != "factory":
         asked |= model.model_fields_set & {"checkpoint"}
+    if kind == "members":
+        asked -= {"rule"}
     asked |= model.model_fields_set & {"unverified_checkpoint"}
     if asked:
         raise InputError(f"{where}.{min(asked)}: the network comes from its {kind}; leave {min(asked)} out")

@@ -9,7 +9,7 @@ from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import shown
 from art_qplugins.files import printable
 from art_qplugins.quantizers import Quantizer
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import training_defences
 
@@ -25,7 +25,11 @@ def describe(settings: ModelSettings) -> str:
         return settings.given.estimator
     if settings.factory is not None:
         return settings.factory
-    parts = [settings.architecture.name]
+    if settings.members is not None:
+        members = ", ".join(settings.members)
+        return f"one of {members}, at random for each image" if settings.random else f"{settings.rule} of {members}"
+    count = settings.architecture.members
+    parts = [settings.architecture.name if count == 1 else f"ensemble of {count} {settings.architecture.name}"]
     if settings.normalize is not None:
         parts.append(f"normalized by mean {shown(settings.normalize.mean)} and std {shown(settings.normalize.std)}")
     if settings.quantize is not None:
@@ -40,6 +44,8 @@ def describe(settings: ModelSettings) -> str:
         given = DEFENCES[defence.name].resolve(defence.options).items()
         options = ", ".join(f"{k} = {v if isinstance(v, str) else f'{v:g}'}" for k, v in given if v is not None)
         parts.append(f"{defence.name} ({options})" if options else defence.name)
+    if draws_noise(settings.model_dump()) and not (settings.quantize and settings.quantize.random):
+        parts.append(f"{settings.rule} of {settings.draws} {'fixed draws' if settings.frozen else 'draws'}")
     if settings.base is not None:
         how = "quantized after training" if settings.train.epochs == 0 else "trained on"
         parts.append(f"{how} from {settings.base}")

@@ -25,6 +25,7 @@ from art_qplugins.estimators.devices import device_type_of
 from art_qplugins.foreign import foreign
 from art_qplugins.guard import isolated, restoring
 from art_qplugins.models.ensemble import StochasticEnsemble
+from art_qplugins.models.mixture import Mixture
 from art_qplugins.quantizers import draws_from, is_stochastic
 
 __all__ = ["make_estimator", "make_module"]
@@ -42,7 +43,8 @@ def make_estimator(
     module = make_module(name)
     if checkpoint is not None:
         load_checkpoint(checkpoint, module)
-    random = not isinstance(module, Deployed) and (is_stochastic(module) or isinstance(module, StochasticEnsemble))
+    whole = isinstance(module, Deployed) or (isinstance(module, Mixture) and module.choice is not None)
+    random = not whole and (is_stochastic(module) or isinstance(module, StochasticEnsemble))
     family = SQEnsembleClassifier if random else QuantizedClassifier
     device_type = device_type_of(module)
     classes = data.nb_classes if abstain is None else max(data.nb_classes, abstain + 1)

@@ -8,7 +8,7 @@ from typing import Any
 from art_qplugins.defences import DEFENCES, DefenceEntry
 from art_qplugins.quantizers import QUANTIZERS
 
-__all__ = ["ENSEMBLE_KEYS", "idle", "kind"]
+__all__ = ["ENSEMBLE_KEYS", "draws_noise", "idle", "kind"]
 
 #: The keys of a model that say how its draws become one answer.
 ENSEMBLE_KEYS = ("draws", "rule", "eot_draws", "eot_chunk", "frozen")
@@ -18,15 +18,17 @@ def kind(model: Mapping[str, Any]) -> tuple[bool, bool]:
     """Whether a model is random, and whether its activations are quantized. An ensemble of fixed draws is not random."""
     if isinstance(given := model.get("given"), Mapping):
         return bool(given.get("stochastic")), bool(given.get("quantized"))
-    return _draws(model) and model.get("frozen") is not True, _quantize(model).get("activation_bits") is not None
+    random = model.get("random") is True or (draws_noise(model) and model.get("frozen") is not True)
+    return random, _quantize(model).get("activation_bits") is not None
 
 
-def _draws(model: Mapping[str, Any]) -> bool:
-    """Whether a quantizer of a model draws noise."""
+def draws_noise(model: Mapping[str, Any]) -> bool:
+    """Whether layers of a model draw noise: its quantizers, or what a defence puts into its network."""
     quantize = _quantize(model)
     name = quantize.get("activation")
     named = isinstance(name, str) and name in QUANTIZERS and QUANTIZERS[name].random
-    return named or quantize.get("alpha") is not None
+    noisy = any(row.random for row in _rows_of(model.get("defences")))
+    return named or noisy or quantize.get("alpha") is not None
 
 
 def idle(model: Mapping[str, Any]) -> dict[str, str]:
@@ -35,8 +37,8 @@ def idle(model: Mapping[str, Any]) -> dict[str, str]:
     The key is the setting or the table that it is in, e.g. ``"quantize.mu_layers"`` or ``"train"``.
     """
     found = {f"quantize.{key}": reason for key, reason in _idle_maps(_quantize(model)).items()}
-    built = model.get("factory") is None and model.get("given") is None
-    if built and not _draws(model):
+    built = all(model.get(key) is None for key in ("factory", "given", "members"))
+    if built and not draws_noise(model):
         found |= {key: "the model is not random" for key in ENSEMBLE_KEYS if key in model}
     train = model.get("train")
     if model.get("checkpoint") is not None:
@@ -50,9 +52,14 @@ def idle(model: Mapping[str, Any]) -> dict[str, str]:
 
 def _idle_defences(defences: Any) -> bool:
     """Whether there are some, and none is a part of the network."""
-    names = [d.get("name") for d in defences if isinstance(d, Mapping)] if isinstance(defences, list) else []
-    deployed = {row.name for row in DEFENCES.values() if isinstance(row, DefenceEntry) and row.deployed}
-    return bool(names) and not any(name in deployed for name in names)
+    return bool(defences) and not any(row.deployed for row in _rows_of(defences))
+
+
+def _rows_of(defences: Any) -> list[DefenceEntry]:
+    """The rows of those defences that are known, and are not plain entries of other packages."""
+    given = defences if isinstance(defences, list) else []
+    names = [d.get("name") if isinstance(d, Mapping) else d for d in given]
+    return [row for row in DEFENCES.values() if isinstance(row, DefenceEntry) and row.name in names]
 
 
 def _idle_maps(quantize: Mapping[str, Any]) -> dict[str, str]:

@@ -135,7 +135,7 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with(defaults: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any]:
-    if model.get("factory") or model.get("given"):
+    if any(model.get(key) for key in ("factory", "given", "members")):
         return model
     train = model.get("train")
     if isinstance(train, Mapping) and train.get("epochs") == 0:

@@ -10,7 +10,7 @@ from pydantic import model_validator
 from art_qplugins.domains import ABSTAIN, COUNT, FRACTION, POSITIVE, ListOf, Number, OneOf
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, switched_on
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, kind
 from art_qplugins.recipes.values import (
     Accuracy,
     AttackId,
@@ -28,13 +28,23 @@ from art_qplugins.recipes.values import (
     Reference,
     Seed,
     Settings,
+    SomeNames,
     Word,
     within,
 )
 from art_qplugins.training.decay import WEIGHT_DECAY
 from art_qplugins.training.presets import with_preset
 
-__all__ = ["Choice", "ClaimSettings", "GivenModel", "ModelSettings", "Normalization", "Quantization", "Training"]
+__all__ = [
+    "Architecture",
+    "Choice",
+    "ClaimSettings",
+    "GivenModel",
+    "ModelSettings",
+    "Normalization",
+    "Quantization",
+    "Training",
+]
 
 
 class ClaimSettings(Settings):
@@ -101,6 +111,12 @@ class Choice(Settings):
         return {"name": value} if isinstance(value, str) else value
 
 
+class Architecture(Choice):
+    """A network, or so many of it in one module: trained together, they answer with their mean probability."""
+
+    members: Annotated[int, within(Number(1, 100, whole=True))] = 1
+
+
 class Training(Settings):
     """The arguments of :func:`art_qplugins.train`.
 
@@ -153,20 +169,24 @@ class GivenModel(Settings):
 
 
 class ModelSettings(Settings):
-    """One model: trained here, made by a function of the user (``factory``), or given from Python.
+    """One model: trained here, put together of other models (``members``), made by a function of the user (``factory``), or
+    given from Python.
 
-    ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training).
+    ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training). ``members``
+    are earlier models too. A mixture of them is not trained itself: ``train.epochs = 0`` is implied.
     """
 
     name: Name
     role: Literal["subject", "substitute"] = "subject"  # a substitute is only a source of transfer attacks
-    architecture: Choice = Choice(name="convnet")
+    architecture: Architecture = Architecture(name="convnet")
     normalize: Normalization | None = None  # of pixels in [0, 1], inside the network
     base: Name | None = None
+    members: SomeNames | None = None  # see art_qplugins.models.mixture.Mixture
+    random: Flag = False  # of members: one of them is drawn for each image
     quantize: Quantization | None = None
     defences: list[Choice] = []
     train: Training = Training()
-    # Of the ensemble, where activations are stochastic. See art_qplugins.models.ensemble.StochasticEnsemble.
+    # Of the ensemble, where the network draws noise. See art_qplugins.models.ensemble.StochasticEnsemble.
     draws: Draws = 8  # its members
     rule: Literal["mean-probability", "mean-logits", "majority-vote"] = "mean-probability"
     eot_draws: Draws | None = None
@@ -188,15 +208,18 @@ class ModelSettings(Settings):
 
     @property
     def trained(self) -> bool:
-        """Whether its network is built here."""
-        return self.factory is None and self.given is None
+        """Whether its network is built here, and is no mixture of others."""
+        return self.factory is None and self.given is None and self.members is None
+
+    @property
+    def parents(self) -> list[str]:
+        """The models above it that its network is made of."""
+        return self.members or ([] if self.base is None else [self.base])
 
     @property
     def stochastic(self) -> bool | None:
         """Whether it is random; ``None`` where only its network can tell."""
-        if self.given is not None:
-            return self.given.stochastic
-        return None if self.factory else not self.frozen and self.quantize is not None and self.quantize.random
+        return None if self.factory else kind(self.model_dump())[0]
 
     @property
     def ensemble(self) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.errors import InputError, at
 from art_qplugins.models import MODELS
 from art_qplugins.models.filtered import unfiltered
+from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.normalize import Normalize
 from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, quantize
+from art_qplugins.quantizers.noise import stochastic_layers
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
 from art_qplugins.recipes.model import ModelSettings
@@ -36,7 +38,13 @@ def loaded(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
 
 
 def untrained(settings: ModelSettings, data: Dataset, seed: int, models: Mapping[str, nn.Module]) -> nn.Module:
-    """The network as its training begins: with the weights of its base, and with the maps on them as parametrizations."""
+    """The network as its training begins: with the weights of its base, and with the maps on them as parametrizations.
+
+    Of a mixture, the trained networks of its members, which it shares with them.
+    """
+    if settings.members is not None:
+        members = [models[name] for name in settings.members]
+        return Mixture(members, rule=settings.rule, random=settings.random, seed=seed)
     module = blank(settings, data, seed)
     if settings.base is not None:
         _start_from(module, settings, models[settings.base])
@@ -52,7 +60,9 @@ def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         choice = MODELS[settings.architecture.name]
-        network: nn.Module = choice.load()(data.shape, data.nb_classes, **choice.resolve(settings.architecture.options))
+        options = choice.resolve(settings.architecture.options)
+        made = [choice.load()(data.shape, data.nb_classes, **options) for _ in range(settings.architecture.members)]
+        network: nn.Module = made[0] if len(made) == 1 else Mixture(made)
     q = settings.quantize
     if q is not None and (q.activation_bits is not None or q.activation_function is not None):
         table = q.model_dump(exclude={"options", *weight_keys()})
@@ -62,6 +72,8 @@ def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
         network = _normalized(network, settings, data)
     for defence in training_defences(settings):
         network = defence.network(network)
+    for layer in stochastic_layers(network):
+        layer.seed = seed  # also of layers that a defence put there
     return network
 
 

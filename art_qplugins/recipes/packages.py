@@ -23,14 +23,10 @@ def packages_of(recipe: Recipe) -> list[Plugin]:
 
 
 def packages_of_model(recipe: Recipe, model: ModelSettings) -> list[Plugin]:
-    """The other packages of a model: of its architecture, quantizers and defences, and of its bases."""
+    """The other packages of a model: of its architecture, quantizers and defences, and of its parents."""
     found = set(_of(_rows_of_model(model)))
-    if model.base is not None:
-        by_name = {m.name: m for m in recipe.models}
-        while model.base is not None:  # it is above in the recipe
-            model = by_name[model.base]
-            found |= set(_of(_rows_of_model(model)))
-    return sorted(found)
+    parents = [parent for parent in recipe.models if parent.name in model.parents]  # they are above it
+    return sorted(found.union(*(packages_of_model(recipe, parent) for parent in parents)))
 
 
 def _rows_of_model(model: ModelSettings) -> list[Entry]:

@@ -47,8 +47,8 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
     for name, estimator in ready.items():
         _check_abstain(name, estimator, data)
     found = [*doubts(recipe), *_too_wide(recipe, data.shape)]
-    bases = {settings.base for settings in recipe.models}
-    networks = {name: trained_network(estimator.model) for name, estimator in ready.items() if name in bases}
+    parents = {name for settings in recipe.models for name in settings.parents}
+    networks = {name: trained_network(estimator.model) for name, estimator in ready.items() if name in parents}
     tried: set[str] = set()
     told: dict[str, list[str]] = {}
     for settings in recipe.models:
@@ -57,14 +57,14 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
         for line in training_warnings(settings):
             told.setdefault(line, []).append(settings.name)
         key = _structure(recipe, settings, networks)
-        if key in tried and settings.name not in bases:
+        if key in tried and settings.name not in parents:
             continue
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             network = _try(recipe, settings, data, networks)
         found += [f"{settings.name}: {w.message}" for w in caught if w.category is UserWarning and key not in tried]
         tried.add(key)
-        if settings.name in bases:
+        if settings.name in parents:
             networks[settings.name] = bake(network)
             if settings.checkpoint is None:  # what starts from it will have trained weights, which nobody knows yet
                 for parameter in network.parameters():
@@ -101,7 +101,7 @@ def _try(recipe: Recipe, settings: ModelSettings, data: Dataset, networks: Mappi
             network = loaded(settings, data, seed)
         else:
             network = untrained(settings, data, seed, networks)
-            if settings.train.epochs > 0:
+            if settings.trained and settings.train.epochs > 0:
                 for defence in training_defences(settings):
                     defence.start(network)
                     defence.finish(network)
@@ -135,10 +135,10 @@ def _structure(recipe: Recipe, settings: ModelSettings, networks: Mapping[str, n
     shaping: dict[str, Any] = settings.model_dump(
         include={"architecture", "normalize", "quantize", "defences", "checkpoint"}
     )
-    base = None if settings.base is None else id(networks[settings.base])
+    parents = [id(networks[name]) for name in settings.parents]
     mapped = settings.quantize is not None and settings.quantize.mu is not None
-    seed = seed_of(recipe, settings) if mapped and base is None else None  # the mapping limits the first weights
-    return repr((shaping, base, settings.train.epochs > 0, seed))
+    seed = seed_of(recipe, settings) if mapped and not parents else None  # the mapping limits the first weights
+    return repr((shaping, parents, settings.train.epochs > 0, seed))
 
 
 def _too_wide(recipe: Recipe, shape: tuple[int, int, int]) -> Iterator[str]:

@@ -84,6 +84,8 @@ def _identity(settings: ModelSettings) -> dict[str, Any]:
     found: dict[str, Any] = {"architecture": choice.name}
     options = MODELS[choice.name].resolve(choice.options)
     found |= {f"architecture.options.{key}": value for key, value in options.items()}
+    if choice.members > 1:
+        found["architecture.members"] = choice.members
     if settings.normalize is not None:
         found |= {f"normalize.{key}": value for key, value in settings.normalize}
     if settings.quantize is not None:

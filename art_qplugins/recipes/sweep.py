@@ -177,13 +177,13 @@ def _check_paths(axes: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> dict[str, list[_Variant]]:
-    """The variants of every model, by its name in the recipe. A base comes before the models that start from it."""
+    """The variants of every model, by its name in the recipe. Parents come before the models that are made of them."""
     result: dict[str, list[_Variant]] = {}
     swept: dict[str, list[str]] = {}
     total = 0
     for model in models:
-        name, base = model["name"], _text(model.get("base"))
-        inherited = [a for a in swept.get(base, []) if a != "seed"]
+        name = model["name"]
+        inherited = dict.fromkeys(a for parent in _parents(model) for a in swept.get(parent, []) if a != "seed")
         own = [path for path in axes if path.split(".")[:2] == ["models", name]]
         paths = [*inherited, *own]
         if "seed" in axes and _seeded(model, swept):
@@ -196,8 +196,14 @@ def _variants(models: Sequence[Tables], axes: Mapping[str, Sequence[Any]]) -> di
             raise InputError(f"sweep: it makes more than {MAX_MODELS} models ({count} of {name!r}); sweep fewer values")
         swept[name] = paths
         points = [dict(zip(paths, values, strict=True)) for values in itertools.product(*(axes[p] for p in paths))]
-        result[name] = [_Variant(_table(model, point, result.get(base)), point) for point in points]
+        result[name] = [_Variant(_table(model, point, result), point) for point in points]
     return result
+
+
+def _parents(model: Tables) -> list[str]:
+    """The models that it is made of: its members or its base."""
+    members = model.get("members")
+    return [_text(name) for name in (members if isinstance(members, list) else [model.get("base")])]
 
 
 def _check_effect(variants: Mapping[str, Sequence[_Variant]]) -> None:
@@ -227,15 +233,16 @@ def _frozen(value: Any) -> Any:
 
 
 def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
-    """Whether another seed makes another model. It does not if the weights are given, or come from an unswept base."""
+    """Whether another seed makes another model. It does not if the weights are given, or come from unswept parents."""
     if model.get("checkpoint") is not None:
         return False
-    base, train = model.get("base"), model.get("train")
-    untrained = isinstance(train, dict) and train.get("epochs") == 0
-    return not (untrained and base is not None and "seed" not in swept.get(_text(base), ["seed"]))
+    train, members = model.get("train"), model.get("members")
+    untrained = members is not None or (isinstance(train, dict) and train.get("epochs") == 0)
+    made = members is not None or model.get("base") is not None
+    return not (untrained and made and all("seed" not in swept.get(name, ["seed"]) for name in _parents(model)))
 
 
-def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tables:
+def _table(model: Tables, point: Point, above: Mapping[str, Sequence[_Variant]]) -> Tables:
     table = copy.deepcopy(model)
     for path, value in point.items():
         key = path.split(".")
@@ -246,8 +253,16 @@ def _table(model: Tables, point: Point, bases: Sequence[_Variant] | None) -> Tab
         elif key[1] == model["name"]:
             with at(f"sweep.{path}"):
                 put({"models": [table]}, ["models", "0", *key[2:]], value)
-    if bases is not None and table.get("base") == model.get("base"):
-        table["base"] = next(b.table["name"] for b in bases if _agree(b.point, point))
+
+    def variant(name: Any) -> Any:
+        """The variant of a parent that has the same values."""
+        made = above.get(_text(name), ())
+        return next((one.table["name"] for one in made if _agree(one.point, point)), name)
+
+    if model.get("base") is not None and table["base"] == model["base"]:
+        table["base"] = variant(table["base"])
+    if isinstance(table.get("members"), list):
+        table["members"] = [variant(name) for name in table["members"]]
     table["name"] = _named(model["name"], point)
     return table
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from art_qplugins import diagnostics
 from art_qplugins.attacks.catalogue import ATTACKS
 from art_qplugins.data import Dataset
@@ -19,11 +21,12 @@ from art_qplugins.estimators.devices import accelerator
 from art_qplugins.evaluation.cell import CellSpec, images_key
 from art_qplugins.evaluation.cost import Cost, expected_cost
 from art_qplugins.gradients.counting import passes
+from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import is_stochastic
 from art_qplugins.quantizers.stochastic import stochastic_quantizers
 from art_qplugins.recipes.build import estimator_for
 from art_qplugins.recipes.model import ModelSettings
-from art_qplugins.recipes.networks import blank, seed_of, training_defences
+from art_qplugins.recipes.networks import blank, seed_of, training_defences, untrained
 from art_qplugins.recipes.schema import Budget, Recipe
 from art_qplugins.runner.audit import AUDITOR
 from art_qplugins.runner.information import DRAWS, calls_of_information
@@ -151,7 +154,7 @@ def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known:
     per_attack = min(recipe.batch_size, recipe.shard or recipe.batch_size, len(data))
     training = None
     if ready is None:
-        module = blank(settings, data, seed_of(recipe, settings)).to(accelerator(recipe.accelerator))
+        module = _blank(recipe, settings, prepared).to(accelerator(recipe.accelerator))
         if trains:
             training = pace_of_training(module, data.shape, batch_size=per_step)
         ready = estimator_for(settings, module.eval(), data)
@@ -164,6 +167,16 @@ def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known:
         training=training,
     )
     return known[key]
+
+
+def _blank(recipe: Recipe, settings: ModelSettings, prepared: Prepared) -> nn.Module:
+    """The deployed network with initial weights. Of a mixture, the members have them."""
+    if settings.name in prepared.ready:
+        return trained_network(prepared.ready[settings.name].model)
+    if settings.members is None:
+        return blank(settings, prepared.used, seed_of(recipe, settings))
+    members = {m.name: _blank(recipe, m, prepared) for m in recipe.models if m.name in settings.members}
+    return untrained(settings, prepared.used, seed_of(recipe, settings), members)
 
 
 def _trains(settings: ModelSettings) -> bool:

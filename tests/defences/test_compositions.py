@@ -17,6 +17,7 @@ from art_qplugins.defences.noise import GaussianNoise
 from art_qplugins.defences.squeezing import FeatureSqueezing
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.filtered import SqueezedNetwork
+from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.wide_resnet import WideResNet
 from art_qplugins.recipes.build import build_models
 from art_qplugins.recipes.describe import describe, training_warnings
@@ -42,10 +43,11 @@ def made(*names):
     return [DEFENCES[name].load()(**DEFENCES[name].resolve(QUICK.get(name, {}))) for name in names]
 
 
-def network(*defences, stochastic=True):
+def network(*defences, stochastic=True, members=1):
     """A network that each defence finds what it needs in."""
     torch.manual_seed(0)
-    model = WideResNet((1, 8, 8), 10, depth=10, widen_factor=1, aggregation=True)
+    models = [WideResNet((1, 8, 8), 10, depth=10, widen_factor=1, aggregation=True) for _ in range(members)]
+    model = models[0] if members == 1 else Mixture(models)
     if stochastic:
         model = quantize(model, activation_bits=2, alpha=2.0, clip=2.0)
     for defence in defences:
@@ -61,10 +63,11 @@ def trained(few):
 
 @pytest.mark.parametrize("names", THREE, ids=" ".join)
 def test_every_three_train_together(names, few, trained):
-    defences = made(*names)
-    model = network()
+    defences, members = made(*names), 2 if "adaptive-diversity" in names else 1
+    model = network(members=members)
     if "feedback-learning" in names:
-        model.load_state_dict(trained)
+        for member in model.members if members > 1 else [model]:
+            member.load_state_dict(trained)
     for defence in defences:
         model = defence.network(model)
     before = copy.deepcopy(model.state_dict())

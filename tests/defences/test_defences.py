@@ -18,6 +18,7 @@ from art_qplugins.defences.information import BinSpacing, MutualInformation
 from art_qplugins.defences.lipschitz import Orthogonality, orthogonality_penalty
 from art_qplugins.defences.parseval import Parseval, retracted
 from art_qplugins.models.convnet import ConvNet
+from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.wide_resnet import WideResNet
 from art_qplugins.quantizers import weight_layers
 
@@ -254,7 +255,8 @@ def test_the_weight_of_a_penalty_is_a_number_from_0_to_10(name, option, value):
 @pytest.mark.parametrize("name", DEFENCES)
 def test_every_registered_defence_trains_a_stochastic_network(name, few):
     entry = DEFENCES[name]
-    blank = WideResNet((1, 8, 8), 10, depth=10, widen_factor=1, aggregation=True)  # it has what each defence needs
+    blanks = [WideResNet((1, 8, 8), 10, depth=10, widen_factor=1, aggregation=True) for _ in range(2)]
+    blank = Mixture(blanks) if name == "adaptive-diversity" else blanks[0]  # it has what the defence needs
     defence = entry.load()(**entry.resolve({}))
     model = defence.network(quantize(blank, activation_bits=2, alpha=2.0, clip=2.0))
     train(model, few, [defence], epochs=1, weight_decay=0.0)

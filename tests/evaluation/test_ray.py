@@ -114,6 +114,21 @@ def test_workers_load_the_models_of_a_recipe_and_come_to_its_records(tmp_path, m
     assert a == b and all(cell.status == "success" for cell in a)
 
 
+def test_workers_put_mixtures_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "Cluster", Pickled)
+    net, _ = RECIPE["models"]
+    mixed = [net, net | {"name": "other", "seed": 1}]
+    mixed += [
+        {"name": "both", "members": ["net", "other"]},
+        {"name": "any", "members": ["net", "other"], "random": True},
+    ]
+    recipe = RECIPE | {"models": mixed, "diagnose": False, "threat": {"eps": [0.1]}}
+    runs = [art_qplugins.run(recipe, out=tmp_path / name, executor=name) for name in ("serial", "ray")]
+    a, b = ([cell.model_copy(update={"seconds": 0.0}) for cell in run.cells] for run in runs)
+    assert a == b and len(a) == 8 and all(cell.status == "success" for cell in a)
+    assert len(list((tmp_path / "ray" / "checkpoints").glob("*.safetensors"))) == 2
+
+
 def test_a_checkpoint_that_was_removed_is_told(tmp_path, digits):
     recipe = parse_recipe(RECIPE)
     modules = build_models(recipe, digits[0], tmp_path, device=next(iter(_devices())))
