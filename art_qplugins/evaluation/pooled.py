@@ -6,7 +6,7 @@ Trainings of one model with several seeds are pooled (:func:`~art_qplugins.metri
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from art_qplugins import metrics
 from art_qplugins.evaluation.compare import replicates
@@ -16,10 +16,11 @@ from art_qplugins.evaluation.records import Cell, Pooled, PooledCell, Results
 __all__ = ["pooled_cells"]
 
 
-def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCell]:
+def pooled_cells(results: Results, outcomes: Iterable[Outcome], *, also: Collection[str] = ()) -> list[PooledCell]:
     """Clean images, the claimed attacks, and every cell for which a paper gives a number, in the order of the cells.
 
     :param outcomes: those of the cells of ``results``.
+    :param also: attacks whose cells are pooled too.
     """
     same, by_id = replicates(results), {outcome.cell.id: outcome for outcome in outcomes}
     verdicts = {model.name: model.verdict for model in results.models}
@@ -35,7 +36,7 @@ def pooled_cells(results: Results, outcomes: Iterable[Outcome]) -> list[PooledCe
     claimed = {model.claim.cell for model in results.models}
     groups: dict[tuple[str, str, str, float], list[Cell]] = {}
     for cell in results.cells:
-        if cell.role == "clean" or cell.reference is not None or cell.id in claimed:
+        if cell.role == "clean" or cell.reference is not None or cell.id in claimed or cell.attack in also:
             source = "" if cell.source == cell.model else same.get(cell.source, cell.source)
             key = (same.get(cell.model, cell.model), f"{cell.label} {source}", cell.norm, cell.eps)
             groups.setdefault(key, []).append(cell)

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from art_qplugins.evaluation.compare import replicates
+from art_qplugins.evaluation.outcome import outcomes_of
+from art_qplugins.evaluation.pooled import pooled_cells
+from art_qplugins.evaluation.reading import read_records
 from art_qplugins.evaluation.records import Cell, PooledCell, Results
 from art_qplugins.report import baselines, reproduction, words
 from art_qplugins.report.figures import distances, grids, sweeps
@@ -28,6 +31,8 @@ class Page:
     :ivar moved: draw how far attacks move what layers read, where a recipe measured it.
     :ivar more: lines that follow the table of a recipe, made of its record, which is also given as a file.
     :ivar middle: the first table has, of several strengths, only the middle one, and no transfer.
+    :ivar first: makes the first table of all records; without it, it is that of the papers' numbers.
+    :ivar pooled: attacks whose cells the tables have too.
     :ivar kept: it may write files beside the record of a run. It has the folder of the run, and the file of the record.
     """
 
@@ -37,6 +42,8 @@ class Page:
     moved: bool = True
     more: Mapping[str, Callable[[Path, Results], list[str]]] = field(default_factory=dict)
     middle: bool = False
+    first: Callable[[Mapping[str, Results]], str] | None = None
+    pooled: Sequence[str] = ()
     kept: Callable[[Path, Path], None] | None = None
 
     def write(self, runs: Sequence[str]) -> None:
@@ -46,7 +53,8 @@ class Page:
         found = {path.stem: Results.model_validate_json(path.read_bytes()) for path in self.folder.glob("*.json")}
         kept_runs = {name: found[name] for name in self.order if name in found}
         missing = [name for name in self.order if name not in found]
-        parts = [(self.folder / "head.md").read_text().rstrip(), first(kept_runs, middle=self.middle)]
+        table = first(kept_runs, middle=self.middle) if self.first is None else self.first(kept_runs)
+        parts = [(self.folder / "head.md").read_text().rstrip(), table]
         if self.ahead in kept_runs:
             parts.append("\n".join(self._heat_maps(self.ahead, kept_runs[self.ahead])))
         parts += [self._run(name, results) for name, results in kept_runs.items()]
@@ -58,10 +66,11 @@ class Page:
 
     def _take(self, run: Path) -> None:
         """Write the record of a run: of its diagnosis only what it found, and of its measurements what a page shows."""
-        results = Results.model_validate_json((run / "results.json").read_bytes())
+        results, samples = read_records(run)
         if results.status != "success":
             raise SystemExit(f"{results.spec['resolved']['name']}: its status is {results.status}; run it to its end")
-        told = {row.cell for row in results.pooled}
+        pooled = pooled_cells(results, outcomes_of(results, samples), also=self.pooled)
+        told = {row.cell for row in pooled}
         models = [
             model.model_copy(update={"findings": [f for f in model.findings if f.answer == "fired"], "steps": []})
             for model in results.models
@@ -69,7 +78,9 @@ class Page:
         unseen = {"terms": []} if self.moved else {"terms": [], "distances": []}
         sensitivity = {model: of.model_copy(update=unseen) for model, of in results.sensitivity.items()}
         cells = [cell for cell in results.cells if cell.id in told]
-        slim = results.model_copy(update={"models": models, "cells": cells, "sensitivity": sensitivity})
+        slim = results.model_copy(
+            update={"models": models, "cells": cells, "sensitivity": sensitivity, "pooled": pooled}
+        )
         name = str(results.spec["resolved"]["name"]).removeprefix(f"{self.folder.name}-").rpartition("-")[0]
         (self.folder / f"{name}.json").write_text(slim.model_dump_json(indent=1) + "\n")
         if self.kept is not None:

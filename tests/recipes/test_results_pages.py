@@ -119,3 +119,43 @@ def test_the_means_of_a_run_are_those_of_its_columns(script, tmp_path):
     mu_law.keep(run, tmp_path / "made.json")
     table = "\n".join(mu_law.told(tmp_path / "made.json", results))
     assert "| mu-fl | fl | +5 | " in table and "| gain-fl | fl | – | " in table
+
+
+def test_the_first_table_of_stochastic_quantization_has_one_draw_beside_eot_and_ten_tries(script, tmp_path):
+    sq = script("sq")
+    folder, run = tmp_path / "sq", tmp_path / "run"
+    folder.mkdir()
+    for name in ("head.md", "foot.md"):
+        (folder / name).write_text(name)
+    recipe = {
+        "name": "sq-mnist-small",
+        "title": "Made",
+        "data": {"name": "digits", "limit": 12, "train_limit": 600},
+        "threat": {"eps": [0.1]},
+        "claim": {"attack": "artq:single-draw", "eps": 0.1},
+        "diagnosis": {"level": 0},
+        "score_draws": 10,
+        "information": 12,
+        "attacks": [{"id": "artq:single-draw"}, {"id": "artq:eot", "options": {"max_iter": 2}}],
+        "models": [
+            {
+                "name": "sq",
+                "architecture": {"name": "convnet", "options": {"width": 8}},
+                "train": {"epochs": 8},
+                "quantize": {"activation_bits": 2, "alpha": 2.0},
+                "draws": 4,
+                "reference": {"artq:single-draw": 0.5},
+            }
+        ],
+    }
+    Runner(parse_recipe(recipe), out=run, asked=recipe).run()
+    replace(sq.PAGE, folder=folder).write([run])
+    results, _ = read_records(run)
+    cells = {cell.attack: cell for cell in results.cells}
+    table = (tmp_path / "sq.md").read_text(encoding="utf-8").split("## ")[0]
+    row = next(line for line in table.splitlines() if line.startswith("| mnist | sq |")).split(" | ")
+    assert row[2:4] == ["Linf, eps 0.1", "50 %"]
+    for value, attack in zip(row[4:6], ("artq:single-draw", "artq:eot"), strict=True):
+        assert value.startswith(f"{100 * cells[attack].accuracy:.3g} %") and "n = 12" in value
+    assert "(clean " in row[7] and row[8].startswith(results.models[0].verdict)
+    assert "AUROC" in (tmp_path / "sq.md").read_text(encoding="utf-8")

@@ -1,0 +1,123 @@
+"""The results page of stochastic-quantization ensembles, from the records of its recipes.
+
+    python benchmarks/results/sq.py          # benchmarks/results/sq/*.json make benchmarks/results/sq.md
+    python benchmarks/results/sq.py RUN ...  # the same, after taking what it needs of these runs
+
+The first table has, of every model that draws afresh: what the paper claims, the accuracy under the gradient of one draw, under EOT, in
+the worst case, after ten tries beside the clean images, and the verdict. The information plane follows each run that measured it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from page import Page
+
+from art_qplugins.evaluation.compare import replicates
+from art_qplugins.evaluation.records import ModelResult, PooledCell, Results, Tries
+from art_qplugins.report import reproduction, words
+
+#: The tries of the persistent attacker in the first table.
+TRIES = 10
+_SINGLE, _EOT = "artq:single-draw", "artq:eot"
+
+
+def first(runs: Mapping[str, Results]) -> str:
+    """The first table: one row for each random model of each recipe and each strength."""
+    heads = (
+        "recipe",
+        "model",
+        "eps",
+        "claimed",
+        "single draw",
+        "EOT",
+        "left in the worst case",
+        f"after {TRIES} tries",
+        "verdict",
+    )
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for name, results in runs.items():
+        lines += [f"| {name} | {' | '.join(row)} |" for row in rows(results)]
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def rows(results: Results) -> list[list[str]]:
+    """Of one run."""
+    same, cells = replicates(results), {cell.id: cell for cell in results.cells}
+    found = []
+    for row in results.pooled:
+        cell = cells[row.cell]
+        trainings = [model for model in results.models if same.get(model.name, model.name) == row.model]
+        if cell.attack != _SINGLE:
+            continue
+        others = {cells[other.cell].attack: other for other in results.pooled if _alike(other, row, results)}
+        eot = others.get(_EOT)
+        verdicts = ", ".join(f"{verdict} {count} of {row.trainings}" for verdict, count in row.verdicts)
+        numbers = [words.percent(row.paper), reproduction.number(row.measured)]
+        numbers += [words.NONE if eot is None else reproduction.number(eot.measured), reproduction.number(row.left)]
+        found.append(
+            [row.model, words.threat(cell.norm, cell.eps), *numbers, tried(trainings, cell.norm, cell.eps), verdicts]
+        )
+    return found
+
+
+def _alike(other: PooledCell, row: PooledCell, results: Results) -> bool:
+    """Whether two cells are of one model, norm and eps, and both white-box."""
+    cells = {cell.id: cell for cell in results.cells}
+    one, two = cells[other.cell], cells[row.cell]
+    return other.model == row.model and (one.norm, one.eps) == (two.norm, two.eps) and one.source == one.model
+
+
+def tried(trainings: Sequence[ModelResult], norm: str | None, eps: float) -> str:
+    """What is left after ten tries, with the clean images in brackets: means over trainings."""
+    attacked = [
+        after(robust.tries)
+        for model in trainings
+        for robust in model.robust
+        if (robust.norm, robust.eps) == (norm, eps)
+    ]
+    clean = [after(model.clean_tries) for model in trainings]
+    if not attacked or None in attacked or None in clean:
+        return words.NONE
+    return f"{words.percent(fmean(v for v in attacked if v is not None))} (clean {words.percent(fmean(v for v in clean if v is not None))})"
+
+
+def after(tries: Sequence[Tries]) -> float | None:
+    return next((one.accuracy for one in tries if one.tries == TRIES), None)
+
+
+def plane(_: Path, results: Results) -> list[str]:
+    """The information plane as a table: the change of information and accuracy, and what a detector sees."""
+    lines = [
+        "| model | images | change of information | change of accuracy | AUROC | detected at 5 % |",
+        "|" + "---|" * 6,
+    ]
+    cells = {cell.id: cell for cell in results.cells}
+    for model, of in results.information.items():
+        for one in (*of.noisy, *of.attacked):
+            what = "noise" if one.cell is None else cells[one.cell].label if one.cell in cells else None
+            if what is not None:
+                low, high = one.interval
+                lines.append(
+                    f"| {model} | {what}, {words.threat(one.norm, one.eps)} | {one.gained:+.4f} "
+                    f"| {words.signed(one.accuracy - one.clean_accuracy)} | {one.auroc:.2f} [{low:.2f}, {high:.2f}] | {words.percent(one.detected)} |"
+                )
+    if len(lines) == 2:
+        return []
+    return ["What codes tell of images (a reconstruction of the adversarial information plane):", "", *lines]
+
+
+PAGE = Page(
+    folder=Path(__file__).parent / "sq",
+    order=("mnist", "cifar10", "alpha", "beta", "size"),
+    moved=False,
+    first=first,
+    pooled=(_SINGLE, _EOT),
+    more={"mnist": plane, "cifar10": plane},
+)
+
+if __name__ == "__main__":
+    PAGE.write(sys.argv[1:])
