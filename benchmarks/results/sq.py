@@ -112,7 +112,7 @@ def plane(_: Path, results: Results) -> list[str]:
 
 PAGE = Page(
     folder=Path(__file__).parent / "sq",
-    order=("mnist", "cifar10", "alpha", "beta", "size"),
+    order=("mnist", "cifar10", "autoattack", "alpha", "beta", "size"),
     moved=False,
     first=first,
     pooled=(_SINGLE, _EOT),

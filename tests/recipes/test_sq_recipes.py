@@ -18,7 +18,7 @@ FILES = sorted(FOLDER.glob("*.toml"))
 def test_it_is_a_recipe_under_every_profile(path, profile):
     recipe, _ = load_recipe(path, profiles=[profile] if profile else [])
     assert recipe.name == f"sq-{path.stem}" + (f"-{profile}" if profile else "")
-    assert recipe.score_draws >= 100  # for what is left after 100 tries
+    assert recipe.score_draws == (20 if profile == "small" else 100)  # for what is left after so many tries
     seeds = {model.seed for model in recipe.models}
     assert seeds == ({0, 1, 2} if profile == "cpu" else {None})
     text = path.read_text()
@@ -46,11 +46,5 @@ def test_the_headline_has_the_baselines_of_the_field():
         assert [d.name for d in models["rse"].defences] == ["random-self-ensemble"]
         assert models["sq-frozen"].base == "sq" and models["sq-frozen"].frozen
         assert recipe.information
-        assert {a.id for a in recipe.attacks} >= {
-            "art:fgsm",
-            "art:pgd",
-            "art:square",
-            "autoattack:rand",
-            "torchattacks:eotpgd",
-        }
+        assert {a.id for a in recipe.attacks} >= {"art:fgsm", "art:pgd", "art:square", "torchattacks:eotpgd"}
         assert {a.id for a in recipe.attacks} <= set(ATTACKS)
