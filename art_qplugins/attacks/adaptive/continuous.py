@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -25,9 +26,19 @@ class ContinuousSteps(TorchFunctionMode):
         super().__init__()
         self.backward_only = backward_only
         self.replaced = 0
+        self._paused = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the context, nothing is replaced."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        replacement = _LINES.get(getattr(func, "__name__", ""))
+        replacement = None if self._paused else _LINES.get(getattr(func, "__name__", ""))
         if replacement is None or not (args and isinstance(args[0], Tensor) and args[0].is_floating_point()):
             return func(*args, **(kwargs or {}))
         if not self.backward_only:
