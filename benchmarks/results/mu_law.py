@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from page import Page
+from page import Page, Records
 from scipy.stats import t as student
 
 from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.outcome import Outcome, left_by_image, outcomes_of
-from art_qplugins.evaluation.reading import read_records
 from art_qplugins.evaluation.records import Results
 from art_qplugins.report import words
 
@@ -80,9 +79,9 @@ def mean_difference(columns: Sequence[Mapping[str, Sequence[float]]]) -> Mean:
     return Mean(mean, mean - half, mean + half)
 
 
-def means(run: Path) -> list[dict[str, object]]:
+def means(records: Records) -> list[dict[str, object]]:
     """The row of each pair of a run: over the columns that have a number of the slides."""
-    results, samples = read_records(run)
+    results, samples = records
     same = replicates(results)
     by_model: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes_of(results, samples):
@@ -137,9 +136,9 @@ def _differences(
     return {image: [a[image] - b[image] for a, b in zip(firsts, seconds, strict=True)] for image in shared}
 
 
-def keep(run: Path, file: Path) -> None:
+def keep(records: Records, file: Path) -> None:
     """Write the means of a run beside its record, where it has some."""
-    if rows := means(run):
+    if rows := means(records):
         with file.with_name(f"{file.stem}-means.csv").open("w", newline="") as stream:
             writer = csv.DictWriter(stream, [*_FIELDS, *_LEFT], lineterminator="\n")
             writer.writeheader()

@@ -7,18 +7,25 @@ the worst case, verdict. Seeds are pooled, with an interval over trainings and i
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from art_qplugins.evaluation.compare import differences as differences_of
 from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.outcome import outcomes_of
 from art_qplugins.evaluation.pooled import pooled_cells
 from art_qplugins.evaluation.reading import read_records
-from art_qplugins.evaluation.records import Cell, PooledCell, Results
+from art_qplugins.evaluation.records import Cell, PooledCell, Results, Sample
 from art_qplugins.report import baselines, reproduction, words
 from art_qplugins.report.figures import distances, grids, sweeps
 from art_qplugins.report.figures.svg import to_svg
+
+#: What ``read_records`` gives.
+Records = tuple[Results, dict[str, list[Sample]]]
+#: The fields of results that are tables by model.
+_BY_MODEL = ("training", "sensitivity", "information")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class Page:
     :ivar middle: the first table has, of several strengths, only the middle one, and no transfer.
     :ivar first: makes the first table of all records; without it, it is that of the papers' numbers.
     :ivar pooled: attacks whose cells the tables have too.
-    :ivar kept: it may write files beside the record of a run. It has the folder of the run, and the file of the record.
+    :ivar kept: it may write files beside the record of a run. It has the records of the run, and the file of the record.
     """
 
     folder: Path
@@ -44,12 +51,16 @@ class Page:
     middle: bool = False
     first: Callable[[Mapping[str, Results]], str] | None = None
     pooled: Sequence[str] = ()
-    kept: Callable[[Path, Path], None] | None = None
+    kept: Callable[[Records, Path], None] | None = None
 
     def write(self, runs: Sequence[str]) -> None:
         """Take the records of ``runs``, which are folders, and write the page of all records."""
+        taken: dict[str, list[Records]] = defaultdict(list)
         for run in runs:
-            self._take(Path(run))
+            records = read_records(Path(run))
+            taken[str(records[0].spec["resolved"]["name"])].append(records)
+        for name, of in taken.items():
+            self._take(name, joined(of))
         found = {path.stem: Results.model_validate_json(path.read_bytes()) for path in self.folder.glob("*.json")}
         kept_runs = {name: found[name] for name in self.order if name in found}
         missing = [name for name in self.order if name not in found]
@@ -64,11 +75,11 @@ class Page:
         text = "\n\n".join(part for part in parts if part) + "\n"
         self.folder.with_suffix(".md").write_text(text.replace("\N{NO-BREAK SPACE}", " "))
 
-    def _take(self, run: Path) -> None:
+    def _take(self, name: str, records: Records) -> None:
         """Write the record of a run: of its diagnosis only what it found, and of its measurements what a page shows."""
-        results, samples = read_records(run)
+        results, samples = records
         if results.status != "success":
-            raise SystemExit(f"{results.spec['resolved']['name']}: its status is {results.status}; run it to its end")
+            raise SystemExit(f"{name}: its status is {results.status}; run it to its end")
         pooled = pooled_cells(results, outcomes_of(results, samples), also=self.pooled)
         told = {row.cell for row in pooled}
         models = [
@@ -81,10 +92,10 @@ class Page:
         slim = results.model_copy(
             update={"models": models, "cells": cells, "sensitivity": sensitivity, "pooled": pooled}
         )
-        name = str(results.spec["resolved"]["name"]).removeprefix(f"{self.folder.name}-").rpartition("-")[0]
-        (self.folder / f"{name}.json").write_text(slim.model_dump_json(indent=1) + "\n")
+        file = self.folder / f"{name.removeprefix(f'{self.folder.name}-').rpartition('-')[0]}.json"
+        file.write_text(slim.model_dump_json(indent=1) + "\n")
         if self.kept is not None:
-            self.kept(run, self.folder / f"{name}.json")
+            self.kept(records, file)
 
     def _run(self, name: str, results: Results) -> str:
         """One run: how it was made, all its numbers, and what follows."""
@@ -149,6 +160,27 @@ class Page:
             file.write_text(to_svg(figure, alt=alt, prefix=f"{name}-{kind}-"))
             lines.append(f"![Distances of activations, {about}]({self.folder.name}/{file.name})")
         return lines
+
+
+def joined(runs: Sequence[Records]) -> Records:
+    """Runs of one recipe and profile as one, whose models differ in their seeds."""
+    if len(runs) == 1:
+        return runs[0]
+    (first, _), samples = runs[0], {cell: of for _, one in runs for cell, of in one.items()}
+    names = Counter(model.name for results, _ in runs for model in results.models)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise SystemExit(
+            f"{first.spec['resolved']['name']}: several runs have {twice[0]}; give runs of different seeds"
+        )
+    models = [model for results, _ in runs for model in results.spec["resolved"]["models"]]
+    update = {
+        "spec": {**first.spec, "resolved": {**first.spec["resolved"], "models": models}},
+        "status": next((results.status for results, _ in runs if results.status != "success"), "success"),
+        **{key: {k: v for results, _ in runs for k, v in getattr(results, key).items()} for key in _BY_MODEL},
+        **{key: [one for results, _ in runs for one in getattr(results, key)] for key in ("models", "cells")},
+    }
+    whole = first.model_copy(update=update)
+    return whole.model_copy(update={"differences": differences_of(whole, outcomes_of(whole, samples))}), samples
 
 
 def first(runs: Mapping[str, Results], *, middle: bool) -> str:

@@ -100,7 +100,7 @@ def test_the_means_of_a_run_are_those_of_its_columns(script, tmp_path):
         attacked = [by_cell[model, name] for name in ("artq:clean", "art:fgsm", "artq:random", "art:pgd")]
         return {image: min(of[image] for of in attacked) for image in attacked[0]}
 
-    rows = mu_law.means(run)
+    rows = mu_law.means((results, samples))
     assert [(row["model"], row["compared with"], row["columns"]) for row in rows] == [
         ("mu-fl", "fl", 2),
         ("gain-fl", "fl", 2),
@@ -116,7 +116,7 @@ def test_the_means_of_a_run_are_those_of_its_columns(script, tmp_path):
         worst = np.mean(list(left(one).values())) - np.mean(list(left(other).values()))
         assert row["left"] == pytest.approx(np.mean([columns[0], worst]))
         assert row["measured low"] <= row["measured"] <= row["measured high"]
-    mu_law.keep(run, tmp_path / "made.json")
+    mu_law.keep((results, samples), tmp_path / "made.json")
     table = "\n".join(mu_law.told(tmp_path / "made.json", results))
     assert "| mu-fl | fl | +5 | " in table and "| gain-fl | fl | – | " in table
 
@@ -159,3 +159,35 @@ def test_the_first_table_of_stochastic_quantization_has_one_draw_beside_eot_and_
         assert value.startswith(f"{100 * cells[attack].accuracy:.3g} %") and "n = 12" in value
     assert "(clean " in row[7] and row[8].startswith(results.models[0].verdict)
     assert "AUROC" in (tmp_path / "sq.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_several_seeds_count_as_the_one_run_that_has_them_all(script, tmp_path):
+    page = script("page")
+    recipe = {
+        "name": "made-small",
+        "data": {"name": "digits", "limit": 20, "train_limit": 100},
+        "threat": {"eps": [0.1]},
+        "diagnose": False,
+        "attacks": [{"id": "art:fgsm"}],
+        "defaults": {"architecture": {"name": "convnet", "options": {"width": 2}}, "train": {"epochs": 1}},
+        "models": [
+            {"name": "plain", "reference": {"art:fgsm": 0.5}},
+            {"name": "bits", "baseline": "plain", "quantize": {"activation_bits": 2}},
+        ],
+    }
+
+    def run(*seeds):
+        asked = {**recipe, "sweep": {"seed": list(seeds)}}
+        out = tmp_path / str(seeds)
+        Runner(parse_recipe(asked), out=out, asked=asked).run()
+        return read_records(out)
+
+    whole, several = run(0, 1), [run(0), run(1)]
+    results, samples = page.joined(several)
+    pooled = {(row.model, row.measured) for row in page.pooled_cells(results, page.outcomes_of(results, samples))}
+    assert pooled == {(row.model, row.measured) for row in whole[0].pooled}
+    assert all(row.trainings == 2 for row in page.pooled_cells(results, page.outcomes_of(results, samples)))
+    assert results.differences == whole[0].differences
+    assert samples == whole[1]
+    with pytest.raises(SystemExit, match="give runs of different seeds"):
+        page.joined([several[0], several[0]])
