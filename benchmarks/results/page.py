@@ -204,9 +204,11 @@ def first(runs: Mapping[str, Results], *, middle: bool) -> str:
 def settings(results: Results) -> str:
     """How long networks were trained, and what was audited: the profile may have other values by now."""
     spec = results.spec["resolved"]
-    epochs = sorted({model["train"]["epochs"] for model in results.settings} - {0})
+    epochs = sorted({model["train"]["epochs"] for model in results.settings if not model.get("members")} - {0})
     limit = spec["data"]["train_limit"]
     told = [f"Trained for {' or '.join(map(str, epochs))} epochs on {'all' if limit is None else f'{limit:,}'} images"]
+    if any(model.stochastic for model in results.models):
+        told.append(f"draws that score an image of a random model: {spec['score_draws']}")
     if spec.get("audit") is not None:
         told.append(f"audited images of each training: {spec['audit']}")
     if spec["diagnose"]:

@@ -30,7 +30,7 @@ def first(runs: Mapping[str, Results]) -> str:
     heads = (
         "recipe",
         "model",
-        "eps",
+        "threat",
         "claimed",
         "single draw",
         "EOT",

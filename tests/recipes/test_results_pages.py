@@ -30,7 +30,7 @@ def script(monkeypatch):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("name", ["dq", "mu-law"])
+@pytest.mark.parametrize("name", ["dq", "mu-law", "sq"])
 def test_a_page_is_made_of_its_records(script, tmp_path, name):
     page = script(name.replace("-", "_")).PAGE
     shutil.copytree(page.folder, tmp_path / name)
