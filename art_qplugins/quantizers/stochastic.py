@@ -27,7 +27,7 @@ from art_qplugins.quantizers.precision import in_float32
 __all__ = ["StochasticQuantizer", "stochastic_quantizers"]
 
 #: Elements that the CPU works on at a time, where there are many steps: they stay in its cache.
-_BLOCK = 2**16
+_BLOCK = 2**17
 
 
 def _parts(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
