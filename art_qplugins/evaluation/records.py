@@ -84,8 +84,9 @@ class Sample(Record):
     margin: float | None  # z_y - max_{j != y} z_j of the target's logits, negative where wrong; None where not finite
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
     # Further measurements of this image, None where not finite. "confidence": the probability that the model gives its
-    # prediction. "draws": how many predictions correct is the share of, for a random model. "alone": whether it is correct in a batch of its own, where answers depend on the batch. Clean cells have
-    # those of gradients/measure.py, white-box cells those of the attack's path.
+    # prediction. "draws": the number of predictions of which ``correct`` is a share, of a random model. "alone": whether it is
+    # correct in a batch of its own, where answers depend on the batch. Clean cells have those of gradients/measure.py,
+    # white-box cells those of the attack's path.
     measures: dict[str, float | None] = {}
 
 
@@ -521,9 +522,8 @@ class Information(Record):
     accuracy: Share
     attacked: list[ChangedInformation]
     noisy: list[ChangedInformation]  # the control: noise of the same norm and eps
-    skipped: dict[
-        str, str
-    ] = {}  # the reason of each measurement that failed: "clean", the id of a cell, or a norm with eps
+    # The reason of each measurement that failed: "clean", the id of a cell, or a norm with eps.
+    skipped: dict[str, str] = {}
 
 
 class Pooled(Record):

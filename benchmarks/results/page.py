@@ -17,7 +17,7 @@ from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.outcome import outcomes_of
 from art_qplugins.evaluation.pooled import pooled_cells
 from art_qplugins.evaluation.reading import read_records
-from art_qplugins.evaluation.records import Cell, PooledCell, Results, Sample
+from art_qplugins.evaluation.records import Cell, ModelResult, PooledCell, Results, Sample
 from art_qplugins.report import baselines, reproduction, words
 from art_qplugins.report.figures import distances, grids, sweeps
 from art_qplugins.report.figures.svg import to_svg
@@ -82,10 +82,7 @@ class Page:
             raise SystemExit(f"{name}: its status is {results.status}; run it to its end")
         pooled = pooled_cells(results, outcomes_of(results, samples), also=self.pooled)
         told = {row.cell for row in pooled}
-        models = [
-            model.model_copy(update={"findings": [f for f in model.findings if f.answer == "fired"], "steps": []})
-            for model in results.models
-        ]
+        models = [_slim(model) for model in results.models]
         unseen = {"terms": []} if self.moved else {"terms": [], "distances": []}
         sensitivity = {model: of.model_copy(update=unseen) for model, of in results.sensitivity.items()}
         cells = [cell for cell in results.cells if cell.id in told]
@@ -160,6 +157,14 @@ class Page:
             file.write_text(to_svg(figure, alt=alt, prefix=f"{name}-{kind}-"))
             lines.append(f"![Distances of activations, {about}]({self.folder.name}/{file.name})")
         return lines
+
+
+def _slim(model: ModelResult) -> ModelResult:
+    """Without what no page shows: steps, checks that found nothing, texts that every finding of a check has, ids of attacks."""
+    texts = {"mitigation": "", "shows_not": "", "source": ""}
+    findings = [one.model_copy(update=texts) for one in model.findings if one.answer == "fired"]
+    robust = [one.model_copy(update={"attacks": []}) for one in model.robust]
+    return model.model_copy(update={"findings": findings, "robust": robust, "steps": []})
 
 
 def joined(runs: Sequence[Records]) -> Records:

@@ -17,7 +17,7 @@ from statistics import fmean
 from page import Page
 
 from art_qplugins.evaluation.compare import replicates
-from art_qplugins.evaluation.records import ModelResult, PooledCell, Results, Tries
+from art_qplugins.evaluation.records import Cell, ModelResult, PooledCell, Results, Tries
 from art_qplugins.report import reproduction, words
 
 #: The tries of the persistent attacker in the first table.
@@ -47,28 +47,25 @@ def first(runs: Mapping[str, Results]) -> str:
 def rows(results: Results) -> list[list[str]]:
     """Of one run."""
     same, cells = replicates(results), {cell.id: cell for cell in results.cells}
+    eot = {_where(row, cells): row.measured for row in results.pooled if cells[row.cell].attack == _EOT}
     found = []
     for row in results.pooled:
         cell = cells[row.cell]
-        trainings = [model for model in results.models if same.get(model.name, model.name) == row.model]
         if cell.attack != _SINGLE:
             continue
-        others = {cells[other.cell].attack: other for other in results.pooled if _alike(other, row, results)}
-        eot = others.get(_EOT)
+        trainings = [model for model in results.models if same.get(model.name, model.name) == row.model]
+        measured = (row.measured, eot.get(_where(row, cells)), row.left)
+        numbers = [words.percent(row.paper), *map(reproduction.number, measured)]
         verdicts = ", ".join(f"{verdict} {count} of {row.trainings}" for verdict, count in row.verdicts)
-        numbers = [words.percent(row.paper), reproduction.number(row.measured)]
-        numbers += [words.NONE if eot is None else reproduction.number(eot.measured), reproduction.number(row.left)]
-        found.append(
-            [row.model, words.threat(cell.norm, cell.eps), *numbers, tried(trainings, cell.norm, cell.eps), verdicts]
-        )
+        left = tried(trainings, cell.norm, cell.eps)
+        found.append([row.model, words.threat(cell.norm, cell.eps), *numbers, left, verdicts])
     return found
 
 
-def _alike(other: PooledCell, row: PooledCell, results: Results) -> bool:
-    """Whether two cells are of one model, norm and eps, and both white-box."""
-    cells = {cell.id: cell for cell in results.cells}
-    one, two = cells[other.cell], cells[row.cell]
-    return other.model == row.model and (one.norm, one.eps) == (two.norm, two.eps) and one.source == one.model
+def _where(row: PooledCell, cells: Mapping[str, Cell]) -> tuple[str, str, float]:
+    """Model, norm and eps."""
+    cell = cells[row.cell]
+    return row.model, cell.norm, cell.eps
 
 
 def tried(trainings: Sequence[ModelResult], norm: str | None, eps: float) -> str:

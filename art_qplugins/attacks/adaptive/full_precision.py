@@ -33,7 +33,7 @@ def full_precision(module: nn.Module, x: Tensor) -> Iterator[None]:
     """
     steps = ContinuousSteps()
     # The full-precision form of a quantizer may have steps of its own, such as the number of the bin that is nearest.
-    chosen = {m: partial(_as_it_is, steps, quantizer.full_precision) for m, quantizer in activation_quantizers(module)}
+    chosen = {m: steps.paused()(quantizer.full_precision) for m, quantizer in activation_quantizers(module)}
     # Only inside the module's forward: an attack on the twin calls sign itself.
     with _forwards(chosen), _forwards({module: partial(_within, steps, module.forward)}):
         if not chosen:
@@ -82,11 +82,6 @@ def _forwards(chosen: Mapping[nn.Module, Callable[[Tensor], Tensor]]) -> Iterato
 def _within(context: AbstractContextManager[Any], call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with context:
         return call(*args, **kwargs)
-
-
-def _as_it_is(steps: ContinuousSteps, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    with steps.paused():
-        return call(x)
 
 
 def _rounded(x: Tensor, *, low: Any, high: Any, num_bits: int) -> Tensor:
