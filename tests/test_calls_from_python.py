@@ -54,6 +54,7 @@ from art_qplugins.defences.parseval import Parseval
 from art_qplugins.defences.random_self_ensemble import RandomSelfEnsemble
 from art_qplugins.defences.ranges import DataRange
 from art_qplugins.defences.squeezing import FeatureSqueezing
+from art_qplugins.defences.stochastic_weights import StochasticWeights
 from art_qplugins.errors import shown
 from art_qplugins.evidence import read_evidence, replay
 from art_qplugins.gradients.fidelity import best_surrogate, fidelity
@@ -332,6 +333,7 @@ CALLS = [
     Call(GaussianNoise, dict, {"sigma": FRACTION, "share": ()}),
     Call(FeatureSqueezing, dict, {"bits": BITS, "window": COUNT}),
     Call(AdaptiveDiversity, dict, {"alpha": ("0", "2.5"), "beta": ("0", "2.5")}),
+    Call(StochasticWeights, dict, {"num_bits": BITS, "limit": (*POSITIVE, *NONE)}),
     Call(RandomSelfEnsemble, dict, {"first": ("0", "2.5"), "inner": ("0", "2.5")}),
     Call(Parseval, dict, {"beta": FRACTION, "rows": ()}),
     Call(

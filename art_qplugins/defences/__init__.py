@@ -15,6 +15,7 @@ __all__ = [
     "GAUSSIAN_NOISE",
     "PARSEVAL",
     "RANDOM_SELF_ENSEMBLE",
+    "STOCHASTIC_WEIGHTS",
     "TRADES",
     "DefenceEntry",
 ]
@@ -141,6 +142,15 @@ RANDOM_SELF_ENSEMBLE = DefenceEntry(
     random=True,
 )
 
+STOCHASTIC_WEIGHTS = DefenceEntry(
+    name="stochastic-weights",
+    target="art_qplugins.defences.stochastic_weights:StochasticWeights",
+    help="weights drawn by stochastic rounding, trained and deployed: BinaryConnect (Courbariaux et al. 2015)",
+    options={"num_bits": Option(1, Number(1, 8, whole=True)), "limit": Option(1.0, Maybe(POSITIVE))},
+    deployed=True,
+    random=True,
+)
+
 DATA_RANGE = DefenceEntry(
     name="data-range",
     target="art_qplugins.defences.ranges:DataRange",
@@ -191,6 +201,7 @@ DEFENCES: Registry[Entry] = Registry(
         PARSEVAL,
         ADAPTIVE_DIVERSITY,
         RANDOM_SELF_ENSEMBLE,
+        STOCHASTIC_WEIGHTS,
     ],
     group="art_qplugins.defences",
 )

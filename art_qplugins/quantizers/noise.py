@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 from art_qplugins.domains import MOST, Number, check, check_all
 from art_qplugins.torch_domains import MODULE
 
-__all__ = ["NOISE_KEY", "KeyedNoise", "draws_from", "is_stochastic", "stochastic_layers"]
+__all__ = ["NOISE_KEY", "KeyedNoise", "Words", "draws_from", "is_stochastic", "stochastic_layers"]
 
 
 #: Whole numbers that may be the key of noise.
@@ -84,6 +85,18 @@ class KeyedNoise(nn.Module, ABC):
         generator = torch.Generator(device)
         generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
         return generator
+
+
+class Words(KeyedNoise):
+    """A layer whose noise are words of sixteen bits, int16. A generator gives four at once."""
+
+    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        count = math.prod(shape)
+        four = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+        return four.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(shape)
+
+    def mirror(self, noise: Tensor) -> Tensor:
+        return noise.bitwise_not_()
 
 
 def stochastic_layers(module: nn.Module) -> list[KeyedNoise]:

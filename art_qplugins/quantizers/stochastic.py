@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from art_qplugins.domains import BITS, FINITE, Number, check
 from art_qplugins.quantizers import dither
-from art_qplugins.quantizers.noise import KeyedNoise
+from art_qplugins.quantizers.noise import Words
 from art_qplugins.quantizers.precision import in_float32
 
 __all__ = ["StochasticQuantizer", "stochastic_quantizers"]
@@ -94,7 +94,7 @@ def _of_each(cell: Tensor, values: Tensor) -> Tensor:
     return values.index_select(0, cell.flatten()).view(cell.shape)
 
 
-class StochasticQuantizer(KeyedNoise):
+class StochasticQuantizer(Words):
     r"""Draw each activation from a distribution over ``2 ** num_bits`` bins; the gradient is that of the mean.
 
     :math:`y = m(x) + \mathrm{stopgrad}(q - m(x))` with :math:`q \sim p(\cdot|x)` and :math:`m(x) = \sum_k p_k b_k`:
@@ -184,15 +184,6 @@ class StochasticQuantizer(KeyedNoise):
         u = ((x - self.offset) / self.spacing).clamp(-far - 1, top + far + 1)
         p, code = dither.window(u, self.alpha)
         return p, code.clamp(0, top)
-
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Words of sixteen bits, int16."""
-        count = math.prod(shape)
-        four = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
-        return four.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(shape)
-
-    def mirror(self, noise: Tensor) -> Tensor:
-        return noise.bitwise_not_()
 
     def extra_repr(self) -> str:
         return f"num_bits={self.num_bits}, alpha={self.alpha:g}, seed={self.seed}, layer={self.layer}"
