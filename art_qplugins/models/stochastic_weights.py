@@ -50,8 +50,8 @@ class StochasticRounding(Words):
         with torch.no_grad():
             limit = weight.abs().max().clamp_min(1e-30) if self.limit is None else self.limit
             spacing = 2 * limit / (2**self.num_bits - 1)
-            noise = dither.noise(self.noise(each), 2.0, weight.dtype)
-            drawn = noise.add_((weight + limit) / spacing).floor_().clamp_(0, 2**self.num_bits - 1)
+            drawn = dither.noise(self.noise(each), 2.0, torch.empty_like(each))
+            drawn.add_((weight + limit) / spacing).floor_().clamp_(0, 2**self.num_bits - 1)
             drawn.mul_(spacing).sub_(limit)
         return straight_through(drawn, each)
 

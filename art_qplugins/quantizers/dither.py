@@ -113,15 +113,17 @@ def _quantiles(alpha: float, device: torch.device) -> Tensor:
     return -(t[after - 1] + share * (t[after] - t[after - 1])).float().to(device)
 
 
-def noise(words: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
-    """The noise n of these words.
+def noise(words: Tensor, alpha: float, out: Tensor) -> Tensor:
+    """The noise n of these words, written to ``out``.
 
     :param words: int16; every value is as probable as the others.
+    :param out: floating point, of their shape.
     """
     if alpha == 2:
-        return words.to(dtype).add_(WORDS // 2 + 0.5).mul_(1 / WORDS)
+        half = out.new_tensor((WORDS // 2 + 0.5) / WORDS)
+        return torch.add(half, words, alpha=1 / WORDS, out=out)
     index = words.flatten().int().add_(WORDS // 2)
-    return _quantiles(alpha, words.device).index_select(0, index).view(words.shape).to(dtype)
+    return out.copy_(_quantiles(alpha, words.device).index_select(0, index).view(words.shape))
 
 
 class Slopes(NamedTuple):

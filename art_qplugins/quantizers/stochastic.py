@@ -42,11 +42,11 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, words: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int) -> Tensor:
-        drawn = torch.empty_like(x)
+        drawn, bins = torch.empty_like(x), 1 / spacing
+        start = -offset * bins
         for of_x, of_words, code in _parts(x, words, drawn):
-            torch.sub(of_x, offset, out=code).div_(spacing)
-            code.add_(dither.noise(of_words, alpha, x.dtype)).floor_().clamp_(0, top)
-            code.mul_(spacing).add_(offset)
+            dither.noise(of_words, alpha, code).add_(start).addcmul_(of_x, bins).floor_().clamp_(0, top)
+            torch.addcmul(offset, code, spacing, out=code)
         return drawn
 
     @staticmethod
@@ -71,8 +71,8 @@ def _of_the_clamp(
     """Writes the gradient in x where the mean is clamp(x), alpha = 2. Returns that in the spacing, 0 if nobody asks."""
     high = offset + top * spacing  # a tensor: a number would make the CPU wait for the device
     passes = torch.ops.aten.threshold_backward  # of the gradient where the second argument is above the third
-    above_low = passes(grad, x - offset, 0)
-    grad_x.copy_(passes(above_low, high - x, 0))
+    above_low = passes(grad, inside := x - offset, 0)
+    passes(above_low, torch.sub(high, x, out=inside), 0, grad_input=grad_x)
     return (above_low.sum() - grad_x.sum()) * top if of_spacing else 0
 
 
