@@ -120,7 +120,7 @@ def noise(words: Tensor, alpha: float, out: Tensor) -> Tensor:
     :param out: floating point, of their shape.
     """
     if alpha == 2:
-        half = out.new_tensor((WORDS // 2 + 0.5) / WORDS)
+        half = out.new_full((), (WORDS // 2 + 0.5) / WORDS)
         return torch.add(half, words, alpha=1 / WORDS, out=out)
     index = words.flatten().int().add_(WORDS // 2)
     return out.copy_(_quantiles(alpha, words.device).index_select(0, index).view(words.shape))
