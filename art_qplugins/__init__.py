@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from art_qplugins.data import Dataset, load
     from art_qplugins.defences.feedback import FeedbackLearning
     from art_qplugins.defences.margins import Margins, margins, random_directions
+    from art_qplugins.deployment.classifier import DeployedClassifier
+    from art_qplugins.deployment.files import open_deployed
+    from art_qplugins.deployment.parity import parity
     from art_qplugins.errors import InputError
     from art_qplugins.estimators import (
         DQClassifier,
@@ -60,6 +63,7 @@ _HOME = {
     "Audit": "audit",
     "DQClassifier": "estimators",
     "Dataset": "data",
+    "DeployedClassifier": "deployment.classifier",
     "Diagnosis": "api",
     "FeedbackLearning": "defences.feedback",
     "FeedbackTrainer": "estimators",
@@ -90,8 +94,10 @@ _HOME = {
     "load": "data",
     "logit_gain": "sensitivity",
     "margins": "defences.margins",
+    "open_deployed": "deployment.files",
     "operator_norms": "sensitivity",
     "output_terms": "sensitivity",
+    "parity": "deployment.parity",
     "quantization_report": "quantizers",
     "quantize": "quantizers",
     "random_directions": "defences.margins",
@@ -109,6 +115,7 @@ __all__ = [
     "Audit",
     "DQClassifier",
     "Dataset",
+    "DeployedClassifier",
     "Diagnosis",
     "FeedbackLearning",
     "FeedbackTrainer",
@@ -140,8 +147,10 @@ __all__ = [
     "load",
     "logit_gain",
     "margins",
+    "open_deployed",
     "operator_norms",
     "output_terms",
+    "parity",
     "quantization_report",
     "quantize",
     "random_directions",

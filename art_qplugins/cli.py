@@ -2,7 +2,7 @@
 
 Exit status: 0 done. 1: a cell failed, ``artq replay`` found an image that does not break the model, or ``artq compare``
 found a difference beyond ``--fail-on``. 2: bad input (one line on stderr). 3: ``artq diagnose`` found INVALID, or a number
-that is too high because gradients are hidden, or what its ``--fail-on`` names. 130: interrupted.
+that is too high because gradients are hidden, or what its ``--fail-on`` names. 124: ``--time-limit`` is up. 130: interrupted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from art_qplugins.files import short_name, trouble
 from art_qplugins.terminal.arguments import (
     ACCELERATOR,
     ADDRESS,
+    ASK_KEYS,
     DEVICES,
     DOWNLOAD,
     EXECUTOR,
@@ -33,10 +34,12 @@ from art_qplugins.terminal.arguments import (
     SET,
     WORKERS,
     AnyPath,
+    ask_options,
     given_options,
 )
 from art_qplugins.terminal.fail_on import fails, verdicts_to_fail_on
 from art_qplugins.terminal.kinds import KINDS
+from art_qplugins.terminal.time_limit import Limited
 
 if TYPE_CHECKING:
     from art_qplugins.recipes.schema import Recipe
@@ -45,7 +48,11 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    command_class = Limited
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="artq")
 @click.option(
     "--log-level", default="warning", type=click.Choice(["debug", "info", "warning", "error"]), help="How much to log."
@@ -123,8 +130,25 @@ def run(
 
 @artq.command()
 @click.argument("recipe", type=AnyPath(), required=False)
-@click.option("--model", metavar="MODULE:FACTORY", help="A function that returns a torch module, instead of a recipe.")
+@click.option(
+    "--model",
+    metavar="MODULE:FACTORY",
+    help="A function that returns a torch module, or a deployed file (.onnx, .tflite, OpenVINO .xml), instead of a recipe.",
+)
+@click.option(
+    "--endpoint",
+    metavar="MODULE:PREDICT",
+    help="A function from images to scores or labels, or an ART BlackBoxClassifier, instead of a recipe.",
+)
+@ask_options
 @click.option("--checkpoint", type=AnyPath(), help="Weights for --model, a .safetensors file.")
+@click.option(
+    "--twin",
+    metavar="MODULE:FACTORY",
+    help="The network whose gradient attacks on a deployed --model follow.  [default: one distilled from its answers]",
+)
+@click.option("--twin-checkpoint", type=AnyPath(), help="Weights for --twin.")
+@click.option("--labels-only", is_flag=True, help="Look at nothing but the label that --model gives.")
 @click.option(
     "--data", default="digits", show_default=True, help="Data set for --model; 'artq ls datasets' lists them."
 )
@@ -147,7 +171,12 @@ def run(
 @DOWNLOAD
 @PROFILE
 @SET
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use N images.  [default: the recipe's, or 200]")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Use N images.  [default: the recipe's, or 200; with --queries one for every 1000, and 20 at least]",
+)
 @click.option(
     "--level",
     type=click.IntRange(0, 3),
@@ -173,6 +202,7 @@ def run(
 def diagnose(
     recipe: Path | None,
     model: str | None,
+    endpoint: str | None,
     out: Path | None,
     data_root: Path | None,
     download: bool,
@@ -185,32 +215,42 @@ def diagnose(
     workers: int | None,
     address: str | None,
     fail_on: frozenset[str] | None,
-    **about_model: Any,
+    **about: Any,
 ) -> None:
-    """Test the robustness claims of a recipe, or of any torch module.
+    """Test the robustness claims of a recipe, of any torch module, or of a model that only answers.
 
     Exit status 3 where a verdict is INVALID, or where hidden gradients made a claimed number too high, so that a CI job can
     depend on it. Example: artq diagnose --model mypackage.models:make_net --checkpoint weights.safetensors --data cifar10 --eps 8/255 --claimed 0.52
     """
-    if (recipe is None) == (model is None):
-        raise InputError("give a RECIPE or --model MODULE:FACTORY, one of the two; see artq diagnose --help")
+    kind = _kind(recipe, model, endpoint)
     if recipe is None and profiles:
-        raise InputError("--profile is for a RECIPE; leave it out with --model")
-    if recipe is not None and (typed := given_options(list(about_model))):
+        raise InputError(f"--profile is for a RECIPE; leave it out with {kind}")
+    if recipe is not None and (typed := given_options(list(about))):
         raise InputError(f"{typed[0]} is for --model; change the recipe with --set A.B=VALUE")
-    from art_qplugins.recipes.load import change, parse_recipe, read_tables, tables_about
+    ask = {key: about.pop(key) for key in ASK_KEYS}
+    if model is not None and (typed := given_options(list(ask))):
+        raise InputError(f"{typed[0]} is for --endpoint; leave it out with --model")
+    if endpoint is not None and given_options(["checkpoint"]):
+        raise InputError("--checkpoint is for --model; an endpoint has its own weights")
+    from art_qplugins.recipes.load import change, parse_recipe, read_tables, tables_about, tables_about_endpoint
 
-    tables = read_tables(recipe, profiles) if recipe is not None else tables_about(str(model), **about_model)
+    if recipe is not None:
+        tables = read_tables(recipe, profiles)
+    elif endpoint is not None:
+        cache = ask["cache"] or _folder(out, endpoint.replace(":", ".")) / "answers"
+        tables = tables_about_endpoint(endpoint, {**ask, "cache": str(cache.absolute())}, limit, **about)
+    else:
+        tables = tables_about(str(model), **about)
     asked = _changes({"data.limit": limit, "diagnosis.level": level, "diagnosis.budget": budget})
     given = change(tables, [*changes, *asked])
-    settings = parse_recipe(given, where=str(recipe or f"--model {model}")).claims_alone()
+    settings = parse_recipe(given, where=str(recipe or f"{kind} {endpoint if model is None else model}")).claims_alone()
     if not settings.attacks:
         raise InputError(f"recipe {settings.name!r} claims nothing; add [claim] with an attack and an eps")
     from art_qplugins.report import read_run
     from art_qplugins.terminal.progress import LiveProgress
     from art_qplugins.terminal.results import show_diagnosis, show_results
 
-    folder = _folder(out, str(model).replace(":", ".") if model else f"{settings.name}-diagnosis")
+    folder = _folder(out, settings.name.replace(":", ".") if recipe is None else f"{settings.name}-diagnosis")
     runner = _runner(settings, given, folder, data_root, download, executor=executor, workers=workers, address=address)
     with LiveProgress() as progress:
         runner.progress = progress
@@ -298,6 +338,18 @@ def train(
     from art_qplugins.terminal.console import say
 
     say(f"checkpoints: {trained}")
+
+
+def _kind(recipe: Path | None, model: str | None, endpoint: str | None) -> str:
+    """What is diagnosed, as it is typed."""
+    given = [
+        kind for kind, it in {"a RECIPE": recipe, "--model": model, "--endpoint": endpoint}.items() if it is not None
+    ]
+    if len(given) != 1:
+        raise InputError(
+            "give a RECIPE, --model MODULE:FACTORY or --endpoint MODULE:PREDICT, one of them; see artq diagnose --help"
+        )
+    return given[0]
 
 
 def _changes(asked: Mapping[str, Any]) -> list[str]:
@@ -430,7 +482,7 @@ def main(arguments: list[str] | None = None) -> None:
         hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
         _fail(f"{error.format_message()}{hint}", 2)
     except click.ClickException as error:
-        _fail(error.format_message(), 2)
+        _fail(error.format_message(), 2 if error.exit_code == 1 else error.exit_code)
     except InputError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:

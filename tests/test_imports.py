@@ -28,6 +28,7 @@ LAYERS = [
     ["recipes"],
     ["attacks", "sensitivity"],
     ["gradients"],
+    ["deployment"],
     ["estimators"],
     ["training"],
     ["defences"],
@@ -114,7 +115,7 @@ def test_only_the_adapters_import_the_libraries_of_attacks():
         "pyautoattack": {"attacks"},
         "autoattack": {"attacks"},
         "foolbox": {"attacks"},
-        "art": {"attacks", "estimators", "api", "audit"},
+        "art": {"attacks", "deployment", "estimators", "api", "audit"},
     }
     for module, path in MODULES.items():
         for imported in imports_of(path):

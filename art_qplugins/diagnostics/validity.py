@@ -201,6 +201,33 @@ def test_time_optimisation(records: ModelRecords, threshold: float) -> Measureme
 
 
 adapted_model = _fact("adapted", "The model {}.", "The model takes batches, leaves them as they are and gives float32.")
+
+
+def deployed_model(records: ModelRecords, threshold: float) -> Measurement:
+    told = records.facts.get("deployed")
+    if not told:
+        return Measurement.does_not_apply("the model is a torch module of its own.")
+    return Measurement(True, float(len(told)), f"The model {'. It '.join(told)}.")
+
+
+def twin_parity(records: ModelRecords, threshold: float) -> Measurement:
+    """Of adversarial images, twice the threshold is allowed: they are near a boundary of the twin."""
+    clean = records.clean.column("agrees")
+    several = [o.column("agrees") for o in records.attacks]
+    adversarial = np.concatenate(several) if several else np.array([])
+    apart = {}
+    for what, agrees in (("clean", clean), ("adversarial", adversarial)):
+        known = agrees[~np.isnan(agrees)]
+        if len(known):
+            apart[what] = (int((known < 0.5).sum()), len(known))
+    if not apart:
+        return Measurement.does_not_apply("the model has no twin.")
+    shares = {what: few / n for what, (few, n) in apart.items()}
+    value = max(shares.get("clean", 0.0), shares.get("adversarial", 0.0) / 2)
+    words = " and ".join(f"{few} of {n} {what} images" for what, (few, n) in apart.items())
+    return Measurement(value > threshold, value, f"The twin gives another label than the model for {words}.")
+
+
 random_model = _fact(
     "random",
     "Two forward passes of one image give different logits.",
@@ -249,6 +276,25 @@ VALIDITY: tuple[Indicator, ...] = (
         formula="what is done so that attacks can ask it: image by image, with copies of the images, or logits as float32",
         shows="How the model was asked. Its answers are its own.",
         mitigation="Take batches, leave the images as they are, and give float32 logits: attacks then cost less.",
+    ),
+    _validity(
+        name="deployed-model",
+        target=f"{__name__}:deployed_model",
+        help="The model is a deployed one, with the gradient of another network",
+        formula="how it answers, and where the gradient that attacks follow is from",
+        shows="Images are judged by the deployed model. How strong an attack along a gradient is depends on the twin.",
+        mitigation="Give the network that was deployed as its twin, and look at what finds images without a gradient.",
+        source="Athalye, Carlini & Wagner 2018, section 4.1.1",
+    ),
+    _validity(
+        name="twin-parity",
+        target=f"{__name__}:twin_parity",
+        help="A deployed model and its twin give different labels",
+        threshold=0.005,
+        formula="share of clean images with another label, or half the share of adversarial ones",
+        shows="The twin is another network than the deployed one: its own numbers do not hold for what is deployed.",
+        mitigation="Find where they differ first (art_qplugins.parity): pixel range, mean and deviation, biases, rounding.",
+        source="Label agreement; Wilson 1927 for its interval",
     ),
     _validity(
         name="idle-attack",

@@ -85,7 +85,8 @@ class Sample(Record):
     loss: float | None  # cross-entropy in float32, as an attack sees it; None where not finite
     # Further measurements of this image, None where not finite. "confidence": the probability that the model gives its
     # prediction. "draws": the number of predictions of which ``correct`` is a share, of a random model. "alone": whether it is
-    # correct in a batch of its own, where answers depend on the batch. Clean cells have those of gradients/measure.py,
+    # correct in a batch of its own, where answers depend on the batch. "agrees": whether the twin of a deployed model gives it the
+    # same label. Clean cells have those of gradients/measure.py,
     # white-box cells those of the attack's path.
     measures: dict[str, float | None] = {}
 

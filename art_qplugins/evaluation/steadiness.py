@@ -8,6 +8,7 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from art_qplugins.deployment.endpoint import UsedUp
 from art_qplugins.evaluation.score import NoAnswer
 from art_qplugins.gradients.probe import answer, same_answers
 
@@ -65,7 +66,7 @@ def no_answer(error: BaseException, module: nn.Module) -> bool:
     try:
         return bool(answer(module, points.detach(), _SEED, 0).isnan().any())
     except (Exception, SystemExit) as again:
-        return not isinstance(again, (MemoryError, torch.OutOfMemoryError))
+        return not isinstance(again, (MemoryError, torch.OutOfMemoryError, UsedUp))
 
 
 def _last_call(trace: TracebackType | None, module: nn.Module) -> Tensor | None:

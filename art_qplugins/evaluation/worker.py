@@ -18,6 +18,7 @@ from art_qplugins import metrics
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.attacks.craft import Crafted, craft
 from art_qplugins.attacks.views import median_gap
+from art_qplugins.deployment.parity import answering, same_labels
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.evaluation.alone import correct_alone
 from art_qplugins.evaluation.binarization import binarization_test
@@ -150,6 +151,9 @@ def _attempt(evaluator: Evaluator, shard: Shard, batch_size: int) -> Attempt:
         **scored,
         **found.path,
     }
+    predicted = torch.from_numpy(scored["prediction"])
+    if (agrees := same_labels(target.model, x_adv, predicted, batch_size)) is not None:
+        columns["agrees"] = agrees
     if (alone := correct_alone(target.model, x_adv, y, seed=shard.spec.seed)) is not None:
         columns["alone"] = alone
     cell = _finished(evaluator, shard, found, scored, time.perf_counter() - started)
@@ -260,9 +264,11 @@ def _asked(clean: Crafted, target: QuantizedClassifier, x: Tensor, batch_size: i
 
 
 def _viewed(module: nn.Module) -> dict[str, Any]:
-    """What the model answers with, where the measurements saw its logarithm."""
-    viewed = isinstance(module, LogProbabilities)
-    return {"probabilities": True, "logarithm": True} if viewed else {}
+    """What the model answers with, where the measurements saw its logarithm; and how, where it is a deployed one."""
+    deployed = answering(module)
+    viewed = isinstance(module, LogProbabilities) or (deployed is not None and deployed.floor is not None)
+    found: dict[str, Any] = {"probabilities": True, "logarithm": True} if viewed else {}
+    return found if deployed is None else {**found, "deployed": deployed.facts}
 
 
 def _measured(

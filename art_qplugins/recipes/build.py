@@ -23,6 +23,7 @@ from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import bake
 from art_qplugins.quantizers.stored import stored_maps
+from art_qplugins.recipes.deployed import is_deployed, make_deployed, with_gradient
 from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
@@ -48,7 +49,8 @@ __all__ = [
 #: Settings that do not enter the key of a trained model. base and seed enter it in another form.
 _NOT_TRAINING = {
     *("name", "role", "claim", "checkpoint", "unverified_checkpoint", "base", "seed", "replicate_of"),
-    *("members", "random", "factory", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
+    *("members", "random", "factory", "endpoint", "ask", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
+    *("twin", "twin_checkpoint", "labels_only", "inputs"),
 }
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.
@@ -95,20 +97,23 @@ def build_estimators(
     modules = build_models(
         recipe, data, checkpoints, device=device, made=made, validation=validation, progress=progress
     )
-    return {m.name: ready.get(m.name) or estimator_for(m, modules[m.name], data) for m in recipe.models}
+    estimators = {m.name: ready.get(m.name) or estimator_for(m, modules[m.name], data) for m in recipe.models}
+    return {m.name: with_gradient(estimators[m.name], m, modules, data, seed=seed_of(recipe, m)) for m in recipe.models}
 
 
 def with_factories(
     recipe: Recipe, data: Dataset, given: Mapping[str, QuantizedClassifier] | None = None
 ) -> dict[str, QuantizedClassifier]:
-    """``given``, and the models of factories that are not in it yet.
+    """``given``, and the models of factories and endpoints that are not in it yet.
 
     :param data: images of any split, which the models are tried with.
-    :raises InputError: where a factory cannot be called, or its network cannot take the images.
+    :raises InputError: where a factory cannot be called, an endpoint does not answer, or a network cannot take the images.
     """
     ready = dict(given or {})
     for settings in recipe.models:
-        if settings.factory is not None and settings.name not in ready:
+        if is_deployed(settings) and settings.name not in ready:
+            ready[settings.name] = make_deployed(settings, data)
+        elif settings.factory is not None and settings.name not in ready:
             ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data, abstain=settings.abstain)
     return ready
 

@@ -7,11 +7,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.data import entry_of
 from art_qplugins.defences import DEFENCES
+from art_qplugins.deployment.files import is_file
 from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.models import MODELS
 from art_qplugins.quantizers.registry import switched_on
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise, idle, kind
-from art_qplugins.recipes.model import Choice, ClaimSettings, ModelSettings, Training
+from art_qplugins.recipes.model import Ask, Choice, ClaimSettings, ModelSettings, Training
 from art_qplugins.recipes.references import check_references
 from art_qplugins.recipes.schema import AttackSettings, Recipe, TransferSettings
 from art_qplugins.training.augment import AUGMENTATIONS
@@ -87,11 +88,16 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
         raise InputError(f"{where}: two models have this name; rename one")
     if not model.trained:
         _check_untrained(model, where)
-    if model.abstain is not None and model.factory is None and model.given is None:
+    if model.abstain is not None and (model.trained or model.members is not None):
         raise InputError(
             f"{where}.abstain: each output of a network that is built here is a class of the data; give abstain to a "
             "model with a factory"
         )
+    if model.ask != Ask() and model.endpoint is None:
+        raise InputError(
+            f"{where}.ask: it says how an endpoint is asked, and there is none; give endpoint, or leave ask out"
+        )
+    _check_deployed(model, above, where)
     _check_members(model, above, where)
     if model.frozen and model.eot_draws is not None:
         raise InputError(f"{where}.eot_draws: a frozen ensemble has the gradient of its own draws; leave eot_draws out")
@@ -121,6 +127,27 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
         )
     if model.base is not None and model.checkpoint is not None:
         raise InputError(f"{where}: its weights come from its base or from its checkpoint; leave one out")
+
+
+def _check_deployed(model: ModelSettings, above: Mapping[str, ModelSettings], where: str) -> None:
+    asked = [key for key in ("twin", "twin_checkpoint", "labels_only", "inputs") if getattr(model, key)]
+    if asked and model.factory is None and model.endpoint is None:
+        raise InputError(
+            f"{where}.{asked[0]}: it is for a deployed model; give its file or function as factory, or an endpoint"
+        )
+    file = model.factory is not None and is_file(model.factory)
+    if model.inputs is not None and not file:
+        raise InputError(f"{where}.inputs: it is for a file, and {model.factory!r} is none; leave inputs out")
+    if file and model.checkpoint is not None:
+        raise InputError(
+            f"{where}.checkpoint: {model.factory!r} has its weights; give those of a twin as twin_checkpoint"
+        )
+    if model.twin is not None and ":" not in model.twin and model.twin not in above:
+        raise InputError(
+            f"{where}.twin: no model {model.twin!r} above it{did_you_mean(model.twin, above)}; or give MODULE:FACTORY"
+        )
+    if model.twin_checkpoint is not None and (model.twin is None or ":" not in model.twin):
+        raise InputError(f'{where}.twin_checkpoint: no function makes its twin; give twin = "MODULE:FACTORY"')
 
 
 def _check_members(model: ModelSettings, above: Mapping[str, ModelSettings], where: str) -> None:
@@ -192,8 +219,9 @@ def _check_preset(recipe: Recipe, model: ModelSettings) -> None:
 
 
 def _check_untrained(model: ModelSettings, where: str) -> None:
-    """A given network, one from a factory or one of members takes no settings for building and training."""
-    kind, *others = [key for key in ("factory", "given", "members") if getattr(model, key) is not None]
+    """A given network, one from a factory, an endpoint or one of members takes no settings for building and training."""
+    kinds = ("factory", "endpoint", "given", "members")
+    kind, *others = [key for key in kinds if getattr(model, key) is not None]
     if others:
         raise InputError(
             f"{where}: it has {kind} and {' and '.join(others)}, and each makes its network; leave one out"

@@ -24,7 +24,9 @@ def describe(settings: ModelSettings) -> str:
     if settings.given is not None:
         return settings.given.estimator
     if settings.factory is not None:
-        return settings.factory
+        return settings.factory + _deployed(settings)
+    if settings.endpoint is not None:
+        return f"endpoint {settings.endpoint}{_deployed(settings)}"
     if settings.members is not None:
         members = ", ".join(settings.members)
         return f"one of {members}, at random for each image" if settings.random else f"{settings.rule} of {members}"
@@ -50,6 +52,11 @@ def describe(settings: ModelSettings) -> str:
         how = "quantized after training" if settings.train.epochs == 0 else "trained on"
         parts.append(f"{how} from {settings.base}")
     return "; ".join(parts)
+
+
+def _deployed(settings: ModelSettings) -> str:
+    labels = ", labels alone" if settings.labels_only else ""
+    return labels + ("" if settings.twin is None else f", along the gradient of {settings.twin}")
 
 
 def _only(row: Quantizer, table: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A network of the user, made by a function ``package.module:function``.
+"""A network of the user, made by a function ``package.module:function``, or one behind a function that answers.
 
 Their code may raise anything, or exit. That is one line with the place in their code. The network is asked once, with two
 images, before anything is computed.
@@ -11,13 +11,18 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset
-from art_qplugins.errors import InputError, did_you_mean, shown
+from art_qplugins.deployment.endpoint import TWICE, Endpoint
+from art_qplugins.deployment.files import is_file, open_deployed
+from art_qplugins.deployment.module import Answering, answering_of
+from art_qplugins.deployment.predictors import as_predict
+from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.estimators import Deployed, QuantizedClassifier, SQEnsembleClassifier
 from art_qplugins.estimators.adapted import adapted
 from art_qplugins.estimators.deployed import as_module
@@ -27,8 +32,9 @@ from art_qplugins.guard import isolated, restoring
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.models.mixture import Mixture
 from art_qplugins.quantizers import draws_from, is_stochastic
+from art_qplugins.recipes.model import Ask
 
-__all__ = ["make_estimator", "make_module"]
+__all__ = ["make_endpoint", "make_estimator", "make_module"]
 
 
 def make_estimator(
@@ -58,34 +64,67 @@ def make_estimator(
 def make_module(name: str) -> nn.Module:
     """Call ``package.module:factory``, looked for where Python looks and then in the current folder.
 
-    Of an ART estimator, the module is all that its ``predict`` does.
+    Of an ART estimator, the module is all that its ``predict`` does. A deployed file is a module without a gradient.
 
     :raises InputError: where it cannot be imported or called, or returns something else. What their code raises is
         shown with its last line.
     """
-    where = f"model {shown(name).strip(chr(39))}"
-    path, colon, factory = name.partition(":")
-    if not (colon and factory.isidentifier() and all(part.isidentifier() for part in path.split("."))):
-        raise InputError(f"{where}: write it as MODULE:FACTORY, e.g. mypackage.models:make_net")
-    package = path.split(".")[0]
-    hint = f'run artq where python -c "import {path}" works'
-    with _current_folder_last(), foreign(f"{where}: cannot import {path!r}", package=package, hint=hint):
-        found = importlib.import_module(path)
-        known = hasattr(found, factory)
-    if not known:
-        names = [n for n in vars(found) if not n.startswith("_")]
-        raise InputError(f"{where}: {path} has no {factory!r}{did_you_mean(factory, names)}")
-    made = as_module(getattr(found, factory))
+    if is_file(name):
+        predict, shape, classes = open_deployed(name)
+        return Answering(predict, shape, _known(classes, name))
+    where, path, factory, found = _imported("model", name, "MODULE:FACTORY, e.g. mypackage.models:make_net")
+    package, made = path.split(".")[0], answering_of(as_module(found))
     if not callable(made):
         raise InputError(f"{where}: it is {shown(made)}; it must be a function, or a torch.nn.Module")
     hint = f'python -c "import {path} as m; m.{factory}()" shows more'
     with _current_folder_last(), foreign(where, package=package, hint=hint):
-        module = made if isinstance(made, nn.Module) else as_module(made())
+        module = made if isinstance(made, nn.Module) else answering_of(as_module(made()))
     if not isinstance(module, nn.Module):
         raise InputError(
             f"{where}: it returns {shown(module)}; it must return a torch.nn.Module or an ART PyTorchClassifier"
         )
     return module
+
+
+def make_endpoint(name: str, ask: Ask, data: Dataset, nb_classes: int, *, labels_only: bool = False) -> Endpoint:
+    """What asks ``package.module:predict`` about images such as those of ``data``. Some of them are asked twice here.
+
+    :raises InputError: where there is no such function, or it does not answer.
+    """
+    where, _, _, predict = _imported("endpoint", name, "MODULE:PREDICT, e.g. mypackage.client:predict")
+    with at(where):
+        as_predict(predict)
+    endpoint = Endpoint(predict, name=name, nb_classes=nb_classes, labels_only=labels_only, **ask.model_dump())
+    endpoint.check(data.take(min(TWICE, len(data)), seed=0).x().numpy())
+    return endpoint
+
+
+def _imported(kind: str, name: str, form: str) -> tuple[str, str, str, Any]:
+    """What a name of the form ``package.module:attribute`` stands for.
+
+    :return: the beginning of messages about it, its two parts, and the attribute.
+    """
+    where = f"{kind} {shown(name).strip(chr(39))}"
+    path, colon, attribute = name.partition(":")
+    if not (colon and attribute.isidentifier() and all(part.isidentifier() for part in path.split("."))):
+        raise InputError(f"{where}: write it as {form}")
+    hint = f'run artq where python -c "import {path}" works'
+    with _current_folder_last(), foreign(f"{where}: cannot import {path!r}", package=path.split(".")[0], hint=hint):
+        module = importlib.import_module(path)
+        known = hasattr(module, attribute)
+    if not known:
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise InputError(f"{where}: {path} has no {attribute!r}{did_you_mean(attribute, names)}")
+    return where, path, attribute, getattr(module, attribute)
+
+
+def _known(classes: int | None, name: str) -> int:
+    """:raises InputError: where nobody says how many classes there are."""
+    if classes is None:
+        raise InputError(
+            f"model {name}: the file does not say how many classes there are; use it in a recipe with data"
+        )
+    return classes
 
 
 def _try(name: str, estimator: QuantizedClassifier, data: Dataset) -> None:

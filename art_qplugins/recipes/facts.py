@@ -37,7 +37,7 @@ def idle(model: Mapping[str, Any]) -> dict[str, str]:
     The key is the setting or the table that it is in, e.g. ``"quantize.mu_layers"`` or ``"train"``.
     """
     found = {f"quantize.{key}": reason for key, reason in _idle_maps(_quantize(model)).items()}
-    built = all(model.get(key) is None for key in ("factory", "given", "members"))
+    built = all(model.get(key) is None for key in ("factory", "endpoint", "given", "members"))
     if built and not draws_noise(model):
         found |= {key: "the model is not random" for key in ENSEMBLE_KEYS if key in model}
     train = model.get("train")

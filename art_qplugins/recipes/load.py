@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from art_qplugins.deployment.arguments import TWIN_SHARE
+from art_qplugins.deployment.files import is_file
 from art_qplugins.domains import TEXT, Either, ListOf
 from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
 from art_qplugins.files import as_path, printable, read_text
@@ -30,7 +32,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["change", "load_recipe", "parse_recipe", "read_tables", "shipped_recipes", "tables_about", "whole_tables"]
+__all__ = [
+    "change",
+    "load_recipe",
+    "parse_recipe",
+    "read_tables",
+    "shipped_recipes",
+    "tables_about",
+    "tables_about_endpoint",
+    "whole_tables",
+]
 
 _SHIPPED = Path(__file__).parent
 #: The size of the largest recipe in bytes. One of 5,000 models has less than 1 MiB.
@@ -40,6 +51,8 @@ _MOST_FILES = 100
 #: The deepest nesting of tables and lists. No recipe needs half of it.
 _DEEPEST = 20
 _HINT = "give the path of a TOML file"
+#: An endpoint is asked about so many images that each has these queries, and is asked some before the first attack.
+_QUERIES_EACH, _QUERIES_FIRST = 1000, 50
 _INCLUDE = Either(TEXT, ListOf(TEXT, least=1))
 
 
@@ -267,19 +280,43 @@ def tables_about(
     attack: str,
     claimed: float | None,
     abstain: int | None = None,
+    **deployed: Any,
 ) -> dict[str, Any]:
     """The recipe of a claim about one module.
 
-    :param model: ``"package.module:function"``.
+    :param model: ``"package.module:function"``, or a deployed file, of which the model has the name.
     :param abstain: the output with which it rejects an image.
+    :param deployed: ``twin``, ``twin_checkpoint`` and ``labels_only``, where they are given.
     """
-    named: dict[str, Any] = {"name": model, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
+    name = Path(model).stem if is_file(model) else model
+    named: dict[str, Any] = {"name": name, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
     named |= {} if abstain is None else {"abstain": abstain}
+    named |= {key: str(value) if isinstance(value, Path) else value for key, value in deployed.items() if value}
     return {
-        "name": model,
+        "name": name,
         "data": {"name": data, "limit": 200},
         "threat": {"norm": norm, "eps": [eps]},
         "claim": {"attack": attack, "eps": eps, "accuracy": claimed},
         "models": [named],
         "attacks": [{"id": attack}],
     }
+
+
+def tables_about_endpoint(endpoint: str, ask: Mapping[str, Any], limit: int | None, **about: Any) -> dict[str, Any]:
+    """The recipe of a claim about a model that only answers. What it may be asked is divided among the images.
+
+    :param endpoint: ``"package.module:predict"``.
+    :param ask: see :class:`~art_qplugins.recipes.model.Ask`; what is ``None`` is left out.
+    :param limit: number of images.
+    :param about: the rest of what :func:`tables_about` takes.
+    """
+    tables = tables_about(endpoint, **about)
+    (model,) = tables["models"]
+    model["endpoint"] = model.pop("factory")
+    model["ask"] = {key: value for key, value in ask.items() if value is not None}
+    if (queries := ask.get("queries")) is not None:
+        limit = limit or min(200, max(20, queries // _QUERIES_EACH))
+        left = queries - _QUERIES_FIRST - queries // TWIN_SHARE
+        tables["data"]["limit"] = limit
+        tables["diagnosis"] = {"queries": max(1, left // limit)}
+    return tables

@@ -116,7 +116,7 @@ def choose(given: Mapping[str, Any], profiles: Sequence[str]) -> dict[str, Any]:
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """The tables with the settings of ``defaults`` in those of the models, without the table itself.
 
-    A model's own settings win, key by key. ``options`` belong to the name beside them. Models of a ``factory`` and those from
+    A model's own settings win, key by key. ``options`` belong to the name beside them. Models of a ``factory`` or an ``endpoint`` and those from
     Python take none, and one with ``train.epochs = 0`` takes nothing else of ``train``.
 
     :raises InputError: where it is no table, or has a name.
@@ -135,7 +135,7 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with(defaults: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any]:
-    if any(model.get(key) for key in ("factory", "given", "members")):
+    if any(model.get(key) for key in ("factory", "endpoint", "given", "members")):
         return model
     train = model.get("train")
     if isinstance(train, Mapping) and train.get("epochs") == 0:

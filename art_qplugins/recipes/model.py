@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import model_validator
 
-from art_qplugins.domains import ABSTAIN, COUNT, FRACTION, POSITIVE, ListOf, Number, OneOf
+from art_qplugins.deployment.arguments import ASK
+from art_qplugins.domains import ABSTAIN, COUNT, FINITE, FRACTION, MOST, POSITIVE, ListOf, Number, OneOf
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, switched_on
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, kind
@@ -37,9 +38,11 @@ from art_qplugins.training.presets import with_preset
 
 __all__ = [
     "Architecture",
+    "Ask",
     "Choice",
     "ClaimSettings",
     "GivenModel",
+    "InputSettings",
     "ModelSettings",
     "Normalization",
     "Quantization",
@@ -160,6 +163,29 @@ def _pair(choice: Choice) -> tuple[str, dict[str, Any]]:
     return choice.name, choice.options
 
 
+class Ask(Settings):
+    """How an endpoint is asked: arguments of :class:`~art_qplugins.deployment.endpoint.Endpoint`."""
+
+    batch_size: Count = 64
+    queries: Count | None = None
+    seconds: Positive | None = None
+    retries: Annotated[int, within(ASK["retries"])] = 5
+    backoff: NotNegative = 0.5
+    concurrency: Annotated[int, within(ASK["concurrency"])] = 1
+    cache: Word | None = None
+
+
+class InputSettings(Settings):
+    """What a deployed file does not say of its input; see :data:`~art_qplugins.deployment.inputs.INPUTS`."""
+
+    layout: Literal["NCHW", "NHWC"] | None = None
+    dtype: Literal["float32", "float16", "uint8", "int8"] | None = None
+    scale: Positive | None = None
+    zero_point: Annotated[int, within(Number(-MOST, MOST, whole=True))] | None = None
+    mean: Annotated[list[float], within(ListOf(FINITE, least=1, different=False))] | None = None
+    std: Annotated[list[float], within(ListOf(POSITIVE, least=1, different=False))] | None = None
+
+
 class GivenModel(Settings):
     """The facts that a recipe needs about an ART estimator from Python."""
 
@@ -169,8 +195,8 @@ class GivenModel(Settings):
 
 
 class ModelSettings(Settings):
-    """One model: trained here, put together of other models (``members``), made by a function of the user (``factory``), or
-    given from Python.
+    """One model: trained here, put together of other models (``members``), made by a function of the user (``factory``), one
+    that only answers (``endpoint``), or given from Python.
 
     ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training). ``members``
     are earlier models too. A mixture of them is not trained itself: ``train.epochs = 0`` is implied.
@@ -194,7 +220,14 @@ class ModelSettings(Settings):
     frozen: Flag = False
     checkpoint: Word | None = None  # weights to load instead of training
     unverified_checkpoint: bool = False  # take weights without a description of their model
-    factory: Word | None = None  # "package.module:function" that returns the network
+    factory: Word | None = None  # "package.module:function" that returns the network, or a deployed file
+    endpoint: Word | None = None  # "package.module:function" that answers for images
+    ask: Ask = Ask()  # how the endpoint is asked
+    # Of a deployed model: a module and a name of "package.module:function" or of a model, whose gradient is followed.
+    twin: Word | None = None
+    twin_checkpoint: Word | None = None  # weights of a twin that a function returns
+    labels_only: Flag = False  # it gives labels, or no more is looked at
+    inputs: InputSettings | None = None  # of a file
     given: GivenModel | None = None
     # The output with which it rejects an image, from 0, beside those of the classes.
     abstain: Annotated[int | None, within(ABSTAIN)] = None
@@ -209,7 +242,7 @@ class ModelSettings(Settings):
     @property
     def trained(self) -> bool:
         """Whether its network is built here, and is no mixture of others."""
-        return self.factory is None and self.given is None and self.members is None
+        return all(made is None for made in (self.factory, self.endpoint, self.given, self.members))
 
     @property
     def parents(self) -> list[str]:
@@ -219,7 +252,7 @@ class ModelSettings(Settings):
     @property
     def stochastic(self) -> bool | None:
         """Whether it is random; ``None`` where only its network can tell."""
-        return None if self.factory else kind(self.model_dump())[0]
+        return None if self.factory or self.endpoint else kind(self.model_dump())[0]
 
     @property
     def ensemble(self) -> dict[str, Any]:

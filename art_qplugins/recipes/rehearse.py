@@ -12,6 +12,8 @@ from torch import nn
 
 from art_qplugins.attacks import ATTACKS
 from art_qplugins.data import Dataset
+from art_qplugins.deployment.endpoint import endpoints_of
+from art_qplugins.deployment.parity import answering
 from art_qplugins.errors import InputError, at
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.foreign import foreign
@@ -46,7 +48,9 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
             _try_attack(recipe, recipe.transfer.crafted_on(None), data)
     for name, estimator in ready.items():
         _check_abstain(name, estimator, data)
-    found = [*doubts(recipe), *_too_wide(recipe, data.shape)]
+    found = [*doubts(recipe), *_too_wide(recipe, data.shape), *_between_levels(recipe, ready)]
+    for name, estimator in ready.items():
+        found += [f"{name}: {endpoint.doubt}" for endpoint in endpoints_of(estimator.model) if endpoint.doubt]
     parents = {name for settings in recipe.models for name in settings.parents}
     networks = {name: trained_network(estimator.model) for name, estimator in ready.items() if name in parents}
     tried: set[str] = set()
@@ -139,6 +143,14 @@ def _structure(recipe: Recipe, settings: ModelSettings, networks: Mapping[str, n
     mapped = settings.quantize is not None and settings.quantize.mu is not None
     seed = seed_of(recipe, settings) if mapped and not parents else None  # the mapping limits the first weights
     return repr((shaping, parents, settings.train.epochs > 0, seed))
+
+
+def _between_levels(recipe: Recipe, ready: Mapping[str, QuantizedClassifier]) -> Iterator[str]:
+    """A deployed model that rounds pixels, of which an attack may use up to half a level more than eps."""
+    for name, estimator in ready.items():
+        found = answering(estimator.model)
+        if recipe.grid is None and found is not None and found.reading is not None:
+            yield f"{name}: it reads pixels {found.reading}; set grid = 256 to score images that lie on one too"
 
 
 def _too_wide(recipe: Recipe, shape: tuple[int, int, int]) -> Iterator[str]:

@@ -219,7 +219,7 @@ class Recipe(Settings):
         models = value.get("models") if isinstance(value, Mapping) and value.get("precision") else None
         if not isinstance(models, list) or not all(isinstance(model, Mapping) for model in models):
             return value
-        elsewhere = ("factory", "given", "members", "checkpoint")
+        elsewhere = ("factory", "endpoint", "given", "members", "checkpoint")
         filled = [
             model
             if any(model.get(key) for key in elsewhere) or not isinstance(model.get("train", {}), Mapping)

@@ -163,7 +163,7 @@ def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known:
         members=passes(ready.model, requires_grad=False),
         random=is_stochastic(ready.model),
         codes=calls_for(ready.model, DRAWS) if stochastic_quantizers(ready.model) else 0,
-        attacks=pace_of_attacks(ready, batch_size=per_attack),
+        attacks=None if settings.endpoint else pace_of_attacks(ready, batch_size=per_attack),  # each image is a query
         training=training,
     )
     return known[key]

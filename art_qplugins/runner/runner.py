@@ -15,6 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from art_qplugins.data import Dataset
+from art_qplugins.deployment.parity import answering
 from art_qplugins.domains import Domain, Maybe, Number, OneOf, Text, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators import QuantizedClassifier
@@ -270,7 +271,8 @@ class Runner:
         if cluster is None:
             return Serial(evaluator)
         job: Job
-        if self.given or self.images.given is not None or store.folder is None:
+        deployed = any(answering(estimator.model) for estimator in estimators.values())  # with a twin that is here
+        if self.given or deployed or self.images.given is not None or store.folder is None:
             job = GivenJob(evaluator)
         else:
             modules = {name: trained_network(estimator.model) for name, estimator in estimators.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from art_qplugins.training.precisions import PRECISIONS
 __all__ = [
     "ACCELERATOR",
     "ADDRESS",
+    "ASK_KEYS",
     "DEVICES",
     "DOWNLOAD",
     "EXECUTOR",
@@ -24,6 +26,7 @@ __all__ = [
     "SET",
     "WORKERS",
     "AnyPath",
+    "ask_options",
     "given_options",
 ]
 
@@ -85,8 +88,57 @@ ADDRESS = click.option(
 )
 
 
+#: How an endpoint is asked: the keys of a recipe's table ``ask``, and their options.
+ASK_KEYS = ("queries", "seconds", "batch_size", "concurrency", "retries", "cache")
+_ASK = (
+    click.option(
+        "--queries",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Images that --endpoint may be asked, with those of earlier runs whose answers are in its cache. The diagnosis "
+        "plans with them.  [default: no limit]",
+    ),
+    click.option(
+        "--seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="S",
+        help="Seconds in which --endpoint may be asked.  [default: no limit]",
+    ),
+    click.option(
+        "--batch", "batch_size", type=click.IntRange(min=1), help="Images in one call of --endpoint.  [default: 64]"
+    ),
+    click.option(
+        "--concurrency",
+        type=click.IntRange(1, 1000),
+        metavar="N",
+        help="Calls of --endpoint at a time, in each process.  [default: 1]",
+    ),
+    click.option(
+        "--retries",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="Further attempts of a call that fails, each after a longer wait.  [default: 5]",
+    ),
+    click.option(
+        "--cache",
+        type=AnyPath(),
+        metavar="DIR",
+        help="Folder of the answers of --endpoint, which are not asked again.  [default: answers, in the folder of results]",
+    ),
+)
+
+
+def ask_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how an endpoint is asked."""
+    for option in reversed(_ASK):
+        command = option(command)
+    return command
+
+
 def given_options(names: list[str]) -> list[str]:
     """Those of the current command's options that were typed, e.g. ``["--eps"]``."""
     context = click.get_current_context()
     typed = click.core.ParameterSource.COMMANDLINE
-    return [f"--{name}" for name in names if context.get_parameter_source(name) is typed]
+    return [
+        p.opts[-1] for p in context.command.params if p.name in names and context.get_parameter_source(p.name) is typed
+    ]

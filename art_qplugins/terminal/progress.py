@@ -20,6 +20,7 @@ from art_qplugins.evaluation.records import Cell
 from art_qplugins.report import select, words
 from art_qplugins.runner.progress import Progress
 from art_qplugins.terminal.console import console, show_warnings
+from art_qplugins.terminal.time_limit import OutOfTime
 from art_qplugins.training.progress import TrainingProgress
 
 __all__ = ["LiveProgress"]
@@ -60,8 +61,16 @@ class LiveProgress(Progress):
         self._bars.start()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._bars.stop()
+        if isinstance(error, OutOfTime):
+            error.left = self._unfinished()
+
+    def _unfinished(self) -> str:
+        """How far it is: with the model in training, or with the cells that are known."""
+        if self._total:
+            return f"{self.reused + self.computed} of {self._total} known cells are finished"
+        return f"{', '.join(self._tasks)} is not finished" if self._tasks else "no cell is finished"
 
     def warn(self, lines: Sequence[str]) -> None:
         show_warnings(self.console, lines)

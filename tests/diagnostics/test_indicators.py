@@ -236,6 +236,11 @@ PLANTED = {
             cell("art:bim", 1.0, params={"max_iter": 2}),
         ],
     ),
+    "deployed-model": ([clean(facts={"deployed": ["answers through a file"]}), claim()], [clean(), claim()]),
+    "twin-parity": (
+        [clean(agrees=first(0.99)), claim(agrees=1.0)],
+        [clean(agrees=first(0.995)), claim(agrees=first(0.99))],
+    ),
     "chance-accuracy": ([clean(first(0.12)), claim(0.1)], [clean(first(0.4)), claim(0.1)]),
     "batch-dependence": (
         [clean(facts={"batch_dependent": 0.4}), claim()],

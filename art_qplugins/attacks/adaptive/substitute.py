@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from art_qplugins.attacks.adaptive.objectives import Loss, direct, margin_loss, targeted_loss
 from art_qplugins.attacks.adaptive.run import AttackRun
 from art_qplugins.attacks.adaptive.search import search
+from art_qplugins.deployment.distil import fit_answers, small_network
 from art_qplugins.seeds import derive_seed
 
 __all__ = ["attack_substitute"]
 
 _VALUES = 2**27  # pixels of all questions together
-_BATCH = 128
 _STEPS = 4  # of a quarter of eps
 _FARTHEST = 4.0  # questions, from the images and from adversarial points, in units of eps
-_RATE = 2e-3  # of Adam
-_LARGEST = 1e4  # in place of infinite answers
 
 
 def attack_substitute(run: AttackRun, *, rounds: int, points: int, steps: int, targets: int, n_queries: int) -> None:
@@ -68,7 +66,7 @@ class _Lesson:
         seed = derive_seed(run.seed, "substitute")
         with torch.random.fork_rng([run.x.device] if run.x.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            self.substitute = _small(tuple(run.x.shape[1:]), classes).to(run.x.device)
+            self.substitute = small_network(tuple(run.x.shape[1:]), classes).to(run.x.device)
         self.random = torch.Generator().manual_seed(seed)
         self.questions: list[Tensor] = []
         self.answers: list[Tensor] = []
@@ -92,37 +90,6 @@ class _Lesson:
             self.answers.append(run.logits(question))
 
     def learn(self) -> None:
-        """Fit the substitute to all answers: to the logits at a common scale, and to the decisions.
-
-        The scale makes one rate fit all networks. Answers that are decisions alone (one-hot) are fitted in the same way.
-        """
-        x, z = torch.cat(self.questions), torch.cat(self.answers).nan_to_num(0.0, _LARGEST, -_LARGEST)
-        z = z - z.mean(1, keepdim=True)
-        z = z / z.std().clamp_min(1e-12)
-        substitute = self.substitute.train().requires_grad_(True)
-        optimizer = torch.optim.Adam(substitute.parameters(), _RATE)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
-        with torch.enable_grad():
-            for _ in range(self.steps):
-                rows = torch.randint(len(x), (_BATCH,), generator=self.random)
-                found = substitute(x[rows])
-                loss = nn.functional.mse_loss(found, z[rows]) + nn.functional.cross_entropy(
-                    2 * found, z[rows].argmax(1)
-                )
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-        substitute.eval().requires_grad_(False)
-
-
-def _small(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """A convolutional network that halves the image until it is at most 8 pixels high and wide."""
-    channels, *side = shape
-    layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU()]
-    width = 16
-    while width == 16 or max(side) > 8:
-        layers += [nn.Conv2d(width, min(2 * width, 64), 3, stride=2, padding=1), nn.ReLU()]
-        width, side = min(2 * width, 64), [(length + 1) // 2 for length in side]
-    flat = width * side[0] * side[1]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(flat, 128), nn.ReLU(), nn.Linear(128, classes))
+        """Fit the substitute to all answers."""
+        x, answers = torch.cat(self.questions), torch.cat(self.answers)
+        fit_answers(self.substitute, x, answers, steps=self.steps, random=self.random)
