@@ -1,4 +1,8 @@
-"""Checkpoints: weights as safetensors and their description as JSON. None is a pickle."""
+"""Checkpoints: weights as safetensors and their description as JSON. None is a pickle.
+
+Weights of other origin may also be a state dict of ``torch.save``, read without running code, or be in an archive of
+``torch.export``, see :mod:`art_qplugins.state_dicts`. These have no description.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +19,17 @@ from torch import Tensor, nn
 from art_qplugins.domains import PATH, TABLE, check, check_all
 from art_qplugins.errors import InputError, one_line, said
 from art_qplugins.files import as_path, in_words, open_file, parse_json, printable, read_json, reason, write_atomically
+from art_qplugins.state_dicts import EXPORTED, LARGEST, TORCH_SAVE, read_exported, read_state_dict, without_wrappers
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["load_checkpoint", "read_description", "save_checkpoint"]
 
-#: The largest file, the largest header in it, and the largest description, in bytes.
-_LARGEST = 2**37
+#: The largest header of a file, and the largest description, in bytes.
 _LARGEST_HEADER = 2**24
 _LARGEST_DESCRIPTION = 2**24
 
+#: The ending of the files that are written here.
+_OWN = ".safetensors"
 _WHERE, _HINT = "checkpoint ", "give the path of a .safetensors file"
 
 #: The types of safetensors that a network here may have.
@@ -62,43 +68,77 @@ def save_checkpoint(path: Path, module: nn.Module, description: Mapping[str, Any
 
 
 def load_checkpoint(path: str | Path, module: nn.Module) -> dict[str, Any]:
-    """Load weights into ``module`` in place. The names, shapes and types are compared before any weight is read.
+    """Load weights into ``module`` in place. Names, shapes and types are compared first.
 
+    Where they fit, names may be those of the network within a normalization or a filter, or begin with ``module.``, as
+    DataParallel saves them.
+
+    :param path: a ``.safetensors`` file; a ``.pt`` or ``.pth`` file of ``torch.save`` that holds tensors by name alone, which
+        is read without running code; or a ``.pt2`` archive of ``torch.export``, which runs code.
     :return: the description beside the weights; empty where there is none.
-    :raises InputError: where the file is missing, is no safetensors file, was changed after it was written, holds the
-        tensors of another network or of other types, or weights that are not finite. The module is then unchanged.
+    :raises InputError: where the file is missing, is of another kind, was changed after it was written, holds the tensors of
+        another network or of other types, or weights that are not finite. The module is then unchanged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     check("module", module, MODULE)
     place = as_path(path, where=_WHERE, hint=_HINT)
-    with open_file(place, most=_LARGEST, where=_WHERE, hint=_HINT) as file:
-        try:
-            _check_same_network(place, module, _layout(place, file))
-            file.seek(0)
-            content = file.read()
-        except OSError as error:
-            raise InputError(f"{_WHERE}{printable(place)}: cannot be read ({reason(error)}); {_HINT}") from None
-    description = _intact_description(place, content)
-    try:
-        weights = load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _corrupt(place, said(error)) from None
+    read = _read_safetensors if _kind(place) == _OWN else _read_other
+    weights, description = read(place, module)
     _check_finite(place, module, weights)
     module.load_state_dict(weights)
     return description
 
 
+def _kind(path: Path) -> str:
+    """The ending that says how a file is read: its own where that is known, else that of safetensors."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in (*TORCH_SAVE, EXPORTED) else _OWN
+
+
+def _read_safetensors(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights by their names in ``module``, and their description. None is read before its header fits."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    with open_file(path, most=LARGEST, where=_WHERE, hint=_HINT) as file:
+        try:
+            layout = _layout(path, file)
+            names = without_wrappers(layout, module)
+            _check_same_network(path, module, {names[name]: one for name, one in layout.items()})
+            file.seek(0)
+            content = file.read()
+        except OSError as error:
+            raise InputError(f"{_WHERE}{printable(path)}: cannot be read ({reason(error)}); {_HINT}") from None
+    description = _intact_description(path, content)
+    try:
+        return {names[name]: value for name, value in load(content).items()}, description
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise _corrupt(path, said(error)) from None
+
+
+def _read_other(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights by their names in ``module``. They have no description."""
+    if _kind(path) == EXPORTED:
+        found: Mapping[str, Tensor] = read_exported(path, where=_WHERE).state_dict
+    else:
+        with open_file(path, most=LARGEST, where=_WHERE, hint=_HINT) as file:
+            found = read_state_dict(file, f"{_WHERE}{printable(path)}: ")
+    names = without_wrappers(found, module)
+    weights = {names[name]: value.detach() for name, value in found.items()}
+    _check_same_network(path, module, {name: (_type(value), tuple(value.shape)) for name, value in weights.items()})
+    return weights, {}
+
+
 def read_description(path: str | Path) -> dict[str, Any]:
     """The description beside the weights in ``path``, with their hash; empty where there is none. No weight is read.
+
+    Only ``.safetensors`` files have one.
 
     :raises InputError: where the weights are missing, or the description is no JSON with a hash.
     """
     place = as_path(path, where=_WHERE, hint=_HINT)
-    open_file(place, most=_LARGEST, where=_WHERE, hint=_HINT).close()
+    open_file(place, most=LARGEST, where=_WHERE, hint=_HINT).close()
     beside = place.with_suffix(".json")
-    if not os.path.lexists(beside):
+    if _kind(place) != _OWN or not os.path.lexists(beside):
         return {}
     where, hint = f"{_WHERE}description ", "delete it and the weights to train again"
     description = read_json(beside, most=_LARGEST_DESCRIPTION, where=where, hint=hint)
@@ -126,8 +166,8 @@ def _layout(path: Path, file: BinaryIO) -> _Layout:
     if len(start) < 8 or not 2 <= length <= min(_LARGEST_HEADER, size - 8):
         if start[:2] == b"PK" or start[:1] == b"\x80":
             raise InputError(
-                f"{_WHERE}{printable(path)}: not a safetensors file, but one of torch.save, which can run code when it "
-                "is read; where you trust it, convert it: safetensors.torch.save_file(torch.load(FILE), NEW)"
+                f"{_WHERE}{printable(path)}: not a safetensors file, but one of torch.save; name it FILE.pt, and it is "
+                "read where it holds tensors alone"
             )
         raise _corrupt(path, "it has no header")
     try:

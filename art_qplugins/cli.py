@@ -133,7 +133,8 @@ def run(
 @click.option(
     "--model",
     metavar="MODULE:FACTORY",
-    help="A function that returns a torch module, or a deployed file (.onnx, .tflite, OpenVINO .xml), instead of a recipe.",
+    help="A function that returns a torch module, or a file (.pt2 of torch.export, .onnx, .tflite, OpenVINO .xml), instead of a "
+    "recipe.",
 )
 @click.option(
     "--endpoint",
@@ -141,7 +142,11 @@ def run(
     help="A function from images to scores or labels, or an ART BlackBoxClassifier, instead of a recipe.",
 )
 @ask_options
-@click.option("--checkpoint", type=AnyPath(), help="Weights for --model, a .safetensors file.")
+@click.option(
+    "--checkpoint",
+    type=AnyPath(),
+    help="Weights for --model: a .safetensors file, a .pt file of tensors alone, or a .pt2 file.",
+)
 @click.option(
     "--twin",
     metavar="MODULE:FACTORY",
@@ -267,8 +272,10 @@ def diagnose(
 
 @artq.command()
 @click.argument("evidence", type=AnyPath())
-@click.option("--model", required=True, metavar="MODULE:FACTORY", help="A function that returns the torch module.")
-@click.option("--checkpoint", type=AnyPath(), help="Its weights, a .safetensors file.")
+@click.option(
+    "--model", required=True, metavar="MODULE:FACTORY", help="A function that returns the torch module, or a .pt2 file."
+)
+@click.option("--checkpoint", type=AnyPath(), help="Its weights, as for artq diagnose.")
 def replay(evidence: Path, model: str, checkpoint: Path | None) -> None:
     """Evaluate a model again on the adversarial images in EVIDENCE of a diagnosis.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from art_qplugins.data.cache import Decoded, cached
 from art_qplugins.data.dataset import Dataset, Split, make_dataset, split_rows
-from art_qplugins.data.images import is_gray, read_image
+from art_qplugins.data.images import decoded
 from art_qplugins.data.paths import find, stamp
 from art_qplugins.errors import InputError, shown
 from art_qplugins.files import as_path, printable, reason
@@ -75,7 +75,13 @@ def from_folder(
         [len(classes), resize, crop],
         [(label, *stamp(base / file, where="folder:")) for file, label in files],
     ]
-    stored = cached(f"{stem}-{split}", source, lambda: _decode(name, base, files, resize, crop))
+
+    def decode() -> Decoded:
+        logger.info("%s: decoding %d images, once", name, len(files))
+        labels = np.array([label for _, label in files], dtype=np.int64)
+        return decoded([base / file for file, _ in files], labels, resize=resize, crop=crop)
+
+    stored = cached(f"{stem}-{split}", source, decode)
     ids = [f"{stem}/{split}/{file}" for file, _ in files]
     return make_dataset(
         stored.images, stored.labels, name=name, split=split, ids=ids, classes=classes, sha256=stored.sha256
@@ -176,30 +182,3 @@ def _split(files: list[_Labelled], split: Split) -> list[_Labelled]:
 def _hash_draw(text: str) -> float:
     """A number in [0, 1) that depends on ``text`` alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
-# --- What they hold
-
-
-def _decode(name: str, base: Path, files: list[_Labelled], resize: int | None, crop: int | None) -> Decoded:
-    logger.info("%s: decoding %d images, once", name, len(files))
-    first = read_image(base / files[0][0], resize=resize, crop=crop)
-    channels = 1 if all(is_gray(base / file) for file, _ in files) else 3
-
-    def blocks() -> Iterator[np.ndarray]:
-        for file, _ in files:
-            pixels = first if file == files[0][0] else read_image(base / file, resize=resize, crop=crop)
-            if pixels.shape != first.shape:
-                raise InputError(
-                    f"folder:{printable(base / file)} is {_size(pixels)}, {files[0][0]} is {_size(first)}; set "
-                    "data.resize and data.crop to give all images one size"
-                )
-            yield pixels.transpose(2, 0, 1)[None, :channels]
-
-    labels = np.array([label for _, label in files], dtype=np.int64)
-    return Decoded((len(files), channels, *first.shape[:2]), labels, blocks)
-
-
-def _size(pixels: np.ndarray) -> str:
-    """Width x height."""
-    return f"{pixels.shape[1]}x{pixels.shape[0]}"

@@ -1,23 +1,26 @@
-"""One image file of unknown origin."""
+"""Images of unknown origin: files, or the bytes of files."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from art_qplugins.data.cache import Decoded
 from art_qplugins.errors import InputError, said
 from art_qplugins.files import open_file, printable
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-__all__ = ["is_gray", "read_image"]
+__all__ = ["Encoded", "Source", "decoded", "is_gray", "read_image"]
 
 #: Other formats of Pillow run other programs, or are films.
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP", "TIFF")
@@ -27,7 +30,43 @@ _MOST_PIXELS = 2**26
 _HINT = "replace or remove it"
 
 
-def read_image(path: Path, *, resize: int | None = None, crop: int | None = None) -> np.ndarray:
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of an image file that is part of something larger.
+
+    :ivar name: what it is, e.g. ``"hf:birds: row 3 of train"``.
+    """
+
+    name: str
+    content: bytes = field(repr=False)
+
+
+Source = Path | Encoded
+
+
+def decoded(sources: Sequence[Source], labels: np.ndarray, *, resize: int | None, crop: int | None) -> Decoded:
+    """All images of a data set: gray if all are (modes L and 1), else RGB.
+
+    :param resize: see :func:`read_image`.
+    :raises InputError: where one cannot be read, or not all have one size. The latter is raised while blocks are made.
+    """
+    first = read_image(sources[0], resize=resize, crop=crop)
+    channels = 1 if all(is_gray(source) for source in sources) else 3
+
+    def blocks() -> Iterator[np.ndarray]:
+        for i, source in enumerate(sources):
+            pixels = first if i == 0 else read_image(source, resize=resize, crop=crop)
+            if pixels.shape != first.shape:
+                raise InputError(
+                    f"{_name(source)} is {_size(pixels)}, {_name(sources[0])} is {_size(first)}; set data.resize and "
+                    "data.crop to give all images one size"
+                )
+            yield pixels.transpose(2, 0, 1)[None, :channels]
+
+    return Decoded((len(sources), channels, *first.shape[:2]), labels, blocks)
+
+
+def read_image(source: Source, *, resize: int | None = None, crop: int | None = None) -> np.ndarray:
     """Pixels (H, W, 3) uint8.
 
     :param resize: the shorter side in pixels, to which the image is scaled by torchvision, bilinearly and antialiased.
@@ -35,7 +74,7 @@ def read_image(path: Path, *, resize: int | None = None, crop: int | None = None
     :raises InputError: where it is no image, cut, larger than 67 megapixels, animated, or has more than 8 bits a channel;
         or where it is smaller than ``crop``.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         shorter = min(image.size) if resize is None else resize
         if image.width * image.height * (shorter / min(image.size)) ** 2 > _MOST_PIXELS:
             raise _Unfit(f"with its shorter side of {shorter} pixels it has more than {_MOST_PIXELS}")
@@ -44,12 +83,12 @@ def read_image(path: Path, *, resize: int | None = None, crop: int | None = None
         return np.asarray(_scaled(image.convert("RGB"), resize, crop))
 
 
-def is_gray(path: Path) -> bool:
+def is_gray(source: Source) -> bool:
     """Whether an image has one channel. Its pixels are not read.
 
     :raises InputError: where it is no image.
     """
-    with _opened(path) as image:
+    with _opened(source) as image:
         return image.mode in ("L", "1")
 
 
@@ -62,12 +101,12 @@ class _Unfit(ValueError):
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     """An image whose pixels are not read yet. All errors within the context are those of the file."""
     from PIL import Image, UnidentifiedImageError
 
     hint = _HINT
-    with open_file(path, most=_LARGEST_FILE, where="folder:", hint=hint) as file:
+    with _bytes_of(source) as file:
         try:
             with _strict(), Image.open(file, "r", _FORMATS) as image:
                 _check(image)
@@ -78,7 +117,22 @@ def _opened(path: Path) -> Iterator[ImageFile.ImageFile]:
         except Exception as error:  # decoders fail in many ways, and the cause is the file in each
             # Pillow names the open file, and not its path.
             why = "no image of a known format" if isinstance(error, UnidentifiedImageError) else said(error)
-    raise InputError(f"folder:{printable(path)}: cannot be read ({why}); {hint}")
+    raise InputError(f"{_name(source)}: cannot be read ({why}); {hint}")
+
+
+def _bytes_of(source: Source) -> IO[bytes]:
+    if isinstance(source, Encoded):
+        return io.BytesIO(source.content)
+    return open_file(source, most=_LARGEST_FILE, where="folder:", hint=_HINT)
+
+
+def _name(source: Source) -> str:
+    return source.name if isinstance(source, Encoded) else f"folder:{printable(source)}"
+
+
+def _size(pixels: np.ndarray) -> str:
+    """Width x height."""
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
 def _scaled(image: Image.Image, resize: int | None, crop: int | None) -> Image.Image:

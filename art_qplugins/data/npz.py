@@ -15,7 +15,7 @@ from art_qplugins.data.paths import find
 from art_qplugins.errors import InputError
 from art_qplugins.files import printable
 
-__all__ = ["from_npz"]
+__all__ = ["all_used", "from_npz"]
 
 _HINT = "write it with np.savez"
 
@@ -43,7 +43,7 @@ def from_npz(name: str, split: Split, *, root: Path, download: bool) -> Dataset:
     for key in keys:
         n = len(x) if key == y_key else arrays[key].size
         check_labels(arrays[key], None if classes is None else len(classes), n, where=f"{where}: {key}")
-    classes = classes or _all_used(where, np.concatenate([arrays[key] for key in keys]))
+    classes = classes or all_used(where, np.concatenate([arrays[key] for key in keys]))
     rows = split_rows(y, split, test_share=0.2) if whole else np.arange(len(y))
     ids = row_ids(f"{path.stem}/{split}", rows, len(y))
     return make_dataset(x[rows], y[rows], name=name, split=split, ids=ids, classes=classes)
@@ -62,7 +62,7 @@ def _classes(where: str, names: NDArray[Any]) -> tuple[str, ...]:
     return check_classes(names.astype(str).tolist(), where=f"{where}: classes")
 
 
-def _all_used(where: str, labels: NDArray[Any]) -> tuple[str, ...]:
+def all_used(where: str, labels: NDArray[Any]) -> tuple[str, ...]:
     """The classes of labels without names. A label far from the others is a mistake, such as 255 for "unknown"."""
     used, wanted = np.unique(labels), int(labels.max()) + 1
     if len(used) < wanted:

@@ -19,13 +19,11 @@ __all__ = ["DATASETS", "entry_of", "load"]
 
 #: The side of an image in pixels.
 _SIDE = Maybe(Number(1, 8192, whole=True))
-_FOLDER = Entry(
-    name="folder:PATH",
-    target="art_qplugins.data.folder:from_folder",
-    help="images in PATH/CLASS/, or in PATH/train/CLASS/ and PATH/test/CLASS/",
-    options={"resize": Option(None, _SIDE), "crop": Option(None, _SIDE)},
-    rules=(Rule(("resize", "crop"), lambda resize, crop: crop <= resize, "a crop of at most resize"),),
-)
+#: Of data sets that are image files of any size.
+_SIZES: dict[str, Any] = {
+    "options": {"resize": Option(None, _SIDE), "crop": Option(None, _SIDE)},
+    "rules": (Rule(("resize", "crop"), lambda resize, crop: crop <= resize, "a crop of at most resize"),),
+}
 
 DATASETS: Registry[Entry] = Registry(
     "data set",
@@ -40,11 +38,22 @@ DATASETS: Registry[Entry] = Registry(
                 ("svhn", "vision:from_torchvision", "32x32 color house numbers, 73,257 + 26,032 images"),
             )
         ),
-        _FOLDER,
+        Entry(
+            name="folder:PATH",
+            target="art_qplugins.data.folder:from_folder",
+            help="images in PATH/CLASS/, or in PATH/train/CLASS/ and PATH/test/CLASS/",
+            **_SIZES,
+        ),
         Entry(
             name="npz:PATH",
             target="art_qplugins.data.npz:from_npz",
             help="arrays x and y, or x_train, y_train, x_test and y_test",
+        ),
+        Entry(
+            name="hf:PATH",
+            target="art_qplugins.data.hugging_face:from_hugging_face",
+            help="a local copy of a Hugging Face data set: of save_to_disk, or its parquet files; extra [hf]",
+            **_SIZES,
         ),
     ],
     group="art_qplugins.datasets",

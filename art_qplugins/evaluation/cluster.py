@@ -13,7 +13,8 @@ from typing import Any
 
 from art_qplugins.errors import InputError, shown
 from art_qplugins.foreign import raised
-from art_qplugins.plugins import Plugin, version
+from art_qplugins.plugins import Plugin
+from art_qplugins.recipes.packages import installed
 
 __all__ = ["Cluster", "LostWorker", "check_packages", "here"]
 
@@ -144,6 +145,6 @@ def check_packages(wanted: Sequence[Plugin]) -> None:
     :raises InputError: where one is not.
     """
     for plugin in wanted:
-        if (found := version(plugin.package)) != plugin.version:
+        if (found := installed(plugin)) != plugin.version:
             there = f"has {plugin.package} {found}" if found else f"lacks {plugin.package}"
             raise InputError(f"{here()}: {there}, and the run began with {plugin}; install the same everywhere")

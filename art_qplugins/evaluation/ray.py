@@ -29,6 +29,7 @@ from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.worker import Attempt, attempt, failed
 from art_qplugins.plugins import Plugin
 from art_qplugins.recipes.build import build_estimators
+from art_qplugins.recipes.factory import is_exported
 from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.schema import Recipe
 
@@ -84,10 +85,13 @@ class RecipeJob:
         for m in recipe.models:
             if m.checkpoint is None and m.trained:
                 paths[m.name] = _stored(modules[m.name], m.name, folder.resolve())
-        models = [
-            m.model_copy(update={"checkpoint": str(paths[m.name])}) if m.name in paths else m for m in recipe.models
-        ]
-        hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths.values()}
+        exported = {m.name: Path(m.factory).resolve() for m in recipe.models if m.factory and is_exported(m.factory)}
+        places = {name: {"checkpoint": str(path)} for name, path in paths.items()}
+        for name, path in exported.items():
+            places[name] = {**places.get(name, {}), "factory": str(path)}
+        models = [m.model_copy(update=places.get(m.name, {})) for m in recipe.models]
+        files = [*paths.values(), *exported.values()]
+        hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         where = None if root is None else str(Path(root).resolve())
         return cls(recipe.model_copy(update={"models": models}), hashes, data, where, packages_of(recipe))
 

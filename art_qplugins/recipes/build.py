@@ -23,11 +23,12 @@ from art_qplugins.fingerprint import code_fingerprint, fingerprint
 from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import bake
 from art_qplugins.quantizers.stored import stored_maps
+from art_qplugins.recipes.architectures import is_own
 from art_qplugins.recipes.deployed import is_deployed, make_deployed, with_gradient
 from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
-from art_qplugins.recipes.networks import blank, loaded, seed_of, training_defences, untrained
+from art_qplugins.recipes.networks import blank, first_weights, loaded, seed_of, training_defences, untrained
 from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.recipes.stored import remember_maps
@@ -62,6 +63,7 @@ TRAINING_CODE = (
     "information.py",
     "models",
     "quantizers",
+    "recipes/architectures.py",
     "recipes/build.py",
     "recipes/networks.py",
     "threat.py",
@@ -273,6 +275,8 @@ def _key(recipe: Recipe, settings: ModelSettings, data: Dataset, models: Mapping
     base = None if settings.base is None else fingerprint(models[settings.base])
     content = [shaping, base, data.sha256, seed_of(recipe, settings), __version__, torch.__version__, _training_code()]
     content += [str(plugin) for plugin in packages_of_model(recipe, settings)]
+    if is_own(settings.architecture.name):
+        content.append(first_weights(settings.architecture, data, seed_of(recipe, settings)))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -9,8 +9,8 @@ from art_qplugins.data import entry_of
 from art_qplugins.defences import DEFENCES
 from art_qplugins.deployment.files import is_file
 from art_qplugins.errors import InputError, at, did_you_mean, shown
-from art_qplugins.models import MODELS
 from art_qplugins.quantizers.registry import switched_on
+from art_qplugins.recipes.architectures import architecture, package_of_architecture
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise, idle, kind
 from art_qplugins.recipes.model import Ask, Choice, ClaimSettings, ModelSettings, Training
 from art_qplugins.recipes.references import check_references
@@ -104,7 +104,7 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
     if model.unverified_checkpoint and model.checkpoint is None:
         raise InputError(f"{where}.unverified_checkpoint: it has no checkpoint; give one, or leave this out")
     with at(f"{where}.architecture"):
-        MODELS[model.architecture.name].resolve(model.architecture.options)
+        architecture(model.architecture.name).resolve(model.architecture.options)
     if model.normalize is not None and len(model.normalize.mean) != len(model.normalize.std):
         raise InputError(
             f"{where}.normalize: {len(model.normalize.mean)} means and {len(model.normalize.std)} standard deviations; "
@@ -289,7 +289,9 @@ def _check_threats(recipe: Recipe, where: str, attack: AttackSettings) -> None:
 
 def _check_kind(where: str, attack: str, model: ModelSettings) -> None:
     entry = ATTACKS[attack]
-    own = model.trained and MODELS[model.architecture.name].plugin is None  # another package's may round by itself
+    own = model.trained and not package_of_architecture(
+        model.architecture.name
+    )  # another package's may round by itself
     if entry.quantized and own and not kind(model.model_dump(include={"quantize"}))[1]:
         raise InputError(
             f"{where}: {model.name!r} has no quantized activations that this attack could remove; set models = [...]"

@@ -9,11 +9,14 @@ from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import shown
 from art_qplugins.files import printable
 from art_qplugins.quantizers import Quantizer
+from art_qplugins.recipes.architectures import is_own
+from art_qplugins.recipes.factory import is_exported
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import training_defences
+from art_qplugins.recipes.schema import Recipe
 
-__all__ = ["describe", "training_warnings"]
+__all__ = ["code_of_others", "describe", "training_warnings"]
 
 #: The defence that belongs to networks with aggregation layers.
 _CONVEX = "convex-aggregation"
@@ -57,6 +60,19 @@ def describe(settings: ModelSettings) -> str:
 def _deployed(settings: ModelSettings) -> str:
     labels = ", labels alone" if settings.labels_only else ""
     return labels + ("" if settings.twin is None else f", along the gradient of {settings.twin}")
+
+
+def code_of_others(recipe: Recipe) -> list[str]:
+    """The code of other people that a recipe runs because it names it, a line each. Installed packages are not among them."""
+    found: dict[str, list[str]] = {}
+    for model in recipe.models:
+        if model.factory is not None:
+            found.setdefault(f"{model.factory}, the factory", []).append(model.name)
+        elif model.trained and is_own(model.architecture.name):
+            found.setdefault(f"{model.architecture.name}, the architecture", []).append(model.name)
+        if model.checkpoint is not None and is_exported(model.checkpoint):
+            found.setdefault(f"{printable(model.checkpoint)}, the checkpoint", []).append(model.name)
+    return [f"{what} of {name}" + f" and {len(more)} more" * bool(more) for what, (name, *more) in found.items()]
 
 
 def _only(row: Quantizer, table: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from art_qplugins.domains import TEXT, Either, ListOf
 from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
 from art_qplugins.files import as_path, printable, read_text
 from art_qplugins.recipes.checks import check_recipe
+from art_qplugins.recipes.factory import is_exported
 from art_qplugins.recipes.merge import choose, merged, with_defaults
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.recipes.suites import expand_suites
@@ -284,11 +285,11 @@ def tables_about(
 ) -> dict[str, Any]:
     """The recipe of a claim about one module.
 
-    :param model: ``"package.module:function"``, or a deployed file, of which the model has the name.
+    :param model: ``"package.module:function"``, or a file of ``torch.export`` or of a deployed model, whose name it gets.
     :param abstain: the output with which it rejects an image.
     :param deployed: ``twin``, ``twin_checkpoint`` and ``labels_only``, where they are given.
     """
-    name = Path(model).stem if is_file(model) else model
+    name = Path(model).stem if is_file(model) or is_exported(model) else model
     named: dict[str, Any] = {"name": name, "factory": model, **({"checkpoint": str(checkpoint)} if checkpoint else {})}
     named |= {} if abstain is None else {"abstain": abstain}
     named |= {key: str(value) if isinstance(value, Path) else value for key, value in deployed.items() if value}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -13,7 +14,7 @@ from art_qplugins.data import Dataset
 from art_qplugins.defences import DEFENCES
 from art_qplugins.defences.base import Defence
 from art_qplugins.errors import InputError, at
-from art_qplugins.models import MODELS
+from art_qplugins.guard import isolated
 from art_qplugins.models.filtered import unfiltered
 from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.normalize import Normalize
@@ -21,11 +22,12 @@ from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, 
 from art_qplugins.quantizers.noise import stochastic_layers
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
-from art_qplugins.recipes.model import ModelSettings
+from art_qplugins.recipes.architectures import architecture
+from art_qplugins.recipes.model import Architecture, ModelSettings
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.recipes.stored import check_stored, remember_maps, weight_maps_of
 
-__all__ = ["blank", "loaded", "seed_of", "training_defences", "untrained"]
+__all__ = ["blank", "first_weights", "loaded", "seed_of", "training_defences", "untrained"]
 
 
 def loaded(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
@@ -57,12 +59,7 @@ def untrained(settings: ModelSettings, data: Dataset, seed: int, models: Mapping
 
 def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     """The deployed network with initial weights. It has no maps on weights, because stored weights are mapped already."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        choice = MODELS[settings.architecture.name]
-        options = choice.resolve(settings.architecture.options)
-        made = [choice.load()(data.shape, data.nb_classes, **options) for _ in range(settings.architecture.members)]
-        network: nn.Module = made[0] if len(made) == 1 else Mixture(made)
+    network = _made(settings.architecture, data, seed)
     q = settings.quantize
     if q is not None and (q.activation_bits is not None or q.activation_function is not None):
         table = q.model_dump(exclude={"options", *weight_keys()})
@@ -75,6 +72,23 @@ def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     for layer in stochastic_layers(network):
         layer.seed = seed  # also of layers that a defence put there
     return network
+
+
+def _made(chosen: Architecture, data: Dataset, seed: int) -> nn.Module:
+    row = architecture(chosen.name)
+    options = row.resolve(chosen.options)
+    with isolated(nn.Module(), seed):  # a network of the user may draw from any generator
+        made = [row.load()(data.shape, data.nb_classes, **options) for _ in range(chosen.members)]
+    return made[0] if len(made) == 1 else Mixture(made)
+
+
+def first_weights(chosen: Architecture, data: Dataset, seed: int) -> str:
+    """The hash of the weights with which a network of the user begins. They may come from a file, which its code does not hold."""
+    digest = hashlib.sha256()
+    for name, value in _made(chosen, data, seed).state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _normalized(network: nn.Module, settings: ModelSettings, data: Dataset) -> nn.Module:

@@ -17,9 +17,9 @@ from art_qplugins.deployment.parity import answering
 from art_qplugins.errors import InputError, at
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.foreign import foreign
-from art_qplugins.models import MODELS
 from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import bake
+from art_qplugins.recipes.architectures import package_of_architecture
 from art_qplugins.recipes.checks import doubts
 from art_qplugins.recipes.describe import training_warnings
 from art_qplugins.recipes.model import ModelSettings
@@ -123,14 +123,13 @@ def _try(recipe: Recipe, settings: ModelSettings, data: Dataset, networks: Mappi
 @contextlib.contextmanager
 def _placed(where: str, settings: ModelSettings) -> Iterator[None]:
     """Within, whatever a network or a defence raises is an :class:`InputError` that names the model."""
-    plugin = MODELS[settings.architecture.name].plugin
     with at(where):
         try:
             yield
         except InputError:
             raise
         except Exception:
-            with foreign(where, package="" if plugin is None else plugin.package):
+            with foreign(where, package=package_of_architecture(settings.architecture.name)):
                 raise
 
 

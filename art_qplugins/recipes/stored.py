@@ -13,11 +13,11 @@ from art_qplugins.data import Dataset
 from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, shown
 from art_qplugins.files import printable
-from art_qplugins.models import MODELS
 from art_qplugins.quantizers import QUANTIZERS
 from art_qplugins.quantizers.convert import record_maps
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps
+from art_qplugins.recipes.architectures import architecture
 from art_qplugins.recipes.model import ModelSettings
 
 __all__ = ["check_checkpoint", "check_stored", "remember_maps", "weight_maps_of"]
@@ -82,7 +82,7 @@ def _identity(settings: ModelSettings) -> dict[str, Any]:
     """The settings that decide, by their place in the recipe, with defaults written out."""
     choice = settings.architecture
     found: dict[str, Any] = {"architecture": choice.name}
-    options = MODELS[choice.name].resolve(choice.options)
+    options = architecture(choice.name).resolve(choice.options)
     found |= {f"architecture.options.{key}": value for key, value in options.items()}
     if choice.members > 1:
         found["architecture.members"] = choice.members

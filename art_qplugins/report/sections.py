@@ -50,6 +50,12 @@ SECTIONS: Registry[Section] = Registry(
             help="paired tests of models that name a baseline",
         ),
         Section(
+            name="bits",
+            title="Accuracy against bits",
+            target="art_qplugins.report.bits:section",
+            help="clean and worst-case accuracy over bits, where models of the run differ in them alone",
+        ),
+        Section(
             name="randomness",
             title="Models that draw afresh",
             target="art_qplugins.report.randomness:section",

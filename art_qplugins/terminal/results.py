@@ -14,6 +14,7 @@ from rich.text import Text
 from art_qplugins.evaluation.compare import Comparison
 from art_qplugins.evaluation.order import Learnt
 from art_qplugins.evaluation.records import Cell, Finding, Interval, ModelResult
+from art_qplugins.recipes.describe import code_of_others
 from art_qplugins.report import Run as Written
 from art_qplugins.report import select, steps, words
 from art_qplugins.terminal.console import STYLES, console, number, show_warnings, spaced
@@ -41,6 +42,8 @@ def show_plan(
     """Show the models and cells of a recipe, what is surely a mistake in it, and what it costs."""
     screen = console()
     _show_rows(screen, ("model", "what it is"), [(model.name, model.description) for model in models])
+    for line in code_of_others(recipe):
+        screen.print(f"runs code: {line}", soft_wrap=True)
     show_warnings(screen, warnings)
     screen.print()
     grouped: dict[tuple[Any, ...], list[float]] = {}

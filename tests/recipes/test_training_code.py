@@ -54,7 +54,7 @@ def edit(path, old, new):
         ("defences/__init__.py", "Option(2e-3", "Option(1e-3"),
         ("models/convnet.py", "def forward(", "def forward_("),
         ("quantizers/functional.py", "import torch\n", "import torch\n\nEXTRA = 1\n"),
-        ("recipes/networks.py", "manual_seed(seed)", "manual_seed(seed + 1)"),
+        ("recipes/networks.py", "isolated(nn.Module(), seed)", "isolated(nn.Module(), seed + 1)"),
     ],
 )
 def test_an_edit_of_what_training_runs_through_changes_the_fingerprint(file, old, new, copied):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.files import short_name
 from art_qplugins.report import select
-from art_qplugins.report.figures import bars, costs, curves, histograms, information, learning, sweeps, transfer
+from art_qplugins.report.figures import bars, bits, costs, curves, histograms, information, learning, sweeps, transfer
 from art_qplugins.report.figures.svg import Drawing, drawn
 from art_qplugins.report.files import Run
 from art_qplugins.report.training import training
@@ -28,9 +28,10 @@ class Figures:
     gradients: list[Drawing | None]
     training: list[Drawing | None]
     information: list[Drawing]
+    bits: list[Drawing]
 
     def all(self) -> list[Drawing]:
-        across = (self.curves, self.costs, self.transfer, *self.sweeps, *self.information)
+        across = (self.curves, self.costs, self.transfer, *self.sweeps, *self.information, *self.bits)
         each = (*self.bars, *self.margins, *self.gradients, *self.training)
         return [drawing for drawing in (*across, *each) if drawing is not None]
 
@@ -52,6 +53,7 @@ def draw(run: Run) -> Figures:
         gradients=[_gradients(model, run) for model in results.models],
         training=[_training(model, results) for model in results.models],
         information=[drawing for drawing, _ in information.drawings(results)],
+        bits=[drawing for drawing, _ in bits.drawings(results)],
     )
 
 

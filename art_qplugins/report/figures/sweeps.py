@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Settings that make a sweep also where the recipe writes each model out, and their names in the figure.
-_BITS = {"quantize.activation_bits": "activation bits", "quantize.weight_bits": "weight bits"}
+BITS = {"quantize.activation_bits": "activation bits", "quantize.weight_bits": "weight bits"}
 #: Settings that may differ between the variants of a swept model. A swept base has a name per variant.
 _PER_VARIANT = ("name", "seed", "replicate_of", "base", "baseline", "checkpoint", "reference")
 #: More bars have no room for their labels.
@@ -32,10 +32,12 @@ class Sweep:
 
     :ivar axes: the swept settings, e.g. "activation bits".
     :ivar models: by the values of the settings, from small to large: models with these values, one per seed.
+    :ivar whole: of a sweep of bits, the same models without quantization. They are among ``models`` where bits alone differ.
     """
 
     axes: list[str]
     models: dict[Values, list[ModelResult]]
+    whole: list[ModelResult]
 
     @property
     def what(self) -> str:
@@ -50,7 +52,7 @@ class Sweep:
 def sweeps(results: Results) -> list[Sweep]:
     """The sweeps of the resolved recipe. Model names are not parsed."""
     by_name = {model.name: model for model in results.models if model.n}
-    swept = dict.fromkeys([*_BITS, *_paths(results)])
+    swept = dict.fromkeys([*BITS, *_paths(results)])
     groups: dict[str, list[tuple[dict[str, Any], ModelResult]]] = defaultdict(list)
     plain: dict[str, list[ModelResult]] = defaultdict(list)
     for given in results.settings:
@@ -66,7 +68,7 @@ def sweeps(results: Results) -> list[Sweep]:
         axes = [path for path in swept if len({values[path] for values, _ in group}) > 1]
         if not axes:
             continue
-        whole = [] if axes[0] not in _BITS else plain.get(_key(json.loads(key), without="quantize"), [])
+        whole = [] if axes[0] not in BITS else plain.get(_key(json.loads(key), without="quantize"), [])
         found.append(_sweep(axes, group, [model for model in whole if all(model is not other for _, other in group)]))
     return [sweep for sweep in found if len(sweep.models) > 1]
 
@@ -113,8 +115,8 @@ def _sweep(axes: Sequence[str], group: Sequence[tuple[dict[str, Any], ModelResul
         models[tuple(_number_of(values[path]) for path in axes)].append(model)
     if whole and len(axes) == 1:
         models[(float("inf"),)] = whole
-    names = [_BITS.get(path, path.rpartition(".")[2].replace("_", " ")) for path in axes]
-    return Sweep(axes=names, models={key: models[key] for key in sorted(models)})
+    names = [BITS.get(path, path.rpartition(".")[2].replace("_", " ")) for path in axes]
+    return Sweep(axes=names, models={key: models[key] for key in sorted(models)}, whole=whole)
 
 
 def _number_of(value: Any) -> float:
