@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from art_qplugins.defences.base import Defence
 from art_qplugins.domains import NOT_NEGATIVE, POSITIVE, check
-from art_qplugins.quantizers.convert import weight_layers
+from art_qplugins.quantizers.maps import weight_layers
 from art_qplugins.quantizers.precision import in_float32
 
 __all__ = ["Orthogonality", "as_matrices", "groups_of", "orthogonality_penalty", "stationary_singular_value"]

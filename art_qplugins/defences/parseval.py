@@ -13,7 +13,7 @@ from art_qplugins.defences.base import Defence
 from art_qplugins.defences.crafting import share_of
 from art_qplugins.defences.lipschitz import as_matrices, groups_of
 from art_qplugins.errors import InputError
-from art_qplugins.quantizers.convert import weight_layers
+from art_qplugins.quantizers.maps import weight_layers
 
 __all__ = ["Parseval", "retracted"]
 

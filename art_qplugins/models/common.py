@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from art_qplugins.domains import ListOf, Number, check
-from art_qplugins.quantizers.convert import weight_layers
+from art_qplugins.quantizers.maps import weight_layers
 
 __all__ = ["WIDTH", "check_sizes", "he_init"]
 

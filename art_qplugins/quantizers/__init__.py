@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 from art_qplugins.quantizers.registry import QUANTIZERS, Quantizer
 
 if TYPE_CHECKING:
-    from art_qplugins.quantizers.activation import QuantHardtanh, QuantReLU
-    from art_qplugins.quantizers.convert import bake, quantize, weight_layers
+    from art_qplugins.quantizers.activation import QuantAffine, QuantHardtanh, QuantReLU
+    from art_qplugins.quantizers.calibrate import calibrate
+    from art_qplugins.quantizers.convert import quantize
+    from art_qplugins.quantizers.functions import QuantActivation
+    from art_qplugins.quantizers.maps import bake, weight_layers
     from art_qplugins.quantizers.noise import draws_from, is_stochastic
     from art_qplugins.quantizers.protocol import ActivationQuantizer, activation_quantizers
     from art_qplugins.quantizers.report import Part, quantization_report
@@ -26,19 +29,22 @@ _HOME = {
     "ActivationQuantizer": "protocol",
     "MuLawMapping": "weight",
     "Part": "report",
+    "QuantActivation": "functions",
+    "QuantAffine": "activation",
     "QuantHardtanh": "activation",
     "QuantReLU": "activation",
     "StochasticQuantizer": "stochastic",
     "TwinGradient": "twin",
     "UniformWeightQuantizer": "weight",
     "activation_quantizers": "protocol",
-    "bake": "convert",
+    "bake": "maps",
+    "calibrate": "calibrate",
     "draws_from": "noise",
     "is_stochastic": "noise",
     "quantization_report": "report",
     "quantize": "convert",
     "surrogate": "surrogates",
-    "weight_layers": "convert",
+    "weight_layers": "maps",
 }
 
 __all__ = [
@@ -46,6 +52,8 @@ __all__ = [
     "ActivationQuantizer",
     "MuLawMapping",
     "Part",
+    "QuantActivation",
+    "QuantAffine",
     "QuantHardtanh",
     "QuantReLU",
     "Quantizer",
@@ -54,6 +62,7 @@ __all__ = [
     "UniformWeightQuantizer",
     "activation_quantizers",
     "bake",
+    "calibrate",
     "draws_from",
     "is_stochastic",
     "quantization_report",

@@ -1,19 +1,28 @@
 """The quantized activations of Defensive Quantization (Lin, Gan & Han 2019, section 2.1), on [0, clip] or any range.
 
-The clip may be learned (PACT; Choi et al. 2018, arXiv 1805.06085).
+The clip may be learned (PACT; Choi et al. 2018, arXiv 1805.06085). An affine quantizer has any range, and 0 among its levels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from art_qplugins.domains import BITS, FINITE, POSITIVE, Number, check
-from art_qplugins.quantizers.functional import quant_hardtanh, quant_relu, straight_through
+from art_qplugins.quantizers.functional import (
+    affine_grid,
+    quant_affine,
+    quant_hardtanh,
+    quant_relu,
+    straight_through,
+)
 from art_qplugins.quantizers.precision import in_float32
 from art_qplugins.quantizers.surrogates import Surrogate, as_surrogate
 
-__all__ = ["LearnedClipReLU", "QuantHardtanh", "QuantReLU", "uniform_activation"]
+__all__ = ["LearnedClipReLU", "QuantAffine", "QuantHardtanh", "QuantReLU", "uniform_activation"]
 
 #: A learned clip stays above this, so that there are levels.
 _LEAST = 1e-3
@@ -119,6 +128,62 @@ class QuantHardtanh(_UniformActivation):
         return self._repr(f"min_val={self.min_val:g}, max_val={self.max_val:g}")
 
 
+class QuantAffine(_UniformActivation):
+    """Any values clipped and rounded to ``2 ** num_bits`` even levels, of which one is 0: as an integer file stores them.
+
+    See :func:`~art_qplugins.quantizers.functional.quant_affine`. The range is widened to hold 0 and moved by at most half
+    a step, so that 0 is a level. It may have been observed, so it is in the state dict, and no gradient reaches it.
+
+    :param num_bits: bits per activation, 1 to 16.
+    :param low: the lowest value, in units of the activation.
+    :param high: the highest value, above ``low``.
+    :param surrogate: as in :class:`QuantReLU`.
+    :ivar scale: the step between two levels.
+    :ivar zero_point: how many levels are below 0.
+    :ivar observe: where it is not ``None``, values are given to it and pass unchanged.
+    """
+
+    bounds: Tensor
+
+    def __init__(self, num_bits: int, low: float, high: float, *, surrogate: str | Surrogate | None = None) -> None:
+        super().__init__()
+        self.num_bits = check("num_bits", num_bits, BITS)
+        self.surrogate = as_surrogate(surrogate)
+        self.observe: Callable[[Tensor], None] | None = None
+        self.register_buffer("bounds", torch.zeros(2))
+        self.spread(low, high)
+
+    def spread(self, low: float, high: float) -> None:
+        """Take another range."""
+        low, high = float(check("low", low, FINITE)), float(check("high", high, Number(low, above=True)))
+        # What is stored as float32 must give the same levels when it is loaded.
+        self.bounds.copy_(torch.tensor([low, high]))
+        self._read_bounds()
+
+    def _read_bounds(self) -> None:
+        self.scale, self.zero_point = affine_grid(self.num_bits, *self.bounds.tolist())
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._read_bounds()
+
+    @property
+    def range(self) -> tuple[float, float]:
+        return -self.zero_point * self.scale, (2**self.num_bits - 1 - self.zero_point) * self.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observe is None:
+            return super().forward(x)
+        self.observe(x)
+        return x
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        return quant_affine(x, self.num_bits, self.scale, self.zero_point)
+
+    def extra_repr(self) -> str:
+        return self._repr(f"scale={self.scale:.6g}, zero_point={self.zero_point}")
+
+
 class LearnedClipReLU(_UniformActivation):
     r"""ReLU clipped at a parameter :math:`\alpha` and rounded to ``2 ** num_bits`` levels (Choi et al. 2018, equations 1 to 3).
 
@@ -156,8 +221,15 @@ class LearnedClipReLU(_UniformActivation):
         return self._repr(f"clip={self.range[1]:g}")
 
 
-def uniform_activation(num_bits: int, clip: float = 6.0, *, low: float = 0.0) -> QuantReLU | QuantHardtanh:
-    """The uniform quantizer on [low, clip]: a :class:`QuantReLU` where low is 0, else a :class:`QuantHardtanh`."""
+def uniform_activation(
+    num_bits: int, clip: float = 6.0, *, low: float = 0.0, zero_point: bool = False
+) -> QuantReLU | QuantHardtanh | QuantAffine:
+    """The uniform quantizer on [low, clip]: a :class:`QuantReLU` where low is 0, else a :class:`QuantHardtanh`.
+
+    :param zero_point: a :class:`~art_qplugins.quantizers.affine.QuantAffine` in place of both.
+    """
     check("low", low, FINITE)
     check("clip", clip, Number(low, above=True))
+    if zero_point:
+        return QuantAffine(num_bits, low, clip)
     return QuantReLU(num_bits, clip) if low == 0 else QuantHardtanh(num_bits, low, clip)

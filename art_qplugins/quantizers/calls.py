@@ -25,10 +25,11 @@ from torch.nn import functional as F
 __all__ = ["FunctionalCall", "functional_calls"]
 
 #: Names of activations in torch.nn.functional, in torch and among the methods of tensors. log_softmax does not count,
-#: because it turns logits into log-probabilities.
+#: because it turns logits into log-probabilities. Attention counts, because it has a softmax inside.
 _NAMES = {
     *("celu", "clamp", "clip", "elu", "gelu", "glu", "hardshrink", "hardsigmoid", "hardswish", "hardtanh"),
     *("leaky_relu", "logsigmoid", "mish", "prelu", "relu", "relu6", "rrelu", "selu", "sigmoid", "silu", "softmax"),
+    "scaled_dot_product_attention",
     *("softmin", "softplus", "softshrink", "softsign", "tanh", "tanhshrink", "threshold"),
 }
 _IN_PLACE = {f"{name}_" for name in _NAMES}

@@ -1,7 +1,7 @@
 """Quantizers as pure functions, exact in value and in gradient.
 
-This module has the fixed maps: the quantized ReLU and Hardtanh, the uniform weight quantizer and the mu-law. Quantizers
-with parameters or noise are in the other modules. All of them are "fake quantization": the values are those of the
+This module has the fixed maps: the quantized ReLU and Hardtanh, the affine quantizer, that of weights, and the mu-law.
+Quantizers with parameters or noise are in the other modules. All of them are "fake quantization": the values are those of the
 integer network, stored as floats. Under autocast they are float32, see :mod:`~art_qplugins.quantizers.precision`.
 """
 
@@ -15,7 +15,16 @@ from torch import Tensor
 
 from art_qplugins.quantizers.precision import in_float32
 
-__all__ = ["mu_law", "mu_law_inverse", "quant_hardtanh", "quant_relu", "quantize_weight", "straight_through"]
+__all__ = [
+    "affine_grid",
+    "mu_law",
+    "mu_law_inverse",
+    "quant_affine",
+    "quant_hardtanh",
+    "quant_relu",
+    "quantize_weight",
+    "straight_through",
+]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -44,21 +53,22 @@ def straight_through(value: Tensor, path: Tensor) -> Tensor:
     return result
 
 
-class _QuantReLU(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, num_bits: int, clip: float) -> Tensor:
-        scale = clip / (2**num_bits - 1)
-        return x.clamp(0, clip).div_(scale).round_().mul_(scale)
+class _OnGrid(torch.autograd.Function):
+    """Clip, then round to a multiple of ``scale``."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int, float], output: Tensor) -> None:
+    def forward(x: Tensor, scale: float, low: float, high: float) -> Tensor:
+        return x.clamp(low, high).div_(scale).round_().mul_(scale)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float, float], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
-        ctx.clip = inputs[2]
+        ctx.range = inputs[2:]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         # The fused kernel of hardtanh has exactly this mask. A saved boolean mask takes twice the time.
-        return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], 0.0, ctx.clip), None, None
+        return torch.ops.aten.hardtanh_backward(grad, ctx.saved_tensors[0], *ctx.range), None, None, None
 
 
 @in_float32
@@ -76,7 +86,37 @@ def quant_relu(x: Tensor, num_bits: int, clip: float = 6.0) -> Tensor:
     :param num_bits: k, at least 1.
     :param clip: c > 0, in units of ``x``.
     """
-    result: Tensor = _QuantReLU.apply(x, num_bits, clip)
+    result: Tensor = _OnGrid.apply(x, clip / (2**num_bits - 1), 0.0, clip)
+    return result
+
+
+def affine_grid(num_bits: int, low: float, high: float) -> tuple[float, int]:
+    r"""The scale s and the zero point z of the :math:`2^k` levels :math:`s (q - z)`, q in :math:`0 ... 2^k - 1`, on [low, high].
+
+    The range is widened to hold 0 and moved by at most half a step, so that 0 is a level (Jacob et al. 2018, equation 1).
+
+    :param low: below ``high``, or 0 with it above.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / (2**num_bits - 1)
+    return scale, math.floor(0.5 - low / scale)
+
+
+@in_float32
+def quant_affine(x: Tensor, num_bits: int, scale: float, zero_point: int) -> Tensor:
+    r"""Round to the nearest of the :math:`2^k` levels :math:`s (q - z)`, as an integer file stores activations.
+
+    .. math:: Q_k(x) = s \cdot \mathrm{clamp}(\mathrm{round}(x / s), -z, 2^k - 1 - z)
+
+    Ties go to the even multiple of s, as in ONNX's ``QuantizeLinear``. The gradient is straight-through, 1 strictly
+    between the lowest and the highest level and 0 elsewhere. With z = 0 it is :func:`quant_relu`.
+
+    :param x: any shape, floating point.
+    :param num_bits: k, at least 1.
+    :param scale: s > 0, in units of ``x``.
+    :param zero_point: z, from 0 to :math:`2^k - 1`.
+    """
+    result: Tensor = _OnGrid.apply(x, scale, -zero_point * scale, (2**num_bits - 1 - zero_point) * scale)
     return result
 
 

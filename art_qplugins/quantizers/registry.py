@@ -10,17 +10,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from art_qplugins.domains import COUNT, MOST, TEXT, Either, ListOf, Number
+from art_qplugins.domains import COUNT, MOST, TEXT, Either, ListOf, Number, OneOf
 from art_qplugins.errors import InputError
 from art_qplugins.registry import Entry, Registry
 
-__all__ = ["ACTIVATION_FUNCTIONS", "LAYERS", "QUANTIZERS", "Quantizer", "switched_on", "weight_keys"]
+__all__ = [
+    "ACTIVATION_FUNCTIONS",
+    "ALSO",
+    "EXEMPT",
+    "LAYERS",
+    "QUANTIZERS",
+    "RANGES",
+    "Quantizer",
+    "switched_on",
+    "weight_keys",
+]
 
 #: The functions that activations may become, with or without rounding: ReLU clipped at 6 or at 1, and tanh.
 ACTIVATION_FUNCTIONS = ("relu6", "relu1", "tanh")
 #: Layers: so many of the last ones, or a list of names and positions. A pattern such as ``"group3.*"`` stands for all names that
 #: match it. Positions count from 0, and back from -1, the last.
-LAYERS = Either(COUNT, ListOf(Either(TEXT, Number(-MOST, MOST, whole=True)), least=1))
+_NAME = Either(TEXT, Number(-MOST, MOST, whole=True))
+LAYERS = Either(COUNT, ListOf(_NAME, least=1))
+#: Layers that are left out, by their names and positions.
+EXEMPT = ListOf(_NAME)
+#: The ranges of activations: by their function and ``clip``, or observed.
+RANGES = ("fixed", "min-max", "percentile", "mse")
+#: What is quantized only where it is asked for.
+ALSO = ListOf(OneOf(("layer-norm", "softmax")))
 
 #: A ``quantize`` table. A key that is ``None`` or absent is not given.
 Table = Mapping[str, Any]
@@ -41,6 +58,8 @@ class Quantizer(Entry):
     :ivar arguments: keys of the table that it takes, each with the name of the argument of ``target``.
     :ivar switch: keys that switch it on if all of them are given.
     :ivar layers: the key for the layers to which it applies, see :data:`LAYERS`; "" for all layers.
+    :ivar exempt: the key for the layers to which it does not apply, see :data:`EXEMPT`; "" for none.
+    :ivar zero_point: ``target`` also takes ``zero_point``. If it is true, 0 is a level, and the range can be observed.
     :ivar signed: ``target`` also takes ``low``, the lowest level. It is 0 by default.
     :ivar random: it draws noise. Its module is a :class:`~art_qplugins.StochasticQuantizer` or a subclass. ``target``
         also takes ``seed`` and ``layer``, and ``estimator`` also takes ``draws`` and ``options``.
@@ -54,6 +73,8 @@ class Quantizer(Entry):
     switch: tuple[str, ...]
     line: Callable[[Table], str]
     layers: str = ""
+    exempt: str = ""
+    zero_point: bool = False
     signed: bool = False
     random: bool = False
     estimator: str = ""
@@ -62,7 +83,7 @@ class Quantizer(Entry):
     def keys(self) -> tuple[str, ...]:
         """Every key of the table that it takes."""
         layers = "activation_layers" if self.place == "activation" else self.layers
-        return (*self.arguments, layers) if layers else tuple(self.arguments)
+        return (*self.arguments, *filter(None, (layers, self.exempt)))
 
     def is_on(self, table: Table) -> bool:
         return all(table.get(key) is not None for key in self.switch)
@@ -84,11 +105,17 @@ class Quantizer(Entry):
 
 def _uniform(table: Table) -> str:
     bits = f"{table['activation_bits']}-bit activations"
+    if _observed(table):
+        return f"{bits} on observed ranges ({table['ranges']})"
     return bits if table.get("activation_function") else f"{bits} on [0, {table['clip']:g}]"
 
 
 def _learned(table: Table) -> str:
     return f"{table['activation_bits']}-bit activations, learned clip"
+
+
+def _observed(table: Table) -> bool:
+    return bool(table.get("ranges", "fixed") != "fixed")
 
 
 #: By the rule of an ensemble, what it takes of its draws.
@@ -162,6 +189,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(
             arguments={"activation_bits": "num_bits", "clip": "clip"},
             switch=("activation_bits",),
             line=_uniform,
+            zero_point=True,
             signed=True,
             estimator="art_qplugins.estimators:DQClassifier",
         ),
@@ -189,6 +217,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(
             },
             switch=("weight_bits",),
             line=_uniform_weight,
+            exempt="exempt",
         ),
     ],
     group="art_qplugins.quantizers",
@@ -224,6 +253,11 @@ def _activation(table: Table) -> str | None:
             raise InputError(
                 "alpha makes activations stochastic, and needs activation_bits; add e.g. activation_bits = 2"
             )
+        functional = table.get("functional") and table.get("activation_function") is None
+        asked = {"ranges": _observed(table), "also": table.get("also"), "functional": functional}
+        for key, given in asked.items():
+            if given:
+                raise InputError(f"{key}: there are no activations to quantize; add e.g. activation_bits = 4")
         if name is not None or options:
             raise InputError("activation and options need activation_bits; add e.g. activation_bits = 4")
         return None
@@ -246,6 +280,13 @@ def _check(row: Quantizer, table: Table, options: Mapping[str, Any]) -> None:
     for key, default in _DEFAULTS.items():
         if table.get(key, default) != default and key not in row.arguments:
             raise InputError(f"quantizer {row.name!r} has no {key}; leave it out")
+    for key, given in {"ranges": _observed(table), "also": table.get("also")}.items():
+        if given and not row.zero_point:
+            raise InputError(
+                f"{key}: quantizer {row.name!r} has no zero point, so only 'uniform' takes it; leave it out"
+            )
+    if _observed(table) and table.get("clip", _DEFAULTS["clip"]) != _DEFAULTS["clip"]:
+        raise InputError("clip: ranges are observed; leave clip out")
     if options and not row.options:
         raise InputError(f"quantizer {row.name!r} has no options; leave out {', '.join(options)}")
     row.resolve(options)

@@ -10,19 +10,24 @@ from torch import nn
 
 from art_qplugins.domains import check
 from art_qplugins.quantizers.calls import FunctionalCall, functional_calls
+from art_qplugins.quantizers.functions import QuantActivation
 from art_qplugins.quantizers.layers import WEIGHTED, activations
 from art_qplugins.quantizers.protocol import as_quantizer
-from art_qplugins.quantizers.stored import is_on_levels, weight_bits, weight_maps
+from art_qplugins.quantizers.stored import is_on_levels, weight_bits, weight_maps, weight_names
 from art_qplugins.torch_domains import MODULE
 
-__all__ = ["Part", "quantization_report"]
+__all__ = ["ATTENTION", "Part", "quantization_report"]
 
 #: Activations of torch that have no quantized form here. LogSoftmax is left out: it turns logits into
 #: log-probabilities.
 _FLOAT_ACTIVATIONS = tuple(
     getattr(nn, name) for name in nn.modules.activation.__all__ if name not in ("MultiheadAttention", "LogSoftmax")
 )
-_QUANTIZABLE = "nn.ReLU, nn.ReLU6, nn.Hardtanh or nn.Tanh"
+_QUANTIZABLE = "nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.GELU or nn.SiLU"
+#: The type of the softmax inside attention, which no module computes.
+ATTENTION = "scaled_dot_product_attention()"
+_ADDED = "it has one value for all images, or one per channel, as a class token, a position embedding or a scale"
+_FUSED = "the softmax inside attention is no module; compute it by nn.Softmax"
 _NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -77,10 +82,16 @@ def _activations(name: str, module: nn.Module, replaceable: bool) -> Iterator[Pa
     kind = type(module).__name__
     if (quantizer := as_quantizer(module)) is not None:
         yield Part(name, "activation", kind, quantizer.num_bits)
+    elif isinstance(module, QuantActivation):
+        return  # the quantizer inside is a part of its own
     elif replaceable:
         yield Part(name, "activation", kind, None, "it was not quantized", expected=True)
     elif isinstance(module, nn.Tanh):
         return  # the quantizer behind it is a part of its own
+    elif isinstance(module, nn.MultiheadAttention):
+        yield Part(name, "activation", ATTENTION, None, _FUSED, expected=True)
+    elif isinstance(module, nn.Softmax):
+        yield Part(name, "activation", kind, None, "it is quantized where it is asked for: also = ['softmax']")
     elif isinstance(module, _FLOAT_ACTIVATIONS):
         yield Part(name, "activation", kind, None, f"it has no quantized form; use {_QUANTIZABLE}")
     else:
@@ -92,20 +103,27 @@ def _called(name: str, kind: str, call: FunctionalCall) -> Part:
     if not call.function:
         reason = f"the code of {call.where} cannot be read, so activations that it calls as functions are unknown"
         return Part(name, "activation", kind, None, reason)
-    reason = f"{call.where}: only modules are replaced; use {_QUANTIZABLE} there"
+    if f"{call.function}()" == ATTENTION:
+        return Part(name, "activation", ATTENTION, None, _FUSED, expected=True)
+    reason = f"{call.where}: only modules are replaced; use {_QUANTIZABLE} there, or functional = True"
     return Part(name, "activation", f"{call.function}()", None, reason)
 
 
 def _weights(name: str, module: nn.Module, checked: bool) -> Iterator[Part]:
     kind, prefix = type(module).__name__.removeprefix("Parametrized"), f"{name}." if name else ""
-    if isinstance(module, WEIGHTED):
-        yield _quantizable(f"{prefix}weight", kind, module, checked)
+    if isinstance(module, (*WEIGHTED, nn.MultiheadAttention)):
+        for parameter in weight_names(module):
+            yield _quantizable(f"{prefix}{parameter}", kind, module, checked)
         return
     for parameter, value in module.named_parameters(recurse=False):
-        if isinstance(module, _NORMS) and parameter == "weight":
+        if value.dim() >= 3 and (value.shape[0] == 1 or value.numel() == max(value.shape)):
+            yield Part(f"{prefix}{parameter}", "weight", kind, None, _ADDED, expected=True)
+        elif isinstance(module, _NORMS) and parameter == "weight":
             yield Part(f"{prefix}{parameter}", "weight", kind, None, "norms stay in float", expected=True)
         elif value.dim() >= 2 and not isinstance(module, _NORMS):
-            reason = f"it is of a {kind}; only nn.Linear and nn.Conv1d to nn.Conv3d are quantized"
+            reason = (
+                f"it is of a {kind}; only nn.Linear, nn.MultiheadAttention and nn.Conv1d to nn.Conv3d are quantized"
+            )
             yield Part(f"{prefix}{parameter}", "weight", kind, None, reason)
 
 

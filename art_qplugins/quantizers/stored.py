@@ -1,4 +1,6 @@
-"""Records which maps were applied to the stored weight of a layer, because the weight itself does not tell.
+"""Records which maps were applied to the stored weights of a layer, because the weights themselves do not tell.
+
+A layer has one weight, and an attention those of its projections. All weights of a layer have the same maps.
 
 The record is an attribute of the layer. It is copied and pickled with the layer. No state dict holds it, so a checkpoint
 stores it in its description. It changes no output, and it does not enter the fingerprint.
@@ -25,6 +27,7 @@ __all__ = [
     "stored_maps",
     "weight_bits",
     "weight_maps",
+    "weight_names",
 ]
 
 _NAME = "stored_maps"
@@ -37,8 +40,15 @@ class _StoredMaps:
     maps: tuple[nn.Module, ...]
 
 
+def weight_names(layer: nn.Module) -> tuple[str, ...]:
+    """The parameters of ``layer`` whose maps are recorded."""
+    if not isinstance(layer, nn.MultiheadAttention):
+        return ("weight",)
+    return ("in_proj_weight",) if layer._qkv_same_embed_dim else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
 def weight_maps(layer: nn.Module) -> tuple[nn.Module, ...]:
-    """The maps applied to the weight of ``layer``, in order: first the stored maps, then its parametrizations."""
+    """The maps applied to each weight of ``layer``, in order: first the stored maps, then its parametrizations."""
     return (*_stored(layer), *parametrizations(layer))
 
 
@@ -64,17 +74,18 @@ def weight_bits(layer: nn.Module) -> int | None:
 
 @torch.no_grad()
 def is_on_levels(layer: nn.Module) -> bool:
-    """Whether the weight of ``layer`` is on the levels of its quantizer, up to float rounding."""
-    weight = cast(Tensor, layer.weight)
-    change = (weight_maps(layer)[-1](weight) - weight).abs().max()
-    return bool(change <= 8 * torch.finfo(weight.dtype).eps * weight.abs().max())
+    """Whether the weights of ``layer`` are on the levels of its quantizer, up to float rounding."""
+    last = weight_maps(layer)[-1]
+    weights = [cast(Tensor, getattr(layer, name)) for name in weight_names(layer)]
+    return all(bool((last(w) - w).abs().max() <= 8 * torch.finfo(w.dtype).eps * w.abs().max()) for w in weights)
 
 
 def parametrizations(layer: nn.Module) -> list[nn.Module]:
-    """The maps on the weight of ``layer`` that are computed at every forward pass, in order."""
-    if not parametrize.is_parametrized(layer, "weight"):
+    """The maps on each weight of ``layer`` that are computed at every forward pass, in order."""
+    name = weight_names(layer)[0]
+    if not parametrize.is_parametrized(layer, name):
         return []
-    return list(cast(nn.ModuleDict, layer.parametrizations)["weight"].children())
+    return list(cast(nn.ModuleDict, layer.parametrizations)[name].children())
 
 
 def stored_maps(model: nn.Module) -> dict[str, list[dict[str, Any]]]:

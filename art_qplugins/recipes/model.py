@@ -10,7 +10,7 @@ from pydantic import model_validator
 from art_qplugins.deployment.arguments import ASK
 from art_qplugins.domains import ABSTAIN, COUNT, FINITE, FRACTION, MOST, POSITIVE, ListOf, Number, OneOf
 from art_qplugins.quantizers import Quantizer
-from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, switched_on
+from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, ALSO, EXEMPT, RANGES, switched_on
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, kind
 from art_qplugins.recipes.values import (
     Accuracy,
@@ -66,14 +66,24 @@ class ClaimSettings(Settings):
 
 
 class Quantization(Settings):
-    """The arguments of :func:`art_qplugins.quantize`. ``options`` are those of the quantizer that ``activation`` names."""
+    """The arguments of :func:`art_qplugins.quantize`. ``options`` are those of the quantizer that ``activation`` names.
+
+    ``calibration`` is a number of images of the train split, drawn by the seed. Ranges are observed with the weights that the
+    training starts from, those of ``base``, and are stored with the weights.
+    """
 
     activation: Word | None = None
     activation_function: Annotated[str, within(OneOf(ACTIVATION_FUNCTIONS))] | None = None
     options: dict[str, Any] = {}
     activation_bits: Bits | None = None
     activation_layers: Layers | None = None
+    ranges: Annotated[str, within(OneOf(RANGES))] = "fixed"
+    calibration: Count | None = None
+    percentile: Annotated[float, within(Number(50, 100, above=True))] = 99.99
+    also: Annotated[list[str], within(ALSO)] = []
+    functional: Flag = False
     weight_bits: Bits | None = None
+    exempt: Annotated[list[str | int], within(EXEMPT)] = []
     clip: Positive = 6.0
     mu: Positive | None = None
     alpha: Annotated[float, within(Number(1))] | None = None

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset
@@ -18,7 +18,7 @@ from art_qplugins.guard import isolated
 from art_qplugins.models.filtered import unfiltered
 from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.normalize import Normalize
-from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, quantize
+from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, calibrate, quantize
 from art_qplugins.quantizers.noise import stochastic_layers
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
@@ -54,6 +54,10 @@ def untrained(settings: ModelSettings, data: Dataset, seed: int, models: Mapping
     if weight_maps is not None:
         with at(f"models.{settings.name}.quantize"):
             module = quantize(module, **weight_maps, trainable=True)
+    q = settings.quantize
+    if q is not None and q.calibration is not None:
+        with at(f"models.{settings.name}.quantize"):
+            calibrate(module, _images(data, q.calibration, seed), ranges=q.ranges, percentile=q.percentile)
     return module
 
 
@@ -62,9 +66,11 @@ def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     network = _made(settings.architecture, data, seed)
     q = settings.quantize
     if q is not None and (q.activation_bits is not None or q.activation_function is not None):
-        table = q.model_dump(exclude={"options", *weight_keys()})
+        table = q.model_dump(exclude={"options", "calibration", *weight_keys()})
+        # Two images make the layers. Their ranges come from the checkpoint, or are observed where training begins.
+        some = None if q.calibration is None else _images(data, 2, seed)
         with at(f"models.{settings.name}.quantize"):
-            network = quantize(network, **table, activation_options=q.options, seed=seed)
+            network = quantize(network, **table, calibration=some, activation_options=q.options, seed=seed)
     if settings.normalize is not None:
         network = _normalized(network, settings, data)
     for defence in training_defences(settings):
@@ -89,6 +95,11 @@ def first_weights(chosen: Architecture, data: Dataset, seed: int) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _images(data: Dataset, count: int, seed: int) -> Tensor:
+    """So many images of a data set, or all, float32 in [0, 1]."""
+    return data.take(min(count, len(data)), seed=seed).x()
 
 
 def _normalized(network: nn.Module, settings: ModelSettings, data: Dataset) -> nn.Module:

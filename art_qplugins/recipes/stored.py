@@ -14,7 +14,7 @@ from art_qplugins.defences import DEFENCES
 from art_qplugins.errors import InputError, shown
 from art_qplugins.files import printable
 from art_qplugins.quantizers import QUANTIZERS
-from art_qplugins.quantizers.convert import record_maps
+from art_qplugins.quantizers.maps import record_maps
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps
 from art_qplugins.recipes.architectures import architecture
@@ -24,6 +24,8 @@ __all__ = ["check_checkpoint", "check_stored", "remember_maps", "weight_maps_of"
 
 #: The settings that say which network the weights belong to, and how they were made what they are.
 _IDENTITY = ("architecture", "normalize", "quantize", "defences")
+#: Keys of a ``quantize`` table that belong to no quantizer.
+_OF_ACTIVATIONS = ("activation", "activation_function", "options", "ranges", "calibration", "also", "functional")
 
 
 def check_checkpoint(settings: ModelSettings) -> None:
@@ -91,9 +93,7 @@ def _identity(settings: ModelSettings) -> dict[str, Any]:
     if settings.quantize is not None:
         table = settings.quantize.model_dump()
         found |= {f"quantize.{key}": table[key] for row in settings.quantize.quantizers for key in row.keys}
-        found |= {
-            f"quantize.{key}": table[key] for key in ("activation", "activation_function", "options") if table.get(key)
-        }
+        found |= {f"quantize.{key}": table[key] for key in _OF_ACTIVATIONS if table.get(key)}
     found |= {f"defences.{one.name}": DEFENCES[one.name].resolve(one.options) for one in settings.defences}
     return found
 

@@ -12,7 +12,7 @@ from art_qplugins.defences.lipschitz import as_matrices, groups_of
 from art_qplugins.domains import COUNT, SEED, Domain, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.gradients.probe import answer
-from art_qplugins.quantizers.convert import weight_layers
+from art_qplugins.quantizers.maps import weight_layers
 from art_qplugins.sensitivity.distances import inputs
 from art_qplugins.sensitivity.norms import calls, largest_singular_value, linear_part
 from art_qplugins.torch_domains import IMAGES, MODULE

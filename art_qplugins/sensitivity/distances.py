@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from art_qplugins.domains import COUNT, SEED, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.gradients.probe import answer
-from art_qplugins.quantizers.convert import weight_layers
+from art_qplugins.quantizers.maps import weight_layers
 from art_qplugins.torch_domains import IMAGES, MODULE
 
 __all__ = ["activation_distances", "inputs"]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from art_qplugins.defences.lipschitz import as_matrices, groups_of
 from art_qplugins.domains import check
 from art_qplugins.gradients.probe import answer
-from art_qplugins.quantizers.convert import weight_layers
 from art_qplugins.quantizers.layers import WEIGHTED
+from art_qplugins.quantizers.maps import weight_layers
 from art_qplugins.torch_domains import IMAGES, MODULE
 
 __all__ = ["LayerNorm", "calls", "largest_singular_value", "linear_part", "operator_norms"]

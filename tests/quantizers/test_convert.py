@@ -302,7 +302,7 @@ def test_a_baked_twin_pickles_copies_and_has_the_models_parameters(name):
     ("model", "options", "message"),
     [
         (nn.Sequential(nn.Linear(2, 2)), {"activation_bits": 4}, "no activation module to quantize.*nn.ReLU"),
-        (nn.Sequential(nn.Linear(2, 2), nn.GELU()), {"activation_bits": 4}, "no activation module to quantize"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Mish()), {"activation_bits": 4}, "no activation module to quantize"),
         (nn.Sequential(nn.ReLU()), {"weight_bits": 4}, "no layer with weights"),
         (nn.Sequential(nn.ReLU()), {"mu": 255.0}, "has 0 layers with weights"),
         (small(), {"alpha": 2.0}, "alpha .* needs activation_bits"),

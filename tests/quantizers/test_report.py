@@ -82,14 +82,20 @@ def test_what_is_remembered_changes_neither_repr_nor_fingerprint_nor_state():
 
 @pytest.mark.parametrize(
     "activation",
-    [nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.PReLU],
+    [nn.Mish, nn.CELU, nn.SELU, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Softplus, nn.Softmax, nn.PReLU],
 )
 def test_an_activation_without_a_quantized_form_is_named(activation):
     other = activation(dim=1) if activation is nn.Softmax else activation()
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), other)
     with pytest.warns(UserWarning, match=rf"^Sequential: in float after quantize\(\): 3 \({activation.__name__}\); "):
         twin = quantize(model, activation_bits=4)
-    assert reasons(twin)["3"] == "it has no quantized form; use nn.ReLU, nn.ReLU6, nn.Hardtanh or nn.Tanh"
+    if activation is nn.Softmax:
+        assert reasons(twin)["3"] == "it is quantized where it is asked for: also = ['softmax']"
+    else:
+        assert reasons(twin)["3"] == (
+            "it has no quantized form; use nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Hardswish, nn.Hardsigmoid, nn.GELU "
+            "or nn.SiLU"
+        )
     with pytest.raises(InputError, match=rf"3 \({activation.__name__}\)"):
         quantize(model, activation_bits=4, strict=True)
     quantize(model, weight_bits=4, strict=True)  # no activation was to be quantized
@@ -115,7 +121,6 @@ def test_an_activation_that_is_a_function_is_named():
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        (nn.MultiheadAttention(4, 2), {"in_proj_weight": "MultiheadAttention"}),
         (nn.Embedding(3, 4), {"weight": "Embedding"}),
         (nn.ConvTranspose2d(2, 3, 3), {"weight": "ConvTranspose2d"}),
         (nn.LSTM(3, 4), {"weight_ih_l0": "LSTM", "weight_hh_l0": "LSTM"}),
@@ -128,7 +133,8 @@ def test_a_weight_that_stays_in_float_is_named(module, names):
     with pytest.warns(UserWarning, match=rf"in float after quantize\(\): 1\.{first} \({kind}\)"):
         twin = quantize(model, weight_bits=4)
     assert {f"1.{name}" for name in names} <= set(reasons(twin))
-    assert reasons(twin)[f"1.{first}"] == f"it is of a {kind}; only nn.Linear and nn.Conv1d to nn.Conv3d are quantized"
+    only = "only nn.Linear, nn.MultiheadAttention and nn.Conv1d to nn.Conv3d are quantized"
+    assert reasons(twin)[f"1.{first}"] == f"it is of a {kind}; {only}"
     with pytest.raises(InputError, match=kind):
         quantize(model, weight_bits=4, strict=True)
 
@@ -145,8 +151,8 @@ def test_a_layer_that_is_the_whole_network_has_no_path():
 
 
 def test_only_the_first_few_are_named():
-    model = nn.Sequential(nn.ReLU(), *(nn.GELU() for _ in range(6)))
-    with pytest.warns(UserWarning, match=r": 1 \(GELU\), 2 \(GELU\), 3 \(GELU\), 4 \(GELU\) and 2 more; "):
+    model = nn.Sequential(nn.ReLU(), *(nn.Mish() for _ in range(6)))
+    with pytest.warns(UserWarning, match=r": 1 \(Mish\), 2 \(Mish\), 3 \(Mish\), 4 \(Mish\) and 2 more; "):
         quantize(model, activation_bits=4)
 
 
