@@ -1,97 +1,45 @@
-"""Hashes that change whenever an answer may: of a module, and of this package's code."""
+"""Hashes that change whenever an answer may: of a module, and of this package's code.
+
+What a module holds is read by its content. Where something cannot be read, such as a session of another runtime or a function of
+the user, the answers to a few fixed images enter the hash too.
+"""
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import torch
 from torch import Tensor, nn
+
+from art_qplugins.contents import Contents
 
 __all__ = ["code_fingerprint", "fingerprint"]
 
 _PACKAGE = Path(__file__).parent
 
-#: Attributes that every module has, and those that a call changes, such as modes and positions in streams of draws.
-_STATE = {*vars(nn.Module()), "draw", "fold", "call", "shared", "next_draw", "_split"}
-#: The code of these packages is identified by their versions, which are recorded elsewhere.
-_VERSIONED = ("torch", "torchvision", "art_qplugins", "builtins", "typing")
 
+def fingerprint(module: nn.Module, ask: Callable[[], Tensor] | None = None) -> str:
+    """SHA-256 of the structure, weights and code of a module, and of the settings of every submodule.
 
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of the structure, weights and code of a module, and of the plain settings of every submodule.
+    The settings include those that no repr shows. Equal modules have the same hash in every process.
 
-    The settings include those that no repr shows.
+    :param ask: gives the module's answers to fixed images. It is called, twice, only where the module holds something that
+        cannot be read. Answers that differ are random, and do not count.
     """
-    digest = hashlib.sha256(repr(module).encode())
-    classes: dict[type, None] = {}
-    for name, part in module.named_modules():
-        settings = {k: _plain(v) for k, v in vars(part).items() if k not in _STATE}
-        known = sorted((k, v) for k, v in settings.items() if v is not None)
-        digest.update(f"{name}{type(part).__qualname__}{known}".encode())
-        classes |= dict.fromkeys(type(part).__mro__)
-    for cls in classes:
-        if cls.__module__.split(".")[0] not in _VERSIONED:
-            digest.update(_code(cls))
-    for name, value in sorted(module.state_dict().items()):
-        if not isinstance(value, Tensor):  # a module's extra state is what it likes
-            digest.update(f"{name}{_plain(value)}".encode())
-            continue
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    contents = Contents()
+    found = contents.module(module)
+    answers = _answers(ask) if contents.unread and ask is not None else b""
+    return hashlib.sha256(found.encode() + answers).hexdigest() if answers else found
 
 
-@runtime_checkable
-class _Processor(Protocol):
-    """A pre- or postprocessor of ART. It is no module, and decides answers of one that holds it."""
-
-    apply_fit: bool
-    apply_predict: bool
-
-
-def _plain(value: Any, around: tuple[int, ...] = ()) -> str | None:
-    """A setting as text; ``None`` where it is no plain data.
-
-    :param around: the ids of the lists and dicts that hold it. One that holds itself is no plain data.
-    """
-    if id(value) in around:
-        return None
-    if isinstance(value, (bool, int, float, str)):
-        return repr(value)
-    if isinstance(value, Tensor):  # a plain attribute, which the state dict does not hold
-        value = value.detach().cpu().numpy() if value.dtype != torch.bfloat16 else value.detach().float().cpu().numpy()
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        return f"{value.dtype}{value.shape}{content}"
-    if isinstance(value, (tuple, list)):
-        return str([_plain(v, (*around, id(value))) for v in value])
-    if isinstance(value, dict):
-        return str([(str(k), _plain(v, (*around, id(value)))) for k, v in value.items()])
-    return _processor(value, (*around, id(value))) if isinstance(value, _Processor) else None
-
-
-def _processor(value: _Processor, around: tuple[int, ...]) -> str:
-    digest = hashlib.sha256(b"".join(_code(cls) for cls in type(value).__mro__ if cls is not object))
-    for name, setting in sorted(vars(value).items()):
-        known = fingerprint(setting) if isinstance(setting, nn.Module) else _plain(setting, around)
-        if known is not None:
-            digest.update(f"{name}{known}".encode())
-    return f"{type(value).__qualname__}{digest.hexdigest()}"
-
-
-def _code(cls: type) -> bytes:
-    """The source file of a class, so that an edited ``forward`` changes the hash, else its compiled functions."""
+def _answers(ask: Callable[[], Tensor]) -> bytes:
     try:
-        return Path(inspect.getfile(cls)).read_bytes()
-    except (OSError, TypeError):  # defined in a notebook
-        functions = [(name, f) for name, f in sorted(vars(cls).items()) if inspect.isfunction(f)]
-        return b"".join(name.encode() + f.__code__.co_code + str(f.__code__.co_names).encode() for name, f in functions)
+        first, second = (ask().detach().cpu().contiguous().numpy().tobytes() for _ in range(2))
+    except (Exception, SystemExit):  # others' code; the clean cell will fail and say why
+        return b""
+    return first if first == second else b""
 
 
 def code_fingerprint(parts: Iterable[str], root: Path = _PACKAGE) -> str:

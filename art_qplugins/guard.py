@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "isolated", "restoring", "takes_hooks"]
+__all__ = ["evaluating", "isolated", "restoring", "takes_hooks", "takes_modes"]
 
 
 @contextlib.contextmanager
@@ -40,12 +40,15 @@ def isolated(module: nn.Module, seed: int) -> Iterator[None]:
 
     Afterwards modes, ``requires_grad`` flags, torch's gradient mode, the trace function, and the states of Python's,
     NumPy's and torch's generators are restored. These include the generators of accelerators that hold parameters.
+
+    Operations without a backward pass, as those of quantized tensors, end the graph within. By default torch goes on without a
+    gradient, and warns.
     """
     frozen = [(p, p.requires_grad) for p in module.parameters()]
     numpy_state, python_state, trace = np.random.get_state(), random.getstate(), sys.gettrace()
     differentiable = torch.is_grad_enabled()
     devices = list({p.device for p in module.parameters() if p.device.type == "cuda"})
-    with evaluating(module), torch.random.fork_rng(devices=devices):
+    with evaluating(module), torch.random.fork_rng(devices=devices), _ending_the_graph():
         try:
             for p, _ in frozen:
                 p.requires_grad_(False)
@@ -60,6 +63,27 @@ def isolated(module: nn.Module, seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
             for p, requires_grad in frozen:
                 p.requires_grad_(requires_grad)
+
+
+@contextlib.contextmanager
+def _ending_the_graph() -> Iterator[None]:
+    core: Any = torch._C  # has no public name for it
+    before = core._get_autograd_fallback_mode()
+    core._set_autograd_fallback_mode("nothing")
+    try:
+        yield
+    finally:
+        core._set_autograd_fallback_mode(before)
+
+
+def takes_modes(module: nn.Module) -> bool:
+    """Whether it can be put into eval mode. What ``torch.export`` makes is of one mode, and raises."""
+    with evaluating(module):
+        try:
+            module.eval()
+        except NotImplementedError:
+            return False
+    return True
 
 
 def takes_hooks(module: nn.Module) -> bool:
@@ -90,7 +114,7 @@ class _Snapshot:
             for table in (part._parameters, part._buffers)
         ]
         tensors = [t for _, _, old in self._tables for t in old.values() if t is not None]
-        self._values = {id(t): t.detach().clone() for t in tensors}
+        self._values = {id(t): [part.detach().clone() for part in _parts(t)] for t in tensors}
 
     def changed(self) -> list[str]:
         """Paths of the parameters and buffers that have other values, were replaced or were added."""
@@ -110,12 +134,29 @@ class _Snapshot:
                 table.clear()
                 table.update(old)
             for tensor in old.values():
-                if tensor is not None and not self._is_kept(tensor, tensor):
-                    tensor.copy_(self._values[id(tensor)])
+                if tensor is None or self._is_kept(tensor, tensor):
+                    continue
+                for part, was in zip(_parts(tensor), self._values[id(tensor)], strict=True):
+                    if (
+                        part.shape == was.shape
+                    ):  # a layer may pack its weight at its first use; it cannot be unpacked from here
+                        part.copy_(was)
 
     def _is_kept(self, old: Tensor | None, new: Tensor | None) -> bool:
         """Whether ``new`` has the value that ``old`` had."""
         if old is None or new is None:
             return old is new
-        was = self._values[id(old)]
-        return was.shape == new.shape and bool(((was == new) | (was.isnan() & new.isnan())).all())
+        was, now = self._values[id(old)], _parts(new)
+        return len(was) == len(now) and all(map(_alike, was, now))
+
+
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that a tensor is made of: itself, unless it is of a class that wraps others."""
+    if not hasattr(type(tensor), "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
+    return [part for name in names for part in _parts(getattr(tensor, name))]
+
+
+def _alike(was: Tensor, now: Tensor) -> bool:
+    return was.shape == now.shape and bool(((was == now) | (was.isnan() & now.isnan())).all())

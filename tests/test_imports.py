@@ -36,7 +36,7 @@ LAYERS = [
     ["information"],
     ["quantizers"],
     ["checkpoint", "data", "fingerprint", "geometry"],
-    ["arrays", "state_dicts"],
+    ["arrays", "contents", "state_dicts"],
     ["registry", "threat", "files", "guard", "metrics", "seeds", "torch_domains"],
     ["domains", "plugins"],
     ["foreign"],

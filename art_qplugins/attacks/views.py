@@ -25,7 +25,7 @@ class Connected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
-        if not (torch.is_grad_enabled() and x.requires_grad) or logits.requires_grad:
+        if not (torch.is_grad_enabled() and x.requires_grad):
             return logits
         return straight_through(logits, logits + 0 * x.flatten(1).sum(1, keepdim=True))
 
@@ -33,8 +33,12 @@ class Connected(nn.Module):
 def reaches_pixels(network: nn.Module, x: Tensor) -> bool:
     """Whether the network's outputs have a gradient at these images, zero or not."""
     with torch.enable_grad():
-        logits: Tensor = network(x.detach().clone().requires_grad_())
-    return logits.requires_grad
+        point = x.detach().clone().requires_grad_()
+        logits: Tensor = network(point)
+        if not logits.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(logits.sum(), point, allow_unused=True)
+    return gradient is not None
 
 
 class MarginLoss(nn.Module):

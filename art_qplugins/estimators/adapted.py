@@ -1,4 +1,5 @@
-"""Modules that cannot be asked as they are: that take one image at a time, write into their images, or give no float32.
+"""Modules that cannot be asked as they are: that take one image at a time, write into their images, give no float32, or
+refuse to be put into eval mode.
 
 They are asked through a wrapper that changes no answer. It is put around a module only where two images show the need.
 """
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from art_qplugins.estimators.base import QuantizedClassifier
-from art_qplugins.guard import isolated, restoring, takes_hooks
+from art_qplugins.guard import isolated, restoring, takes_hooks, takes_modes
 from art_qplugins.quantizers.noise import draws_from
 
 __all__ = ["Adapted", "adaptations", "adapted", "adapted_module"]
@@ -26,18 +27,21 @@ class _Needs:
     :param copies: it writes into the images that it is given.
     :param dtype: its logits have this type, and not float32.
     :param scripted: it takes no hooks.
+    :param exported: it has one mode and raises where it is asked for another.
     """
 
     single: bool = False
     copies: bool = False
     dtype: torch.dtype | None = None
     scripted: bool = False
+    exported: bool = False
 
     @property
     def words(self) -> list[str]:
         found = ["is asked image by image, because it takes no batch"] if self.single else []
         found += ["is given copies of the images, because it writes into them"] if self.copies else []
         found += ["is scripted, so what happens inside it cannot be seen"] if self.scripted else []
+        found += ["is exported, so it stays in the mode in which it was exported"] if self.exported else []
         return found + ([f"has its {self.dtype} logits cast to float32"] if self.dtype is not None else [])
 
 
@@ -48,6 +52,12 @@ class Adapted(nn.Module):
         super().__init__()
         self.network, self.needs = network, needs
         self.training = False  # the modes inside it stay as they are
+
+    def train(self, mode: bool = True) -> Adapted:
+        if not self.needs.exported:
+            return super().train(mode)
+        self.training = mode
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         if self.needs.copies:
@@ -87,12 +97,12 @@ def _needs(module: nn.Module, x: Tensor) -> _Needs:
         images._version != version or not torch.equal(images, old)
         for images, (old, version) in zip(given, was, strict=True)
     )
-    scripted = not takes_hooks(module)
+    kind = {"copies": copies, "scripted": not takes_hooks(module), "exported": not takes_modes(module)}
     if _fits(both, 2):
-        return _Needs(copies=copies, dtype=_other_float(both), scripted=scripted)
+        return _Needs(dtype=_other_float(both), **kind)
     one = _answer(module, x[:1].clone())
     alone = isinstance(one, Tensor) and one.numel() > 1 and one.shape in ((one.numel(),), (1, one.numel()))
-    return _Needs(single=True, copies=copies, dtype=_other_float(one), scripted=scripted) if alone else _Needs()
+    return _Needs(single=True, dtype=_other_float(one), **kind) if alone else _Needs()
 
 
 def _fits(answer: Any, n: int) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,11 +21,16 @@ from art_qplugins.evaluation.outputs import as_logits
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.fingerprint import fingerprint
 from art_qplugins.gradients.counting import passes
+from art_qplugins.gradients.probe import answer
+from art_qplugins.guard import restoring
 from art_qplugins.plugins import Plugin
 from art_qplugins.recipes.packages import packages_of_model
 from art_qplugins.recipes.schema import SCORE_DRAWS, Recipe
 
 __all__ = ["Evaluator", "evaluator_of"]
+
+#: Images whose answers enter the hash of a module that holds what cannot be read.
+_ASKED = 16
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "estimators", {n: as_logits(deployed(e), self.x) for n, e in self.estimators.items()})
-        prints = {name: fingerprint(e.model) for name, e in self.estimators.items()}
+        prints = {n: fingerprint(e.model, partial(_answers, e, self.x)) for n, e in self.estimators.items()}
         prints |= {name: f"{prints[name]} {list(map(str, used))}" for name, used in self.packages.items() if used}
         prints |= {n: f"{prints[n]} abstain {e.abstain}" for n, e in self.estimators.items() if e.abstain is not None}
         attacked = {n: f"{prints[n]} {fingerprint(e._loss)} {e.clip_values}" for n, e in self.estimators.items()}
@@ -110,6 +117,13 @@ class Evaluator:
                 if row in where and margins[where[row]] < lowest[i]:
                     start[i], lowest[i] = images[where[row]], margins[where[row]]
         return start
+
+
+def _answers(estimator: QuantizedClassifier, images: Tensor) -> Tensor:
+    """The logits of some images of noise, always the same for the shape of ``images``. Nothing of the module changes."""
+    noise = torch.rand((_ASKED, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
+    with restoring(estimator.model):
+        return answer(estimator.model, noise.to(estimator.device), 0, 0)
 
 
 def evaluator_of(recipe: Recipe, estimators: Mapping[str, QuantizedClassifier], images: Dataset) -> Evaluator:

@@ -23,7 +23,7 @@ from art_qplugins.estimators.adapted import adapted
 from art_qplugins.estimators.deployed import as_module
 from art_qplugins.estimators.devices import device_type_of
 from art_qplugins.foreign import foreign
-from art_qplugins.guard import isolated, restoring
+from art_qplugins.guard import isolated, restoring, takes_modes
 from art_qplugins.models.ensemble import StochasticEnsemble
 from art_qplugins.models.mixture import Mixture
 from art_qplugins.quantizers import draws_from, is_stochastic
@@ -52,7 +52,9 @@ def make_estimator(
     device_type = device_type_of(module)
     classes = data.nb_classes if abstain is None else max(data.nb_classes, abstain + 1)
     loss = nn.CrossEntropyLoss()
-    estimator = family(module.eval(), loss, data.shape, classes, device_type=device_type, abstain=abstain)
+    if takes_modes(module):
+        module.eval()
+    estimator = family(module, loss, data.shape, classes, device_type=device_type, abstain=abstain)
     estimator = adapted(estimator, data.take(min(2, len(data)), seed=0).x())
     _try(name, estimator, data)
     return estimator
