@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from art_qplugins.defences.feedback import FeedbackLearning
     from art_qplugins.defences.margins import Margins, margins, random_directions
     from art_qplugins.deployment.classifier import DeployedClassifier
+    from art_qplugins.deployment.endpoint import Endpoint
     from art_qplugins.deployment.files import open_deployed
     from art_qplugins.deployment.parity import parity
     from art_qplugins.errors import InputError
@@ -64,6 +65,7 @@ _HOME = {
     "DQClassifier": "estimators",
     "Dataset": "data",
     "DeployedClassifier": "deployment.classifier",
+    "Endpoint": "deployment.endpoint",
     "Diagnosis": "api",
     "FeedbackLearning": "defences.feedback",
     "FeedbackTrainer": "estimators",
@@ -117,6 +119,7 @@ __all__ = [
     "Dataset",
     "DeployedClassifier",
     "Diagnosis",
+    "Endpoint",
     "FeedbackLearning",
     "FeedbackTrainer",
     "InformationDetector",

@@ -323,6 +323,7 @@ def _ours(name: str, estimator: Any) -> QuantizedClassifier:
     """The estimator whose module does all that its ``predict`` does. A plain ``PyTorchClassifier`` is wrapped."""
     if not isinstance(estimator, PyTorchClassifier):
         raise InputError(
-            f"estimators: {name} is {shown(estimator)}, not an ART PyTorchClassifier; wrap the module in one"
+            f"estimators: {name} is {shown(estimator)}, not an ART PyTorchClassifier; wrap the module in one, or what "
+            "only answers in a DeployedClassifier"
         )
     return deployed(estimator)

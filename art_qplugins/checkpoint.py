@@ -197,9 +197,10 @@ def _check_same_network(path: Path, module: nn.Module, found: _Layout) -> None:
     here, there = wanted.get(name), found.get(name)
     part = 0 if here is not None and there is not None and here[1] == there[1] else 1
     words = ["absent" if one is None else one_line(str(one[part]), 40) for one in (there, here)]
+    also = ", or give the archive as factory" if _kind(path) == EXPORTED else ""
     raise InputError(
         f"{_WHERE}{printable(path)}: made for another network ({one_line(name, 60)} is {words[0]} there and {words[1]} in "
-        f"this {type(module).__name__}); choose the architecture and options it was trained with"
+        f"this {type(module).__name__}); choose the architecture and options it was trained with{also}"
     )
 
 

@@ -109,6 +109,7 @@ def run(
     asked = _changes({"data.limit": limit, "accelerator": accelerator, "devices": devices, "precision": precision})
     settings, given = load_recipe(recipe, [*changes, *asked], profiles)
     from art_qplugins.runner.plan import plan
+    from art_qplugins.terminal.asked import show_asked
     from art_qplugins.terminal.progress import LiveProgress
     from art_qplugins.terminal.results import show_plan, show_results
     from art_qplugins.terminal.trackers import LoggedProgress, check_tracker
@@ -124,6 +125,7 @@ def run(
         runner.progress = progress
         found = runner.run()
     show_results(found, progress)
+    show_asked(settings)
     if found.results.status != "success":
         sys.exit(1)
 
@@ -180,7 +182,7 @@ def run(
     "--limit",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Use N images.  [default: the recipe's, or 200; with --queries one for every 1000, and 20 at least]",
+    help="Use N images.  [default: the recipe's, or 200; 50 with --queries]",
 )
 @click.option(
     "--level",
@@ -252,6 +254,7 @@ def diagnose(
     if not settings.attacks:
         raise InputError(f"recipe {settings.name!r} claims nothing; add [claim] with an attack and an eps")
     from art_qplugins.report import read_run
+    from art_qplugins.terminal.asked import show_asked
     from art_qplugins.terminal.progress import LiveProgress
     from art_qplugins.terminal.results import show_diagnosis, show_results
 
@@ -264,6 +267,7 @@ def diagnose(
     for result in found.models:
         show_diagnosis(result, written)
     show_results(found, progress)
+    show_asked(settings)
     if any(fails(m, fail_on) for m in found.models):
         sys.exit(3)
     if found.results.status != "success":
@@ -354,7 +358,7 @@ def _kind(recipe: Path | None, model: str | None, endpoint: str | None) -> str:
     ]
     if len(given) != 1:
         raise InputError(
-            "give a RECIPE, --model MODULE:FACTORY or --endpoint MODULE:PREDICT, one of them; see artq diagnose --help"
+            "give a RECIPE or --model MODULE:FACTORY or --endpoint MODULE:PREDICT, one of them; see artq diagnose --help"
         )
     return given[0]
 

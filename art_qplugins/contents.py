@@ -31,7 +31,7 @@ class Contents:
     """A reader of values. It follows what holds itself once.
 
     :ivar unread: whether there was a value whose content it cannot know, such as a function of the user, or an object of
-        another runtime.
+        another runtime. Of such an object it reads the bytes that it keeps of a file, and no more.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,10 @@ class Contents:
         if dataclasses.is_dataclass(value) and _is_frozen(type(value)):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             return f"{type(value).__qualname__}{self.text(fields)}"
-        return self._processor(value) if _is_processor(value) else None
+        if _is_processor(value):
+            return self._processor(value)
+        self.unread = True
+        return _file_of(value)
 
     def _processor(self, value: Any) -> str:
         """A pre- or postprocessor of ART. It is no module, and decides answers of one that holds it."""
@@ -190,6 +193,12 @@ def code_of(cls: type) -> bytes:
 
 def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _file_of(value: Any) -> str | None:
+    """A hash of the bytes that an object keeps, as a session may keep the file that it was made of."""
+    kept = [held for held in vars(value).values() if isinstance(held, bytes)]
+    return _hash(b"".join(kept)) if kept else None
 
 
 def _scales(value: Tensor) -> tuple[Any, ...]:

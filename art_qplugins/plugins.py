@@ -38,7 +38,7 @@ GROUPS = {
 
 @dataclass(frozen=True, order=True)
 class Plugin:
-    """An installed package with entries, and its version. The version enters the ids of cells that use its entries."""
+    """An installed package with entries, or code that a recipe names itself, and its version. The version enters the ids of cells that use its entries."""
 
     package: str
     version: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 import torch
@@ -73,7 +73,7 @@ def read_exported(path: str | os.PathLike[str], *, where: str = "") -> torch.exp
     with open_file(path, most=LARGEST, where=where, hint=hint) as file:
         where = f"{where}{printable(path)}: "
         names = _names(file, where)
-        if not any(name.endswith("/archive_format") for name in names):
+        if not _is_exported(names):
             raise InputError(f"{where}no archive of torch.export.save; write one with torch.export.save(program, FILE)")
         file.seek(0)
         with foreign(f"{where}torch cannot read it", hint="export it again with the torch that is installed"):
@@ -103,12 +103,17 @@ def _check_archive(file: IO[bytes], where: str) -> None:
     """Refuse an archive whose parts are larger than it says, before any is read."""
     names = _names(file, where)
     pickles = [size for name, size in names.items() if name.endswith("data.pkl")]
-    if any(name.endswith("/archive_format") for name in names):
+    if _is_exported(names):
         raise InputError(f"{where}an archive of torch.export; name it FILE{EXPORTED}")
     if len(pickles) != 1:
         raise InputError(f"{where}not a file of torch.save; {_SAVE}")
     if pickles[0] > _LARGEST_PICKLE:
         raise InputError(f"{where}the table of its tensors takes {in_words(pickles[0])}; {_SAVE}")
+
+
+def _is_exported(names: Iterable[str]) -> bool:
+    """Whether these are the parts of an archive of ``torch.export``, also of one before torch 2.9."""
+    return any(name.endswith("/archive_format") or name == "serialized_exported_program.json" for name in names)
 
 
 def _names(file: IO[bytes], where: str) -> dict[str, int]:

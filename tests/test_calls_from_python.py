@@ -21,7 +21,9 @@ from torch import nn
 
 import art_qplugins
 from art_qplugins import (
+    DeployedClassifier,
     DQClassifier,
+    Endpoint,
     FeedbackTrainer,
     InformationDetector,
     InputError,
@@ -37,6 +39,8 @@ from art_qplugins import (
     UniformWeightQuantizer,
     WithDetector,
     metrics,
+    open_deployed,
+    parity,
     quantize,
     with_detector,
 )
@@ -68,7 +72,16 @@ from art_qplugins.models.noisy import NoiseLayer, with_noise
 from art_qplugins.models.resnet import ResNet18
 from art_qplugins.models.vgg import VGG16
 from art_qplugins.models.wide_resnet import WideResNet
-from art_qplugins.quantizers import activation_quantizers, bake, draws_from, is_stochastic, weight_layers
+from art_qplugins.quantizers import (
+    QuantActivation,
+    QuantAffine,
+    activation_quantizers,
+    bake,
+    calibrate,
+    draws_from,
+    is_stochastic,
+    weight_layers,
+)
 from art_qplugins.quantizers.surrogates import Surrogate
 from art_qplugins.report import read_run, write_report
 from art_qplugins.runner.runner import Execution
@@ -152,6 +165,10 @@ def fitted() -> InformationDetector:
     detector = InformationDetector(ensemble(), draws=1)
     detector.fit(np.random.default_rng(0).random((40, 1, 8, 8)), np.zeros(40))
     return detector
+
+
+def deployed_network() -> DeployedClassifier:
+    return DeployedClassifier(network(), (1, 8, 8), 10)
 
 
 def trainable() -> QuantizedClassifier:
@@ -250,11 +267,34 @@ CALLS = [
             "granularity": CHOICE,
             "narrow_range": FLAG,
             "zero_point": FLAG,
+            "ranges": CHOICE,
+            "calibration": NONE,
+            "percentile": (),
+            "also": LIST,
+            "exempt": LIST,
+            "functional": FLAG,
+            "fold_batch_norm": FLAG,
             "seed": KEY,
             "trainable": FLAG,
             "strict": FLAG,
         },
         also={"activation": "quantizer|activation"},
+    ),
+    Call(
+        QuantActivation,
+        lambda: {"function": "gelu", "quantizer": QuantAffine(4, 0, 1)},
+        {"function": CHOICE, "quantizer": OBJECT},
+    ),
+    Call(
+        QuantAffine,
+        lambda: {"num_bits": 4, "low": -9.0, "high": 9.0},
+        {"num_bits": BITS, "low": ("-1", "0", "2.5"), "high": FINITE, "surrogate": NONE},
+        also={"low": "low|high"},
+    ),
+    Call(
+        calibrate,
+        lambda: {"model": nn.Sequential(QuantAffine(4, 0, 1)), "calibration": X},
+        {"model": OBJECT, "calibration": IMAGES, "ranges": CHOICE, "percentile": ()},
     ),
     Call(
         art_qplugins.surrogate,
@@ -427,6 +467,55 @@ CALLS = [
             **ARTS,
         },
         tuple(ARTS),
+    ),
+    Call(
+        Endpoint,
+        lambda: {"predict": network(), "name": "endpoint"},
+        {
+            "predict": FUNCTION,
+            "name": (*NONE, *TEXT),
+            "batch_size": COUNT,
+            "queries": NONE,
+            "seconds": (*NONE, *POSITIVE),
+            "retries": WHOLE,
+            "backoff": NOT_NEGATIVE,
+            "concurrency": COUNT,
+            "cache": (*NONE, *TEXT),
+            "labels_only": FLAG,
+            "nb_classes": NONE,
+        },
+    ),
+    Call(
+        DeployedClassifier,
+        lambda: {"predict": network(), "input_shape": (1, 8, 8), "nb_classes": 10},
+        {
+            "predict": (),
+            "input_shape": (),
+            "nb_classes": COUNT,
+            "twin": NONE,
+            "labels_only": FLAG,
+            "probabilities": (*NONE, *FLAG),
+            "loss": (*NONE, *FUNCTION),
+            **ARTS,
+        },
+        tuple(ARTS),
+    ),
+    Call(
+        DeployedClassifier.distilled,
+        lambda: {"self": deployed_network(), "x": X, "queries": 4, "steps": 1},
+        {"x": IMAGES, "queries": COUNT, "radius": POSITIVE, "steps": COUNT, "network": NONE, "seed": SEED},
+        ("queries", "radius", "steps", "network", "seed"),
+    ),
+    Call(
+        open_deployed,
+        lambda: {"path": "net.onnx"},
+        {"path": PATH, "inputs": (*NONE, *TABLE), "input_shape": NONE, "nb_classes": NONE},
+        also={"path": "path|x: no runtime"},
+    ),
+    Call(
+        parity,
+        lambda: {"deployed": deployed_network(), "twin": network(), "x": X},
+        {"deployed": (), "twin": NONE, "x": IMAGES, "x_adv": NONE, "batch_size": COUNT},
     ),
     Call(FeedbackTrainer, lambda: {"classifier": trainable()}, {"classifier": OBJECT, "feedback": NONE}),
     Call(

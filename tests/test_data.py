@@ -216,7 +216,16 @@ def test_listing_is_light_and_every_target_exists():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert list(DATASETS) == ["digits", "mnist", "fashion-mnist", "cifar10", "svhn", "folder:PATH", "npz:PATH"]
+    assert list(DATASETS) == [
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "svhn",
+        "folder:PATH",
+        "npz:PATH",
+        "hf:PATH",
+    ]
     assert all(callable(entry.load()) for entry in DATASETS.values())
 
 

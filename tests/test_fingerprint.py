@@ -181,6 +181,13 @@ def test_where_nothing_can_be_read_answers_count():
     assert asked(Runs(Session(1.0))) == asked(Runs(Session(1.0))) != asked(Runs(Session(1.0 + 1e-6)))
 
 
+def test_the_file_that_an_object_keeps_counts():
+    def made(file):
+        return Runs(types.SimpleNamespace(file=file, run=torch.sign))
+
+    assert asked(made(b"one")) == asked(made(b"one")) != asked(made(b"two"))
+
+
 def test_a_function_of_the_user_may_hold_weights_so_answers_count():
     def made(weight):
         return Runs(types.SimpleNamespace(run=lambda x: x * weight))

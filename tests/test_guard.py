@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from art_qplugins.guard import evaluating, isolated, restoring
+from art_qplugins.guard import evaluating, isolated, restoring, takes_modes
 
 
 @pytest.fixture
@@ -103,6 +103,61 @@ def test_restoring_puts_back_values_replaced_and_added_tensors(network, fails):
     assert network.fc2.weight is weight
     assert before.keys() == network.state_dict().keys()
     assert all(torch.equal(network.state_dict()[name], value) for name, value in before.items())
+
+
+class Codes(torch.Tensor):
+    """Of a class that holds another tensor and refuses operations, as quantized weights do."""
+
+    @staticmethod
+    def __new__(cls, codes):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def __tensor_flatten__(self):
+        return ["codes"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].codes)
+        raise NotImplementedError(func)
+
+
+def test_restoring_puts_back_what_a_tensor_of_another_class_holds():
+    layer = nn.Module()
+    layer.weight = nn.Parameter(Codes(torch.ones(3)), requires_grad=False)
+    with restoring(layer) as changed:
+        assert changed() == []
+        layer.weight.codes.zero_()
+        assert changed() == ["weight"]
+    assert layer.weight.codes.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_weight_that_was_packed_at_its_first_use_stays_packed(network):
+    weight = network.fc1.weight
+    with restoring(network):
+        weight.data = weight.data.flatten()
+        network.fc2.bias.data.add_(1)
+    assert weight.dim() == 1 and network.fc1.weight is weight
+
+
+def test_an_exported_module_takes_no_mode(network):
+    network.fc1.train()
+    modes = [part.training for part in network.modules()]
+    assert takes_modes(network) and [part.training for part in network.modules()] == modes
+    assert not takes_modes(torch.export.export(network, (torch.zeros(2, 1, 8, 8),)).module())
+
+
+def test_operations_without_a_backward_pass_end_the_graph_within_isolated(network):
+    with torch.library._scoped_library("artq_guard", "DEF") as library:
+        library.define("same(Tensor x) -> Tensor")
+        library.impl("same", lambda x: torch.from_numpy(x.detach().numpy().copy()), "CPU")
+        x = torch.ones(2, requires_grad=True)
+        with isolated(network, 0):
+            assert not torch.ops.artq_guard.same(x).requires_grad
+        assert torch.ops.artq_guard.same(x).requires_grad
 
 
 def test_a_nan_that_stays_is_no_change(network):

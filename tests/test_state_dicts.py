@@ -163,6 +163,11 @@ def test_weights_of_an_exported_network_are_loaded(exported):
     assert all(torch.equal(value, weights()[name]) for name, value in module.state_dict().items())
 
 
+def test_weights_of_another_exported_network_say_what_else_it_is_for(exported):
+    with refused("made for another network", "or give the archive as factory$"):
+        load_checkpoint(exported, ConvNet((1, 8, 8), 10, width=8))
+
+
 def test_an_exported_network_answers_and_has_a_gradient(exported):
     estimator = make_estimator(str(exported), None, load("digits", "test"))
     x = torch.rand(5, 1, 8, 8, requires_grad=True)

@@ -97,6 +97,42 @@ def test_within_a_training(artq, monkeypatch):
     assert code == 0
 
 
+@pytest.mark.parametrize("alarm", [True, False])
+def test_an_interrupt_that_was_raised_anew_is_still_its(alarm, monkeypatch):
+    if not alarm:  # as on Windows
+        monkeypatch.delattr(signal, "setitimer")
+
+    def work():
+        try:
+            for _ in range(3000):
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(OutOfTime), time_limit(0.05):
+        work()
+
+
+@pytest.mark.slow
+def test_on_a_ray_cluster(artq, monkeypatch):
+    pytest.importorskip("ray")
+    told, ended = LiveProgress.cell, []
+
+    def up(self, outcome, reused):
+        told(self, outcome, reused)
+        ended.append(outcome.cell.id)
+        if len(ended) == 2:
+            signal.raise_signal(signal.SIGALRM)
+
+    command = ("run", "small.toml", "--out", "out", "--executor", "ray", "--workers", "1", "--time-limit", "1h")
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveProgress, "cell", up)
+        code, _, err = artq(*command)
+    assert (code, status()) == (124, "cancelled") and "2 of 3 known cells are finished" in err
+    code, out, err = artq(*command)
+    assert (code, status()) == (0, "success") and "2 reused" in out + err
+
+
 def test_an_interrupt_stays_one(artq, monkeypatch):
     def stop(evaluator, shard):
         raise KeyboardInterrupt

@@ -58,7 +58,7 @@ def decoded(sources: Sequence[Source], labels: np.ndarray, *, resize: int | None
             pixels = first if i == 0 else read_image(source, resize=resize, crop=crop)
             if pixels.shape != first.shape:
                 raise InputError(
-                    f"{_name(source)} is {_size(pixels)}, {_name(sources[0])} is {_size(first)}; set data.resize and "
+                    f"{_name(source)} is {_size(pixels)}, {_end(sources[0])} is {_size(first)}; set data.resize and "
                     "data.crop to give all images one size"
                 )
             yield pixels.transpose(2, 0, 1)[None, :channels]
@@ -128,6 +128,11 @@ def _bytes_of(source: Source) -> IO[bytes]:
 
 def _name(source: Source) -> str:
     return source.name if isinstance(source, Encoded) else f"folder:{printable(source)}"
+
+
+def _end(source: Source) -> str:
+    """The end of a name, beside another of the same data set."""
+    return source.name.rpartition(": ")[2] if isinstance(source, Encoded) else printable("/".join(source.parts[-2:]))
 
 
 def _size(pixels: np.ndarray) -> str:

@@ -1,1 +1,1 @@
-"""Models as they are deployed: files, runtimes and interfaces that answer and have no gradient of their own."""
+"""What ships: networks as files of integers, and whatever answers from a file or behind an interface."""

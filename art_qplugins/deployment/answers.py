@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from art_qplugins.errors import InputError, said
 from art_qplugins.files import printable
 
-__all__ = ["FILE", "Answers"]
+__all__ = ["FILE", "Answers", "kept_as"]
 
 FILE = "answers.sqlite"
 #: Keys in one question to SQLite, which takes 32,766 at most, and seconds to wait for another process.
@@ -34,11 +34,16 @@ _TABLES = """
 """
 
 
+def kept_as(name: str, *, labels_only: bool) -> str:
+    """The name under which an endpoint's answers are kept: labels and scores of one are no answers for each other."""
+    return f"{name} {'labels' if labels_only else 'scores'}"
+
+
 class Answers:
     """The answers of one endpoint, and how many images it was asked. Threads may share it.
 
     :param folder: where ``answers.sqlite`` is, or will be. It may hold those of several endpoints.
-    :param name: the endpoint's. Where the model behind a name changes, remove the file.
+    :param name: the endpoint's, see :func:`kept_as`. Where the model behind a name changes, remove the file.
     :raises InputError: also from every method, where the file cannot be read or written, or is no such file.
     """
 
@@ -52,6 +57,11 @@ class Answers:
             raise self._trouble(error) from None
         with self._transaction() as db:
             db.execute("INSERT OR IGNORE INTO endpoint (name) VALUES (?)", (name,))
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # nothing was opened, or Python ends
+            if self._process == os.getpid():
+                self._db.close()
 
     @property
     def asked(self) -> int:

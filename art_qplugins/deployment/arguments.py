@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from art_qplugins.domains import COUNT, FLAG, NOT_NEGATIVE, PATH, POSITIVE, TEXT, Domain, Maybe, Number
 
-__all__ = ["ASK", "TWIN_SHARE"]
+__all__ = ["ASK", "TWIN_QUERIES"]
 
 ASK: dict[str, Domain] = {
     "name": Maybe(TEXT),
@@ -19,5 +19,6 @@ ASK: dict[str, Domain] = {
     "nb_classes": Maybe(Number(2, COUNT.high, whole=True)),
 }
 
-#: Of the queries that an endpoint may be asked, a twin is distilled from one in so many.
-TWIN_SHARE = 4
+#: Answers for each image that a twin of an endpoint is distilled from. The budget does not change the twin, so that with a larger
+#: one finished cells stay finished.
+TWIN_QUERIES = 50

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from art_qplugins.deployment.distil import distil
@@ -108,7 +107,8 @@ class DeployedClassifier(QuantizedClassifier):
 
         :param x: (N, C, H, W) in [0, 1], the images around which it is asked.
         """
-        module = distil(self.model, torch.as_tensor(x), **options)
+        self._check_pixels(x)
+        module = distil(self.model, self._tensor(x), **options)
         same = {"abstain": self.abstain, "clip_values": self.clip_values, "device_type": str(self.device)}
         return DeployedClassifier(module, self.input_shape, self.nb_classes, loss=self._loss, **same)
 

@@ -69,7 +69,7 @@ def distil(
         raise InputError(f"x: images are {tuple(x.shape[1:])}, and the model takes {model.input_shape}")
     seed = derive_seed(seed, "distil")
     random = torch.Generator().manual_seed(seed)
-    points = _points(x.detach().cpu().float(), min(queries, max(1, _VALUES // x[0].numel())), radius, random)
+    points = _points(x.detach().cpu().float(), min(queries, max(1, _VALUES // x[0].numel())), float(radius), random)
     with torch.no_grad():
         answers = torch.cat([model(part) for part in points.split(_ASKED)])
     with torch.random.fork_rng(devices=[]):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from art_qplugins.deployment.answers import Answers
+from art_qplugins.deployment.answers import Answers, kept_as
 from art_qplugins.deployment.arguments import ASK
 from art_qplugins.deployment.checked import checked, same
 from art_qplugins.deployment.predictors import as_predict
@@ -87,14 +87,14 @@ class Endpoint:
         nb_classes: int | None = None,
     ) -> None:
         check_all(locals(), ASK)
+        cache = None if cache is None else Path(cache).absolute()  # another process may run elsewhere
         self._settings = {key: value for key, value in locals().items() if key in ASK}
         self._predict, self.name = as_predict(predict), name or _name_of(predict, kept=cache is not None)
         self.batch_size, self.queries, self.seconds = batch_size, queries, seconds
         self.retries, self.backoff, self.concurrency = retries, backoff, concurrency
         self.labels_only, self.nb_classes = labels_only, nb_classes
         self.random: bool | None = None
-        kind = "labels" if labels_only else "scores"
-        self._answers = None if cache is None else Answers(Path(cache), f"{self.name} {kind}")
+        self._answers = None if cache is None else Answers(cache, kept_as(self.name, labels_only=labels_only))
         self._asked, self._ends, self._resume = 0, math.inf, 0.0
         self._lock, self._first = threading.Lock(), threading.RLock()
         self._slots = threading.BoundedSemaphore(concurrency)

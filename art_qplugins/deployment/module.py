@@ -6,7 +6,6 @@ attacks any module, and every image is judged by the deployed model, because the
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from typing import Any
 
@@ -25,7 +24,7 @@ from art_qplugins.quantizers.noise import is_stochastic
 __all__ = ["Answering", "answering_of"]
 
 #: Images that a model is asked for before anything else.
-_FIRST = 8
+_FIRST, _FIRST_LABELS = 8, 64
 #: The probability of a label, where a model gives nothing else.
 _SURE = 0.9
 #: By how much its score exceeds the next one, relative to that, where the twin alone has scores.
@@ -47,9 +46,10 @@ class Answering(nn.Module):
     :param twin: a module from pixels to logits or probabilities, whose gradient is taken. ``None``: there is no gradient.
     :param labels_only: the model gives labels, (N,). Of scores, only the largest is then looked at.
     :param probabilities: whether its scores are probabilities. ``None`` judges by its first answers.
-    :param distilled_from: the number of its answers that the twin was fitted to; ``None`` for a twin that was given.
-    :ivar identity: what tells this deployed model from others: that of ``predict``, else a hash of a few answers.
-    :raises InputError: where it answers with something else for 8 images of noise, or the twin does.
+    :ivar identity: what tells this deployed model from others: that of ``predict``, else a hash of its first answers.
+    :ivar distilled_from: the number of its answers that the twin was fitted to; ``None`` for a twin that was given.
+    :raises InputError: where it answers with something else for images of noise, or the twin does. There are 8, and 64 where
+        labels must tell it from others.
     """
 
     def __init__(
@@ -61,21 +61,21 @@ class Answering(nn.Module):
         twin: nn.Module | None = None,
         labels_only: bool = False,
         probabilities: bool | None = None,
-        distilled_from: int | None = None,
     ) -> None:
         super().__init__()
         self.predict: Predict = as_predict(predict)
         self.input_shape, self.nb_classes, self.labels_only = tuple(input_shape), nb_classes, labels_only
         self.floor: float | None = None
-        with foreign("predict", hint=f"it was given {_FIRST} images {self.input_shape}, float32 in [0, 1]"):
-            answers = self.predict(_array(_noise(self.input_shape)))
-        first = self._scores(answers, _FIRST)
+        self.distilled_from: int | None = None
+        known = getattr(self.predict, "identity", None)
+        n = _FIRST_LABELS if labels_only and known is None else _FIRST
+        with foreign("predict", hint=f"it was given {n} images {self.input_shape}, float32 in [0, 1]"):
+            answers = self.predict(_array(_noise(self.input_shape, n)))
+        first = self._scores(answers, n)
         if not labels_only and (are_probabilities(first) if probabilities is None else probabilities):
             self.floor = floor_of(first.clamp_min(0))
-        known = getattr(self.predict, "identity", None)
         self.identity = known if isinstance(known, str) else hashlib.sha256(_rounded(first)).hexdigest()
         self.twin = None if twin is None else _logits_of(twin, self.input_shape, nb_classes)
-        self.distilled_from = distilled_from
         self.eval()
 
     def with_twin(self, twin: nn.Module, *, distilled_from: int | None = None) -> Answering:
@@ -87,10 +87,12 @@ class Answering(nn.Module):
 
     def without_twin(self) -> Answering:
         """The same deployed model without a gradient."""
-        same = copy.copy(self)
-        same._modules = {}
+        same = Answering.__new__(Answering)
+        nn.Module.__init__(same)  # with no hook of this one
+        for name in ("predict", "input_shape", "nb_classes", "labels_only", "floor", "identity"):
+            setattr(same, name, getattr(self, name))
         same.twin = same.distilled_from = None
-        return same
+        return same.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -132,7 +134,10 @@ class Answering(nn.Module):
 
     def _seen(self, x: Tensor) -> Tensor:
         """The images as the deployed model reads them."""
-        return x if self.reading is None else torch.from_numpy(self.predict.seen(_array(x))).to(x)  # type: ignore[attr-defined]
+        if self.reading is None:
+            return x
+        seen: Any = self.predict
+        return torch.where(x.isnan(), x, torch.from_numpy(seen.seen(_array(x.nan_to_num()))).to(x))
 
     def _answers(self, x: Tensor) -> Tensor:
         """Scores (N, nb_classes) on the device of ``x``."""
@@ -185,9 +190,12 @@ def _label_ahead(scores: Tensor, labels: Tensor) -> Tensor:
     return scores.scatter(1, labels[:, None], torch.where(own > others, own, raised))
 
 
-def _noise(shape: tuple[int, ...]) -> Tensor:
-    """The images that a model is asked for before anything else."""
-    return torch.rand(_FIRST, *shape, generator=torch.Generator().manual_seed(0))
+def _noise(shape: tuple[int, ...], n: int = _FIRST) -> Tensor:
+    """The images that a model is asked for before anything else: of fine and of coarse noise, by turns."""
+    random = torch.Generator().manual_seed(0)
+    fine, few = torch.rand(n, *shape, generator=random), torch.rand(n, shape[0], 4, 4, generator=random)
+    coarse = nn.functional.interpolate(few, shape[1:])
+    return torch.where((torch.arange(n) % 2 == 0)[:, None, None, None], fine, coarse)
 
 
 def _logits_of(twin: nn.Module, shape: tuple[int, ...], nb_classes: int) -> nn.Module:

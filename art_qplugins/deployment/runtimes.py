@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.deployment.inputs import FileInput
-from art_qplugins.errors import InputError
+from art_qplugins.errors import InputError, shown
 from art_qplugins.foreign import raised
 
 __all__ = ["RUNTIMES", "Levels", "LiteRT", "ONNXRuntime", "OpenVINO", "Runtime", "hash_of"]
@@ -111,6 +111,11 @@ class ONNXRuntime:
         dtype = self._TYPES.get(dtype, dtype)
         scale, zero_point = _first_scale(path, self._name) if dtype in ("uint8", "int8") else (None, 0)
         said = self._session.get_modelmeta().custom_metadata_map.get("Image.NominalPixelRange")
+        if said not in (None, *self._RANGES):
+            raise InputError(
+                f"{path.name}: it says that its pixels are {shown(said)}; it must be one of {', '.join(self._RANGES)}. Give a "
+                "function that scales them and asks the file"
+            )
         mean, std = self._RANGES.get(said, (None, None))
         self.input = FileInput(
             shape=tuple(_length(axis) for axis in node.shape),

@@ -29,8 +29,9 @@ from art_qplugins.recipes.schema import SCORE_DRAWS, Recipe
 
 __all__ = ["Evaluator", "evaluator_of"]
 
-#: Images whose answers enter the hash of a module that holds what cannot be read.
-_ASKED = 16
+#: Images whose answers enter the hash of a module that holds what cannot be read: at least 16, and up to 256 of few pixels. The
+#: answers of integer networks are coarse, so that a weight that changes by one level changes few of them.
+_ASKED, _MOST_ASKED, _PIXELS = 16, 256, 2**18
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class Evaluator:
 
 def _answers(estimator: QuantizedClassifier, images: Tensor) -> Tensor:
     """The logits of some images of noise, always the same for the shape of ``images``. Nothing of the module changes."""
-    noise = torch.rand((_ASKED, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
+    number = max(_ASKED, min(_MOST_ASKED, _PIXELS // images[0].numel()))
+    noise = torch.rand((number, *images.shape[1:]), generator=torch.Generator().manual_seed(0))
     with restoring(estimator.model):
         return answer(estimator.model, noise.to(estimator.device), 0, 0)
 

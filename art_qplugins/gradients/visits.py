@@ -50,7 +50,9 @@ class Visits:
             moved = ~torch.isin(self._keys(points.to(self._x.device)), self._clean)
             self.elsewhere = bool((moved & torch.isfinite(points).flatten(1).all(1).to(moved.device)).any())
 
-    def _check(self, values: Tensor) -> None:
+    def _check(self, values: Tensor | None) -> None:
+        if values is None:  # the gradient of a backward pass that gives none
+            return
         if not torch.isfinite(values.detach().sum()):  # one number is enough to know that all are finite
             self.undefined += int((~torch.isfinite(values)).flatten(1).any(1).sum())
 

@@ -13,7 +13,7 @@ from art_qplugins.quantizers.registry import QUANTIZERS, Quantizer
 
 if TYPE_CHECKING:
     from art_qplugins.quantizers.activation import QuantAffine, QuantHardtanh, QuantReLU
-    from art_qplugins.quantizers.calibrate import calibrate
+    from art_qplugins.quantizers.calibration import calibrate
     from art_qplugins.quantizers.convert import quantize
     from art_qplugins.quantizers.functions import QuantActivation
     from art_qplugins.quantizers.maps import bake, weight_layers
@@ -38,7 +38,7 @@ _HOME = {
     "UniformWeightQuantizer": "weight",
     "activation_quantizers": "protocol",
     "bake": "maps",
-    "calibrate": "calibrate",
+    "calibrate": "calibration",
     "draws_from": "noise",
     "is_stochastic": "noise",
     "quantization_report": "report",

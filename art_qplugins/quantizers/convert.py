@@ -23,7 +23,7 @@ from art_qplugins.domains import (
 )
 from art_qplugins.errors import InputError
 from art_qplugins.quantizers.batch_norm import fold_batch_norm
-from art_qplugins.quantizers.calibrate import PERCENTILE, calibrate, check_pixels
+from art_qplugins.quantizers.calibration import PERCENTILE, calibrate, check_pixels
 from art_qplugins.quantizers.choose import NAMED
 from art_qplugins.quantizers.functions import QUANTIZABLE
 from art_qplugins.quantizers.layers import ACTIVATIONS
@@ -136,7 +136,7 @@ def quantize(
     :param exempt: layers whose weights stay in float32, named as in a list of ``mu_layers``: ``[0, -1]`` are the first and
         the last.
     :param functional: also quantize activations that a ``forward`` calls as functions, such as ``F.relu(x)``. A module
-        that calls some becomes a ``torch.fx.GraphModule`` with the same parts.
+        that calls some becomes a :class:`~art_qplugins.quantizers.traced.Traced` with the same parts.
     :param fold_batch_norm: fold each batch norm with its running statistics into the layer before it, as deployments do.
     :param seed: key of the noise of stochastic activations.
     :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_qplugins.domains import OneOf, check
+from art_qplugins.torch_domains import MODULE
 
 __all__ = ["QUANTIZABLE", "Function", "QuantActivation", "function_of"]
 
@@ -39,14 +40,14 @@ class Function:
 
 #: By name. The lowest values of GELU, of both its forms, and of SiLU are rounded down.
 QUANTIZABLE: Mapping[str, Function] = {
-    "relu": Function(nn.ReLU, F.relu, 0),
-    "relu6": Function(nn.ReLU6, F.relu6, 0, 6),
-    "hardtanh": Function(nn.Hardtanh, F.hardtanh, -1, 1, ("min_val", "max_val")),
+    "relu": Function(nn.ReLU, F.relu, 0, options=("inplace",)),
+    "relu6": Function(nn.ReLU6, F.relu6, 0, 6, ("inplace",)),
+    "hardtanh": Function(nn.Hardtanh, F.hardtanh, -1, 1, ("min_val", "max_val", "inplace")),
     "tanh": Function(nn.Tanh, torch.tanh, -1, 1),
-    "hardswish": Function(nn.Hardswish, F.hardswish, -0.375),
-    "hardsigmoid": Function(nn.Hardsigmoid, F.hardsigmoid, 0, 1),
-    "gelu": Function(nn.GELU, F.gelu, -0.1701, math.inf, ("approximate",)),
-    "silu": Function(nn.SiLU, F.silu, -0.2785),
+    "hardswish": Function(nn.Hardswish, F.hardswish, -0.375, options=("inplace",)),
+    "hardsigmoid": Function(nn.Hardsigmoid, F.hardsigmoid, 0, 1, ("inplace",)),
+    "gelu": Function(nn.GELU, F.gelu, -0.1701, options=("approximate",)),
+    "silu": Function(nn.SiLU, F.silu, -0.2785, options=("inplace",)),
     "softmax": Function(nn.Softmax, F.softmax, 0, 1, ("dim",)),
 }
 
@@ -63,7 +64,7 @@ class QuantActivation(nn.Module):
         super().__init__()
         self.function = check("function", function, OneOf(tuple(QUANTIZABLE)))
         self.options = options
-        self.quantizer = quantizer
+        self.quantizer = check("quantizer", quantizer, MODULE)
 
     def forward(self, x: Tensor) -> Tensor:
         value: Tensor = self.quantizer(QUANTIZABLE[self.function].call(x, **self.options))

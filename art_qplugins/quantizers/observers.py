@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +12,14 @@ from art_qplugins.quantizers.functional import affine_grid
 
 __all__ = ["RANGES", "Histogram", "Observer", "min_max", "mse", "percentile"]
 
-#: Bins of a histogram. Its reach is below twice the largest magnitude, so a bin is narrower than 1/4096 of that.
-BINS = 2**14
+#: Bins of a histogram. Its reach is below twice the largest magnitude, so a bin is narrower than 1/2048 of that.
+BINS = 2**13
+#: Values that are counted at once. What is computed of them stays in the processor's cache.
+_PART = 2**18
 #: Ends that the search for the least error tries on each side.
 _TRIED = 128
+#: How often it turns from one side to the other.
+_TURNS = 4
 
 
 class Observer:
@@ -54,10 +58,12 @@ class Histogram(Observer):
             merged = self.counts.view(-1, 2).sum(1)
             self.counts = torch.nn.functional.pad(merged, (BINS // 4, BINS // 4))
             self.reach *= 2
-        bins = values.detach().float().mul(BINS / 2 / self.reach).add_(BINS / 2).to(torch.int32).flatten()
-        found = torch.bincount(bins, minlength=BINS + 1).cpu()
-        found[BINS - 1] += found[BINS]  # the end itself
-        self.counts += found[:BINS]
+        for part in values.detach().flatten().split(_PART):
+            # A power of two, so that the product is exact, and edges are where they are said to be.
+            bins = part.float().mul(BINS / 2 / self.reach).floor_().to(torch.int32).add_(BINS // 2)
+            found = torch.bincount(bins, minlength=BINS + 1).cpu()
+            found[BINS - 1] += found[BINS]  # the end itself
+            self.counts += found[:BINS]
 
     @property
     def centres(self) -> Tensor:
@@ -68,20 +74,18 @@ class Histogram(Observer):
 
     def quantile(self, share: float) -> float:
         """The value below which a share of the values is, up to the width of a bin."""
-        below = self.counts.cumsum(0).double()
-        bin_ = int(torch.searchsorted(below, max(share * float(below[-1]), 1.0)))
-        return float(self.centres[min(bin_, BINS - 1)])
+        below = self.counts.cumsum(0)
+        rank = max(math.ceil(share * int(below[-1]) - 1e-6), 1)  # 0.05 * 1000 is above 50
+        return float(self.centres[int(torch.searchsorted(below, rank))])
 
-    def error(self, num_bits: int, low: float, high: float) -> float:
-        """The mean squared error of the values on the affine grid of this range, up to the width of a bin."""
+    def errors(self, num_bits: int, ranges: Sequence[tuple[float, float]]) -> Tensor:
+        """The mean squared error of the values on the affine grid of each range, up to the width of a bin."""
         used = self.counts.nonzero().flatten()
-        return _error(self.centres[used], self.counts[used].double(), num_bits, low, high)
-
-
-def _error(values: Tensor, counts: Tensor, num_bits: int, low: float, high: float) -> float:
-    scale, zero_point = affine_grid(num_bits, low, high)
-    levels = (values / scale).round_().clamp_(-zero_point, 2**num_bits - 1 - zero_point).mul_(scale)
-    return float(levels.sub_(values).square_().mul_(counts).sum() / counts.sum())
+        values, weights = self.centres[used], self.counts[used].double() / self.counts.sum()
+        grids = torch.tensor([affine_grid(num_bits, *ends) for ends in ranges], dtype=torch.float64)
+        scale, zero_point = grids[:, :1], grids[:, 1:]
+        levels = (values / scale).round_().clamp_(-zero_point, 2**num_bits - 1 - zero_point).mul_(scale)
+        return levels.sub_(values).square_() @ weights
 
 
 def min_max(seen: Observer, num_bits: int, percent: float) -> tuple[float, float]:
@@ -98,26 +102,24 @@ def percentile(seen: Observer, num_bits: int, percent: float) -> tuple[float, fl
 def mse(seen: Observer, num_bits: int, percent: float) -> tuple[float, float]:
     """The range inside that of the values whose grid has the least mean squared error.
 
-    Each end is searched in turn among even steps to 0, given the other, until neither changes.
+    Each end is searched in turn among even steps to 0, given the other.
     """
     assert isinstance(seen, Histogram)
-    used = seen.counts.nonzero().flatten()
-    values, counts = seen.centres[used], seen.counts[used].double()
+    low, high = min(seen.low, 0.0), max(seen.high, 0.0)
+    shares = [i / _TRIED for i in range(_TRIED, 0, -1)]
 
-    def error(ends: tuple[float, float]) -> float:
-        return _error(values, counts, num_bits, *ends)
+    def best(ranges: list[tuple[float, float]]) -> tuple[float, float]:
+        return ranges[int(seen.errors(num_bits, ranges).argmin())]
 
-    whole = min(seen.low, 0.0), max(seen.high, 0.0)
-    best = whole
-    while True:
-        before = best
-        steps = [i / _TRIED for i in range(1, _TRIED + 1)]
-        if whole[1] > 0:
-            best = min([best, *((best[0], whole[1] * step) for step in steps)], key=error)
-        if whole[0] < 0:
-            best = min([best, *((whole[0] * step, best[1]) for step in steps)], key=error)
-        if best == before:
-            return best
+    lows, highs = ([end * share for share in shares] if end else [0.0] for end in (low, high))
+    found = (low, high)
+    for _ in range(_TURNS if low and high else 1):
+        before = found
+        found = best([(found[0], end) for end in highs]) if high else found
+        found = best([(end, found[1]) for end in lows]) if low else found
+        if found == before:
+            break
+    return found
 
 
 #: By name: what observes, and the range from what was seen, the bits and the percentage.

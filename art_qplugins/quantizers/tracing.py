@@ -20,6 +20,7 @@ from art_qplugins.errors import InputError
 from art_qplugins.guard import evaluating
 from art_qplugins.quantizers.calls import functional_calls
 from art_qplugins.quantizers.functions import QUANTIZABLE
+from art_qplugins.quantizers.traced import Defaults, Traced
 
 __all__ = ["call_modules", "put", "split_calls", "trace"]
 
@@ -53,12 +54,31 @@ class _Own(fx.Tracer):
 
 def trace(module: nn.Module) -> fx.Graph | None:
     """The calls of ``module.forward`` with its arguments at their defaults; ``None`` where they depend on values."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    given = {p.name: p.default for p in parameters if p.default is not p.empty}
+    given = _defaults(module)
     try:
-        return _Own().trace(module, concrete_args=given)
+        graph = _Own().trace(module, concrete_args=given)
     except Exception:  # whatever the code of a network raises on values that are not there
         return None
+    # fx adds assertions that do not pickle. They are all that reads an argument with a default.
+    unread = {node for node in graph.find_nodes(op="placeholder") if node.args}
+    for node in graph.nodes:
+        if unread.intersection(node.all_input_nodes):
+            unread.add(node)
+    for node in reversed(list(graph.nodes)):
+        if node in unread and node.op != "placeholder":
+            graph.erase_node(node)
+    for node, name in zip(
+        graph.find_nodes(op="placeholder"), inspect.signature(module.forward).parameters, strict=False
+    ):
+        if name in given:
+            node.target = name  # so that it can be given by name, as before
+    return graph
+
+
+def _defaults(module: nn.Module) -> dict[str, Any]:
+    """The arguments of ``forward`` that have one, with it."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def put(model: nn.Module, path: str, module: nn.Module) -> None:
@@ -78,10 +98,10 @@ def call_modules(model: nn.Module, functions: Collection[str]) -> nn.Module:
         _hold(module, functions)
         called = functional_calls(module)
         calls = [call for call in called if call.function in functions]
-        if not calls and not any(call.function in _CLAMPS for call in called):
+        if not calls and not any(call.function in (*_CLAMPS, "") for call in called):
             continue
         if (graph := _same_in_both_modes(module)) is None:
-            if not calls:  # a clamp is an activation to some and not to others
+            if not calls:  # only a clamp, which need not be an activation, or code that cannot be read
                 continue
             listed = ", ".join(f"{call.function}() ({call.where})" for call in calls)
             raise InputError(
@@ -90,7 +110,7 @@ def call_modules(model: nn.Module, functions: Collection[str]) -> nn.Module:
             )
         made = _converted(module, graph, functions)
         if any(not isinstance(step, nn.Dropout) for step in made.values()):
-            model = _replace(model, path, _graph_module(module, graph, made))
+            model = _replace(model, path, _traced(module, graph, made))
     return model
 
 
@@ -121,7 +141,7 @@ def split_calls(model: nn.Module, chosen: Callable[[nn.Module], bool]) -> nn.Mod
             continue
         if (graph := _same_in_both_modes(module)) is not None and (made := _split(module, graph, chosen)):
             made |= _converted(module, graph, ())
-            model = _replace(model, path, _graph_module(module, graph, made))
+            model = _replace(model, path, _traced(module, graph, made))
     return model
 
 
@@ -227,20 +247,18 @@ def _free(module: nn.Module, made: dict[str, nn.Module], name: str) -> str:
     return found
 
 
-def _graph_module(module: nn.Module, graph: fx.Graph, made: Mapping[str, nn.Module]) -> fx.GraphModule:
-    """What computes ``graph`` with all that ``module`` holds, in its mode."""
+def _traced(module: nn.Module, graph: fx.Graph, made: Mapping[str, nn.Module]) -> Traced:
+    """What computes ``graph`` with all that ``module`` holds, and with the modules that were ``made`` for it."""
+    made = dict(made)
+    arguments = list(graph.find_nodes(op="placeholder"))
+    if with_default := [node for node in arguments if node.args]:
+        path = _free(module, made, "defaults")
+        made[path] = Defaults(_defaults(module))
+        with graph.inserting_after(arguments[-1]):
+            graph.call_module(path, tuple(with_default))
     for path, step in made.items():
         module.add_module(path, step.train(module.training))
-    result = fx.GraphModule(module, graph, type(module).__name__)
-    for name, held in vars(module).items():
-        if isinstance(held, dict) and name.startswith(
-            "_"
-        ):  # modules, parameters, buffers and hooks, also those not called
-            vars(result).setdefault(name, type(held)()).update(held)
-        else:
-            vars(result).setdefault(name, held)
-    result.training = module.training
-    return result
+    return Traced(module, graph)
 
 
 def _replace(model: nn.Module, path: str, made: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 
 from art_qplugins.checkpoint import load_checkpoint
 from art_qplugins.data import Dataset
-from art_qplugins.deployment.arguments import TWIN_SHARE
+from art_qplugins.deployment.arguments import TWIN_QUERIES
 from art_qplugins.deployment.classifier import DeployedClassifier
 from art_qplugins.deployment.distil import distil
 from art_qplugins.deployment.files import is_file, open_deployed
@@ -73,9 +73,7 @@ def with_gradient(
         if settings.twin is not None:
             module = module.with_twin(models[settings.twin])
         elif settings.factory is not None or settings.endpoint is not None:
-            few: dict[str, Any] = {}
-            if settings.ask.queries is not None:
-                few["queries"] = min(5000, max(1, settings.ask.queries // TWIN_SHARE))
+            few: dict[str, Any] = {} if settings.endpoint is None else {"queries": min(5000, TWIN_QUERIES * len(data))}
             module = distil(module, data.x(), seed=seed, **few)
         return DeployedClassifier(
             module, estimator.input_shape, estimator.nb_classes, loss=estimator._loss, abstain=estimator.abstain

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from art_qplugins.defences import DEFENCES
+from art_qplugins.deployment.files import is_file
 from art_qplugins.errors import shown
 from art_qplugins.files import printable
 from art_qplugins.quantizers import Quantizer
@@ -59,7 +60,9 @@ def describe(settings: ModelSettings) -> str:
 
 def _deployed(settings: ModelSettings) -> str:
     labels = ", labels alone" if settings.labels_only else ""
-    return labels + ("" if settings.twin is None else f", along the gradient of {settings.twin}")
+    distilled = settings.factory is not None and is_file(settings.factory)
+    twin = settings.twin or ("a network distilled from its answers" if distilled else None)
+    return labels + (f", along the gradient of {twin}" if twin else "")
 
 
 def code_of_others(recipe: Recipe) -> list[str]:

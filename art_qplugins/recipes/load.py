@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from art_qplugins.deployment.arguments import TWIN_SHARE
+from art_qplugins.deployment.arguments import TWIN_QUERIES
 from art_qplugins.deployment.files import is_file
 from art_qplugins.domains import TEXT, Either, ListOf
 from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
@@ -52,8 +52,9 @@ _MOST_FILES = 100
 #: The deepest nesting of tables and lists. No recipe needs half of it.
 _DEEPEST = 20
 _HINT = "give the path of a TOML file"
-#: An endpoint is asked about so many images that each has these queries, and is asked some before the first attack.
-_QUERIES_EACH, _QUERIES_FIRST = 1000, 50
+#: Images of an endpoint with a number of queries, whatever that number is: so that a larger one goes on with the same images.
+#: Some queries go before the first attack.
+_LIMIT, _QUERIES_FIRST = 50, 50
 _INCLUDE = Either(TEXT, ListOf(TEXT, least=1))
 
 
@@ -316,8 +317,8 @@ def tables_about_endpoint(endpoint: str, ask: Mapping[str, Any], limit: int | No
     model["endpoint"] = model.pop("factory")
     model["ask"] = {key: value for key, value in ask.items() if value is not None}
     if (queries := ask.get("queries")) is not None:
-        limit = limit or min(200, max(20, queries // _QUERIES_EACH))
-        left = queries - _QUERIES_FIRST - queries // TWIN_SHARE
+        limit = limit or _LIMIT
+        left = queries - _QUERIES_FIRST - TWIN_QUERIES * limit
         tables["data"]["limit"] = limit
         tables["diagnosis"] = {"queries": max(1, left // limit)}
     return tables

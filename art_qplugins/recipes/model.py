@@ -214,7 +214,7 @@ class ModelSettings(Settings):
 
     name: Name
     role: Literal["subject", "substitute"] = "subject"  # a substitute is only a source of transfer attacks
-    architecture: Architecture = Architecture(name="convnet")
+    architecture: Architecture = Architecture(name="convnet")  # or "package.module:function" of the user
     normalize: Normalization | None = None  # of pixels in [0, 1], inside the network
     base: Name | None = None
     members: SomeNames | None = None  # see art_qplugins.models.mixture.Mixture
@@ -230,7 +230,7 @@ class ModelSettings(Settings):
     frozen: Flag = False
     checkpoint: Word | None = None  # weights to load instead of training
     unverified_checkpoint: bool = False  # take weights without a description of their model
-    factory: Word | None = None  # "package.module:function" that returns the network, or a deployed file
+    factory: Word | None = None  # "package.module:function" that returns the network, or a file: .pt2, or a deployed one
     endpoint: Word | None = None  # "package.module:function" that answers for images
     ask: Ask = Ask()  # how the endpoint is asked
     # Of a deployed model: a module and a name of "package.module:function" or of a model, whose gradient is followed.

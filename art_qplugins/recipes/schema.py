@@ -52,8 +52,8 @@ class Data(Settings):
     :param given: the images come from Python and are not loaded by name.
     :param train_limit: train on so many images of the train split, each class in proportion; None for all.
     :param validation: a fraction of the train split, or a number of its images, that no model is trained on.
-    :param resize: of a folder of images: scale each so that its shorter side has so many pixels.
-    :param crop: of a folder of images: cut a square of so many pixels out of the middle of each.
+    :param resize: of a folder of images or a Hugging Face data set: scale each so that its shorter side has so many pixels.
+    :param crop: of the same: cut a square of so many pixels out of the middle of each.
     """
 
     name: Word

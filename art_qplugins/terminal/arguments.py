@@ -95,8 +95,8 @@ _ASK = (
         "--queries",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Images that --endpoint may be asked, with those of earlier runs whose answers are in its cache. The diagnosis "
-        "plans with them.  [default: no limit]",
+        help="Images that --endpoint may be asked, with those of earlier runs whose answers are in its cache. They are "
+        "divided among the images.  [default: no limit]",
     ),
     click.option(
         "--seconds",
@@ -105,7 +105,11 @@ _ASK = (
         help="Seconds in which --endpoint may be asked.  [default: no limit]",
     ),
     click.option(
-        "--batch", "batch_size", type=click.IntRange(min=1), help="Images in one call of --endpoint.  [default: 64]"
+        "--batch",
+        "batch_size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Images in one call of --endpoint.  [default: 64]",
     ),
     click.option(
         "--concurrency",

@@ -20,7 +20,7 @@ from art_qplugins.evaluation.records import Cell
 from art_qplugins.report import select, words
 from art_qplugins.runner.progress import Progress
 from art_qplugins.terminal.console import console, show_warnings
-from art_qplugins.terminal.time_limit import OutOfTime
+from art_qplugins.terminal.time_limit import tell_what_is_left
 from art_qplugins.training.progress import TrainingProgress
 
 __all__ = ["LiveProgress"]
@@ -63,8 +63,7 @@ class LiveProgress(Progress):
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self._bars.stop()
-        if isinstance(error, OutOfTime):
-            error.left = self._unfinished()
+        tell_what_is_left(error, self._unfinished())
 
     def _unfinished(self) -> str:
         """How far it is: with the model in training, or with the cells that are known."""

@@ -7,12 +7,12 @@ import contextlib
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
 
-__all__ = ["STATUS", "Limited", "OutOfTime", "seconds_of", "time_limit"]
+__all__ = ["STATUS", "Limited", "OutOfTime", "seconds_of", "tell_what_is_left", "time_limit"]
 
 #: The exit status of a command whose time is up, as of ``timeout`` of the GNU core utilities.
 STATUS = 124
@@ -23,7 +23,10 @@ _LONGEST = 366 * 86400.0
 
 
 class OutOfTime(KeyboardInterrupt):
-    """The time limit is up. Whoever was at work may say in ``left`` what is left to do."""
+    """The time limit is up.
+
+    :ivar left: what is left to do, where whoever was at work knows it.
+    """
 
     left = ""
 
@@ -42,44 +45,65 @@ def seconds_of(duration: str) -> float:
     return seconds
 
 
+def tell_what_is_left(interrupt: BaseException | None, left: str) -> None:
+    """Let an interrupt say what is left to do. Anything else stays as it is."""
+    if isinstance(interrupt, KeyboardInterrupt):
+        vars(interrupt)["left"] = left
+
+
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Within, :class:`OutOfTime` is raised in the main thread after so many seconds, also while it waits.
+    """Within, the main thread is interrupted after so many seconds, also while it waits.
 
-    Windows has no timer that ends a wait; there it is raised when the wait is over.
+    Windows has no timer that ends a wait; there it is interrupted when the wait is over.
+
+    :raises OutOfTime: at the end, in place of that interrupt, which others may have caught and raised anew, as Ray does.
     """
     if seconds is None:
         yield
-    elif hasattr(signal, "setitimer"):
-        before = signal.signal(signal.SIGALRM, _raise)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-    else:
-        up = threading.Event()
-
-        def end() -> None:
-            up.set()
-            _thread.interrupt_main()
-
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        except KeyboardInterrupt:
-            if up.is_set():
-                raise OutOfTime from None
+        return
+    up = threading.Event()
+    stop = (_alarm if hasattr(signal, "setitimer") else _timer)(seconds, up)
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not up.is_set():
             raise
-        finally:
-            timer.cancel()
+        ended = OutOfTime()
+        ended.left = vars(interrupt).get("left", "")
+        raise ended from interrupt
+    finally:
+        stop()
 
 
-def _raise(*_: Any) -> None:
-    raise OutOfTime
+def _alarm(seconds: float, up: threading.Event) -> Callable[[], None]:
+    """Interrupt by a signal. What is returned takes it back."""
+
+    def end(*_: Any) -> None:
+        up.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+    def stop() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+    return stop
+
+
+def _timer(seconds: float, up: threading.Event) -> Callable[[], None]:
+    """The same by a thread."""
+
+    def end() -> None:
+        up.set()
+        _thread.interrupt_main()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    return timer.cancel
 
 
 class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]

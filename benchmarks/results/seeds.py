@@ -2,7 +2,7 @@
 
     python benchmarks/results/seeds.py benchmarks/results/cifar10-small     # FOLDER/*.json, each a results.json, make FOLDER.md
 
-A number is followed by its 95 % Wilson interval over images, in percent. The rows of all seeds are means, with the least and the
+Where models differ in their bits, a figure of them is drawn beside the records. A number is followed by its 95 % Wilson interval over images, in percent. The rows of all seeds are means, with the least and the
 greatest of them.
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.report import words
+from art_qplugins.report.figures import bits
 
 
 def percent(share: float, interval: Sequence[float]) -> str:
@@ -87,12 +88,22 @@ def made_with(run: Results) -> str:
     return f"art_qplugins {made.packages['art_qplugins']}, torch {made.packages['torch']}, {made.device}"
 
 
+def figures(folder: Path, run: Results) -> str:
+    """Accuracy against bits, of the first seed, where its models differ in them."""
+    lines = []
+    for drawing, one in bits.drawings(run):
+        (folder / f"{drawing.name}.svg").write_text(drawing.svg)
+        lines.append(f"\n![Accuracy over {one.axis}]({folder.name}/{drawing.name}.svg)\n")
+    return "".join(lines)
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     paths = sorted(folder.glob("*.json"))
     runs = {path.stem: Results.model_validate_json(path.read_bytes()) for path in paths}
-    folder.with_suffix(".md").write_text(table(runs))
-    print(table(runs))
+    page = table(runs) + figures(folder, next(iter(runs.values())))
+    folder.with_suffix(".md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":

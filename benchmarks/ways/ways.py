@@ -72,14 +72,15 @@ LIBRARIES: Mapping[str, Callable[[nn.Module, Tensor, Tensor], Tensor]] = {
 
 
 def _under(attack: Callable[[nn.Module, Tensor, Tensor], Tensor], model: nn.Module, x: Tensor, y: Tensor) -> str:
-    """What a library's PGD does: it works, it moves nothing, or the exception that it ends with."""
+    """What a library's PGD does to a module that has answered before: it works, or it moves nothing, or raises."""
+    right = _right(model, x, y)
     try:
         moved = attack(model, x, y).detach()
     except Exception as error:
         return f"raises {type(error).__name__}"
     if bool((moved == x).all()):
         return "moves nothing"
-    return "works" if _right(model, moved, y) < _right(model, x, y) else "breaks nothing"
+    return "works" if _right(model, moved, y) < right else "breaks nothing"
 
 
 @torch.no_grad()

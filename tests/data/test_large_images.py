@@ -133,8 +133,8 @@ def test_a_killed_decoding_starts_again(tmp_path, photos):
     """It stops at the sixth image, is killed, and leaves an incomplete file that no one reads."""
     code = textwrap.dedent("""
         import sys, time
-        from art_qplugins.data import folder, load
-        really, count = folder.read_image, 0
+        from art_qplugins.data import images, load
+        really, count = images.read_image, 0
         def slow(*args, **options):
             global count
             count += 1
@@ -142,7 +142,7 @@ def test_a_killed_decoding_starts_again(tmp_path, photos):
                 print("here", flush=True)
                 time.sleep(600)
             return really(*args, **options)
-        folder.read_image = slow
+        images.read_image = slow
         load(f"folder:{sys.argv[1]}", "train", options={"resize": 8, "crop": 8})
     """)
     process = subprocess.Popen([sys.executable, "-c", code, str(photos)], stdout=subprocess.PIPE, text=True)
@@ -166,11 +166,11 @@ def _decode(photos, results):
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 def test_of_several_processes_one_decodes(photos, monkeypatch):
-    from art_qplugins.data import folder
+    from art_qplugins.data import images
 
     context = multiprocessing.get_context("fork")
     decoded, results = context.Value("i", 0), context.SimpleQueue()
-    really = folder.read_image
+    really = images.read_image
 
     def counted(*args, **options):
         with decoded.get_lock():
@@ -178,7 +178,7 @@ def test_of_several_processes_one_decodes(photos, monkeypatch):
         time.sleep(0.02)
         return really(*args, **options)
 
-    monkeypatch.setattr(folder, "read_image", counted)
+    monkeypatch.setattr(images, "read_image", counted)
     processes = [context.Process(target=_decode, args=(photos, results)) for _ in range(3)]
     for process in processes:
         process.start()

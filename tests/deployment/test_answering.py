@@ -239,7 +239,16 @@ def test_a_fingerprint_tells_answers_twins_and_modes_apart():
         return fingerprint(DeployedClassifier(predict, SHAPE, CLASSES, twin=linear(seed=twin), **more).model)
 
     assert of(0) == of(0)
-    assert len({of(0), of(1), of(0, twin=8), of(0, labels_only=True)}) == 4
+    assert len({of(0), of(1), of(0, twin=8), of(0, labels_only=True), of(1, labels_only=True)}) == 5
+
+
+def test_another_twin_has_hooks_of_its_own():
+    bare, calls = Answering(function_of(linear()), SHAPE, CLASSES), []
+    other = bare.with_twin(linear())
+    hook = bare.register_forward_hook(lambda *_: calls.append(1))
+    other(images())
+    assert not calls
+    hook.remove()
 
 
 def test_a_predictor_may_say_what_it_is():

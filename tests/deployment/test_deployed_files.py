@@ -54,6 +54,10 @@ def test_bytes_in_channels_last_are_rounded_as_the_file_reads_them(tmp_path):
     np.testing.assert_allclose(estimator.predict(x), scores(model, rounded(x)), rtol=1e-5, atol=1e-5)
     assert any("uint8, on a grid of 256 levels" in fact for fact in estimator.model.facts)
     # the twin's gradient is taken where the file sees the image
+    # a point without a value has no answer
+    lost = torch.from_numpy(x).clone()
+    lost[2, 0, 0, 0] = torch.nan
+    assert estimator.model(lost).isnan().any(1).tolist() == [i == 2 for i in range(9)]
     curved = torch.nn.Sequential(model, torch.nn.Softplus()).eval()
     module, point = estimator.model.with_twin(curved), torch.from_numpy(x).requires_grad_()
     found = torch.autograd.grad(module(point).sum(), point)[0]
@@ -78,6 +82,12 @@ def test_the_range_of_pixels_is_read_from_the_metadata(tmp_path, said, apply):
     model, x = linear(), images(5).numpy()
     path = onnx_file(tmp_path / "net.onnx", model, metadata={"Image.NominalPixelRange": said})
     np.testing.assert_allclose(open_deployed(path)[0](x), scores(model, apply(x)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_range_of_pixels_that_is_not_known_is_refused(tmp_path):
+    path = onnx_file(tmp_path / "net.onnx", linear(), metadata={"Image.NominalPixelRange": "NominalRange_16_235"})
+    with pytest.raises(InputError, match="its pixels are 'NominalRange_16_235'"):
+        open_deployed(path)
 
 
 def test_what_is_given_is_applied(tmp_path):

@@ -48,6 +48,29 @@ class Numpy(Odd):
         return self.network(torch.from_numpy(x.detach().numpy().copy()))
 
 
+class _Lost(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+class Lost(Odd):
+    """Its answers have a graph, and no gradient comes out of it."""
+
+    def forward(self, x):
+        return self.network(_Lost.apply(x))
+
+
+def exported(network):
+    """It raises where it is put into eval mode."""
+    shapes = ({0: torch.export.Dim("n")},)
+    return torch.export.export(network, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=shapes).module()
+
+
 class Nan(Odd):
     def forward(self, x):
         return self.network(x) * torch.nan
@@ -319,6 +342,7 @@ def fired(found):
         pytest.param(Labels, "no-gradient", marks=pytest.mark.slow),
         pytest.param(Numpy, "no-gradient", marks=pytest.mark.slow),
         (NoGrad, "no-gradient"),
+        pytest.param(Lost, "zero-gradient", marks=pytest.mark.slow),
         pytest.param(OfTheBatch, "batch-dependence", marks=pytest.mark.slow),
         pytest.param(Remembers, "batch-dependence", marks=pytest.mark.slow),
     ],
@@ -389,6 +413,7 @@ def test_a_model_without_an_answer_for_other_attacks_than_the_claimed_one_is_not
         (Keeps, "copies of the images"),
         (Double, "torch.float64"),
         (Half, "torch.float16"),
+        (exported, "the mode in which it was exported"),
         (Meddles, None),
     ],
 )

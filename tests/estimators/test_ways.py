@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import logging
-import math
 import sys
 from pathlib import Path
 
@@ -14,10 +14,13 @@ from torch import nn
 from art_qplugins import Threat, diagnose
 from art_qplugins.estimators import QuantizedClassifier
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "ways"))
-from quantized import WAYS, trained_network
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "ways"
+sys.path.append(str(FOLDER))
+from quantized import WAYS, trained_network  # noqa: E402
+from ways_page import page  # noqa: E402
 
-#: Ways whose operations have no backward pass. What PGD leaves of these is all that was right before.
+#: Ways whose operations have no backward pass: what PGD leaves is all that was right before. That of bitsandbytes' nf4 has none
+#: on processors with AVX512_BF16, for which its first answers pack the weights.
 BLIND = {
     "torch.ao eager",
     "torch.ao dynamic",
@@ -26,7 +29,8 @@ BLIND = {
     "torchao PT2E",
     "ONNX Runtime static",
 }
-N = 40
+EITHER = {"bitsandbytes nf4"}
+N, EPS = 30, 0.35
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +51,19 @@ def test_a_way_to_quantize_has_a_verdict_and_a_number(name, trained, digits):
     assert right > 0.8
 
     estimator = QuantizedClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10)
-    found = diagnose(estimator, x.numpy(), y.numpy(), Threat("Linf", 0.2), level=1)
+    found = diagnose(estimator, x.numpy(), y.numpy(), Threat("Linf", EPS), level=2)
 
-    assert found.verdict != "INVALID" and found.claimed_accuracy is not None, str(found)
-    assert (found.claimed_accuracy > right - 0.2) == (name in BLIND), (found.claimed_accuracy, right)
-    assert math.isfinite(found.corrected_accuracy) and found.corrected_accuracy < right
+    if name in BLIND:
+        assert found.verdict == "MASKED" and found.claimed_accuracy > right - 0.2
+    elif name not in EITHER:
+        assert found.verdict in ("NOT_REFUTED", "INCONCLUSIVE") and found.claimed_accuracy < 0.3
+    assert found.corrected_accuracy < 0.3
     with torch.no_grad():
         left = float((model(torch.from_numpy(found.x_adv)).argmax(1) == y).double().mean())
-    assert left == pytest.approx(found.corrected_accuracy, abs=1.01 / N)  # dynamic scales depend on the batch
+    assert left == pytest.approx(found.corrected_accuracy, abs=1.5 / N)  # dynamic scales depend on the batch
+
+
+def test_the_page_is_made_of_its_records():
+    records = json.loads((FOLDER / "results.json").read_text(encoding="utf-8"))
+    assert len(records["ways"]) >= len(WAYS)
+    assert page(records) == (FOLDER / "results.md").read_text(encoding="utf-8")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
-from art_qplugins import InputError, StochasticQuantizer, quantization_report
+from art_qplugins import InputError, StochasticQuantizer, quantization_report, quantize
 from art_qplugins.data import load
 from art_qplugins.models.rules import RULES
-from art_qplugins.quantizers import is_stochastic
+from art_qplugins.quantizers import QuantAffine, is_stochastic
 from art_qplugins.recipes.build import build_models, estimator_for
 from art_qplugins.recipes.checks import doubts
 from art_qplugins.recipes.describe import describe
@@ -287,3 +288,56 @@ def test_a_rule_of_a_model_that_is_not_random_has_no_effect(key):
     factory = {"name": "a", "factory": "package.module:network", key: value}
     with pytest.raises(InputError, match=rf"models\.a\.{key}: the network comes from its factory; leave {key} out"):
         recipe(factory)
+
+
+# --- Ranges that are observed
+
+
+OBSERVED = {"activation_bits": 3, "ranges": "mse", "calibration": 100, "weight_bits": 4, "exempt": [0]}
+
+
+def bounds(model):
+    return [m.bounds.tolist() for m in model.modules() if isinstance(m, QuantAffine)]
+
+
+def test_ranges_are_observed_with_the_weights_of_the_base_and_kept_in_the_checkpoint(tmp_path):
+    given = [small("plain", epochs=2), small("q", base="plain", quantize=OBSERVED)]
+    models = built(tmp_path, *given)
+    weights = {key: OBSERVED[key] for key in ("weight_bits", "exempt")}
+    images = load("digits", "train").take(100, seed=0).x()
+    expected = quantize(models["plain"], 3, ranges="mse", calibration=images, **weights)
+    assert np.allclose(bounds(models["q"]), bounds(expected), rtol=1e-5)
+    assert {p.bits for p in quantization_report(models["q"]) if p.type == "Linear"} == {4}
+    assert next(p.bits for p in quantization_report(models["q"]) if p.type == "Conv2d") is None
+    again = built(tmp_path, *given)["q"]  # from the checkpoint
+    assert bounds(again) == bounds(models["q"])
+    assert torch.equal(again(images), models["q"](images))
+    file = next(tmp_path.glob("q-*.safetensors"))
+    taken = built(tmp_path, small("taken", checkpoint=str(file), quantize=OBSERVED))["taken"]
+    assert bounds(taken) == bounds(again)
+    with pytest.raises(InputError, match=r"belongs to another model \(quantize\.ranges is "):
+        built(tmp_path, small("other", checkpoint=str(file), quantize=OBSERVED | {"ranges": "min-max"}))
+
+
+def test_ranges_are_of_a_network_behind_its_normalization(tmp_path):
+    model = small("q", quantize=OBSERVED, normalize={"mean": [0.5], "std": [0.01]})
+    found = bounds(built(tmp_path, model)["q"])
+    assert found[0][1] > 5 * bounds(built(tmp_path, small("r", quantize=OBSERVED))["r"])[0][1]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"activation_bits": 3, "ranges": "mse"}, "models.m.quantize: ranges: 'mse' is observed on images"),
+        ({"activation_bits": 3, "calibration": 5}, "models.m.quantize: calibration: fixed ranges need no images"),
+    ],
+)
+def test_ranges_without_images_are_refused(table, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        built(tmp_path, small("m", quantize=table))
+
+
+def test_observed_ranges_are_said():
+    assert "3-bit activations on observed ranges (mse)" in describe(
+        ModelSettings.model_validate(small("m", quantize=OBSERVED))
+    )

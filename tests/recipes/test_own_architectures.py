@@ -18,6 +18,7 @@ from art_qplugins.plugins import Plugin
 from art_qplugins.quantizers import activation_quantizers
 from art_qplugins.recipes.build import build_model, build_models, stored_at
 from art_qplugins.recipes.describe import code_of_others
+from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.load import parse_recipe
 from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.rehearse import rehearse
@@ -224,6 +225,13 @@ def test_weights_of_its_own_are_loaded_also_behind_a_normalization(here, data):
     made = built(recipe_of(given, {**given, "normalize": {"mean": [0.0], "std": [1.0]}}), data, here / "d")
     x = data.x()[:3]
     assert torch.equal(made["m0"](x), network(x)) and torch.equal(made["m1"](x), network(x))
+
+
+def test_a_network_of_a_factory_takes_the_same_weights(here, data):
+    network = built(recipe_of(own("nothing")), data, here / "c")["m0"]
+    torch.save(network.state_dict(), "w.pt")
+    x = data.x()[:3]
+    assert torch.equal(make_estimator("own_nets.models:nothing", "w.pt", data).model(x), network(x))
 
 
 @pytest.mark.parametrize(

@@ -118,5 +118,8 @@ def test_the_section_is_on_the_page_and_the_figure_is_a_file(results: Results, t
     write_results(tmp_path, with_models(results, model("fp32"), model("dq-2bit", 2), model("sq-ensemble", 8)))
     write_report(tmp_path)
     page = plain((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert "Accuracy against bits" in page and "float32" in page
-    assert "Accuracy over activation bits at Linf" in plain((tmp_path / "figures" / "bits-1.svg").read_text())
+    told = page.split("Accuracy against bits")[-1]
+    assert "Filled marks are upper bounds" in told and "Accuracy over activation bits at Linf" in told
+    (row,) = (line for line in told.splitlines() if line.startswith("<tr>") and ">float32<" in line)
+    assert ">96.5 % [93, 98.3]<" in row and ">≤ 15.5 % [11.1, 21.2]<" in row
+    assert "Accuracy over activation bits at Linf" in plain((tmp_path / "figures" / "section-bits-1.svg").read_text())

@@ -142,7 +142,7 @@ def written(bits: float) -> str:
 def drawings(results: Results) -> list[tuple[Drawing, OverBits]]:
     """A figure for each setting, and what it shows."""
     found = over_bits(results)
-    return [(drawn(f"bits-{i}", alt(one), curves(one)), one) for i, one in enumerate(found, 1)]
+    return [(drawn(f"section-bits-{i}", alt(one), curves(one)), one) for i, one in enumerate(found, 1)]
 
 
 @styled

@@ -20,7 +20,7 @@ __all__ = ["PERCENTILE", "calibrate", "check_pixels"]
 
 PERCENTILE = Number(50, 100, above=True)
 #: Images in a forward pass.
-_BATCH = 32
+_BATCH = 16
 
 _ARGUMENTS: dict[str, Domain] = {
     "model": MODULE,
@@ -35,12 +35,12 @@ def calibrate(
 ) -> nn.Module:
     """Give every :class:`QuantAffine` of ``model`` the range that its values have on images. In place.
 
-    The images go through the network once, in eval mode, in batches of 32, with its weights as they are and without
+    The images go through the network once, in eval mode, in batches of 16, with its weights as they are and without
     rounding of activations. What is kept of them does not grow with their number.
 
     :param calibration: (N, C, H, W) float32 in [0, 1].
     :param ranges: ``"min-max"``; ``"percentile"``, from the (100 - percentile)th to the percentile-th; or ``"mse"``, the
-        range whose levels have the least mean squared error. The last two count values in bins narrower than 1/4096 of
+        range whose levels have the least mean squared error. The last two count values in bins narrower than 1/2048 of
         the largest magnitude.
     :param percentile: above 50, at most 100.
     :return: ``model``.

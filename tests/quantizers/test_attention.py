@@ -1,0 +1,131 @@
+"""Attention: its projections are quantized, and no fast path of torch goes around what is quantized."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from art_qplugins import InputError, quantization_report, quantize
+from art_qplugins.quantizers import bake
+from art_qplugins.quantizers.functional import quantize_weight
+from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
+
+X = torch.rand(3, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Attends(nn.Module):
+    def __init__(self, **more):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, **more)
+        self.width = more.get("kdim", 8)
+
+    def forward(self, x):
+        return self.attention(x, x[..., : self.width], x[..., : self.width], need_weights=False)[0]
+
+
+KINDS = {"stacked": {}, "apart": {"kdim": 4, "vdim": 4}}
+NAMES = {"stacked": ["in_proj_weight"], "apart": ["q_proj_weight", "k_proj_weight", "v_proj_weight"]}
+
+
+def by_hand(model, names, num_bits):
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for weight in [getattr(twin.attention, name) for name in names] + [twin.attention.out_proj.weight]:
+            weight.copy_(quantize_weight(weight, num_bits))
+    return twin
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_projections_are_quantized_with_and_without_gradients(kind, trainable):
+    model = Attends(**KINDS[kind]).eval()
+    twin = quantize(model, weight_bits=2, trainable=trainable, strict=True)
+    expected = by_hand(model, NAMES[kind], 2)
+    torch.testing.assert_close(twin(X), expected(X))
+    with torch.no_grad():  # here torch has a fast path
+        torch.testing.assert_close(twin(X), expected(X))
+        assert (twin(X) - model(X)).abs().max() > 1e-3
+    assert {p.name: p.bits for p in quantization_report(twin) if p.kind == "weight"} == {
+        f"attention.{name}": 2 for name in [*NAMES[kind], "out_proj.weight"]
+    }
+    baked = bake(twin)
+    assert set(baked.state_dict()) == set(model.state_dict())
+    torch.testing.assert_close(baked(X), expected(X))
+    assert {p.bits for p in quantization_report(baked) if p.kind == "weight"} == {2}
+    again = Attends(**KINDS[kind])
+    again.load_state_dict(baked.state_dict())
+    restore_stored_maps(again, stored_maps(baked))
+    assert {p.bits for p in quantization_report(again) if p.kind == "weight"} == {2}
+    with torch.no_grad():
+        getattr(again.attention, NAMES[kind][-1])[0, 0] += 0.01
+    changed = [p.name for p in quantization_report(again) if "changed" in p.reason]
+    assert changed == [f"attention.{name}" for name in NAMES[kind]]
+
+
+def test_a_trainable_twin_trains_its_projections():
+    twin = quantize(Attends(), weight_bits=2, trainable=True)
+    twin(X).square().sum().backward()
+    assert twin.attention.parametrizations["in_proj_weight"].original.grad.abs().sum() > 0
+
+
+def layer(activation):
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(8, 2, 16, 0.0, activation=activation, batch_first=True).eval()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), torch.nn.functional.relu, torch.nn.functional.gelu])
+def test_the_fast_path_of_an_encoder_does_not_go_around_its_activation(activation, wrapped):
+    model = nn.TransformerEncoder(layer(activation), 2).eval() if wrapped else layer(activation)
+    twin = quantize(model, 1, functional=True, strict=True)
+    with torch.enable_grad():
+        expected = twin(X).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(twin(X), expected)
+        assert (expected - model(X)).abs().max() > 1e-3
+
+
+def test_the_inputs_of_its_norms_are_quantized_on_every_path():
+    twin = quantize(layer(nn.ReLU()), 2, also=["layer-norm"])
+    assert sum(p.bits == 2 for p in quantization_report(twin)) == 3
+    with torch.enable_grad():
+        expected = twin(X).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(twin(X), expected)
+
+
+def test_its_softmax_is_named_where_it_was_asked_for():
+    model = nn.Sequential(Attends(), nn.ReLU(), nn.Softmax(dim=-1))
+    quantize(model[:2], 4, strict=True)
+    with pytest.raises(InputError, match=r"0\.attention \(scaled_dot_product_attention\(\)\)"):
+        quantize(model, 4, also=["softmax"], strict=True)
+    with pytest.raises(InputError, match=r"inside nn\.MultiheadAttention"):
+        quantize(model[:2], 4, also=["softmax"])
+
+
+def test_layers_are_exempt_by_position_and_name():
+    model = nn.Sequential(nn.Linear(8, 8), Attends(), nn.Linear(8, 8), nn.Linear(8, 2))
+    twin = quantize(model, weight_bits=3, exempt=[0, -1], strict=True)
+    bits = {p.name: p.bits for p in quantization_report(twin) if p.kind == "weight"}
+    assert [name for name, one in bits.items() if one is None] == ["0.weight", "3.weight"] and set(bits.values()) == {
+        None,
+        3,
+    }
+    assert torch.equal(twin[0].weight, model[0].weight) and not torch.equal(twin[2].weight, model[2].weight)
+    twin = quantize(model, weight_bits=3, exempt=["1.*"])
+    assert sum(p.bits is None for p in quantization_report(twin) if p.kind == "weight") == 2
+    with pytest.raises(InputError, match=r"^exempt: none of the layers with weights is called 'last'; the layers"):
+        quantize(model, weight_bits=3, exempt=["last"])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_grouped_convolutions_have_a_scale_for_each_channel(groups):
+    conv = nn.Conv2d(4, 8, 3, groups=groups)
+    twin = quantize(nn.Sequential(conv), weight_bits=4)
+    for channel, weights in enumerate(conv.weight.detach()):
+        scale = weights.abs().max() / 7
+        torch.testing.assert_close(twin[0].weight[channel], (weights / scale).round() * scale)
