@@ -388,6 +388,58 @@ def _runner(
 
 
 @artq.command()
+@RECIPE
+@click.argument("path", type=AnyPath())
+@click.option("--model", "name", required=True, metavar="NAME", help="A model of the recipe that is trained.")
+@click.option(
+    "--to",
+    default="onnx",
+    type=click.Choice(["onnx", "pt2", "torchao"]),
+    show_default=True,
+    help="onnx and torchao hold integers, pt2 the network in float32.",
+)
+@click.option(
+    "--bias",
+    default="int",
+    type=click.Choice(["int", "float"]),
+    show_default=True,
+    help="int for integer kernels; float where answers may not change at all.",
+)
+@OUT
+@ROOT
+@DOWNLOAD
+@PROFILE
+@SET
+def export(
+    recipe: Path,
+    path: Path,
+    name: str,
+    to: Literal["onnx", "pt2", "torchao"],
+    bias: Literal["int", "float"],
+    out: Path | None,
+    data_root: Path | None,
+    download: bool,
+    profiles: tuple[str, ...],
+    changes: tuple[str, ...],
+) -> None:
+    """Write a trained model of a recipe to PATH, and compare its labels with the model's.
+
+    Activations of 1 to 8 bits become uint8, weights int8 for each channel. Of weights that are mapped by the mu-law no
+    integer form exists: they stay float32. A random model is written as frozen members: its noise becomes constant.
+    Example: artq export digits net.onnx --model dq-4bit
+    """
+    from art_qplugins.recipes.load import load_recipe
+
+    settings, _ = load_recipe(recipe, list(changes), profiles)
+    from art_qplugins.runner.export import export_model
+    from art_qplugins.runner.prepare import Images
+    from art_qplugins.terminal.results import show_export
+
+    images = Images(root=None if data_root is None else str(data_root), download=download)
+    show_export(*export_model(settings, name, path, run=_folder(out, settings.name), images=images, to=to, bias=bias))
+
+
+@artq.command()
 @click.argument("folder", type=AnyPath())
 def report(folder: Path) -> None:
     """Write the report of a run's FOLDER again from its records."""

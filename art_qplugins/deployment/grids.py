@@ -85,9 +85,11 @@ def _scale(weight: Tensor, quantizer: UniformWeightQuantizer, dims: tuple[int, .
     """The step of :func:`~art_qplugins.quantizers.functional.quantize_weight`. The ends of its levels are taken."""
     if not quantizer.symmetric:
         low, high = weight.amin(dims, keepdim=True).clamp(max=0), weight.amax(dims, keepdim=True).clamp(min=0)
-        return (high - low) / (2**quantizer.num_bits - 1)
+        span: Tensor = high - low
+        return span / float(2**quantizer.num_bits - 1)
     if quantizer.num_bits == 1:
-        return weight.abs().mean(dims, keepdim=True)
+        level: Tensor = weight.abs().mean(dims, keepdim=True)
+        return level
     most = 2 ** (quantizer.num_bits - 1) - 1
     least = -most if quantizer.narrow_range else -most - 1
     return torch.maximum(weight.amax(dims, keepdim=True) / most, weight.amin(dims, keepdim=True) / least)

@@ -15,9 +15,10 @@ So what ships is evaluated where this form is.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,9 +27,8 @@ from art_qplugins.deployment.grids import Grid
 from art_qplugins.deployment.layers import Weighted, weighted
 from art_qplugins.deployment.levels import QUANTIZE, grid_before, mark_levels
 from art_qplugins.deployment.tracing import traced
-from art_qplugins.deployment.weights import stored, with_integer_bias
-from art_qplugins.domains import OneOf, check, check_all
-from art_qplugins.errors import InputError
+from art_qplugins.deployment.weights import Stored, needs_vnni, stored, with_integer_bias
+from art_qplugins.domains import OneOf, check_all
 from art_qplugins.quantizers.convert import bake
 from art_qplugins.torch_domains import MODULE
 
@@ -38,6 +38,8 @@ BIAS = OneOf(("int", "float"))
 aten = torch.ops.aten
 _SUMS = (aten.add.Tensor, aten.add_.Tensor)
 _UINT8 = 255
+#: Exporters compute constants of up to this many elements themselves, which would leave a float weight.
+_FOLDED = 4096
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Layer:
     :ivar kernel: ``"integer"`` where a runtime can multiply integers, else ``"float"``.
     :ivar weight: ``"int8"`` or ``"float32"``.
     :ivar reason: why the kernel or the weight is in float, or what was rounded, else "".
+    :ivar saturates: integer kernels of x86 without VNNI may saturate.
     """
 
     name: str
     kernel: Literal["integer", "float"]
     weight: Literal["int8", "float32"]
     reason: str = ""
+    saturates: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,17 @@ def integer_form(
 
 
 def _round_branches(graph: fx.Graph, layers: list[Weighted]) -> dict[fx.Node, str]:
-    """Round convolutions that are added to quantized activations. Returns what is not exact in it, by node."""
+    """Round each convolution that is added to quantized activations. Returns what is not exact in it, by node."""
     told = {}
     for layer in layers:
         total = layer.only_user
-        if isinstance(layer.codes, str) or layer.inputs is None or total is None or total.target not in _SUMS:
+        if (
+            isinstance(layer.codes, str)
+            or layer.linear
+            or layer.inputs is None
+            or total is None
+            or total.target not in _SUMS
+        ):
             continue
         (skip,) = [one for one in total.args[:2] if one is not layer.node]
         one, of_sum = grid_before(skip), _grid_after(total)
@@ -116,20 +126,23 @@ def _grid_after(node: fx.Node) -> Grid | None:
     return Grid(*user.args[1:]) if user is not None and user.target == QUANTIZE else None  # type: ignore[arg-type]
 
 
-def _between(skip: Grid, total: Grid) -> tuple[Grid, str]:
-    """The 8-bit grid of what is added to ``skip`` before it is rounded to ``total``, and how far it is from exact.
+def _between(other: Grid, total: Grid) -> tuple[Grid, str]:
+    """The 8-bit grid of a branch that is added to ``other`` before the sum is rounded to ``total``; and what it changes.
 
-    More than ``high(total) - low(skip)`` or less than ``low(total) - high(skip)`` saturates the sum whatever it is.
+    A branch above ``high(total) - low(other)`` or below ``low(total) - high(other)`` saturates the sum whatever it is.
     """
-    low, high = total.range[0] - skip.range[1], total.range[1] - skip.range[0]
+    low, high = total.range[0] - other.range[1], total.range[1] - other.range[0]
     step = (high - low) / _UINT8
-    alike = math.isclose(skip.scale, total.scale, rel_tol=1e-6)
+    alike = math.isclose(other.scale, total.scale, rel_tol=1e-6)
     if alike:
         step = total.scale * math.ceil(step / total.scale - 1e-6)
     spare = _UINT8 - math.ceil((high - low) / step - 1e-6)
     grid = Grid(step, min(_UINT8, round(-low / step) + spare // 2), 0, _UINT8)
     exact = alike and step < 1.5 * total.scale
-    return grid, "" if exact else f"rounded to steps of {step:.3g} before a sum whose levels are {total.scale:.3g} apart"
+    return (
+        grid,
+        "" if exact else f"rounded to steps of {step:.3g} before a sum whose levels are {total.scale:.3g} apart",
+    )
 
 
 def _store(graph: fx.GraphModule, layer: Weighted, rounded: str, bias: str) -> Layer:
@@ -140,13 +153,32 @@ def _store(graph: fx.GraphModule, layer: Weighted, rounded: str, bias: str) -> L
     inputs = layer.inputs
     reason = _why_float(layer, bias)
     if reason or inputs is None:
-        _replace(graph, layer, _dequantized(graph, layer, "weight", stored(layer.codes)), layer.bias)
+        weight = stored(layer.codes)
+        unpack = _unpacked if weight.codes.numel() > _FOLDED else functools.partial(_dequantized, what="weight")
+        _replace(graph, layer, unpack(graph, layer, values=weight), layer.bias)
         return Layer(layer.name, "float", "int8", reason)
     zeros = torch.zeros(len(layer.weight))
-    weight, steps = with_integer_bias(layer.codes, zeros if layer.bias is None else layer.bias, inputs)
-    shift = _dequantized(graph, layer, "bias", (steps.codes, steps.scale, torch.zeros_like(steps.codes)))
-    _replace(graph, layer, _dequantized(graph, layer, "weight", weight), shift)
-    return Layer(layer.name, "integer", "int8", rounded)
+    given = zeros if layer.bias is None else layer.bias
+    weight, steps = with_integer_bias(layer.codes, given, inputs, _thresholds(layer, rounded))
+    shift = _dequantized(graph, layer, (*steps, torch.zeros_like(steps.codes)), "bias")
+    _replace(graph, layer, _dequantized(graph, layer, weight, "weight"), shift)
+    return Layer(layer.name, "integer", "int8", rounded, needs_vnni(weight, inputs))
+
+
+def _thresholds(layer: Weighted, rounded: str) -> Tensor:
+    """Between which two levels of the output lies what: (m,), none where the output is not rounded."""
+    outputs = _grid_after(layer.node)
+    if outputs is None:
+        return torch.zeros(0, dtype=torch.float64)
+    found = (
+        torch.arange(outputs.quant_min, outputs.quant_max, dtype=torch.float64) + 0.5 - outputs.zero_point
+    ) * outputs.scale
+    total = next(iter(cast(fx.Node, layer.only_user).users))
+    of_sum = _grid_after(total) if total.target in _SUMS else None
+    if of_sum is None or rounded:
+        return found
+    # More than the range of the sum saturates it, so thresholds beyond it do not matter.
+    return found[found.abs() < of_sum.range[1] - of_sum.range[0]]
 
 
 def _why_float(layer: Weighted, bias: str) -> str:
@@ -170,7 +202,23 @@ def _constant(graph: fx.GraphModule, layer: Weighted, what: str, value: Tensor) 
         return graph.graph.get_attr(name)
 
 
-def _dequantized(graph: fx.GraphModule, layer: Weighted, what: str, values: tuple[Tensor, Tensor, Tensor]) -> fx.Node:
+def _unpacked(graph: fx.GraphModule, layer: Weighted, values: Stored) -> fx.Node:
+    """The weight in float from its integers, by operations that a runtime computes once, when it loads the file.
+
+    It leaves a DequantizeLinear of a weight for every call, and computes with it in a slower layout.
+    """
+    shape = (-1, *[1] * (layer.weight.dim() - 1))
+    codes = _constant(graph, layer, "weight_codes", values.codes)
+    scale = _constant(graph, layer, "weight_scale", values.scale.view(shape))
+    zero = _constant(graph, layer, "weight_zero_point", values.zero_point.float().view(shape))
+    with graph.graph.inserting_before(layer.node):
+        found = graph.graph.call_function(aten.to.dtype, (codes, torch.float32))
+        if values.zero_point.any():
+            found = graph.graph.call_function(aten.sub.Tensor, (found, zero))
+        return graph.graph.call_function(aten.mul.Tensor, (found, scale))
+
+
+def _dequantized(graph: fx.GraphModule, layer: Weighted, values: tuple[Tensor, Tensor, Tensor], what: str) -> fx.Node:
     names = (f"{what}_codes", f"{what}_scale", f"{what}_zero_point")
     nodes = [_constant(graph, layer, name, value) for name, value in zip(names, values, strict=True)]
     with graph.graph.inserting_before(layer.node):

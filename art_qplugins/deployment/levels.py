@@ -36,9 +36,25 @@ class _Levels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
-        if not self.offset:
-            return ops.quantize(x, *self.grid)
-        return ops.quantize(x - self.offset, *self.grid) + self.offset
+        if self.offset:
+            x = x - self.offset
+        levels: Tensor = ops.quantize(x, *self.grid)
+        return levels + self.offset if self.offset else levels
+
+
+class _FloatLevels(nn.Module):
+    """A quantizer of activations with more levels than uint8 has, in operations on floats."""
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.low, self.high = map(float, quantizer.range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (self.high - self.low) / (2**self.quantizer.num_bits - 1)
+        x = self.quantizer.full_precision(x).clamp(self.low, self.high)
+        levels: Tensor = ((x - self.low) / scale).round() * scale + self.low
+        return levels
 
 
 class _Function(nn.Module):
@@ -53,13 +69,15 @@ class _Function(nn.Module):
 
 
 def mark_levels(network: nn.Module) -> None:
-    """Put one operation in the place of each quantizer of activations of up to 8 bits. Others stay."""
+    """Put one operation in the place of each quantizer of activations of up to 8 bits, and several in that of others."""
     for parent in list(network.modules()):
         for name, part in parent.named_children():
             if (quantizer := as_quantizer(part)) is None:
                 continue
             grid, offset = grid_of(quantizer)
-            if grid is not None:
+            if grid is None:
+                setattr(parent, name, _FloatLevels(quantizer).eval())
+            else:
                 before = nn.Identity() if isinstance(part, _CLIPS) else _Function(quantizer)
                 setattr(parent, name, _Levels(before, grid, offset).eval())
 

@@ -48,6 +48,8 @@ def write_onnx(path: Path, module: nn.Module, input_shape: tuple[int, ...], abou
         raise InputError(_unknown(error, program.graph, module)) from None
     assert found is not None
     proto = found.model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # names of files on this machine are among them
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=value)
     write_atomically(path, proto.SerializeToString())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from art_qplugins.errors import InputError, one_line
+from art_qplugins.errors import InputError, said
 
 __all__ = ["exported", "layer_of", "quiet", "traced"]
 
@@ -28,7 +28,7 @@ def exported(module: nn.Module, input_shape: Sequence[int]) -> torch.export.Expo
         except Exception as error:  # whatever the code of a network raises
             where = f"layer {inside[-1]!r}" if inside and inside[-1] else type(module).__name__
             raise InputError(
-                f"export: torch.export cannot follow {where}: {one_line(error)}; write it without branches on the values of "
+                f"export: torch.export cannot follow {where}: {said(error)}; write it without branches on the values of "
                 "tensors, and without code that is not PyTorch's"
             ) from None
 

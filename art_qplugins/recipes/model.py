@@ -230,7 +230,9 @@ class ModelSettings(Settings):
     frozen: Flag = False
     checkpoint: Word | None = None  # weights to load instead of training
     unverified_checkpoint: bool = False  # take weights without a description of their model
-    factory: Word | None = None  # "package.module:function" that returns the network, or a file: .pt2, or a deployed one
+    factory: Word | None = (
+        None  # "package.module:function" that returns the network, or a file: .pt2, or a deployed one
+    )
     endpoint: Word | None = None  # "package.module:function" that answers for images
     ask: Ask = Ask()  # how the endpoint is asked
     # Of a deployed model: a module and a name of "package.module:function" or of a model, whose gradient is followed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,11 +21,13 @@ from art_qplugins.terminal.console import STYLES, console, number, show_warnings
 from art_qplugins.terminal.progress import LiveProgress
 
 if TYPE_CHECKING:
+    from art_qplugins.deployment.export import Exported
     from art_qplugins.evidence import Replay
     from art_qplugins.runner.costs import Work
+    from art_qplugins.runner.export import Agreement
     from art_qplugins.runner.run import Run
 
-__all__ = ["show_comparison", "show_diagnosis", "show_order", "show_plan", "show_replay", "show_results"]
+__all__ = ["show_comparison", "show_diagnosis", "show_export", "show_order", "show_plan", "show_replay", "show_results"]
 
 
 #: Number of rows of a table of a plan. Nobody reads more, and a table of thousands takes a minute.
@@ -304,3 +306,17 @@ def _bound(accuracy: float | None, interval: Interval | None) -> str:
     if accuracy is None or interval is None:
         return "-"
     return f"{100 * accuracy:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def show_export(made: Exported, agreements: Mapping[str, Agreement]) -> None:
+    """Show what was written, what is not as in the network, and how often labels agree."""
+    screen = console()
+    integer = sum(layer.kernel == "integer" for layer in made.layers)
+    layers = f", {integer} of {len(made.layers)} layers with weights in integers" if made.layers else ""
+    screen.print(f"{made.path}: {made.path.stat().st_size / 1e6:.2f} MB{layers}")
+    for note in made.notes:
+        screen.print(f"  {note}")
+    for what, found in agreements.items():
+        low, high = found.interval
+        share = found.agreeing / found.images
+        screen.print(f"labels agree with {what}: {share:.2%} [{low:.2%}, {high:.2%}] of {found.images} images")

@@ -1,0 +1,108 @@
+"""A trained model of a recipe as a file, and whether ONNX Runtime answers from it as the model does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from art_qplugins.data import Dataset
+from art_qplugins.deployment.export import Exported, export
+from art_qplugins.deployment.session import Session
+from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.estimators.deployed import deployed
+from art_qplugins.metrics import wilson_interval
+from art_qplugins.models.ensemble import trained_network
+from art_qplugins.recipes.build import build_model, estimator_for, is_stored, stored_at, with_factories
+from art_qplugins.recipes.schema import Recipe
+from art_qplugins.runner.prepare import Images
+
+__all__ = ["Agreement", "export_model", "labels_agree"]
+
+#: Images on which answers are compared where the recipe has no limit of its own.
+_IMAGES = 500
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """On how many of the test images two models give the same label.
+
+    :ivar interval: of the share, 95 % (Wilson).
+    """
+
+    agreeing: int
+    images: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.agreeing, self.images)
+
+
+def export_model(
+    recipe: Recipe,
+    name: str,
+    path: Path,
+    *,
+    run: Path,
+    images: Images,
+    to: Literal["onnx", "pt2", "torchao"],
+    bias: Literal["int", "float"],
+) -> tuple[Exported, dict[str, Agreement]]:
+    """Write the model ``name`` of a recipe to ``path``, and compare answers.
+
+    :param run: the folder of a run, with its checkpoints.
+    :return: the file; and how often the labels of the model agree with those of the file's torch form, and of ONNX Runtime.
+    :raises InputError: where there is no such model, or it is not trained yet.
+    """
+    test = images.split(recipe, "test")
+    estimator = _estimator(recipe, name, run, images, test)
+    made = export(estimator, path, to=to, bias=bias)
+    shown = test.take(min(recipe.data.limit or _IMAGES, len(test)), seed=recipe.data.seed)
+    return made, labels_agree(estimator, made, shown, in_runtime=to == "onnx")
+
+
+def labels_agree(
+    estimator: QuantizedClassifier, made: Exported, data: Dataset, *, in_runtime: bool
+) -> dict[str, Agreement]:
+    """How often the label of an estimator agrees with that of a file, by what answers in its place.
+
+    Of a random model, the file is compared with its own members alone.
+    """
+    x = data.x()
+    with torch.no_grad():
+        twin = torch.cat([made.module(part) for part in x.split(100)]).argmax(1).numpy()
+    own = deployed(estimator).predict(x.numpy()).argmax(1) if not made.draws else twin
+    found = {} if made.draws else {"its torch form": Agreement(int((own == twin).sum()), len(x))}
+    if in_runtime:
+        answers = Session(made.path)(x.numpy()).argmax(1)
+        found["ONNX Runtime"] = Agreement(int((own == answers).sum()), len(x))
+    return found
+
+
+def _estimator(recipe: Recipe, name: str, run: Path, images: Images, test: Dataset) -> QuantizedClassifier:
+    settings = {model.name: model for model in recipe.models}
+    if name not in settings:
+        raise InputError(f"--model: recipe {recipe.name!r} has no model {name!r}{did_you_mean(name, settings)}")
+    wanted, missing = [], [name]
+    while missing:
+        one = missing.pop()
+        wanted.append(one)
+        missing += [parent for parent in settings[one].parents if parent not in wanted]
+    models = [model for model in recipe.models if model.name in wanted]
+    data = images.training(recipe)[0] if any(model.trained for model in models) else test
+    ready = with_factories(recipe.model_copy(update={"models": models}), test)
+    modules = {one: trained_network(estimator.model) for one, estimator in ready.items()}
+    for model in models:
+        if model.name in modules:
+            continue
+        if model.trained and model.checkpoint is None:
+            stored = stored_at(recipe, model, data, run / "checkpoints", modules)
+            if not is_stored(stored):
+                raise InputError(
+                    f"--model: {model.name!r} is not trained yet in {str(run)!r}; run artq train first, or give --out FOLDER"
+                )
+        modules[model.name] = build_model(recipe, model, data, run / "checkpoints", modules, device=torch.device("cpu"))
+    return ready.get(name) or estimator_for(settings[name], modules[name], data)
