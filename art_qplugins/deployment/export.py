@@ -33,7 +33,7 @@ from art_qplugins.domains import COUNT, PATH, ListOf, Maybe, OneOf, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.deployed import deployed
 from art_qplugins.files import as_path
-from art_qplugins.quantizers.convert import bake
+from art_qplugins.quantizers import bake
 
 __all__ = ["FORMS", "Exported", "export"]
 

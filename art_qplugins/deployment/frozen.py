@@ -104,7 +104,7 @@ class _FixedDraw(nn.Module):
 
     def __init__(self, layer: StochasticQuantizer, words: Tensor) -> None:
         super().__init__()
-        self.register_buffer("noise", dither.noise(words, layer.alpha, torch.float32))
+        self.register_buffer("noise", dither.noise(words, layer.alpha, torch.empty(words.shape)))
         self.register_buffer("offset", layer.offset.detach().clone())
         self.register_buffer("spacing", layer.spacing.detach().clone())
         self.top = layer.num_bins - 1

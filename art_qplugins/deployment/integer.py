@@ -29,7 +29,7 @@ from art_qplugins.deployment.levels import QUANTIZE, grid_before, mark_levels
 from art_qplugins.deployment.tracing import traced
 from art_qplugins.deployment.weights import Stored, needs_vnni, stored, with_integer_bias
 from art_qplugins.domains import OneOf, check_all
-from art_qplugins.quantizers.convert import bake
+from art_qplugins.quantizers import bake
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["BIAS", "IntegerForm", "Layer", "integer_form"]
