@@ -18,8 +18,18 @@ from torch import Tensor, nn
 
 from art_qplugins.domains import PATH, TABLE, check, check_all
 from art_qplugins.errors import InputError, one_line, said
-from art_qplugins.files import as_path, in_words, open_file, parse_json, printable, read_json, reason, write_atomically
-from art_qplugins.state_dicts import EXPORTED, LARGEST, TORCH_SAVE, read_exported, read_state_dict, without_wrappers
+from art_qplugins.files import (
+    as_path,
+    in_words,
+    is_exported,
+    open_file,
+    parse_json,
+    printable,
+    read_json,
+    reason,
+    write_atomically,
+)
+from art_qplugins.state_dicts import LARGEST, TORCH_SAVE, read_exported, read_state_dict, without_wrappers
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["load_checkpoint", "read_description", "save_checkpoint"]
@@ -28,8 +38,6 @@ __all__ = ["load_checkpoint", "read_description", "save_checkpoint"]
 _LARGEST_HEADER = 2**24
 _LARGEST_DESCRIPTION = 2**24
 
-#: The ending of the files that are written here.
-_OWN = ".safetensors"
 _WHERE, _HINT = "checkpoint ", "give the path of a .safetensors file"
 
 #: The types of safetensors that a network here may have.
@@ -81,17 +89,16 @@ def load_checkpoint(path: str | Path, module: nn.Module) -> dict[str, Any]:
     """
     check("module", module, MODULE)
     place = as_path(path, where=_WHERE, hint=_HINT)
-    read = _read_safetensors if _kind(place) == _OWN else _read_other
+    read = _read_other if _is_other(place) else _read_safetensors
     weights, description = read(place, module)
     _check_finite(place, module, weights)
     module.load_state_dict(weights)
     return description
 
 
-def _kind(path: Path) -> str:
-    """The ending that says how a file is read: its own where that is known, else that of safetensors."""
-    suffix = path.suffix.lower()
-    return suffix if suffix in (*TORCH_SAVE, EXPORTED) else _OWN
+def _is_other(path: Path) -> bool:
+    """Whether the ending is that of a file of torch. What has another is read as safetensors."""
+    return path.suffix.lower() in TORCH_SAVE or is_exported(path)
 
 
 def _read_safetensors(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -117,7 +124,7 @@ def _read_safetensors(path: Path, module: nn.Module) -> tuple[dict[str, Tensor],
 
 def _read_other(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights by their names in ``module``. They have no description."""
-    if _kind(path) == EXPORTED:
+    if is_exported(path):
         found: Mapping[str, Tensor] = read_exported(path, where=_WHERE).state_dict
     else:
         with open_file(path, most=LARGEST, where=_WHERE, hint=_HINT) as file:
@@ -138,7 +145,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     place = as_path(path, where=_WHERE, hint=_HINT)
     open_file(place, most=LARGEST, where=_WHERE, hint=_HINT).close()
     beside = place.with_suffix(".json")
-    if _kind(place) != _OWN or not os.path.lexists(beside):
+    if _is_other(place) or not os.path.lexists(beside):
         return {}
     where, hint = f"{_WHERE}description ", "delete it and the weights to train again"
     description = read_json(beside, most=_LARGEST_DESCRIPTION, where=where, hint=hint)
@@ -197,7 +204,7 @@ def _check_same_network(path: Path, module: nn.Module, found: _Layout) -> None:
     here, there = wanted.get(name), found.get(name)
     part = 0 if here is not None and there is not None and here[1] == there[1] else 1
     words = ["absent" if one is None else one_line(str(one[part]), 40) for one in (there, here)]
-    also = ", or give the archive as factory" if _kind(path) == EXPORTED else ""
+    also = ", or give the archive as factory" if is_exported(path) else ""
     raise InputError(
         f"{_WHERE}{printable(path)}: made for another network ({one_line(name, 60)} is {words[0]} there and {words[1]} in "
         f"this {type(module).__name__}); choose the architecture and options it was trained with{also}"

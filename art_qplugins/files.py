@@ -25,6 +25,7 @@ __all__ = [
     "as_path",
     "check_places",
     "in_words",
+    "is_exported",
     "locked",
     "open_file",
     "parse_json",
@@ -197,6 +198,11 @@ def parse_json(text: str) -> dict[str, Any]:
 def printable(path: str | os.PathLike[str]) -> str:
     """A path for a message: printable, at most 120 characters."""
     return one_line(os.fspath(path).encode("utf-8", "backslashreplace").decode(), _LONGEST_PATH)
+
+
+def is_exported(path: str | os.PathLike[str]) -> bool:
+    """Whether the ending is that of an archive of ``torch.export``."""
+    return os.fspath(path).lower().endswith(".pt2")
 
 
 def in_words(size: float) -> str:

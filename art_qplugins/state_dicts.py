@@ -18,11 +18,10 @@ from art_qplugins.errors import InputError, one_line, said, shown
 from art_qplugins.files import in_words, open_file, printable
 from art_qplugins.foreign import foreign
 
-__all__ = ["EXPORTED", "LARGEST", "TORCH_SAVE", "read_exported", "read_state_dict", "without_wrappers"]
+__all__ = ["LARGEST", "TORCH_SAVE", "read_exported", "read_state_dict", "without_wrappers"]
 
-#: The endings of files of ``torch.save``, and of ``torch.export.save``.
+#: The endings of files of ``torch.save``.
 TORCH_SAVE = (".pt", ".pth")
-EXPORTED = ".pt2"
 
 #: The largest file of weights, and the largest pickle that describes its tensors, in bytes.
 LARGEST = 2**37
@@ -104,7 +103,7 @@ def _check_archive(file: IO[bytes], where: str) -> None:
     names = _names(file, where)
     pickles = [size for name, size in names.items() if name.endswith("data.pkl")]
     if _is_exported(names):
-        raise InputError(f"{where}an archive of torch.export; name it FILE{EXPORTED}")
+        raise InputError(f"{where}an archive of torch.export; name it FILE.pt2")
     if len(pickles) != 1:
         raise InputError(f"{where}not a file of torch.save; {_SAVE}")
     if pickles[0] > _LARGEST_PICKLE:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_qplugins.deployment.frozen import frozen
@@ -31,7 +30,7 @@ from art_qplugins.deployment.onnx_file import write_onnx
 from art_qplugins.deployment.torch_file import write_pt2, write_torchao
 from art_qplugins.domains import COUNT, PATH, ListOf, Maybe, OneOf, check_all
 from art_qplugins.errors import InputError
-from art_qplugins.estimators.deployed import deployed
+from art_qplugins.estimators.deployed import as_module
 from art_qplugins.files import as_path
 from art_qplugins.quantizers import bake
 
@@ -102,14 +101,12 @@ def export(
 
 
 def _module(model: Any, input_shape: Sequence[int] | None) -> tuple[nn.Module, tuple[int, int, int]]:
-    if isinstance(model, PyTorchClassifier):
-        module, shape = deployed(model).model, input_shape or model.input_shape
-    elif isinstance(model, nn.Module):
-        if input_shape is None:
-            raise InputError("input_shape: a module does not tell it; give (C, H, W), e.g. (3, 32, 32)")
-        module, shape = model, input_shape
-    else:
+    module = as_module(model)
+    shape = input_shape if input_shape is not None else getattr(model, "input_shape", None)
+    if not isinstance(module, nn.Module):
         raise InputError(f"model: a {type(model).__name__}; give a torch module or an ART PyTorchClassifier")
+    if shape is None:
+        raise InputError("input_shape: a module does not tell it; give (C, H, W), e.g. (3, 32, 32)")
     if len(shape) != 3:
         raise InputError(f"input_shape: {tuple(shape)}; give (C, H, W), e.g. (3, 32, 32)")
     channels, height, width = (int(size) for size in shape)
@@ -120,14 +117,20 @@ def _notes(made: Exported) -> Iterator[str]:
     if made.draws:
         members = "a frozen member" if made.draws == 1 else f"{made.draws} frozen members"
         yield f"random network: the file holds {members}, whose noise is constant; the network itself draws afresh"
-    reasons = {(layer.weight, layer.reason) for layer in made.layers if layer.reason}
-    for weight, reason in sorted(reasons):
-        names = [one.name for one in made.layers if (one.weight, one.reason) == (weight, reason)]
+    reasons = {(_how(layer), layer.reason) for layer in made.layers if layer.reason}
+    for how, reason in sorted(reasons):
+        names = [one.name for one in made.layers if (_how(one), one.reason) == (how, reason)]
         shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        yield f"{shown}: {'float32 weights, ' if weight == 'float32' else ''}{reason}"
+        yield f"{shown}: {how}{reason}"
     if wide := [layer.name for layer in made.layers if layer.saturates]:
         shown = ", ".join(itertools.islice(wide, _NAMED))
         yield (
             f"{shown}: on x86 without VNNI, kernels may saturate 8-bit activations with such weights; there, set ONNX "
             "Runtime's session.x64quantprecision to 1, or quantize weights to 7 bits"
         )
+
+
+def _how(layer: Layer) -> str:
+    if layer.weight == "float32":
+        return "float32 weights, "
+    return "computed in float, " if layer.kernel == "float" else ""

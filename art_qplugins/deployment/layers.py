@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from art_qplugins.deployment.grids import Codes, Grid, codes_of
 from art_qplugins.deployment.levels import grid_before
+from art_qplugins.deployment.tracing import layer_of
 from art_qplugins.deployment.weights import folded
 from art_qplugins.quantizers.stored import weight_maps
 from art_qplugins.quantizers.weight import MuLawMapping, UniformWeightQuantizer
@@ -64,7 +65,7 @@ def weighted(graph: fx.GraphModule, network: nn.Module) -> list[Weighted]:
             continue
         name = str(node.args[1].target).rpartition(".")[0]
         codes = _codes(weight, network.get_submodule(name))
-        found.append(_with_norm(graph, Weighted(node, name, codes, weight, _constant(graph, node, 2))))
+        found.append(_with_norm(graph, Weighted(node, layer_of(node), codes, weight, _constant(graph, node, 2))))
     return found
 
 

@@ -27,9 +27,9 @@ from art_qplugins.evaluation.cell import Shard
 from art_qplugins.evaluation.cluster import Cluster, LostWorker, check_packages, here
 from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.worker import Attempt, attempt, failed
+from art_qplugins.files import is_exported
 from art_qplugins.plugins import Plugin
 from art_qplugins.recipes.build import build_estimators
-from art_qplugins.recipes.factory import is_exported
 from art_qplugins.recipes.packages import packages_of
 from art_qplugins.recipes.schema import Recipe
 

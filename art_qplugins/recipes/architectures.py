@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.foreign import foreign
 from art_qplugins.models import MODELS
 from art_qplugins.recipes.user_code import called, check_name, imported, package_of
 from art_qplugins.registry import Entry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["architecture", "is_own", "package_of_architecture"]
 
@@ -60,6 +61,8 @@ class _OwnArchitecture(Entry):
 
     def load(self) -> Callable[..., nn.Module]:
         """The function that makes the network of images ``shape`` and of ``nb_classes`` classes, with options."""
+        from torch import nn
+
         where = f"architecture {self.name}"
         function = imported(self.name, where)
         if isinstance(function, nn.Module):

@@ -8,10 +8,9 @@ from typing import Any
 from art_qplugins.defences import DEFENCES
 from art_qplugins.deployment.files import is_file
 from art_qplugins.errors import shown
-from art_qplugins.files import printable
+from art_qplugins.files import is_exported, printable
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.recipes.architectures import is_own
-from art_qplugins.recipes.factory import is_exported
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import training_defences
@@ -60,8 +59,8 @@ def describe(settings: ModelSettings) -> str:
 
 def _deployed(settings: ModelSettings) -> str:
     labels = ", labels alone" if settings.labels_only else ""
-    distilled = settings.factory is not None and is_file(settings.factory)
-    twin = settings.twin or ("a network distilled from its answers" if distilled else None)
+    distils = settings.endpoint is not None or is_file(str(settings.factory))
+    twin = settings.twin or ("a network distilled from its answers" if distils else None)
     return labels + (f", along the gradient of {twin}" if twin else "")
 
 

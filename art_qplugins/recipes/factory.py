@@ -22,6 +22,7 @@ from art_qplugins.estimators import Deployed, QuantizedClassifier, SQEnsembleCla
 from art_qplugins.estimators.adapted import adapted
 from art_qplugins.estimators.deployed import as_module
 from art_qplugins.estimators.devices import device_type_of
+from art_qplugins.files import is_exported
 from art_qplugins.foreign import foreign
 from art_qplugins.guard import isolated, restoring, takes_modes
 from art_qplugins.models.ensemble import StochasticEnsemble
@@ -29,9 +30,9 @@ from art_qplugins.models.mixture import Mixture
 from art_qplugins.quantizers import draws_from, is_stochastic
 from art_qplugins.recipes.model import Ask
 from art_qplugins.recipes.user_code import called, imported, package_of
-from art_qplugins.state_dicts import EXPORTED, read_exported
+from art_qplugins.state_dicts import read_exported
 
-__all__ = ["is_exported", "make_endpoint", "make_estimator", "make_module"]
+__all__ = ["make_endpoint", "make_estimator", "make_module"]
 
 
 def make_estimator(
@@ -91,7 +92,7 @@ def make_endpoint(name: str, ask: Ask, data: Dataset, nb_classes: int, *, labels
     :raises InputError: where there is no such function, or it does not answer.
     """
     where = f"endpoint {shown(name).strip(chr(39))}"
-    predict: Any = imported(name, where)
+    predict: Any = imported(name, where, "MODULE:PREDICT, e.g. mypackage.client:predict")
     with at(where):
         as_predict(predict)
     endpoint = Endpoint(predict, name=name, nb_classes=nb_classes, labels_only=labels_only, **ask.model_dump())
@@ -106,11 +107,6 @@ def _known(classes: int | None, name: str) -> int:
             f"model {name}: the file does not say how many classes there are; use it in a recipe with data"
         )
     return classes
-
-
-def is_exported(name: str) -> bool:
-    """Whether a file of ``torch.export`` is meant, and no function."""
-    return name.lower().endswith(EXPORTED)
 
 
 def _exported(name: str) -> nn.Module:

@@ -19,9 +19,8 @@ from art_qplugins.deployment.arguments import TWIN_QUERIES
 from art_qplugins.deployment.files import is_file
 from art_qplugins.domains import TEXT, Either, ListOf
 from art_qplugins.errors import InputError, at, did_you_mean, one_line, shown
-from art_qplugins.files import as_path, printable, read_text
+from art_qplugins.files import as_path, is_exported, printable, read_text
 from art_qplugins.recipes.checks import check_recipe
-from art_qplugins.recipes.factory import is_exported
 from art_qplugins.recipes.merge import choose, merged, with_defaults
 from art_qplugins.recipes.schema import Recipe
 from art_qplugins.recipes.suites import expand_suites

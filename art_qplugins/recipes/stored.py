@@ -93,7 +93,8 @@ def _identity(settings: ModelSettings) -> dict[str, Any]:
     if settings.quantize is not None:
         table = settings.quantize.model_dump()
         found |= {f"quantize.{key}": table[key] for row in settings.quantize.quantizers for key in row.keys}
-        found |= {f"quantize.{key}": table[key] for key in _OF_ACTIVATIONS if table.get(key)}
+        changed = settings.quantize.model_dump(exclude_defaults=True)
+        found |= {f"quantize.{key}": table[key] for key in _OF_ACTIVATIONS if key in changed}
     found |= {f"defences.{one.name}": DEFENCES[one.name].resolve(one.options) for one in settings.defences}
     return found
 

@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 from art_qplugins.errors import InputError, did_you_mean, shown
-from art_qplugins.fingerprint import code_fingerprint
 from art_qplugins.foreign import foreign
 from art_qplugins.plugins import Plugin, version
 
@@ -29,11 +28,15 @@ __all__ = ["called", "check_name", "code_of", "imported", "package_of"]
 _KNOWN = {"art_qplugins", "torch", "numpy", *sys.stdlib_module_names}
 
 
-def check_name(name: str, where: str) -> None:
+#: How a name is written.
+_FORM = "MODULE:FACTORY, e.g. mypackage.models:make_net"
+
+
+def check_name(name: str, where: str, form: str = _FORM) -> None:
     """:raises InputError: unless ``name`` is that of a function in a module."""
     path, colon, function = name.partition(":")
     if not (colon and function.isidentifier() and all(part.isidentifier() for part in path.split("."))):
-        raise InputError(f"{where}: write it as MODULE:FACTORY, e.g. mypackage.models:make_net")
+        raise InputError(f"{where}: write it as {form}")
 
 
 def package_of(name: str) -> str:
@@ -41,13 +44,14 @@ def package_of(name: str) -> str:
     return name.partition(":")[0].split(".")[0]
 
 
-def imported(name: str, where: str) -> Any:
+def imported(name: str, where: str, form: str = _FORM) -> Any:
     """What ``package.module:name`` names, looked for where Python looks and then in the current folder.
 
     :param where: begins the message, e.g. ``"model nets:make"``.
+    :param form: how such a name is written, for a message.
     :raises InputError: where it cannot be imported. What their code raises is shown with its last line.
     """
-    check_name(name, where)
+    check_name(name, where, form)
     path, _, attribute = name.partition(":")
     hint = f'run artq where python -c "import {path}" works'
     with _current_folder_last(), foreign(f"{where}: cannot import {path!r}", package=package_of(name), hint=hint):
@@ -134,6 +138,8 @@ def _file(name: str) -> Path | None:
 
 def _source(name: str, file: Path) -> tuple[str, list[str]]:
     """The hash of a file, and the modules that it may import."""
+    from art_qplugins.fingerprint import code_fingerprint
+
     try:
         return code_fingerprint([file.name], file.parent), list(_imports(name, file))
     except (SyntaxError, ValueError):  # compiled, or not for this Python

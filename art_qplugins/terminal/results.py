@@ -14,7 +14,6 @@ from rich.text import Text
 from art_qplugins.evaluation.compare import Comparison
 from art_qplugins.evaluation.order import Learnt
 from art_qplugins.evaluation.records import Cell, Finding, Interval, ModelResult
-from art_qplugins.recipes.describe import code_of_others
 from art_qplugins.report import Run as Written
 from art_qplugins.report import select, steps, words
 from art_qplugins.terminal.console import STYLES, console, number, show_warnings, spaced
@@ -41,7 +40,9 @@ def show_plan(
     warnings: Iterable[str] = (),
     work: Sequence[Work] = (),
 ) -> None:
-    """Show the models and cells of a recipe, what is surely a mistake in it, and what it costs."""
+    """Show the models and cells of a recipe, the code that it runs, what is surely a mistake in it, and what it costs."""
+    from art_qplugins.recipes.describe import code_of_others  # it knows networks, and other tables need none
+
     screen = console()
     _show_rows(screen, ("model", "what it is"), [(model.name, model.description) for model in models])
     for line in code_of_others(recipe):

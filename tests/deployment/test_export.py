@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_qplugins import InputError, QuantReLU, quantize
@@ -196,7 +197,7 @@ def test_large_weights_of_float_kernels_are_int8_too_and_unpacked_once(onnx, tmp
     network = quantize(stirred(ResNet8(SHAPE, 5, width=16)), 4, 4)
     made, x = export(network, tmp_path / "net.onnx", SHAPE), torch.rand(8, *SHAPE)
     graph, values = graph_of(onnx, made.path)
-    assert [values[node.input[0]].dtype for node in graph.node if node.op_type == "Cast"] == [np.int8] * 3
+    assert [values[node.input[0]].dtype for node in graph.node if node.op_type == "Cast"] == [np.int8] * 2
     assert not any(value.dtype == np.float32 and value.size > 4096 for value in values.values())
     assert torch.allclose(run(made.path, x), answers(made.module, x), atol=0.2)
 
@@ -248,6 +249,15 @@ def test_torchao_gets_its_own_operations(tmp_path):
     used = {str(node.target).split(".")[0] for node in program.graph.nodes if node.op == "call_function"}
     assert used == {"aten", "quantized_decomposed"}
     assert torch.equal(program.module()(x), answers(made.module, x))
+
+
+def test_an_estimator_is_exported_with_what_art_applies_around_it(tmp_path):
+    network = convnet(activation_bits=4, weight_bits=4)
+    loss = nn.CrossEntropyLoss()
+    estimator = PyTorchClassifier(network, loss, SHAPE, 5, preprocessing=(0.5, 0.25), device_type="cpu")
+    made, x = export(estimator, tmp_path / "net.pt2", to="pt2"), torch.rand(8, *SHAPE)
+    expected = torch.from_numpy(estimator.predict(x.numpy()))
+    assert torch.allclose(answers(made.module, x), expected, atol=0.05)
 
 
 # --- Bad input

@@ -126,7 +126,7 @@ def test_the_claims_of_a_recipe_alone(here):
     ("arguments", "says"),
     [
         ([], "RECIPE or --model"),
-        (["x.toml", "--model", "my_networks:plain"], "one of the two"),
+        (["x.toml", "--model", "my_networks:plain"], "one of them"),
         (["--model", "my_networks"], "MODULE:FACTORY"),
         (["--model", "no_such_module:x"], "cannot import"),
         (["--model", "my_networks:plian"], "did you mean 'plain'"),
