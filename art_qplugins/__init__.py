@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from art_qplugins.defences.margins import Margins, margins, random_directions
     from art_qplugins.deployment.classifier import DeployedClassifier
     from art_qplugins.deployment.endpoint import Endpoint
+    from art_qplugins.deployment.export import export
     from art_qplugins.deployment.files import open_deployed
     from art_qplugins.deployment.parity import parity
     from art_qplugins.errors import InputError
@@ -93,6 +94,7 @@ _HOME = {
     "activation_distances": "sensitivity",
     "diagnose": "api",
     "evaluate": "api",
+    "export": "deployment.export",
     "load": "data",
     "logit_gain": "sensitivity",
     "margins": "defences.margins",
@@ -147,6 +149,7 @@ __all__ = [
     "activation_distances",
     "diagnose",
     "evaluate",
+    "export",
     "load",
     "logit_gain",
     "margins",

@@ -38,6 +38,7 @@ from art_qplugins import (
     TwinGradient,
     UniformWeightQuantizer,
     WithDetector,
+    export,
     metrics,
     open_deployed,
     parity,
@@ -505,6 +506,11 @@ CALLS = [
         lambda: {"self": deployed_network(), "x": X, "queries": 4, "steps": 1},
         {"x": IMAGES, "queries": COUNT, "radius": POSITIVE, "steps": COUNT, "network": NONE, "seed": SEED},
         ("queries", "radius", "steps", "network", "seed"),
+    ),
+    Call(
+        export,
+        lambda: {"model": network(), "path": "net.onnx", "input_shape": (1, 8, 8)},
+        {"model": OBJECT, "path": PATH, "input_shape": NONE, "to": CHOICE, "bias": CHOICE},
     ),
     Call(
         open_deployed,

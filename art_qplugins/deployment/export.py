@@ -31,12 +31,13 @@ from art_qplugins.deployment.torch_file import write_pt2, write_torchao
 from art_qplugins.domains import COUNT, PATH, ListOf, Maybe, OneOf, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.estimators.deployed import as_module
-from art_qplugins.files import as_path
+from art_qplugins.files import as_path, printable
 from art_qplugins.quantizers import bake
 
 __all__ = ["FORMS", "Exported", "export"]
 
 FORMS = ("onnx", "pt2", "torchao")
+_SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2", "torchao": ".pt2"}
 _NAMED = 6
 
 
@@ -70,7 +71,7 @@ def export(
     to: Literal["onnx", "pt2", "torchao"] = "onnx",
     bias: Literal["int", "float"] = "int",
 ) -> Exported:
-    """Write ``model`` to ``path``, for batches of any size. The model stays as it is.
+    """Write ``model`` to ``path``, an ``.onnx`` or a ``.pt2``, for batches of any size. The model stays as it is.
 
     :param model: an ART ``PyTorchClassifier``, with its pre- and postprocessing, or a module that takes (N, C, H, W) float32 in
         [0, 1].
@@ -86,7 +87,9 @@ def export(
         locals(),
         {"path": PATH, "input_shape": Maybe(ListOf(COUNT, least=3, different=False)), "to": OneOf(FORMS), "bias": BIAS},
     )
-    target = as_path(path, hint="give the path of a file")
+    target, suffix = as_path(path, hint="give the path of a file"), _SUFFIXES[to]
+    if target.suffix.lower() != suffix:
+        raise InputError(f"path: {printable(target.name)} does not end in {suffix}, by which such files are known")
     module, shape = _module(model, input_shape)
     fixed, draws = frozen(bake(copy.deepcopy(module).cpu().float()).eval(), shape)
     if to == "pt2":
