@@ -69,7 +69,9 @@ class KeyedNoise(nn.Module, ABC):
         :param x: (N, ...), of which the draws in the batch are equal parts.
         :return: (N, ...).
         """
-        images = len(x) // self.fold
+        images, over = divmod(len(x), self.fold)
+        if over:
+            raise RuntimeError(f"{len(x)} images are no {self.fold} draws of equal size")
         device, rows = (torch.device("cpu"), 1) if self.shared else (x.device, images)
         parts = []
         for draw in range(self.draw, self.draw + self.fold):

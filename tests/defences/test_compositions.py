@@ -221,7 +221,7 @@ def test_a_base_may_be_with_or_without_the_filter(tmp_path, digits):
 def test_a_checkpoint_of_the_plain_network_is_not_that_of_the_squeezed(tmp_path, digits):
     built(tmp_path, digits, small("plain", epochs=0))
     file = str(next(tmp_path.glob("*.safetensors")))
-    with pytest.raises(InputError, match="another network"):
+    with pytest.raises(InputError, match=r"another model \(defences\.feature-squeezing is not set there"):
         built(tmp_path, digits, small("squeezed", SQUEEZING, checkpoint=file))
 
 

@@ -35,7 +35,7 @@ STOCHASTIC = {"mutual-information", "bin-spacing", "data-range"}
 OPTIONS = {"feedback-learning": {"directions": 8, "nearest": 4}}
 
 
-@pytest.mark.parametrize("name", sorted(DEFENCES))
+@pytest.mark.parametrize("name", sorted({*DEFENCES} - {"stochastic-weights"}))  # that rounds weights itself
 def test_one_call_fine_tunes_a_quantized_network_with_a_defence(name):
     row = DEFENCES[name]
     torch.manual_seed(0)
