@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from art_qplugins.data import Dataset
 from art_qplugins.deployment.export import Exported, export
-from art_qplugins.deployment.session import Session
+from art_qplugins.deployment.files import open_deployed
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators import QuantizedClassifier
 from art_qplugins.estimators.deployed import deployed
@@ -77,7 +78,8 @@ def labels_agree(
     own = deployed(estimator).predict(x.numpy()).argmax(1) if not made.draws else twin
     found = {} if made.draws else {"its torch form": Agreement(int((own == twin).sum()), len(x))}
     if in_runtime:
-        answers = Session(made.path)(x.numpy()).argmax(1)
+        file = open_deployed(made.path, input_shape=data.shape)[0]
+        answers = np.concatenate([file(part.numpy()) for part in x.split(100)]).argmax(1)
         found["ONNX Runtime"] = Agreement(int((own == answers).sum()), len(x))
     return found
 

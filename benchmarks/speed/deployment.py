@@ -23,7 +23,7 @@ from torch import nn
 import art_qplugins
 from art_qplugins import quantize
 from art_qplugins.deployment.export import export
-from art_qplugins.deployment.session import Session
+from art_qplugins.deployment.files import open_deployed
 from art_qplugins.models.convnet import ConvNet
 from art_qplugins.models.resnet import ResNet18
 
@@ -64,15 +64,15 @@ def measured(make: object, rounds: int, folder: Path) -> list[str]:
         module = network if bits is None else quantize(network, bits, bits)
         path = folder / f"{form}.onnx"
         export(module, path, SHAPE, bias=bias)
-        files[form] = (path.stat().st_size, Session(path, threads=1))
+        files[form] = (path.stat().st_size, open_deployed(path)[0].runtime.run)
     for batch in BATCHES:
         x = np.random.default_rng(0).random((batch, *SHAPE), dtype=np.float32)
         times: dict[str, list[float]] = {form: [] for form in files}
         energy: dict[str, list[float]] = {form: [] for form in files}
         for turn in range(rounds + 1):
-            for form, (_, session) in files.items():
+            for form, (_, answer) in files.items():
                 before, start = joules(), time.perf_counter()
-                session(x)
+                answer(x)
                 if turn:  # the first round warms up
                     times[form].append(time.perf_counter() - start)
                     energy[form].append(joules() - before)

@@ -10,7 +10,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_qplugins import InputError, QuantReLU, quantize
+from art_qplugins import InputError, QuantReLU, open_deployed, quantize
 from art_qplugins.deployment.export import export
 from art_qplugins.deployment.grids import codes_of
 from art_qplugins.deployment.integer import integer_form
@@ -157,9 +157,7 @@ def test_mu_law_weights_stay_float_and_say_so(tmp_path):
 
 def run(path, x):
     pytest.importorskip("onnxruntime")
-    from art_qplugins.deployment.session import Session
-
-    return torch.from_numpy(Session(path, threads=1)(x.numpy()))
+    return torch.from_numpy(open_deployed(path)[0](x.numpy()))
 
 
 @pytest.fixture
