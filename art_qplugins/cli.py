@@ -426,7 +426,7 @@ def export(
 
     Activations of 1 to 8 bits become uint8, weights int8 for each channel. Of weights that are mapped by the mu-law no
     integer form exists: they stay float32. A random model is written as frozen members: its noise becomes constant.
-    Example: artq export digits net.onnx --model dq-4bit
+    Example: artq export digits net.onnx --model dq-2bit
     """
     from art_qplugins.recipes.load import load_recipe
 
