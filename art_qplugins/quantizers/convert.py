@@ -142,9 +142,9 @@ def quantize(
     :param trainable: keep the maps on weights as parametrizations, for quantization-aware training. By default the
         mapped weights become plain parameters: then the module is faster, and it can be pickled.
     :param strict: raise an error instead of the warning.
-    :raises InputError: where there is nothing to quantize, where pixels are outside [0, 1], where a setting is out of range or belongs to no chosen
-        quantizer, where no layer has a given name, where the activations that ``activation_function`` would replace are
-        quantized, or where a weight is outside the mu-law's domain [-1, 1], all 0, or was mapped before.
+    :raises InputError: where there is nothing to quantize, where pixels are outside [0, 1], where a setting is out of range or
+        belongs to no chosen quantizer, where no layer has a given name, where the activations that ``activation_function``
+        would replace are quantized, or where a weight is outside the mu-law's domain [-1, 1], all 0, or was mapped before.
     """
     check_all(locals(), ARGUMENTS)
     table = {
