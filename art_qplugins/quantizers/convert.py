@@ -31,7 +31,7 @@ from art_qplugins.quantizers.maps import bake, map_weights
 from art_qplugins.quantizers.noise import NOISE_KEY
 from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, ALSO, EXEMPT, LAYERS, RANGES, switched_on
 from art_qplugins.quantizers.report import ATTENTION, Part, parts_of
-from art_qplugins.quantizers.swap import exchange_activations, quantize_activations, quantize_inputs
+from art_qplugins.quantizers.swap import avoid_fast_paths, exchange_activations, quantize_activations, quantize_inputs
 from art_qplugins.quantizers.tracing import call_modules, split_calls
 from art_qplugins.quantizers.weight import GRANULARITY
 from art_qplugins.torch_domains import IMAGES, MODULE
@@ -186,8 +186,9 @@ def quantize(
 
 
 def _prepared(model: nn.Module, table: Mapping[str, Any], *, fold: bool) -> tuple[nn.Module, list[Part]]:
-    """A copy whose activations are modules, one for each range, and its batch norms that could not be folded."""
+    """A copy on one path, whose activations are modules, one for each range, and its batch norms that could not be folded."""
     twin, left = copy.deepcopy(model), []
+    avoid_fast_paths(twin)
     if fold:
         reason = "it is not right behind a convolution or linear layer that it could be folded into"
         left = [Part(path, "weight", _class(twin, path), None, reason) for path in fold_batch_norm(twin)]

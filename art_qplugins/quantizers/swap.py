@@ -15,7 +15,7 @@ from art_qplugins.quantizers.protocol import activation_quantizers, as_quantizer
 from art_qplugins.quantizers.registry import Quantizer
 from art_qplugins.quantizers.tracing import put
 
-__all__ = ["exchange_activations", "quantize_activations", "quantize_inputs"]
+__all__ = ["avoid_fast_paths", "exchange_activations", "quantize_activations", "quantize_inputs"]
 
 #: The functions that are quantized as modules of torch are, by their own ends: of the first two there is a fused form.
 _PLAIN = ("relu", "relu6", "hardtanh", "tanh")
@@ -45,9 +45,26 @@ def quantize_activations(model: nn.Module, row: Quantizer, table: Mapping[str, A
     for layer, path in enumerate(names):
         noise = {"seed": seed, "layer": layer} if row.random else {}
         put(model, path, _quantized(found[path], row, table, noise).train(found[path].training))
+
+
+def avoid_fast_paths(model: nn.Module) -> None:
+    """Keep attention on one path, with and without gradients.
+
+    In eval mode without gradients torch has faster kernels. One computes its own ReLU or GELU in place of the quantizer. The
+    other rounds differently, which moves values over the edges of levels, so that an attack would see another network.
+    """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            module.activation_relu_or_gelu = 0  # in eval mode torch would compute its own ReLU or GELU
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.MultiheadAttention) and _apart not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_apart, with_kwargs=True)
+
+
+def _apart(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The kernel needs that query, key and value are one object."""
+    if args:
+        return (args[0].view_as(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, "query": kwargs["query"].view_as(kwargs["query"])}
 
 
 def quantize_inputs(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) -> None:
