@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from art_qplugins.deployment.predictors import BLACK_BOXES, Predict, as_predict, checked_labels, checked_scores
-from art_qplugins.errors import InputError
+from art_qplugins.deployment.checked import checked
+from art_qplugins.deployment.predictors import BLACK_BOXES, Predict, as_predict
+from art_qplugins.errors import InputError, at
 from art_qplugins.estimators.probabilities import LogProbabilities, are_probabilities, floor_of
 from art_qplugins.foreign import foreign
 from art_qplugins.guard import evaluating
@@ -152,9 +153,11 @@ class Answering(nn.Module):
 
     def _scores(self, answers: Any, n: int) -> Tensor:
         """What the deployed model answered, as scores (n, nb_classes)."""
+        with at("predict"):
+            found = checked(answers, n, nb_classes=self.nb_classes, labels_only=self.labels_only, finite=False)
         if not self.labels_only:
-            return torch.from_numpy(checked_scores(answers, n, self.nb_classes))
-        labels = torch.from_numpy(checked_labels(answers, n, self.nb_classes))
+            return torch.from_numpy(found)
+        labels = torch.from_numpy(found)
         others = (1 - _SURE) / (self.nb_classes - 1)
         return torch.full((n, self.nb_classes), others).scatter_(1, labels[:, None], _SURE).log()
 

@@ -15,11 +15,11 @@ import torch
 from art.estimators.classification import BlackBoxClassifier
 from art.estimators.classification.blackbox import BlackBoxClassifierNeuralNetwork
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from art_qplugins.errors import InputError, shown
 
-__all__ = ["BLACK_BOXES", "Predict", "as_predict", "checked_labels", "checked_scores"]
+__all__ = ["BLACK_BOXES", "Predict", "as_predict"]
 
 Predict: TypeAlias = Callable[[NDArray[np.float32]], Any]
 
@@ -72,51 +72,3 @@ class _OfBlackBox:
         images = np.moveaxis(x, 1, -1) if self.last else x
         scaled = (self.low + images * (self.high - self.low)).astype(np.float32)
         return self.classifier.predict(scaled.reshape(len(x), *self.classifier.input_shape))
-
-
-def checked_scores(answers: Any, n: int, nb_classes: int) -> NDArray[np.float32]:
-    """The answers as scores (n, nb_classes).
-
-    :raises InputError: where they are something else, or NaN.
-    """
-    rows = _numbers(answers)
-    if rows.shape != (n, nb_classes):
-        labels = rows.shape in ((n,), (n, 1))
-        hint = "; with labels_only=True it may give one label for each" if labels else ""
-        raise InputError(
-            f"predict: it gives {rows.shape} for {n} images and nb_classes = {nb_classes}; it must give ({n}, "
-            f"{nb_classes}) scores{hint}"
-        )
-    if (lost := int(np.isnan(rows).any(1).sum())) > 0:
-        raise InputError(f"predict: it gives NaN for {lost} of {n} images; it must give a number for each class")
-    return rows.astype(np.float32)
-
-
-def checked_labels(answers: Any, n: int, nb_classes: int) -> NDArray[np.int64]:
-    """The answers as labels (n,): whole numbers below ``nb_classes``, or rows with a score for each class.
-
-    :raises InputError: where they are something else.
-    """
-    rows = _numbers(answers)
-    if rows.shape == (n, nb_classes) and (n, nb_classes) != (n, 1):
-        labels: NDArray[np.int64] = checked_scores(rows, n, nb_classes).argmax(1)
-        return labels
-    flat = rows.reshape(-1)
-    if rows.shape not in ((n,), (n, 1)) or not ((flat >= 0) & (flat < nb_classes) & (flat == np.floor(flat))).all():
-        raise InputError(
-            f"predict: it gives {shown(rows[:3].tolist())} for images of {nb_classes} classes; with labels_only it must "
-            f"give one whole number from 0 to {nb_classes - 1} for each image"
-        )
-    return flat.astype(np.int64)
-
-
-def _numbers(answers: Any) -> NDArray[Any]:
-    if isinstance(answers, Tensor):
-        answers = answers.detach().cpu().float().numpy()
-    try:
-        rows = np.asarray(answers)
-    except ValueError:  # a ragged list
-        rows = np.asarray(None)
-    if rows.dtype.kind not in "biuf":
-        raise InputError(f"predict: it answers with {shown(answers)}; it must give an array of numbers")
-    return rows

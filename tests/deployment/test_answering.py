@@ -155,15 +155,15 @@ def test_a_black_box_network_with_channels_last_gets_them_last():
 
 
 WRONG = {
-    "fewer classes": (lambda x: np.zeros((len(x), 2)), "it must give"),
-    "fewer images": (lambda x: np.zeros((1, CLASSES)), "it must give"),
-    "labels": (lambda x: np.zeros(len(x)), "labels_only=True"),
-    "NaN": (lambda x: np.full((len(x), CLASSES), np.nan), "NaN for 8 of 8 images"),
+    "fewer classes": (lambda x: np.zeros((len(x), 2)), "it must answer (8, 3) numbers"),
+    "fewer images": (lambda x: np.zeros((1, CLASSES)), "it answered an array (1, 3)"),
+    "labels": (lambda x: np.zeros(len(x)), "say labels_only"),
+    "NaN": (lambda x: np.full((len(x), CLASSES), np.nan), "nan for 8 of 8 images"),
     "HTML": (lambda x: "<html><body>502 Bad Gateway</body></html>", "502 Bad Gateway"),
-    "strings": (lambda x: [["cat", "dog", "bird"]] * len(x), "array of numbers"),
-    "ragged": (lambda x: [[0.1] * (i % 2 + 1) for i in range(len(x))], "array of numbers"),
-    "nothing": (lambda x: None, "array of numbers"),
-    "objects": (lambda x: np.array([object()] * len(x)), "array of numbers"),
+    "strings": (lambda x: [["cat", "dog", "bird"]] * len(x), "it must answer"),
+    "ragged": (lambda x: [[0.1] * (i % 2 + 1) for i in range(len(x))], "it must answer"),
+    "nothing": (lambda x: None, "it must answer"),
+    "objects": (lambda x: np.array([object()] * len(x)), "it must answer"),
     "raises": (lambda x: 1 / 0, "ZeroDivisionError"),
     "exits": (lambda x: exit(3), "SystemExit"),
 }
@@ -179,7 +179,7 @@ def test_answers_that_are_no_scores_are_one_line(which):
 
 @pytest.mark.parametrize("label", [-1, CLASSES, 0.5, np.nan])
 def test_labels_that_are_none_are_one_line(label):
-    with pytest.raises(InputError, match="one whole number from 0 to 2"):
+    with pytest.raises(InputError, match="it must answer labels from 0 to 2"):
         Answering(lambda x: np.full(len(x), label), SHAPE, CLASSES, labels_only=True)
 
 
@@ -187,7 +187,7 @@ def test_answers_that_become_nan_later_are_refused_then():
     module = Answering(
         lambda x: np.where(x.mean((1, 2, 3))[:, None] > 0.9, np.nan, np.ones((1, CLASSES))), SHAPE, CLASSES
     )
-    with pytest.raises(InputError, match="NaN for 2 of 2"):
+    with pytest.raises(InputError, match="nan for 2 of 2"):
         module(torch.ones(2, *SHAPE))
 
 
@@ -286,3 +286,10 @@ def test_it_is_not_trained():
 def test_it_says_how_it_answers(options, told):
     facts = Answering(function_of(linear()), SHAPE, CLASSES, **options).facts
     assert len(facts) == len(told) and all(part in fact for part, fact in zip(told, facts, strict=True))
+
+
+def test_answers_in_bfloat16_are_numbers_too():
+    model = linear()
+    x = images(4)
+    found = Answering(lambda x: model(torch.from_numpy(x)).bfloat16(), SHAPE, CLASSES)(x)
+    assert torch.equal(found, model(x).bfloat16().float())
