@@ -35,7 +35,8 @@ def test_values_are_the_nearest_level_and_the_gradient_is_one_strictly_inside(nu
     y = layer(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     distance = (y.detach().double().numpy() - x.detach().double().numpy().clip(wanted[0], wanted[-1])).__abs__()
-    assert distance.max() <= (wanted[1] - wanted[0]) / 2 * (1 + 1e-5)
+    rounding = 2 * np.finfo(np.float32).eps * np.abs(wanted).max()
+    assert distance.max() <= (wanted[1] - wanted[0]) / 2 + rounding
     assert len(y.unique()) == 2**num_bits and 0.0 in y
     np.testing.assert_allclose(y.unique().detach().double(), wanted, rtol=1e-6, atol=1e-12)
     ends = [torch.tensor(end, dtype=torch.float32) for end in layer.range]
