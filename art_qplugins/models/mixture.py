@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from art_qplugins.domains import FLAG, Domain, ListOf, OneOf, check_all
 from art_qplugins.errors import InputError
 from art_qplugins.models.rules import RULES
-from art_qplugins.quantizers.noise import NOISE_KEY, KeyedNoise, stochastic_layers
+from art_qplugins.quantizers.noise import NOISE_KEY, KeyedNoise, keyed_generator, stochastic_layers
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["Mixture"]
@@ -79,8 +79,8 @@ class Mixture(nn.Module):
 class _Choice(KeyedNoise):
     """The answer of one member for each image: (N, M, C) becomes (N, C)."""
 
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.rand(shape, generator=generator, device=generator.device)
+    def sample(self, shape: tuple[int, ...], key: int, device: torch.device) -> Tensor:
+        return torch.rand(shape, generator=keyed_generator(key, device), device=device)
 
     def mirror(self, noise: Tensor) -> Tensor:
         return noise.neg_().add_(1 - 2**-24).clamp_(min=0)  # multiples of 2 ** -24 below 1, as ``rand`` gives them

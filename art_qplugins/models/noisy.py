@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from art_qplugins.domains import NOT_NEGATIVE, check, check_all
 from art_qplugins.errors import InputError
-from art_qplugins.quantizers.noise import KeyedNoise, stochastic_layers
+from art_qplugins.quantizers.noise import KeyedNoise, keyed_generator, stochastic_layers
 from art_qplugins.torch_domains import MODULE
 
 __all__ = ["NoiseLayer", "with_noise"]
@@ -28,8 +28,8 @@ class NoiseLayer(KeyedNoise):
         super().__init__(seed=seed, layer=layer)
         self.sigma = float(check("sigma", sigma, NOT_NEGATIVE))
 
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return torch.randn(shape, generator=generator, device=generator.device)
+    def sample(self, shape: tuple[int, ...], key: int, device: torch.device) -> Tensor:
+        return torch.randn(shape, generator=keyed_generator(key, device), device=device)
 
     def mirror(self, noise: Tensor) -> Tensor:
         return noise.neg_()

@@ -13,6 +13,7 @@ The functions of other alphas are in tables, which are made once from exact prob
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from art_qplugins.quantizers.entmax import entmax
 
-__all__ = ["WORDS", "noise", "reach", "slopes", "window"]
+__all__ = ["WORDS", "blocks", "noise", "of_each", "reach", "slopes", "window"]
 
 #: The noise of a draw is one of this many values of equal probability: a word of sixteen bits.
 WORDS = 2**16
+#: Elements that the CPU works on at a time where a step needs memory of its own.
+_BLOCK = 2**17
 #: Probabilities below this count as none.
 _NONE = 1e-9
 #: At alpha = 1, where every bin has mass, those farther away have less than 1e-16.
@@ -113,6 +116,21 @@ def _quantiles(alpha: float, device: torch.device) -> Tensor:
     return -(t[after - 1] + share * (t[after] - t[after - 1])).float().to(device)
 
 
+def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Views of the same elements of each, block after block on the CPU: to ask for much memory at each step takes long."""
+    if all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors):
+        return zip(*(tensor.view(-1).split(_BLOCK) for tensor in tensors), strict=True)
+    return [tensors]
+
+
+def of_each(index: Tensor, values: Tensor, out: Tensor) -> Tensor:
+    """Writes ``values[index]`` to ``out``, which has the shape of ``index``."""
+    if out.is_contiguous() and out.dtype == values.dtype:
+        torch.index_select(values, 0, index.flatten(), out=out.view(-1))
+        return out
+    return out.copy_(values.index_select(0, index.flatten()).view(index.shape))
+
+
 def noise(words: Tensor, alpha: float, out: Tensor) -> Tensor:
     """The noise n of these words, written to ``out``.
 
@@ -120,10 +138,11 @@ def noise(words: Tensor, alpha: float, out: Tensor) -> Tensor:
     :param out: floating point, of their shape.
     """
     if alpha == 2:
-        half = out.new_full((), (WORDS // 2 + 0.5) / WORDS)
-        return torch.add(half, words, alpha=1 / WORDS, out=out)
-    index = words.flatten().int().add_(WORDS // 2)
-    return out.copy_(_quantiles(alpha, words.device).index_select(0, index).view(words.shape))
+        return out.copy_(words).add_(WORDS // 2 + 0.5).mul_(1 / WORDS)
+    quantiles = _quantiles(alpha, words.device)
+    for of_words, of_out in blocks(words, out):
+        of_each(of_words.int().add_(WORDS // 2), quantiles, of_out)
+    return out
 
 
 class Slopes(NamedTuple):
@@ -142,15 +161,18 @@ class Slopes(NamedTuple):
     far: int
     ends: int
 
-    def cells(self, u: Tensor, top: int) -> tuple[Tensor, Tensor]:
-        """The cell of each u, int32, and how many bins were left out before it.
+    def cells(self, above: Tensor, step: float | Tensor, top: int) -> tuple[Tensor, Tensor | None]:
+        """The cell of each element, int32, and how many bins were left out before it, None if none is.
 
-        :param u: position in spacings, (n,).
+        :param above: x minus the lowest bin, of any shape.
+        :param step: the spacing.
         :param top: number of the quantizer's last bin.
         """
-        v = u.clamp(-self.far, top + self.far).add_(self.far)
-        skipped = v.sub(2 * self.far).floor_().clamp_(0, max(top - self.ends, 0))
-        return v.sub_(skipped).mul_(self.parts).int(), skipped
+        v = above.mul(self.parts / step).add_(self.far * self.parts).clamp_(0, (top + 2 * self.far) * self.parts)
+        if top == self.ends:
+            return v.int(), None
+        skipped = v.mul(1 / self.parts).sub_(2 * self.far).floor_().clamp_(0, top - self.ends)
+        return v.sub_(skipped, alpha=self.parts).int(), skipped
 
 
 def slopes(alpha: float, top: int, device: torch.device) -> Slopes:

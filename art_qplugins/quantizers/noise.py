@@ -25,13 +25,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Protocol, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from art_qplugins.domains import MOST, Number, check, check_all
 from art_qplugins.torch_domains import MODULE
 
-__all__ = ["NOISE_KEY", "KeyedNoise", "Words", "draws_from", "is_stochastic", "stochastic_layers"]
+__all__ = ["NOISE_KEY", "KeyedNoise", "Words", "draws_from", "is_stochastic", "keyed_generator", "stochastic_layers"]
 
 
 #: Whole numbers that may be the key of noise.
@@ -56,8 +57,8 @@ class KeyedNoise(nn.Module, ABC):
         self.shared = False  # all images of a batch have the same noise, on every device
 
     @abstractmethod
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Noise of this shape from this generator, on its device."""
+    def sample(self, shape: tuple[int, ...], key: int, device: torch.device) -> Tensor:
+        """The noise of this key in this shape, on this device."""
 
     @abstractmethod
     def mirror(self, noise: Tensor) -> Tensor:
@@ -76,26 +77,42 @@ class KeyedNoise(nn.Module, ABC):
         parts = []
         for draw in range(self.draw, self.draw + self.fold):
             mirrored = self.antithetic and draw % 2 == 1
-            part = self.sample((rows, *x.shape[1:]), self._generator(draw - mirrored, device))
+            part = self.sample((rows, *x.shape[1:]), self._key(draw - mirrored), device)
             parts.append(self.mirror(part) if mirrored else part)
         self.call += 1
         noise = torch.cat(parts) if len(parts) > 1 else parts[0]
         return noise.to(x.device).repeat_interleave(images, dim=0) if self.shared else noise
 
-    def _generator(self, draw: int, device: torch.device) -> torch.Generator:
+    def _key(self, draw: int) -> int:
         key = f"{self.seed}/{self.layer}/{draw}/{self.call}".encode()
-        generator = torch.Generator(device)
-        generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little"))
-        return generator
+        return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "little")
+
+
+def keyed_generator(key: int, device: torch.device) -> torch.Generator:
+    """A generator of its own, in the state that this key stands for."""
+    generator = torch.Generator(device)
+    generator.manual_seed(key)
+    return generator
+
+
+def _words(count: int, key: int, device: torch.device) -> Tensor:
+    """Words of 64 bits, int64."""
+    if device.type == "cpu":  # in half the time of torch's generator
+        return torch.from_numpy(np.random.SFC64(key).random_raw(count).view(np.int64))
+    return _words_of_the_device(count, key, device)
+
+
+def _words_of_the_device(count: int, key: int, device: torch.device) -> Tensor:
+    words = torch.empty(count, dtype=torch.int64, device=device)
+    return words.random_(-(2**63), None, generator=keyed_generator(key, device))
 
 
 class Words(KeyedNoise):
     """A layer whose noise are words of sixteen bits, int16. A generator gives four at once."""
 
-    def sample(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    def sample(self, shape: tuple[int, ...], key: int, device: torch.device) -> Tensor:
         count = math.prod(shape)
-        four = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
-        return four.random_(-(2**63), None, generator=generator).view(torch.int16)[:count].view(shape)
+        return _words(-(-count // 4), key, device).view(torch.int16)[:count].view(shape)
 
     def mirror(self, noise: Tensor) -> Tensor:
         return noise.bitwise_not_()

@@ -13,7 +13,6 @@ code. It has every property that the abstract names ("continuous, sparse, low-va
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,20 +20,18 @@ from torch import Tensor, nn
 
 from art_qplugins.domains import BITS, FINITE, Number, check
 from art_qplugins.quantizers import dither
+from art_qplugins.quantizers.dither import blocks, of_each
 from art_qplugins.quantizers.noise import Words
 from art_qplugins.quantizers.precision import in_float32
 
 __all__ = ["StochasticQuantizer", "stochastic_quantizers"]
 
-#: Elements that the CPU works on at a time, where there are many steps: they stay in its cache.
-_BLOCK = 2**17
+#: A scalar: a number on the CPU, where steps with one are faster, and a tensor on a GPU, which nobody then has to wait for.
+_Scalar = float | Tensor
 
 
-def _parts(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """Views of the same elements of each, one after the other: on the CPU they stay in its cache through many steps."""
-    if all(tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors):
-        return zip(*(tensor.view(-1).split(_BLOCK) for tensor in tensors), strict=True)
-    return [tensors]
+def _scalar(value: Tensor) -> _Scalar:
+    return value.item() if value.device.type == "cpu" else value
 
 
 class _Draw(torch.autograd.Function):
@@ -42,12 +39,10 @@ class _Draw(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, words: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int) -> Tensor:
-        drawn, bins = torch.empty_like(x), 1 / spacing
-        start = -offset * bins
-        for of_x, of_words, code in _parts(x, words, drawn):
-            dither.noise(of_words, alpha, code).add_(start).addcmul_(of_x, bins).floor_().clamp_(0, top)
-            torch.addcmul(offset, code, spacing, out=code)
-        return drawn
+        start, step = _scalar(offset), _scalar(spacing)
+        code = dither.noise(words, alpha, torch.empty_like(x)).sub_(start / step)
+        code = code.addcmul_(x, 1 / step) if isinstance(step, Tensor) else code.add_(x, alpha=1 / step)
+        return code.floor_().clamp_(0, top).mul_(step).add_(start)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, float, int], output: Tensor) -> None:
@@ -57,41 +52,45 @@ class _Draw(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, offset, spacing = ctx.saved_tensors
-        find = _of_the_clamp if ctx.alpha == 2 else _of_the_table
-        grad_x, grad_spacing = torch.empty_like(x), torch.zeros_like(spacing)
-        for of_grad, of_x, found in _parts(grad, x, grad_x):
-            grad_spacing += find(of_grad, of_x, found, offset, spacing, ctx.alpha, ctx.top, ctx.needs_input_grad[3])
-        grad_offset = grad.sum() - grad_x.sum() if ctx.needs_input_grad[2] else None
-        return grad_x, None, grad_offset, grad_spacing if ctx.needs_input_grad[3] else None, None, None
+        start, step = _scalar(offset), _scalar(spacing)
+        _, _, of_offset, of_spacing, *_ = ctx.needs_input_grad
+        if ctx.alpha == 2:
+            grad_x, grad_step = _of_the_clamp(grad, x, start, step, ctx.top, of_spacing)
+        else:
+            grad_x, grad_step = _of_the_table(grad, x, start, step, ctx.alpha, ctx.top, of_spacing)
+        grad_start = grad.sum() - grad_x.sum() if of_offset else None
+        return grad_x, None, grad_start, grad_step, None, None
 
 
 def _of_the_clamp(
-    grad: Tensor, x: Tensor, grad_x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
-) -> Tensor | int:
-    """Writes the gradient in x where the mean is clamp(x), alpha = 2. Returns that in the spacing, 0 if nobody asks."""
-    high = offset + top * spacing  # a tensor: a number would make the CPU wait for the device
-    passes = torch.ops.aten.threshold_backward  # of the gradient where the second argument is above the third
-    above_low = passes(grad, inside := x - offset, 0)
-    passes(above_low, torch.sub(high, x, out=inside), 0, grad_input=grad_x)
-    return (above_low.sum() - grad_x.sum()) * top if of_spacing else 0
+    grad: Tensor, x: Tensor, start: _Scalar, step: _Scalar, top: int, of_step: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients in x and in the spacing where the mean is clamp(x), alpha = 2; the second is None if nobody asks."""
+    if isinstance(step, Tensor):
+        x, start, step = (x - start) / step, 0.0, 1.0  # in codes: the bounds are numbers then
+    grad_x = torch.empty_like(x)
+    above = None  # the sum of the gradient above the lowest bin
+    if of_step:
+        above = torch.ops.aten.threshold_backward(grad, x, start, grad_input=grad_x).sum()
+    torch.ops.aten.hardtanh_backward(grad, x, start, start + top * step, grad_input=grad_x)
+    return grad_x, None if above is None else (above - grad_x.sum()) * top
 
 
 def _of_the_table(
-    grad: Tensor, x: Tensor, grad_x: Tensor, offset: Tensor, spacing: Tensor, alpha: float, top: int, of_spacing: bool
-) -> Tensor | int:
+    grad: Tensor, x: Tensor, start: _Scalar, step: _Scalar, alpha: float, top: int, of_step: bool
+) -> tuple[Tensor, Tensor | None]:
     """As above, where the mean is in a table."""
     table = dither.slopes(alpha, top, x.device)
-    u = (x - offset).div_(spacing)
-    cell, skipped = table.cells(u, top)
-    torch.mul(_of_each(cell, table.slope), grad, out=grad_x)
-    if not of_spacing:
-        return 0
-    mean = skipped.add_(_of_each(cell, table.mean))
-    return mean.mul_(grad).sub_(u.mul_(grad_x)).sum()  # d/dD of D m((x - o) / D) is m - u m'
-
-
-def _of_each(cell: Tensor, values: Tensor) -> Tensor:
-    return values.index_select(0, cell.flatten()).view(cell.shape)
+    grad_x, grad_step = torch.empty_like(x), x.new_zeros(()) if of_step else None
+    for of_grad, of_x, found in blocks(grad, x, grad_x):
+        above = of_x - start
+        cell, skipped = table.cells(above, step, top)
+        of_each(cell, table.slope, found).mul_(of_grad)
+        if grad_step is not None:  # d/dD of D m((x - o) / D) is m - u m'
+            mean = of_each(cell, table.mean, torch.empty_like(found))
+            mean = mean if skipped is None else mean.add_(skipped)
+            grad_step += mean.mul_(of_grad).sub_(above.mul_(found).mul_(1 / step)).sum()
+    return grad_x, grad_step
 
 
 class StochasticQuantizer(Words):

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from art_qplugins import quantize
 from art_qplugins.defences import DEFENCES
 from art_qplugins.models.wide_resnet import WideResNet
+from art_qplugins.quantizers import noise, stochastic
 from art_qplugins.quantizers.surrogates import SURROGATES, surrogate
 
 #: Numbers or shapes that depend on data, and tensors made of Python's numbers, which are on the CPU.
@@ -25,6 +26,13 @@ class NoWaiting(TorchDispatchMode):
         masks = name == "index" and any(part.dtype == torch.bool for part in args[1] if part is not None)
         assert name not in REFUSED and not masks, f"{name} waits for the device"
         return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """On the CPU some steps take numbers and noise of numpy, since there is nothing to wait for."""
+    monkeypatch.setattr(stochastic, "_scalar", lambda value: value)
+    monkeypatch.setattr(noise, "_words", noise._words_of_the_device)
 
 
 def network(**table):
