@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -535,6 +536,8 @@ def doctor() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script."""
+    # Before torch is loaded: threads that wait for others would hold cores that somebody else needs, and slow down both.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name may have characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -90,6 +90,15 @@ def test_what_needs_no_network_imports_no_torch(arguments):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("given", "holds"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_hold_no_core_unless_they_are_told_to(given, holds, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    code = "from art_qplugins.cli import main\nmain(['--version'])\nimport os, sys\nprint(os.environ['OMP_WAIT_POLICY'])"
+    assert python("-c", code + "\nassert 'torch' not in sys.modules").stdout.split()[-1] == holds
+
+
 # --- What it shows
 
 
