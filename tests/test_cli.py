@@ -95,7 +95,9 @@ def test_threads_that_wait_hold_no_core_unless_they_are_told_to(given, holds, mo
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     if given:
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
-    code = "from art_qplugins.cli import main\nmain(['--version'])\nimport os, sys\nprint(os.environ['OMP_WAIT_POLICY'])"
+    code = (
+        "from art_qplugins.cli import main\nmain(['--version'])\nimport os, sys\nprint(os.environ['OMP_WAIT_POLICY'])"
+    )
     assert python("-c", code + "\nassert 'torch' not in sys.modules").stdout.split()[-1] == holds
 
 
