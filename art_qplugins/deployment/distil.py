@@ -17,7 +17,7 @@ from art_qplugins.errors import InputError
 from art_qplugins.seeds import derive_seed
 from art_qplugins.torch_domains import IMAGES, MODULE
 
-__all__ = ["distil", "fit_answers", "small_network"]
+__all__ = ["Scaled", "distil", "fit_answers", "small_network"]
 
 _BATCH = 128
 _ASKED = 250  # images in one question
@@ -76,7 +76,7 @@ def distil(
         torch.manual_seed(seed)
         chosen = small_network(model.input_shape, model.nb_classes) if network is None else copy.deepcopy(network)
         scale = fit_answers(chosen, points, answers, steps=steps, random=random)
-    return model.with_twin(_Scaled(chosen, scale).eval(), distilled_from=len(points))
+    return model.with_twin(Scaled(chosen, scale).eval(), distilled_from=len(points))
 
 
 def _points(x: Tensor, queries: int, radius: float, random: torch.Generator) -> Tensor:
@@ -91,7 +91,7 @@ def _points(x: Tensor, queries: int, radius: float, random: torch.Generator) -> 
     return torch.cat([first, around])
 
 
-class _Scaled(nn.Module):
+class Scaled(nn.Module):
     """A network fitted to scores at a common scale, with its answers at theirs."""
 
     def __init__(self, network: nn.Module, scale: float) -> None:

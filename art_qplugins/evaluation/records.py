@@ -527,6 +527,48 @@ class Information(Record):
     skipped: dict[str, str] = {}
 
 
+class Flips(Record):
+    """A quantized activation of a file beside the same of its twin: the share of values on another level, and by how many."""
+
+    layer: str
+    flips: Share
+    far: Count
+
+
+class Agreed(Record):
+    """The share of images with the same label from a file and from its twin; ``layers`` of the first batch, in their order."""
+
+    n: Count
+    same: Share
+    interval: Interval
+    layers: list[Flips] = []  # empty where not both can be looked into
+
+
+class Speed(Record):
+    """How long a file takes, as :class:`~art_qplugins.deployment.speed.Speed` says, in turn with its network in float32."""
+
+    batch: Count
+    seconds: Size  # of a call on one thread, median
+    ratio: tuple[Size, Size, Size] | None = None  # of float32's time to its own: quartiles, the median between them
+    energy: Size | None = None  # of float32's energy to its own; None where the machine does not tell
+
+
+class Deployment(Record):
+    """A model that is a file: what it costs, and where it differs from its twin."""
+
+    of: str | None  # the model that it was exported from; None of a file that was given
+    file: str  # its name
+    size: Count  # in bytes
+    float_size: Count | None = None  # of the same network in float32
+    draws: Count = 0  # frozen members of a random network
+    notes: list[str] = []  # what is not as in the network
+    vnni: bool | None = None  # whether the processor multiplies bytes without saturating; None where it is not known
+    speeds: list[Speed] = []
+    clean: Agreed | None = None
+    adversarial: Agreed | None = None  # on images of the strongest attack that saw them all
+    skipped: dict[str, str] = {}  # the reason of each measurement that failed
+
+
 class Pooled(Record):
     """An accuracy over the trainings of one model and its images, see :func:`~art_qplugins.metrics.pooled_accuracy`."""
 
@@ -614,6 +656,7 @@ class Results(Record):
     training: dict[str, Curve] = {}  # by model, where it was trained by a recipe
     sensitivity: dict[str, Sensitivity] = {}  # by model, if the recipe asks for it
     information: dict[str, Information] = {}  # by stochastic model, if the recipe asks for it
+    deployment: dict[str, Deployment] = {}  # by model that is a file
     pooled: list[PooledCell] = []  # clean images, the claimed attacks, and what a paper gives a number for
     differences: list[Difference] = []  # of models from their baselines
     models: list[ModelResult]

@@ -24,7 +24,8 @@ from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import bake
 from art_qplugins.quantizers.stored import stored_maps
 from art_qplugins.recipes.architectures import is_own
-from art_qplugins.recipes.deployed import is_deployed, make_deployed, with_gradient
+from art_qplugins.recipes.deployed import make_deployed, with_gradient
+from art_qplugins.recipes.exported import exported
 from art_qplugins.recipes.factory import make_estimator
 from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise
 from art_qplugins.recipes.model import ModelSettings
@@ -51,7 +52,7 @@ __all__ = [
 _NOT_TRAINING = {
     *("name", "role", "claim", "checkpoint", "unverified_checkpoint", "base", "seed", "replicate_of"),
     *("members", "random", "factory", "endpoint", "ask", "given", "abstain", "baseline", "reference", *ENSEMBLE_KEYS),
-    *("twin", "twin_checkpoint", "labels_only", "inputs"),
+    *("twin", "twin_checkpoint", "labels_only", "inputs", "export"),
 }
 
 #: What training runs through, from the images to the stored weights, beside torch and other packages.
@@ -99,8 +100,16 @@ def build_estimators(
     modules = build_models(
         recipe, data, checkpoints, device=device, made=made, validation=validation, progress=progress
     )
-    estimators = {m.name: ready.get(m.name) or estimator_for(m, modules[m.name], data) for m in recipe.models}
-    return {m.name: with_gradient(estimators[m.name], m, modules, data, seed=seed_of(recipe, m)) for m in recipe.models}
+    estimators = dict[str, QuantizedClassifier]()
+    for m in recipe.models:
+        if m.export is not None and m.base is not None:
+            estimators[m.name] = exported(m, estimators[m.base], checkpoints)
+        else:
+            estimators[m.name] = ready.get(m.name) or estimator_for(m, modules[m.name], data)
+    return {
+        m.name: with_gradient(estimators[m.name], m, modules, data, checkpoints, seed=seed_of(recipe, m))
+        for m in recipe.models
+    }
 
 
 def with_factories(
@@ -113,9 +122,11 @@ def with_factories(
     """
     ready = dict(given or {})
     for settings in recipe.models:
-        if is_deployed(settings) and settings.name not in ready:
+        if settings.export is not None or settings.name in ready:
+            continue
+        if settings.deployed:
             ready[settings.name] = make_deployed(settings, data)
-        elif settings.factory is not None and settings.name not in ready:
+        elif settings.factory is not None:
             ready[settings.name] = make_estimator(settings.factory, settings.checkpoint, data, abstain=settings.abstain)
     return ready
 
@@ -138,7 +149,9 @@ def build_models(
     """
     models: dict[str, nn.Module] = dict(made or {})
     for settings in recipe.models:
-        if settings.name not in models:
+        if settings.export is not None and settings.base is not None:
+            models[settings.name] = models[settings.base]
+        elif settings.name not in models:
             models[settings.name] = build_model(
                 recipe,
                 settings,

@@ -11,7 +11,7 @@ from art_qplugins.deployment.files import is_file
 from art_qplugins.errors import InputError, at, did_you_mean, shown
 from art_qplugins.quantizers.registry import switched_on
 from art_qplugins.recipes.architectures import architecture, package_of_architecture
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS, draws_noise, idle, kind
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, NOT_BUILT, draws_noise, idle, kind
 from art_qplugins.recipes.model import Ask, Choice, ClaimSettings, ModelSettings, Training
 from art_qplugins.recipes.references import check_references
 from art_qplugins.recipes.schema import AttackSettings, Recipe, TransferSettings
@@ -113,6 +113,10 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
     if model.quantize is not None:
         with at(f"{where}.quantize"):
             switched_on(model.quantize.model_dump())
+        if model.quantize.fold_batch_norm and model.base is None and model.checkpoint is None:
+            raise InputError(
+                f"{where}.quantize.fold_batch_norm: it folds the batch norm of trained weights, and there are none; give a base"
+            )
     for i, defence in enumerate(model.defences):
         with at(f"{where}.defences"):
             DEFENCES[defence.name].resolve(defence.options)
@@ -121,12 +125,23 @@ def _check_model(model: ModelSettings, above: Mapping[str, ModelSettings]) -> No
     _check_training(model.train, f"{where}.train")
     if model.base is not None and model.base not in above:
         raise InputError(f"{where}.base: no model {model.base!r} above it{did_you_mean(model.base, above)}")
+    if model.export is not None:
+        _check_export(model, above, where)
+        return
     if model.base is not None and (above[model.base].normalize is None) != (model.normalize is None):
         raise InputError(
             f"{where}.normalize: either this model or its base {model.base!r} has none; give both the same"
         )
     if model.base is not None and model.checkpoint is not None:
         raise InputError(f"{where}: its weights come from its base or from its checkpoint; leave one out")
+
+
+def _check_export(model: ModelSettings, above: Mapping[str, ModelSettings], where: str) -> None:
+    base = None if model.base is None else above[model.base]
+    if base is None:
+        raise InputError(f"{where}.export: it has no base to export; give the name of a model above it as base")
+    if base.deployed:
+        raise InputError(f"{where}.base: {base.name!r} is deployed already; give the network itself as base")
 
 
 def _check_deployed(model: ModelSettings, above: Mapping[str, ModelSettings], where: str) -> None:
@@ -165,6 +180,8 @@ def _check_members(model: ModelSettings, above: Mapping[str, ModelSettings], whe
         member = above[name]
         if member.stochastic or draws_noise(member.model_dump()):
             raise InputError(f"{where}.members: {name!r} draws noise; a mixture takes networks that draw none")
+        if member.export is not None:
+            raise InputError(f"{where}.members: {name!r} is a file; give the network {member.base!r}")
         if member.abstain is not None:
             raise InputError(
                 f"{where}.members: {name!r} has a rejection class; give models of the classes of the data alone"
@@ -220,8 +237,7 @@ def _check_preset(recipe: Recipe, model: ModelSettings) -> None:
 
 def _check_untrained(model: ModelSettings, where: str) -> None:
     """A given network, one from a factory, an endpoint or one of members takes no settings for building and training."""
-    kinds = ("factory", "endpoint", "given", "members")
-    kind, *others = [key for key in kinds if getattr(model, key) is not None]
+    kind, *others = [key for key in NOT_BUILT if getattr(model, key) is not None]
     if others:
         raise InputError(
             f"{where}: it has {kind} and {' and '.join(others)}, and each makes its network; leave one out"
@@ -239,6 +255,8 @@ def _check_untrained(model: ModelSettings, where: str) -> None:
         asked |= model.model_fields_set & {"checkpoint"}
     if kind == "members":
         asked -= {"rule"}
+    if kind == "export":
+        asked -= {"base"}
     asked |= model.model_fields_set & {"unverified_checkpoint"}
     if asked:
         raise InputError(f"{where}.{min(asked)}: the network comes from its {kind}; leave {min(asked)} out")

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from art_qplugins.checkpoint import load_checkpoint
+from art_qplugins.checkpoint import load_checkpoint, save_checkpoint
 from art_qplugins.data import Dataset
 from art_qplugins.deployment.arguments import TWIN_QUERIES
 from art_qplugins.deployment.classifier import DeployedClassifier
-from art_qplugins.deployment.distil import distil
+from art_qplugins.deployment.distil import Scaled, distil, small_network
 from art_qplugins.deployment.files import is_file, open_deployed
 from art_qplugins.deployment.module import Answering
 from art_qplugins.errors import at
 from art_qplugins.estimators import QuantizedClassifier
+from art_qplugins.files import short_name
+from art_qplugins.fingerprint import code_fingerprint
 from art_qplugins.recipes.factory import make_endpoint, make_module
 from art_qplugins.recipes.model import ModelSettings
 
-__all__ = ["is_deployed", "make_deployed", "with_gradient"]
+__all__ = ["make_deployed", "with_gradient"]
 
-
-def is_deployed(settings: ModelSettings) -> bool:
-    """Whether a model is asked as it is deployed, and gets its gradient from elsewhere."""
-    if settings.factory is None:
-        return settings.endpoint is not None
-    return is_file(settings.factory) or settings.labels_only or settings.twin is not None
+#: What decides a network that is fitted to answers, beside torch.
+_DISTILLING = ("deployment/distil.py",)
 
 
 def make_deployed(settings: ModelSettings, data: Dataset) -> DeployedClassifier:
@@ -58,6 +60,7 @@ def with_gradient(
     settings: ModelSettings,
     models: Mapping[str, nn.Module],
     data: Dataset,
+    folder: Path,
     *,
     seed: int,
 ) -> QuantizedClassifier:
@@ -65,6 +68,7 @@ def with_gradient(
 
     :param models: all models that may be its twin, by name.
     :param data: images around which it is asked where it has no twin.
+    :param folder: where a distilled network is stored, or is from an earlier run.
     """
     module = estimator.model
     if not isinstance(module, Answering) or module.twin is not None:
@@ -74,10 +78,25 @@ def with_gradient(
             module = module.with_twin(models[settings.twin])
         elif settings.factory is not None or settings.endpoint is not None:
             few: dict[str, Any] = {} if settings.endpoint is None else {"queries": min(5000, TWIN_QUERIES * len(data))}
-            module = distil(module, data.x(), seed=seed, **few)
+            module = _distilled(module, settings.name, data, folder, {"seed": seed, **few})
         return DeployedClassifier(
             module, estimator.input_shape, estimator.nb_classes, loss=estimator._loss, abstain=estimator.abstain
         )
+
+
+def _distilled(model: Answering, name: str, data: Dataset, folder: Path, options: dict[str, Any]) -> Answering:
+    content = [model.identity, data.sha256, len(data), options, code_fingerprint(_DISTILLING), torch.__version__]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    path = folder / f"{short_name(name)}-twin-{key}.safetensors"
+    if path.with_suffix(".json").exists():
+        twin = Scaled(small_network(model.input_shape, model.nb_classes), 1.0)
+        told = load_checkpoint(path, twin)
+        twin.scale = float(told["scale"])
+        return model.with_twin(twin.eval(), distilled_from=int(told["queries"]))
+    found = distil(model, data.x(), **options)
+    twin = next(part for part in found.modules() if isinstance(part, Scaled))
+    save_checkpoint(path, twin, {"scale": twin.scale, "queries": found.distilled_from})
+    return found
 
 
 def _module(name: str, checkpoint: str | None) -> nn.Module:

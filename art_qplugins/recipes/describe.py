@@ -30,6 +30,8 @@ def describe(settings: ModelSettings) -> str:
         return settings.factory + _deployed(settings)
     if settings.endpoint is not None:
         return f"endpoint {settings.endpoint}{_deployed(settings)}"
+    if settings.export is not None:
+        return f"{settings.base} as an ONNX file, {settings.export.bias} biases, along the gradient of {settings.base}"
     if settings.members is not None:
         members = ", ".join(settings.members)
         return f"one of {members}, at random for each image" if settings.random else f"{settings.rule} of {members}"

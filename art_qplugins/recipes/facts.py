@@ -8,10 +8,13 @@ from typing import Any
 from art_qplugins.defences import DEFENCES, DefenceEntry
 from art_qplugins.quantizers import QUANTIZERS
 
-__all__ = ["ENSEMBLE_KEYS", "draws_noise", "idle", "kind"]
+__all__ = ["ENSEMBLE_KEYS", "NOT_BUILT", "draws_noise", "idle", "kind"]
 
 #: The keys of a model that say how its draws become one answer.
 ENSEMBLE_KEYS = ("draws", "rule", "eot_draws", "eot_chunk", "frozen")
+
+#: The keys of a model whose network is not built and trained here, but comes from there.
+NOT_BUILT = ("factory", "endpoint", "given", "members", "export")
 
 
 def kind(model: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -37,7 +40,7 @@ def idle(model: Mapping[str, Any]) -> dict[str, str]:
     The key is the setting or the table that it is in, e.g. ``"quantize.mu_layers"`` or ``"train"``.
     """
     found = {f"quantize.{key}": reason for key, reason in _idle_maps(_quantize(model)).items()}
-    built = all(model.get(key) is None for key in ("factory", "endpoint", "given", "members"))
+    built = all(model.get(key) is None for key in NOT_BUILT)
     if built and not draws_noise(model):
         found |= {key: "the model is not random" for key in ENSEMBLE_KEYS if key in model}
     train = model.get("train")

@@ -23,6 +23,7 @@ from typing import Any
 
 from art_qplugins.domains import TEXT, ListOf, check
 from art_qplugins.errors import InputError, at, did_you_mean, shown
+from art_qplugins.recipes.facts import NOT_BUILT
 from art_qplugins.recipes.sweep import axes
 
 __all__ = ["choose", "merged", "with_defaults"]
@@ -116,8 +117,8 @@ def choose(given: Mapping[str, Any], profiles: Sequence[str]) -> dict[str, Any]:
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     """The tables with the settings of ``defaults`` in those of the models, without the table itself.
 
-    A model's own settings win, key by key. ``options`` belong to the name beside them. Models of a ``factory`` or an ``endpoint`` and those from
-    Python take none, and one with ``train.epochs = 0`` takes nothing else of ``train``.
+    A model's own settings win, key by key. ``options`` belong to the name beside them. Models that are not built here
+    take none, and one with ``train.epochs = 0`` takes nothing else of ``train``.
 
     :raises InputError: where it is no table, or has a name.
     """
@@ -135,7 +136,7 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with(defaults: Mapping[str, Any], model: Mapping[str, Any]) -> Mapping[str, Any]:
-    if any(model.get(key) for key in ("factory", "endpoint", "given", "members")):
+    if any(model.get(key) for key in NOT_BUILT):
         return model
     train = model.get("train")
     if isinstance(train, Mapping) and train.get("epochs") == 0:

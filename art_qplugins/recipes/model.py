@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import model_validator
 
 from art_qplugins.deployment.arguments import ASK
+from art_qplugins.deployment.files import is_file
 from art_qplugins.domains import ABSTAIN, COUNT, FINITE, FRACTION, MOST, POSITIVE, ListOf, Number, OneOf
 from art_qplugins.quantizers import Quantizer
 from art_qplugins.quantizers.registry import ACTIVATION_FUNCTIONS, ALSO, EXEMPT, RANGES, switched_on
-from art_qplugins.recipes.facts import ENSEMBLE_KEYS, kind
+from art_qplugins.recipes.facts import ENSEMBLE_KEYS, NOT_BUILT, kind
 from art_qplugins.recipes.values import (
     Accuracy,
     AttackId,
@@ -41,6 +42,7 @@ __all__ = [
     "Ask",
     "Choice",
     "ClaimSettings",
+    "ExportSettings",
     "GivenModel",
     "InputSettings",
     "ModelSettings",
@@ -69,7 +71,7 @@ class Quantization(Settings):
     """The arguments of :func:`art_qplugins.quantize`. ``options`` are those of the quantizer that ``activation`` names.
 
     ``calibration`` is a number of images of the train split, drawn by the seed. Ranges are observed with the weights that the
-    training starts from, those of ``base``, and are stored with the weights.
+    training starts from, those of ``base``, and are stored with the weights. ``fold_batch_norm`` folds the batch norm of ``base``.
     """
 
     activation: Word | None = None
@@ -82,6 +84,7 @@ class Quantization(Settings):
     percentile: Annotated[float, within(Number(50, 100, above=True))] = 99.99
     also: Annotated[list[str], within(ALSO)] = []
     functional: Flag = False
+    fold_batch_norm: Flag = False
     weight_bits: Bits | None = None
     exempt: Annotated[list[str | int], within(EXEMPT)] = []
     clip: Positive = 6.0
@@ -196,6 +199,18 @@ class InputSettings(Settings):
     std: Annotated[list[float], within(ListOf(POSITIVE, least=1, different=False))] | None = None
 
 
+class ExportSettings(Settings):
+    """How :func:`art_qplugins.export` writes the file of a model. Text is ``to`` alone."""
+
+    to: Literal["onnx"] = "onnx"
+    bias: Literal["int", "float"] = "int"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"to": value} if isinstance(value, str) else value
+
+
 class GivenModel(Settings):
     """The facts that a recipe needs about an ART estimator from Python."""
 
@@ -205,11 +220,12 @@ class GivenModel(Settings):
 
 
 class ModelSettings(Settings):
-    """One model: trained here, put together of other models (``members``), made by a function of the user (``factory``), one
-    that only answers (``endpoint``), or given from Python.
+    """One model: trained here, put together of other models (``members``), the file of another model (``export``), made by a
+    function of the user (``factory``), one that only answers (``endpoint``), or given from Python.
 
     ``base`` starts from the trained weights of an earlier model (with epochs = 0: quantization after training). ``members``
-    are earlier models too. A mixture of them is not trained itself: ``train.epochs = 0`` is implied.
+    are earlier models too. A mixture of them is not trained itself: ``train.epochs = 0`` is implied. With ``export`` the
+    model is the file that ``base`` is exported to, answered from by a runtime and attacked along the gradient of ``base``.
     """
 
     name: Name
@@ -240,6 +256,7 @@ class ModelSettings(Settings):
     twin_checkpoint: Word | None = None  # weights of a twin that a function returns
     labels_only: Flag = False  # it gives labels, or no more is looked at
     inputs: InputSettings | None = None  # of a file
+    export: ExportSettings | None = None  # the model is the file of its base
     given: GivenModel | None = None
     # The output with which it rejects an image, from 0, beside those of the classes.
     abstain: Annotated[int | None, within(ABSTAIN)] = None
@@ -254,7 +271,14 @@ class ModelSettings(Settings):
     @property
     def trained(self) -> bool:
         """Whether its network is built here, and is no mixture of others."""
-        return all(made is None for made in (self.factory, self.endpoint, self.given, self.members))
+        return all(getattr(self, key) is None for key in NOT_BUILT)
+
+    @property
+    def deployed(self) -> bool:
+        """Whether it is asked as it is deployed, and gets its gradient from elsewhere."""
+        if self.factory is None:
+            return self.endpoint is not None or self.export is not None
+        return is_file(self.factory) or self.labels_only or self.twin is not None
 
     @property
     def parents(self) -> list[str]:

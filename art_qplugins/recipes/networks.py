@@ -19,6 +19,7 @@ from art_qplugins.models.filtered import unfiltered
 from art_qplugins.models.mixture import Mixture
 from art_qplugins.models.normalize import Normalize
 from art_qplugins.quantizers import StochasticQuantizer, activation_quantizers, calibrate, quantize
+from art_qplugins.quantizers.batch_norm import fold_batch_norm
 from art_qplugins.quantizers.noise import stochastic_layers
 from art_qplugins.quantizers.registry import weight_keys
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
@@ -49,7 +50,7 @@ def untrained(settings: ModelSettings, data: Dataset, seed: int, models: Mapping
         return Mixture(members, rule=settings.rule, random=settings.random, seed=seed)
     module = blank(settings, data, seed)
     if settings.base is not None:
-        _start_from(module, settings, models[settings.base])
+        _start_from(module, settings, _folded_as(module, settings, models[settings.base], data, seed))
     weight_maps = weight_maps_of(settings.model_dump()["quantize"])
     if weight_maps is not None:
         with at(f"models.{settings.name}.quantize"):
@@ -65,8 +66,10 @@ def blank(settings: ModelSettings, data: Dataset, seed: int) -> nn.Module:
     """The deployed network with initial weights. It has no maps on weights, because stored weights are mapped already."""
     network = _made(settings.architecture, data, seed)
     q = settings.quantize
+    if q is not None and q.fold_batch_norm:
+        fold_batch_norm(network)
     if q is not None and (q.activation_bits is not None or q.activation_function is not None):
-        table = q.model_dump(exclude={"options", "calibration", *weight_keys()})
+        table = q.model_dump(exclude={"options", "calibration", "fold_batch_norm", *weight_keys()})
         # Two images make the layers. Their ranges come from the checkpoint, or are observed where training begins.
         some = None if q.calibration is None else _images(data, 2, seed)
         with at(f"models.{settings.name}.quantize"):
@@ -143,6 +146,18 @@ def _start_from(module: nn.Module, settings: ModelSettings, base: nn.Module) -> 
     module.load_state_dict(state, strict=False)
     restore_stored_maps(module, stored_maps(base))
     _keep_ranges(module, base)
+
+
+def _folded_as(module: nn.Module, settings: ModelSettings, base: nn.Module, data: Dataset, seed: int) -> nn.Module:
+    """``base`` with its batch norm folded where ``module`` has none."""
+    q = settings.quantize
+    if q is None or not q.fold_batch_norm or _shapes(unfiltered(base)) == _shapes(unfiltered(module)):
+        return base
+    whole = settings.model_copy(update={"quantize": q.model_copy(update={"fold_batch_norm": False})})
+    plain = blank(whole, data, seed)
+    _start_from(plain, settings, base)
+    fold_batch_norm(plain)
+    return plain
 
 
 def _keep_ranges(module: nn.Module, base: nn.Module) -> None:

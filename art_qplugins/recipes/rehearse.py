@@ -22,6 +22,7 @@ from art_qplugins.quantizers import bake
 from art_qplugins.recipes.architectures import package_of_architecture
 from art_qplugins.recipes.checks import doubts
 from art_qplugins.recipes.describe import training_warnings
+from art_qplugins.recipes.exported import try_export
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import loaded, seed_of, training_defences, untrained
 from art_qplugins.recipes.schema import AttackSettings, Recipe
@@ -57,6 +58,9 @@ def rehearse(recipe: Recipe, data: Dataset, ready: Mapping[str, QuantizedClassif
     told: dict[str, list[str]] = {}
     for settings in recipe.models:
         if settings.name in ready:
+            continue
+        if settings.export is not None and settings.base is not None:
+            try_export(settings, networks[settings.base], data.shape)
             continue
         for line in training_warnings(settings):
             told.setdefault(line, []).append(settings.name)

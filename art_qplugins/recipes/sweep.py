@@ -237,7 +237,8 @@ def _seeded(model: Tables, swept: Mapping[str, Sequence[str]]) -> bool:
     if model.get("checkpoint") is not None:
         return False
     train, members = model.get("train"), model.get("members")
-    untrained = members is not None or (isinstance(train, dict) and train.get("epochs") == 0)
+    file = model.get("export") is not None
+    untrained = file or members is not None or (isinstance(train, dict) and train.get("epochs") == 0)
     made = members is not None or model.get("base") is not None
     return not (untrained and made and all("seed" not in swept.get(name, ["seed"]) for name in _parents(model)))
 

@@ -56,6 +56,12 @@ SECTIONS: Registry[Section] = Registry(
             help="clean and worst-case accuracy over bits, where models of the run differ in them alone",
         ),
         Section(
+            name="deployment",
+            title="Files beside their networks",
+            target="art_qplugins.report.deployment:section",
+            help="what models that are files cost, and where they differ from the networks that they were exported from",
+        ),
+        Section(
             name="randomness",
             title="Models that draw afresh",
             target="art_qplugins.report.randomness:section",

@@ -25,6 +25,7 @@ from art_qplugins.models.ensemble import trained_network
 from art_qplugins.quantizers import is_stochastic
 from art_qplugins.quantizers.stochastic import stochastic_quantizers
 from art_qplugins.recipes.build import estimator_for
+from art_qplugins.recipes.exported import fixed
 from art_qplugins.recipes.model import ModelSettings
 from art_qplugins.recipes.networks import blank, seed_of, training_defences, untrained
 from art_qplugins.recipes.schema import Budget, Recipe
@@ -148,7 +149,8 @@ def _network(recipe: Recipe, settings: ModelSettings, prepared: Prepared, known:
     """It is built without its weights and timed, once for all models whose passes take as long."""
     ready, trains, data = prepared.ready.get(settings.name), _trains(settings), prepared.used
     per_step = min(settings.train.batch_size, len(prepared.train)) if trains else 0
-    key = settings.name if ready else repr((settings.model_dump(exclude=_AS_LONG), per_step))
+    what = settings.base if settings.export else per_step
+    key = settings.name if ready else repr((settings.model_dump(exclude=_AS_LONG), what))
     if key in known:
         return known[key]
     per_attack = min(recipe.batch_size, recipe.shard or recipe.batch_size, len(data))
@@ -173,6 +175,9 @@ def _blank(recipe: Recipe, settings: ModelSettings, prepared: Prepared) -> nn.Mo
     """The deployed network with initial weights. Of a mixture, the members have them."""
     if settings.name in prepared.ready:
         return trained_network(prepared.ready[settings.name].model)
+    if settings.export is not None:
+        base = next(m for m in recipe.models if m.name == settings.base)
+        return fixed(_blank(recipe, base, prepared), prepared.used.shape)
     if settings.members is None:
         return blank(settings, prepared.used, seed_of(recipe, settings))
     members = {m.name: _blank(recipe, m, prepared) for m in recipe.models if m.name in settings.members}

@@ -8,13 +8,16 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from art_qplugins.data import Dataset
+from art_qplugins.defences.crafting import pgd
 from art_qplugins.deployment.export import Exported, export
 from art_qplugins.deployment.files import open_deployed
 from art_qplugins.errors import InputError, did_you_mean
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.estimators.deployed import deployed
+from art_qplugins.estimators.deployed import as_module, deployed
+from art_qplugins.guard import evaluating
 from art_qplugins.metrics import wilson_interval
 from art_qplugins.models.ensemble import trained_network
 from art_qplugins.recipes.build import build_model, estimator_for, is_stored, stored_at, with_factories
@@ -25,6 +28,8 @@ __all__ = ["Agreement", "export_model", "labels_agree"]
 
 #: Images on which answers are compared where the recipe has no limit of its own.
 _IMAGES = 500
+#: Of the images of PGD, where the recipe has no threat in Linf.
+_EPS = 8 / 255
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ def export_model(
     to: Literal["onnx", "pt2", "torchao"],
     bias: Literal["int", "float"],
 ) -> tuple[Exported, dict[str, Agreement]]:
-    """Write the model ``name`` of a recipe to ``path``, and compare answers.
+    """Write the model ``name`` of a recipe to ``path``, and compare answers, on clean images and on those of PGD.
 
     :param run: the folder of a run, with its checkpoints.
     :return: the file; and how often the labels of the model agree with those of the file's torch form, and of ONNX Runtime.
@@ -62,23 +67,36 @@ def export_model(
     estimator = _estimator(recipe, name, run, images, test)
     made = export(estimator, path, to=to, bias=bias)
     shown = test.take(min(recipe.data.limit or _IMAGES, len(test)), seed=recipe.data.seed)
-    return made, labels_agree(estimator, made, shown, in_runtime=to == "onnx")
+    found = labels_agree(estimator, made, shown.x(), in_runtime=to == "onnx")
+    eps = next((eps for threat in recipe.threats if threat.norm == "Linf" for eps in threat.eps), _EPS)
+    for what, agreement in labels_agree(estimator, made, _crafted(estimator, shown, eps), in_runtime=to == "onnx").items():
+        found[f"{what} on PGD's images at Linf {eps:.3g}"] = agreement
+    return made, found
+
+
+def _crafted(estimator: QuantizedClassifier, data: Dataset, eps: float) -> Tensor:
+    module, random = as_module(estimator), torch.Generator().manual_seed(0)
+    parts = zip(data.x().split(100), data.y().split(100), strict=True)
+    with evaluating(module):
+        found = [pgd(module, x, y, eps=eps, steps=10, step_size=eps / 4, start="uniform", generator=random) for x, y in parts]
+    return torch.cat(found)
 
 
 def labels_agree(
-    estimator: QuantizedClassifier, made: Exported, data: Dataset, *, in_runtime: bool
+    estimator: QuantizedClassifier, made: Exported, x: Tensor, *, in_runtime: bool
 ) -> dict[str, Agreement]:
     """How often the label of an estimator agrees with that of a file, by what answers in its place.
 
     Of a random model, the file is compared with its own members alone.
+
+    :param x: (N, C, H, W) in [0, 1].
     """
-    x = data.x()
     with torch.no_grad():
         twin = torch.cat([made.module(part) for part in x.split(100)]).argmax(1).numpy()
     own = deployed(estimator).predict(x.numpy()).argmax(1) if not made.draws else twin
     found = {} if made.draws else {"its torch form": Agreement(int((own == twin).sum()), len(x))}
     if in_runtime:
-        file = open_deployed(made.path, input_shape=data.shape)[0]
+        file = open_deployed(made.path, input_shape=estimator.input_shape)[0]
         answers = np.concatenate([file(part.numpy()) for part in x.split(100)]).argmax(1)
         found["ONNX Runtime"] = Agreement(int((own == answers).sum()), len(x))
     return found

@@ -39,6 +39,7 @@ from art_qplugins.recipes.schema import Recipe
 from art_qplugins.report import write_report
 from art_qplugins.runner.assess import assess_model
 from art_qplugins.runner.costs import Work, costs
+from art_qplugins.runner.deployment import deployment
 from art_qplugins.runner.environment import environment
 from art_qplugins.runner.information import information
 from art_qplugins.runner.plan import plan
@@ -51,6 +52,7 @@ from art_qplugins.training.ranks import rank
 __all__ = ["Execution", "Runner"]
 
 
+_CHECKPOINTS = "checkpoints"
 #: More workers than any cluster has are a mistake, and Ray would start them all.
 _EXECUTION: dict[str, Domain] = {
     "executor": OneOf(("serial", "ray")),
@@ -139,12 +141,13 @@ class Runner:
         """
         if self.out is None:
             raise InputError("train: give a folder for the checkpoints")
+        folder = self.out / _CHECKPOINTS
         data, validation = self.images.training(self.recipe)
         ready = with_factories(self.recipe, data, self.given)
         self.progress.warn(rehearse(self.recipe, data, ready))
         with self._cluster() as cluster, _threads(self.recipe.threads):
-            self._build((data, validation), self._storage(), ready, cluster)
-        return self.out / "checkpoints"
+            self._build((data, validation), folder, ready, cluster)
+        return folder
 
     def run(self) -> Run:
         """:return: the records, as in ``results.json``; ``status`` is ``"error"`` where a cell failed.
@@ -163,13 +166,13 @@ class Runner:
 
     def _run(self, prepared: Prepared, store: Storage, cluster: Cluster | None) -> Run:
         recipe = self.recipe
-        with store.alone(recipe.name), _threads(recipe.threads):
+        with store.alone(recipe.name), _threads(recipe.threads), _checkpoints(store) as folder:
             draft = _draft(recipe, self.asked, prepared)
             if not store.has_results:
                 store.write_results(draft)  # earlier results stay until this run has results
             attacks: Attacks | None = None
             try:
-                estimators = self._build((prepared.train, prepared.validation), store, prepared.ready, cluster)
+                estimators = self._build((prepared.train, prepared.validation), folder, prepared.ready, cluster)
                 draft = draft.model_copy(update={"training": self.curves})
                 evaluator = evaluator_of(recipe, estimators, prepared.used)
                 executor = self._executor(evaluator, estimators, store, prepared.whole, cluster)
@@ -193,21 +196,22 @@ class Runner:
                     )
                     for model in models
                 ]
-                draft = draft.model_copy(update=self._measured(scheduler, [model.name for model in models]))
+                names = [model.name for model in models]
+                draft = draft.model_copy(update=self._measured(scheduler, names, prepared.used))
             except BaseException as error:
                 if attacks is not None or not isinstance(error, InputError):
                     _record_end(error, attacks, draft, store)
                 raise
             return self._finish(attacks, found, draft, store)
 
-    def _measured(self, scheduler: Scheduler, models: Sequence[str]) -> dict[str, Any]:
-        """What the recipe asks to measure after the last cell."""
+    def _measured(self, scheduler: Scheduler, models: Sequence[str], data: Dataset) -> dict[str, Any]:
+        """What is measured after the last cell."""
         recipe, told, found = self.recipe, self.progress, dict[str, Any]()
         if (n := recipe.sensitivity) is not None:
             found["sensitivity"] = sensitivity(scheduler, models, bases(recipe), n=n, progress=told)
         if (n := recipe.information) is not None:
             found["information"] = information(scheduler, models, n=n, progress=told)
-        return found
+        return found | {"deployment": deployment(scheduler, recipe, models, data, progress=told)}
 
     def _storage(self) -> Storage:
         return Memory() if self.out is None else Store(self.out)
@@ -227,38 +231,34 @@ class Runner:
     def _build(
         self,
         images: tuple[Dataset, Dataset | None],
-        store: Storage,
+        folder: Path,
         ready: Mapping[str, QuantizedClassifier],
         cluster: Cluster | None,
     ) -> dict[str, QuantizedClassifier]:
         """The estimators of all models.
 
         :param images: those to train on, and those to validate on.
+        :param folder: of the checkpoints.
         """
         data, validation = images
         progress = self.progress.training
-        with contextlib.ExitStack() as stack:
-            if store.folder is None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            else:
-                folder = store.folder / "checkpoints"
-            if cluster is not None:
-                job = TrainingJob(self.recipe, data, validation, folder.resolve())
-                made = {name: trained_network(estimator.model) for name, estimator in ready.items()}
-                train_side_by_side(cluster, job, made, progress=progress)
-            estimators = build_estimators(
-                self.recipe,
-                data,
-                folder,
-                device=accelerator(self.recipe.accelerator),
-                given=ready,
-                validation=validation,
-                progress=progress,
-            )
-            modules = {name: trained_network(estimator.model) for name, estimator in estimators.items()}
-            if rank() == 0:  # the others do not wait until all is stored
-                self.curves = _checked(training_curves(self.recipe, data, folder, modules))
-            return estimators
+        if cluster is not None:
+            job = TrainingJob(self.recipe, data, validation, folder.resolve())
+            made = {name: trained_network(estimator.model) for name, estimator in ready.items()}
+            train_side_by_side(cluster, job, made, progress=progress)
+        estimators = build_estimators(
+            self.recipe,
+            data,
+            folder,
+            device=accelerator(self.recipe.accelerator),
+            given=ready,
+            validation=validation,
+            progress=progress,
+        )
+        modules = {name: trained_network(estimator.model) for name, estimator in estimators.items()}
+        if rank() == 0:  # the others do not wait until all is stored
+            self.curves = _checked(training_curves(self.recipe, data, folder, modules))
+        return estimators
 
     def _executor(
         self,
@@ -276,7 +276,7 @@ class Runner:
             job = GivenJob(evaluator)
         else:
             modules = {name: trained_network(estimator.model) for name, estimator in estimators.items()}
-            job = RecipeJob.of(self.recipe, modules, store.folder / "checkpoints", data.sha256, self.images.root)
+            job = RecipeJob.of(self.recipe, modules, store.folder / _CHECKPOINTS, data.sha256, self.images.root)
         return RayExecutor(cluster, job)
 
     def _finish(self, attacks: Attacks, models: Sequence[ModelResult], draft: Results, store: Storage) -> Run:
@@ -333,6 +333,16 @@ def _record_end(error: BaseException, attacks: Attacks | None, draft: Results, s
             store.write_samples(attacks.scheduler.outcomes())
     with contextlib.suppress(OSError):
         store.write_results(draft.model_copy(update={"status": status, "cells": cells}))
+
+
+@contextlib.contextmanager
+def _checkpoints(store: Storage) -> Iterator[Path]:
+    """The folder of trained weights and exported files; a temporary one where nothing is stored."""
+    if store.folder is not None:
+        yield store.folder / _CHECKPOINTS
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -94,6 +94,8 @@ def test_without_a_twin_one_is_distilled_and_the_report_says_so(folder, monkeypa
     evidence = next(f.evidence for f in found.models[0].findings if f.id == "deployed-model")
     assert "a network distilled from 200 answers" in evidence
     assert "a network distilled from 200 answers" in (folder / "run" / "report.html").read_text()
+    again = run({**RECIPE, "models": [{"name": "net", "factory": "net.onnx"}]}, out=folder / "run")
+    assert asked == [20] and again.results.cells == found.results.cells  # the network was stored
 
 
 TWIN = {"twin": "deployed_twin:make", "twin_checkpoint": "twin.safetensors"}
