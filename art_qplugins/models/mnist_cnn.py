@@ -10,7 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from art_qplugins.domains import check
-from art_qplugins.models.common import WIDTH, check_sizes, he_init
+from art_qplugins.models.common import WIDTH, check_sizes, he_init, lay_out_for_pooling
 
 __all__ = ["MnistCNN"]
 
@@ -47,6 +47,7 @@ class MnistCNN(nn.Module):
         self.act3 = activation()
         self.fc2 = nn.Linear(32 * width, nb_classes)
         he_init(self)
+        lay_out_for_pooling(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool1(self.act1(self.conv1(x)))

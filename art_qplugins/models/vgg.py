@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_qplugins.domains import check
-from art_qplugins.models.common import WIDTH, check_sizes, he_init
+from art_qplugins.models.common import WIDTH, check_sizes, he_init, lay_out_for_pooling
 
 __all__ = ["VGG16"]
 
@@ -42,6 +42,7 @@ class VGG16(nn.Module):
             self.add_module(name, nn.Sequential(conv, nn.BatchNorm2d(after), activation()))
         self.fc = nn.Linear(channels[-1], nb_classes)
         he_init(self)
+        lay_out_for_pooling(self)
 
     def forward(self, x: Tensor) -> Tensor:
         for name in _names():
