@@ -53,8 +53,7 @@ def test_the_network_is_the_same_without_batch_norm(models, digits):
     x = digits[1].x()[:50]
     with torch.no_grad():
         plain, after = models["plain"](x), models["after"](x)
-    assert not torch.equal(plain, after)
-    # Up to rounding of weights to 16 bits, after which an activation may be one of 255 levels off.
+    # Up to rounding of weights to 16 bits, after which an activation may be one of 255 levels off, and mostly is not.
     assert (plain - after).abs().max() < 0.05 * plain.abs().max()
 
 
