@@ -6,6 +6,7 @@ differences change more labels than on clean ones, because these images are near
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from art_qplugins.deployment.module import Answering
+from art_qplugins.deployment.runtimes import Levels
 from art_qplugins.domains import COUNT, Maybe, check_all
 from art_qplugins.errors import InputError, shown
 from art_qplugins.estimators.deployed import as_module
@@ -142,22 +144,43 @@ def _agreement(module: Answering, x: Tensor, batch_size: int) -> Agreement:
 
 
 def _layers(module: Answering, x: Tensor) -> tuple[LayerFlips, ...]:
-    """The quantized activations that both have, compared on the first batch."""
+    """The quantized activations that both have, compared on the first batch; none where the file has another structure."""
     levels = getattr(module.predict, "levels", None)
     inside = [] if levels is None else _quantized(module, x)
     if levels is None or not inside:
         return ()
-    theirs, found, place = levels(np.asarray(x.cpu())), [], 0
-    for layer, values in inside:
-        fitting = (i for i in range(place, len(theirs)) if theirs[i].values.shape == values.shape)
-        if (at := next(fitting, None)) is None:
-            return ()  # the file has another structure
-        apart = np.rint(np.abs(theirs[at].values - values) / theirs[at].step)
+    theirs = levels(np.asarray(x.cpu()))
+    apart = [[_apart(values, one) for one in theirs] for _, values in inside]
+    places = _in_order([[math.inf if far is None else float((far > 0).mean()) for far in row] for row in apart])
+    found = []
+    for (layer, _), row, place in zip(inside, apart, places, strict=False):
+        far = row[place]
+        assert far is not None
         found.append(
-            LayerFlips(layer=layer, tensor=theirs[at].name, flips=float((apart > 0).mean()), far=int(apart.max()))
+            LayerFlips(layer=layer, tensor=theirs[place].name, flips=float((far > 0).mean()), far=int(far.max()))
         )
-        place = at + 1
     return tuple(found)
+
+
+def _apart(values: NDArray[np.float32], tensor: Levels) -> NDArray[np.float64] | None:
+    """By how many levels each value is away from that of a tensor; ``None`` where it has another shape."""
+    return np.rint(np.abs(tensor.values - values) / tensor.step) if tensor.values.shape == values.shape else None
+
+
+def _in_order(costs: Sequence[Sequence[float]]) -> list[int]:
+    """A column for each row, in their order, with the least sum of costs; none where every choice is infinite.
+
+    A file may round where its network does not, such as a branch before a sum, which has the shape of the sum.
+    """
+    best: list[tuple[float, list[int]]] = [(0.0, [])]  # with so many columns seen, for the rows so far
+    best += [(0.0, [])] * (len(costs[0]) if costs else 0)
+    for row in costs:
+        now: list[tuple[float, list[int]]] = [(math.inf, [])]
+        for place, cost in enumerate(row):
+            taken = best[place][0] + cost, [*best[place][1], place]
+            now.append(min(now[-1], taken, key=lambda one: one[0]))
+        best = now
+    return best[-1][1] if best[-1][0] < math.inf else []
 
 
 def _quantized(module: Answering, x: Tensor) -> Sequence[tuple[str, NDArray[np.float32]]]:

@@ -69,7 +69,9 @@ def export_model(
     shown = test.take(min(recipe.data.limit or _IMAGES, len(test)), seed=recipe.data.seed)
     found = labels_agree(estimator, made, shown.x(), in_runtime=to == "onnx")
     eps = next((eps for threat in recipe.threats if threat.norm == "Linf" for eps in threat.eps), _EPS)
-    for what, agreement in labels_agree(estimator, made, _crafted(estimator, shown, eps), in_runtime=to == "onnx").items():
+    for what, agreement in labels_agree(
+        estimator, made, _crafted(estimator, shown, eps), in_runtime=to == "onnx"
+    ).items():
         found[f"{what} on PGD's images at Linf {eps:.3g}"] = agreement
     return made, found
 
@@ -78,7 +80,9 @@ def _crafted(estimator: QuantizedClassifier, data: Dataset, eps: float) -> Tenso
     module, random = as_module(estimator), torch.Generator().manual_seed(0)
     parts = zip(data.x().split(100), data.y().split(100), strict=True)
     with evaluating(module):
-        found = [pgd(module, x, y, eps=eps, steps=10, step_size=eps / 4, start="uniform", generator=random) for x, y in parts]
+        found = [
+            pgd(module, x, y, eps=eps, steps=10, step_size=eps / 4, start="uniform", generator=random) for x, y in parts
+        ]
     return torch.cat(found)
 
 

@@ -82,7 +82,7 @@ class Page:
             raise SystemExit(f"{name}: its status is {results.status}; run it to its end")
         pooled = pooled_cells(results, outcomes_of(results, samples), also=self.pooled)
         told = {row.cell for row in pooled}
-        models = [_slim(model) for model in results.models]
+        models = [without_details(model) for model in results.models]
         unseen = {"terms": []} if self.moved else {"terms": [], "distances": []}
         sensitivity = {model: of.model_copy(update=unseen) for model, of in results.sensitivity.items()}
         cells = [cell for cell in results.cells if cell.id in told]
@@ -159,7 +159,7 @@ class Page:
         return lines
 
 
-def _slim(model: ModelResult) -> ModelResult:
+def without_details(model: ModelResult) -> ModelResult:
     """Without what no page shows: steps, checks that found nothing, texts that every finding of a check has, ids of attacks."""
     texts = {"mitigation": "", "shows_not": "", "source": ""}
     findings = [one.model_copy(update=texts) for one in model.findings if one.answer == "fired"]

@@ -2,8 +2,11 @@
 
     python benchmarks/results/seeds.py benchmarks/results/cifar10-small     # FOLDER/*.json, each a results.json, make FOLDER.md
 
-Where models differ in their bits, a figure of them is drawn beside the records. A number is followed by its 95 % Wilson interval over images, in percent. The rows of all seeds are means, with the least and the
-greatest of them.
+    python benchmarks/results/seeds.py FOLDER RUN [RUN ...]                 # the same, after the records of these runs went there
+
+Where models differ in their bits, a figure of them is drawn beside the records. Models that are files stand beside the networks that
+they were exported from, with what they cost. A number is followed by its 95 % Wilson interval over images, in percent. The rows of all
+seeds are means, with the least and the greatest of them.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from page import read_records, without_details
+
 from art_qplugins.evaluation.records import ModelResult, Results
-from art_qplugins.report import words
-from art_qplugins.report.figures import bits
+from art_qplugins.report import select, words
+from art_qplugins.report.figures import bits, svg
+from art_qplugins.report.figures import deployment as costs
 
 
 def percent(share: float, interval: Sequence[float]) -> str:
@@ -97,11 +103,65 @@ def figures(folder: Path, run: Results) -> str:
     return "".join(lines)
 
 
+def files(folder: Path, run: Results) -> str:
+    """Each file of the first seed beside its network."""
+    if not run.deployment:
+        return ""
+    at = costs.threat_of(run)
+    assert at is not None
+    models = {model.name: model for model in run.models}
+    lines = [
+        "",
+        "## Files beside their networks",
+        "",
+        "Each file was attacked as itself, along the gradient of the network that it was exported from; in parentheses are that network's",
+        "numbers. Levels that differ are those of the layer with the most of them. Times are of ONNX Runtime on one thread, in turn with",
+        "the same network in float32; the ratio is the median over rounds.",
+        "",
+        f"| file | clean | at most at {words.eps(at[1])} | same labels, clean | attacked | levels that differ | MB (float32) | "
+        "times float32's speed, 1 image | 32 images |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, record in run.deployment.items():
+        model, network = models[name], models.get(record.of or "")
+        own, other = select.robust_at(model, *at), network and select.robust_at(network, *at)
+        agreed = [one for one in (record.clean, record.adversarial) if one is not None]
+        flips = max((layer.flips for one in agreed for layer in one.layers), default=None)
+        size = f"{record.size / 1e6:.3f}" + (f" ({record.float_size / 1e6:.3f})" if record.float_size else "")
+        cells = [
+            f"{100 * model.clean_accuracy:.1f}" + (f" ({100 * network.clean_accuracy:.1f})" if network else ""),
+            (percent(own.accuracy, own.interval) if own else "") + (f" ({100 * other.accuracy:.1f})" if other else ""),
+            *(percent(one.same, one.interval) for one in agreed),
+            "" if flips is None else f"{100 * flips:.2f} %",
+            size,
+            *(f"{speed.ratio[1]:.2f}" if speed.ratio else "" for speed in record.speeds),
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    points = costs.placed(run)
+    drawing = svg.drawn("section-deployment-costs", costs.costs_alt(points), costs.costs(points, at))
+    (folder / f"{drawing.name}.svg").write_text(drawing.svg)
+    vnni = next(iter(run.deployment.values())).vnni
+    lines += ["", f"The processor has {'' if vnni else 'no '}VNNI.", ""]
+    lines += [f"![Robustness against size and time]({folder.name}/{drawing.name}.svg)", ""]
+    return "\n".join(lines)
+
+
+def take(folder: Path, run: Path, name: str) -> None:
+    """Write what the page shows of a run to the folder."""
+    results, _ = read_records(run)
+    cells = [cell for cell in results.cells if cell.role in ("clean", "attack")]
+    slim = results.model_copy(update={"models": [without_details(model) for model in results.models], "cells": cells})
+    (folder / f"{name}.json").write_text(slim.model_dump_json(indent=1) + "\n")
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
+    for number, run in enumerate(sys.argv[2:]):
+        take(folder, Path(run), str(number))
     paths = sorted(folder.glob("*.json"))
     runs = {path.stem: Results.model_validate_json(path.read_bytes()) for path in paths}
-    page = table(runs) + figures(folder, next(iter(runs.values())))
+    first = next(iter(runs.values()))
+    page = table(runs) + figures(folder, first) + files(folder, first)
     folder.with_suffix(".md").write_text(page)
     print(page)
 

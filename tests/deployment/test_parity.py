@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from deployed_nets import ANSWERS, CLASSES, SHAPE, function_of, images, linear
 from torch import nn
 
 from art_qplugins import DeployedClassifier, InputError, parity
+from art_qplugins.deployment.parity import _in_order
 from art_qplugins.metrics import wilson_interval
 from art_qplugins.quantizers import QuantReLU
 
@@ -145,3 +148,18 @@ def test_a_twin_without_levels_has_no_layers(tmp_path):
     estimator = DeployedClassifier.from_file(quantized_file(tmp_path / "net.onnx", net))
     found = parity(estimator, linear((1, 5, 5)), images(4, (1, 5, 5))).clean
     assert found.layers == () and found.first is None
+
+
+@pytest.mark.parametrize(
+    ("costs", "places"),
+    [
+        ([[0.0, 1.0, 1.0], [1.0, 0.5, 0.0]], [0, 2]),  # the tensor between is no layer of the network
+        ([[0.5, 0.0], [0.0, 0.5]], [0, 1]),  # in their order
+        ([[math.inf, 0.1, math.inf], [math.inf, 0.0, 0.9]], [1, 2]),
+        ([[0.0], [0.0]], []),  # fewer tensors than layers
+        ([[math.inf, math.inf]], []),
+        ([[]], []),
+    ],
+)
+def test_layers_are_found_in_their_order_where_they_differ_least(costs, places):
+    assert _in_order(costs) == places

@@ -45,7 +45,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(folder, digits):
-    return built(folder, digits[0], BASE, PLAIN, AFTER, {**AFTER, "name": "trained", "base": "after", "train": {"epochs": 1}})
+    return built(
+        folder, digits[0], BASE, PLAIN, AFTER, {**AFTER, "name": "trained", "base": "after", "train": {"epochs": 1}}
+    )
 
 
 def test_the_network_is_the_same_without_batch_norm(models, digits):
