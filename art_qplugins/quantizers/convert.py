@@ -22,6 +22,7 @@ from art_qplugins.domains import (
     check_all,
 )
 from art_qplugins.errors import InputError
+from art_qplugins.quantizers.attention import open_attention
 from art_qplugins.quantizers.batch_norm import fold_batch_norm
 from art_qplugins.quantizers.calibration import PERCENTILE, calibrate, check_pixels
 from art_qplugins.quantizers.choose import NAMED
@@ -132,7 +133,7 @@ def quantize(
     :param calibration: images (N, C, H, W) float32 in [0, 1].
     :param percentile: of ``ranges="percentile"``, above 50.
     :param also: what is quantized only where it is asked for: ``"layer-norm"``, the inputs of every ``nn.LayerNorm``, and
-        ``"softmax"``, the inputs and values of every ``nn.Softmax``. With fixed ranges the inputs are in [-clip, clip].
+        ``"softmax"``, the inputs and values of every ``nn.Softmax``, and of that in every ``nn.MultiheadAttention``. With fixed ranges the inputs are in [-clip, clip].
     :param exempt: layers whose weights stay in float32, named as in a list of ``mu_layers``: ``[0, -1]`` are the first and
         the last.
     :param functional: also quantize activations that a ``forward`` calls as functions, such as ``F.relu(x)``. A module
@@ -189,6 +190,8 @@ def _prepared(model: nn.Module, table: Mapping[str, Any], *, fold: bool) -> tupl
     """A copy on one path, whose activations are modules, one for each range, and its batch norms that could not be folded."""
     twin, left = copy.deepcopy(model), []
     avoid_fast_paths(twin)
+    if "softmax" in table["also"]:
+        open_attention(twin)
     if fold:
         reason = "it is not right behind a convolution or linear layer that it could be folded into"
         left = [Part(path, "weight", _class(twin, path), None, reason) for path in fold_batch_norm(twin)]

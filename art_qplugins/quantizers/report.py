@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from art_qplugins.domains import check
+from art_qplugins.quantizers.attention import OpenAttention
 from art_qplugins.quantizers.calls import FunctionalCall, functional_calls
 from art_qplugins.quantizers.functions import QuantActivation
 from art_qplugins.quantizers.layers import WEIGHTED, activations
@@ -28,6 +29,7 @@ _QUANTIZABLE = "nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Hardswish, nn.Hardsi
 ATTENTION = "scaled_dot_product_attention()"
 _ADDED = "it has one value for all images, or one per channel, as a class token, a position embedding or a scale"
 _FUSED = "the softmax inside attention is no module; compute it by nn.Softmax"
+_NOT_ASKED = "it is quantized where it is asked for: also = ['softmax']"
 _NORMS = (
     nn.modules.batchnorm._NormBase,
     nn.GroupNorm,
@@ -88,10 +90,12 @@ def _activations(name: str, module: nn.Module, replaceable: bool) -> Iterator[Pa
         yield Part(name, "activation", kind, None, "it was not quantized", expected=True)
     elif isinstance(module, nn.Tanh):
         return  # the quantizer behind it is a part of its own
+    elif isinstance(module, OpenAttention):
+        return  # its softmax is a part of its own
     elif isinstance(module, nn.MultiheadAttention):
-        yield Part(name, "activation", ATTENTION, None, _FUSED, expected=True)
+        yield Part(name, "activation", ATTENTION, None, _NOT_ASKED, expected=True)
     elif isinstance(module, nn.Softmax):
-        yield Part(name, "activation", kind, None, "it is quantized where it is asked for: also = ['softmax']")
+        yield Part(name, "activation", kind, None, _NOT_ASKED)
     elif isinstance(module, _FLOAT_ACTIVATIONS):
         yield Part(name, "activation", kind, None, f"it has no quantized form; use {_QUANTIZABLE}")
     else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from art_qplugins.errors import InputError
@@ -77,7 +79,7 @@ def quantize_inputs(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) 
         if not found:
             raise InputError(
                 f"also: {type(model).__name__} has no module for {key!r}; leave it out, or call nn.LayerNorm() and "
-                "nn.Softmax() modules. The softmax inside nn.MultiheadAttention is none"
+                "nn.Softmax() modules"
             )
         for module in found:
             if not hasattr(module, _INPUT):
@@ -87,7 +89,10 @@ def quantize_inputs(model: nn.Module, row: Quantizer, table: Mapping[str, Any]) 
 
 
 def _round_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (getattr(module, _INPUT)(args[0]), *args[1:])
+    rounded = getattr(module, _INPUT)(args[0])
+    if not isinstance(module, nn.LayerNorm):  # what a mask leaves out of a softmax stays out
+        rounded = torch.where(args[0] == -math.inf, args[0], rounded)
+    return (rounded, *args[1:])
 
 
 def _activations(model: nn.Module, *, softmax: bool = False) -> dict[str, nn.Module]:

@@ -11,6 +11,7 @@ from torch import nn
 
 from art_qplugins import InputError, quantization_report, quantize
 from art_qplugins.quantizers import bake
+from art_qplugins.quantizers.attention import open_attention
 from art_qplugins.quantizers.functional import quantize_weight
 from art_qplugins.quantizers.stored import restore_stored_maps, stored_maps
 
@@ -101,13 +102,78 @@ def test_the_inputs_of_its_norms_are_quantized_on_every_path():
         assert torch.equal(twin(X), expected)
 
 
-def test_its_softmax_is_named_where_it_was_asked_for():
-    model = nn.Sequential(Attends(), nn.ReLU(), nn.Softmax(dim=-1))
-    quantize(model[:2], 4, strict=True)
-    with pytest.raises(InputError, match=r"0\.attention \(scaled_dot_product_attention\(\)\)"):
-        quantize(model, 4, also=["softmax"], strict=True)
-    with pytest.raises(InputError, match=r"inside nn\.MultiheadAttention"):
-        quantize(model[:2], 4, also=["softmax"])
+def test_its_softmax_is_quantized_where_that_is_asked_for():
+    model = nn.Sequential(Attends(), nn.ReLU()).eval()
+    part = next(p for p in quantization_report(quantize(model, 4, strict=True)) if "attention" in p.name)
+    assert part.bits is None and "also = ['softmax']" in part.reason
+    twin = quantize(model, 4, also=["softmax"], strict=True)
+    seen = []
+    hook = twin[0].attention.softmax.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    answers = twin(X).detach()
+    with torch.no_grad():
+        assert torch.equal(twin(X), answers) and not torch.equal(answers, model(X))
+    hook.remove()
+    (scores, weights), _ = seen
+    assert len(scores.unique()) <= 16 and len(weights.unique()) <= 16
+    assert all(p.bits == 4 for p in quantization_report(twin) if p.kind == "activation")
+    torch.testing.assert_close(quantize(model, 16, also=["softmax"], clip=20.0)(X), model(X), rtol=0, atol=2e-3)
+    for again in (copy.deepcopy(twin), pickle.loads(pickle.dumps(twin))):
+        assert torch.equal(again(X), answers)
+    baked = bake(quantize(model, 4, 4, also=["softmax"], trainable=True))
+    assert set(baked.state_dict()) >= set(model.state_dict())
+
+
+def test_what_a_mask_leaves_out_stays_out():
+    """Also where inputs are rounded to levels, of which the lowest is far from minus infinity."""
+    torch.manual_seed(0)
+    twin = quantize(nn.MultiheadAttention(8, 2, batch_first=True).eval(), 8, also=["softmax"], clip=1.0)
+    hidden = torch.tensor([[False, False, False, True, True]]).expand(3, 5)
+    changed = torch.where(hidden[..., None], X + 1, X)
+    weights = twin(X, X, X, key_padding_mask=hidden)[1]
+    assert (weights[..., 3:] == 0).all()
+    outputs = [twin(X, x, x, key_padding_mask=hidden)[0] for x in (X, changed)]
+    assert torch.equal(*outputs)
+
+
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).triu(1)
+PADDED = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    "made", [{}, {"bias": False}, {"add_bias_kv": True}, {"add_zero_attn": True}, {"kdim": 4, "vdim": 4}], ids=str
+)
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"need_weights": False},
+        {"average_attn_weights": False},
+        {"attn_mask": CAUSAL},
+        {"attn_mask": CAUSAL, "is_causal": True},
+        {"attn_mask": torch.randn(5, 5)},
+        {"attn_mask": torch.randn(6, 5, 5)},
+        {"key_padding_mask": PADDED},
+        {"key_padding_mask": PADDED, "attn_mask": CAUSAL},
+        {"one": True},
+    ],
+    ids=lambda asked: " ".join(asked) or "plain",
+)
+def test_open_attention_answers_as_attention(made, batch_first, asked):
+    torch.manual_seed(1)
+    model = nn.MultiheadAttention(8, 2, batch_first=batch_first, **made).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    opened = copy.deepcopy(model)
+    open_attention(opened)
+    asked = dict(asked)
+    query = X[0] if asked.pop("one", False) else X if batch_first else X.transpose(0, 1)
+    key = query[..., : made.get("kdim", 8)]
+    for found, expected in zip(opened(query, key, key, **asked), model(query, key, key, **asked), strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert dict(opened.state_dict()).keys() == model.state_dict().keys()
 
 
 def test_layers_are_exempt_by_position_and_name():
