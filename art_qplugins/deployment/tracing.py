@@ -53,16 +53,17 @@ def layer_of(node: fx.Node) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, torch does not tell of its own workings."""
-    logger = logging.getLogger("torch")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """Within, torch and ONNX's exporter do not tell of their own workings."""
+    levels = {name: logging.getLogger(name).level for name in ("torch", "onnxscript", "onnx_ir")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"torch\.|copyreg|onnxscript")
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager

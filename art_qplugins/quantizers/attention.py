@@ -32,7 +32,7 @@ class OpenAttention(nn.MultiheadAttention):
         first = self.batch_first and not one
         q, k, v = (x.unsqueeze(0) if one else x if first else x.transpose(0, 1) for x in (query, key, value))
         q, k, v = self._projected(q, k, v)
-        n, added = len(q), 0
+        n, added = q.shape[0], 0
         if self.bias_k is not None and self.bias_v is not None:
             k, v = torch.cat([k, self.bias_k.expand(n, -1, -1)], 1), torch.cat([v, self.bias_v.expand(n, -1, -1)], 1)
             added += 1

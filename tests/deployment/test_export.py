@@ -292,3 +292,23 @@ def test_bad_arguments_are_named(given, words, tmp_path):
     settings = {"model": convnet(activation_bits=4), "path": tmp_path / "n.onnx", "input_shape": SHAPE} | given
     with pytest.raises(InputError, match=words):
         export(**settings)
+
+
+def test_a_transformer_is_written_for_any_number_of_images(tmp_path, capfd):
+    """With its softmax quantized too, and without the exporter's talk."""
+    pytest.importorskip("onnxscript")
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "patch_size": 8, "num_layers": 1, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 16}
+    model = models.VisionTransformer(**sizes, num_classes=10).eval()
+    torch.nn.init.normal_(model.heads.head.weight)
+    twin = quantize(model, 8, 8, also=["softmax", "layer-norm"], strict=True)
+    made = export(twin, tmp_path / "net.onnx", (3, 16, 16), bias="float")
+    assert capfd.readouterr().err == ""
+    x = torch.rand(7, 3, 16, 16)
+    expected = answers(twin, x)
+    # Where a value is within rounding of two levels, the file may take the other, in few places.
+    assert (answers(made.module, x) - expected).abs().median() < 0.02 * expected.abs().max()
+    pytest.importorskip("onnxruntime")
+    found = torch.tensor(open_deployed(made.path)[0](x.numpy()))
+    assert (found - expected).abs().median() < 0.02 * expected.abs().max()
