@@ -28,6 +28,8 @@ __all__ = ["WORDS", "blocks", "noise", "of_each", "reach", "slopes", "window"]
 WORDS = 2**16
 #: Elements that the CPU works on at a time where a step needs memory of its own.
 _BLOCK = 2**17
+#: Cells of a spacing, at least. With more bins than leave room for so many, a table leaves out some that are alike.
+_PARTS = 2000
 #: Probabilities below this count as none.
 _NONE = 1e-9
 #: At alpha = 1, where every bin has mass, those farther away have less than 1e-16.
@@ -177,7 +179,8 @@ class Slopes(NamedTuple):
 
 def slopes(alpha: float, top: int, device: torch.device) -> Slopes:
     """The table for a quantizer whose last bin is ``top``."""
-    return _slopes(alpha, min(top, 2 * reach(alpha)), device)
+    whole = WORDS // (top + 2 * reach(alpha)) >= _PARTS
+    return _slopes(alpha, top if whole else min(top, 2 * reach(alpha)), device)
 
 
 @lru_cache
