@@ -183,7 +183,7 @@ def test_what_is_measured_after_the_last_cell_takes_the_passes_that_were_counted
     """Beside the few calls with one image that see how a network is made."""
     stage, took = Runner._measured, {}
 
-    def counted(self, scheduler, models):
+    def counted(self, scheduler, models, data):
         result = {}
         for key in ("sensitivity", "information"):
             alone = self.recipe.model_copy(update={"sensitivity": None, "information": None, key: MEASURED[key]})
@@ -191,7 +191,7 @@ def test_what_is_measured_after_the_last_cell_takes_the_passes_that_were_counted
             with contextlib.ExitStack() as stack:
                 counters = {name: stack.enter_context(counting(module)) for name, module in modules.items()}
                 monkeypatch.setattr(self, "recipe", alone)
-                result |= stage(self, scheduler, models)
+                result |= stage(self, scheduler, models, data)
             took.update({(name, key): counters[name] for name in models})
         return result
 

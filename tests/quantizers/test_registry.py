@@ -71,6 +71,7 @@ def test_the_keys_of_weights_are_all_but_those_of_activations():
         "percentile",
         "also",
         "functional",
+        "fold_batch_norm",
     }
 
 
