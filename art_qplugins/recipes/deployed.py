@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -85,7 +86,7 @@ def with_gradient(
 
 
 def _distilled(model: Answering, name: str, data: Dataset, folder: Path, options: dict[str, Any]) -> Answering:
-    content = [model.identity, data.sha256, len(data), options, code_fingerprint(_DISTILLING), torch.__version__]
+    content = [model.identity, data.sha256, len(data), options, _distilling(), torch.__version__]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
     path = folder / f"{short_name(name)}-twin-{key}.safetensors"
     if path.with_suffix(".json").exists():
@@ -97,6 +98,11 @@ def _distilled(model: Answering, name: str, data: Dataset, folder: Path, options
     twin = next(part for part in found.modules() if isinstance(part, Scaled))
     save_checkpoint(path, twin, {"scale": twin.scale, "queries": found.distilled_from})
     return found
+
+
+@functools.cache
+def _distilling() -> str:
+    return code_fingerprint(_DISTILLING)
 
 
 def _module(name: str, checkpoint: str | None) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ def exported(settings: ModelSettings, base: QuantizedClassifier, folder: Path) -
     content = [
         fingerprint(base.model),
         settings.export.model_dump(),
-        code_fingerprint(_CODE),
+        _code(),
         __version__,
         torch.__version__,
     ]
@@ -85,6 +86,11 @@ def try_export(settings: ModelSettings, network: nn.Module, input_shape: tuple[i
         if missing := [name for name in _NEEDED if find_spec(name) is None]:
             raise InputError(f"export: {' and '.join(missing)} not installed; run pip install 'art_qplugins[onnx]'")
         integer_form(fixed(network, input_shape), input_shape, bias=settings.export.bias)
+
+
+@functools.cache
+def _code() -> str:
+    return code_fingerprint(_CODE)
 
 
 def _description(path: Path) -> Path:
