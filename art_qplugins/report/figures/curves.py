@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#b3478f", "#8a6d00", "#2f8fc4", "#22252a")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+#: After so many, colours and markers begin anew.
+LOOKS = len(_COLOURS)
 _DASHES = ("-", (0, (5, 1.6)), (0, (1.5, 1.2)), (0, (5, 1.4, 1.2, 1.4)), (0, (3, 1, 1, 1, 1, 1)))
 
 

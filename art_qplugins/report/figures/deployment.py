@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.records import Interval, Results
 from art_qplugins.report import select, words
-from art_qplugins.report.figures.curves import look
+from art_qplugins.report.figures.curves import LOOKS, look
 from art_qplugins.report.figures.style import WIDTH, legend_above, legend_height, panel_title, percent_axis, styled
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def costs(points: Sequence[Placed], at: tuple[str, float]) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.7 + legend_height([point.name for point in points])), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for index, point in enumerate(points):
-        colour, marker, _ = look(index)
+        (colour, _, _), (_, marker, _) = look(index), look(index + index // LOOKS)  # no two of them look the same
         beyond = [[point.accuracy - point.interval[0]], [point.interval[1] - point.accuracy]]
         for axes, x in zip(panels, (point.size / 1e6, point.seconds and point.seconds * 1e3), strict=True):
             if x:
@@ -72,9 +72,10 @@ def costs(points: Sequence[Placed], at: tuple[str, float]) -> Figure:
                     elinewidth=0.8,
                     label=point.name,
                 )
-    for axes, name in zip(panels, ("megabytes of the file", "milliseconds of an image, one thread"), strict=True):
+    sizes, times = [point.size / 1e6 for point in points], [1e3 * point.seconds for point in points if point.seconds]
+    for axes, name, values in zip(panels, ("MB of the file", "ms of an image"), (sizes, times), strict=True):
         axes.set_xlabel(name)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, 1.1 * max(values, default=1))
     percent_axis(panels[0].yaxis)
     panels[0].set_ylim(-0.03, 1.03)
     panel_title(panels[0], f"Accuracy, at most at {words.threat(*at)}")
