@@ -151,20 +151,19 @@ def _layers(module: Answering, x: Tensor) -> tuple[LayerFlips, ...]:
         return ()
     theirs = levels(np.asarray(x.cpu()))
     apart = [[_apart(values, one) for one in theirs] for _, values in inside]
-    places = _in_order([[math.inf if far is None else float((far > 0).mean()) for far in row] for row in apart])
-    found = []
-    for (layer, _), row, place in zip(inside, apart, places, strict=False):
-        far = row[place]
-        assert far is not None
-        found.append(
-            LayerFlips(layer=layer, tensor=theirs[place].name, flips=float((far > 0).mean()), far=int(far.max()))
-        )
-    return tuple(found)
+    places = _in_order([[flips for flips, _ in row] for row in apart])
+    return tuple(
+        LayerFlips(layer=layer, tensor=theirs[place].name, flips=row[place][0], far=int(row[place][1]))
+        for (layer, _), row, place in zip(inside, apart, places, strict=False)
+    )
 
 
-def _apart(values: NDArray[np.float32], tensor: Levels) -> NDArray[np.float64] | None:
-    """By how many levels each value is away from that of a tensor; ``None`` where it has another shape."""
-    return np.rint(np.abs(tensor.values - values) / tensor.step) if tensor.values.shape == values.shape else None
+def _apart(values: NDArray[np.float32], tensor: Levels) -> tuple[float, float]:
+    """The share of values on another level than those of a tensor, and by how many levels at most; infinite for another shape."""
+    if tensor.values.shape != values.shape:
+        return math.inf, math.inf
+    far = np.rint(np.abs(tensor.values - values) / tensor.step)
+    return float((far > 0).mean()), float(far.max())
 
 
 def _in_order(costs: Sequence[Sequence[float]]) -> list[int]:

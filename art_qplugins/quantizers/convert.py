@@ -133,7 +133,8 @@ def quantize(
     :param calibration: images (N, C, H, W) float32 in [0, 1].
     :param percentile: of ``ranges="percentile"``, above 50.
     :param also: what is quantized only where it is asked for: ``"layer-norm"``, the inputs of every ``nn.LayerNorm``, and
-        ``"softmax"``, the inputs and values of every ``nn.Softmax``, and of that in every ``nn.MultiheadAttention``. With fixed ranges the inputs are in [-clip, clip].
+        ``"softmax"``, the inputs and values of every ``nn.Softmax``, and of that in every ``nn.MultiheadAttention``. With
+        fixed ranges the inputs are in [-clip, clip].
     :param exempt: layers whose weights stay in float32, named as in a list of ``mu_layers``: ``[0, -1]`` are the first and
         the last.
     :param functional: also quantize activations that a ``forward`` calls as functions, such as ``F.relu(x)``. A module

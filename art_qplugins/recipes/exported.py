@@ -65,10 +65,9 @@ def exported(settings: ModelSettings, base: QuantizedClassifier, folder: Path) -
 
 
 def told_of(path: Path) -> Mapping[str, Any]:
-    """What the export of a file told: ``draws`` and ``notes``; empty where it was exported by somebody else."""
-    about = _description(path)
-    found = json.loads(about.read_text()) if about.exists() else {}
-    return found if isinstance(found, dict) else {}
+    """What the export of a file that :func:`exported` wrote told: ``draws`` and ``notes``."""
+    told: dict[str, Any] = json.loads(_description(path).read_text())
+    return told
 
 
 def fixed(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:

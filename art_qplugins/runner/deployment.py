@@ -66,7 +66,7 @@ def _of_file(
         worst = min(cells, key=lambda cell: 1.0 if cell.accuracy is None else cell.accuracy)
         adversarial = pairs(evaluator, scheduler.store, worst, _IMAGES)[1]
     both = attempt("parity", lambda: parity(estimator, None, x, adversarial))
-    told = told_of(file.path)
+    told = {} if settings.export is None else told_of(file.path)
     return Deployment(
         of=settings.base,
         file=file.path.name,

@@ -46,11 +46,12 @@ def make():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, trained):
-    """A folder with a file, its twin's code and weights, and nothing else, as the current one."""
+    """A folder with a file, notes of its owner's, its twin's code and weights, as the current one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "deployed_twin.py").write_text(CODE)
     onnx_file(tmp_path / "net.onnx", trained, shape=(1, 8, 8), classes=10)
+    (tmp_path / "net.json").write_text('{"notes": "an export of March"}')
     save_checkpoint(tmp_path / "twin.safetensors", trained, {})
     monkeypatch.delitem(__import__("sys").modules, "deployed_twin", raising=False)
     return tmp_path
