@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,7 +61,7 @@ def export_model(
     """Write the model ``name`` of a recipe to ``path``, and compare answers, on clean images and on those of PGD.
 
     :param run: the folder of a run, with its checkpoints.
-    :return: the file; and how often the labels of the model agree with those of the file's torch form, and of ONNX Runtime.
+    :return: the file; and how often labels agree, see :func:`labels_agree`.
     :raises InputError: where there is no such model, or it is not trained yet.
     """
     test = images.split(recipe, "test")
@@ -89,7 +90,7 @@ def _crafted(estimator: QuantizedClassifier, data: Dataset, eps: float) -> Tenso
 def labels_agree(
     estimator: QuantizedClassifier, made: Exported, x: Tensor, *, in_runtime: bool
 ) -> dict[str, Agreement]:
-    """How often the label of an estimator agrees with that of a file, by what answers in its place.
+    """How often labels agree: those of an estimator, of the torch form of its file, and of the file in ONNX Runtime, in pairs.
 
     Of a random model, the file is compared with its own members alone.
 
@@ -97,13 +98,13 @@ def labels_agree(
     """
     with torch.no_grad():
         twin = torch.cat([made.module(part) for part in x.split(100)]).argmax(1).numpy()
-    own = deployed(estimator).predict(x.numpy()).argmax(1) if not made.draws else twin
-    found = {} if made.draws else {"its torch form": Agreement(int((own == twin).sum()), len(x))}
+    labels = {} if made.draws else {"the model": deployed(estimator).predict(x.numpy()).argmax(1)}
+    labels["its torch form"] = twin
     if in_runtime:
         file = open_deployed(made.path, input_shape=estimator.input_shape)[0]
-        answers = np.concatenate([file(part.numpy()) for part in x.split(100)]).argmax(1)
-        found["ONNX Runtime"] = Agreement(int((own == answers).sum()), len(x))
-    return found
+        labels["ONNX Runtime"] = np.concatenate([file(part.numpy()) for part in x.split(100)]).argmax(1)
+    pairs = itertools.combinations(labels, 2)
+    return {f"{one} and {two}": Agreement(int((labels[one] == labels[two]).sum()), len(x)) for one, two in pairs}
 
 
 def _estimator(recipe: Recipe, name: str, run: Path, images: Images, test: Dataset) -> QuantizedClassifier:

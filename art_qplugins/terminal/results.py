@@ -320,4 +320,4 @@ def show_export(made: Exported, agreements: Mapping[str, Agreement]) -> None:
     for what, found in agreements.items():
         low, high = found.interval
         share = found.agreeing / found.images
-        screen.print(f"labels agree with {what}: {share:.2%} [{low:.2%}, {high:.2%}] of {found.images} images")
+        screen.print(f"labels of {what} agree: {share:.2%} [{low:.2%}, {high:.2%}] of {found.images} images")

@@ -51,5 +51,5 @@ def test_a_trained_model_is_written_and_compared(recipe, tmp_path, capsys):
     assert call("export", recipe, path, "--model", "dq", "--out", run) == 0
     told = capsys.readouterr().out
     assert path.exists() and "3 of 4 layers with weights in integers" in told
-    assert "labels agree with ONNX Runtime: 100.00%" in told and "of 50 images" in told
-    assert "labels agree with ONNX Runtime on PGD's images at Linf" in told
+    assert "labels of the model and ONNX Runtime agree: 100.00%" in told and "of 50 images" in told
+    assert "labels of its torch form and ONNX Runtime on PGD's images at Linf" in told
