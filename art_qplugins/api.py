@@ -16,8 +16,9 @@ from art_qplugins.data import Dataset, from_arrays
 from art_qplugins.domains import TEXT, check, check_all
 from art_qplugins.errors import InputError, did_you_mean, shown
 from art_qplugins.estimators import Deployed, QuantizedClassifier, deployed
+from art_qplugins.evaluation.fields import Verdict
 from art_qplugins.evaluation.outcome import legal_at, worst_images
-from art_qplugins.evaluation.records import Claim, Finding, Verdict
+from art_qplugins.evaluation.records import Claim, Finding
 from art_qplugins.quantizers import activation_quantizers, is_stochastic
 from art_qplugins.recipes.load import parse_recipe, read_tables, whole_tables
 from art_qplugins.runner.arguments import DIAGNOSE, EVALUATE, RUN

@@ -102,7 +102,8 @@ def test_within_a_package_no_imports_go_round_in_circles():
 def test_the_report_knows_records_and_nothing_that_computes():
     known = {i for m, found in LOCAL.items() if part_of(m) == "report" for i in found if part_of(i) != "report"}
     assert {i for i in known if part_of(i) == "evaluation"} == {
-        f"art_qplugins.evaluation.{name}" for name in ("records", "reading", "compare", "outcome", "pooled")
+        f"art_qplugins.evaluation.{name}"
+        for name in ("fields", "network_records", "records", "reading", "compare", "outcome", "pooled")
     }
     assert {part_of(i) for i in known} <= {
         *("evaluation", "arrays", "domains", "errors", "files", "metrics", "registry", "threat", "_version"),

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from art_qplugins.diagnostics.model_records import ModelRecords
 from art_qplugins.diagnostics.rules import NOTE, RULES, Rule
-from art_qplugins.evaluation.records import Answer, Finding, FindingClass
+from art_qplugins.evaluation.fields import Answer, FindingClass
+from art_qplugins.evaluation.records import Finding
 from art_qplugins.registry import Entry
 
 __all__ = ["Indicator", "Measure", "Measurement", "percent"]

@@ -13,7 +13,7 @@ from art_qplugins.diagnostics.indicator import Indicator
 from art_qplugins.diagnostics.mechanisms import MECHANISMS
 from art_qplugins.diagnostics.symptoms import SYMPTOMS
 from art_qplugins.diagnostics.validity import VALIDITY
-from art_qplugins.evaluation.records import FindingClass
+from art_qplugins.evaluation.fields import FindingClass
 from art_qplugins.registry import Registry
 
 __all__ = ["INDICATORS", "of_class"]

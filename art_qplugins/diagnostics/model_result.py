@@ -17,18 +17,9 @@ from art_qplugins.diagnostics.model_records import ModelRecords, records_of
 from art_qplugins.diagnostics.summary import lower_first, summary
 from art_qplugins.diagnostics.thresholds import MATERIAL
 from art_qplugins.diagnostics.verdict import decide, invalidating, mechanisms
+from art_qplugins.evaluation.fields import Interval, Verdict
 from art_qplugins.evaluation.outcome import Outcome, attacked, clean_tries, robust_at, worst_case
-from art_qplugins.evaluation.records import (
-    Claim,
-    Finding,
-    Interval,
-    Layer,
-    Mechanism,
-    ModelResult,
-    Robust,
-    Step,
-    Verdict,
-)
+from art_qplugins.evaluation.records import Claim, Finding, Layer, Mechanism, ModelResult, Robust, Step
 from art_qplugins.evaluation.significance import clustered_bootstrap
 
 __all__ = ["assess", "verdict_of"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from art_qplugins.diagnostics.model_records import ModelRecords
-from art_qplugins.evaluation.records import Claim, Finding, Layer, Verdict
+from art_qplugins.evaluation.fields import Verdict
+from art_qplugins.evaluation.records import Claim, Finding, Layer
 
 __all__ = ["lower_first", "summary"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from art_qplugins.diagnostics.indicator import Measurement
 from art_qplugins.diagnostics.indicators import INDICATORS
 from art_qplugins.diagnostics.rules import Rule
-from art_qplugins.evaluation.records import End, Interval, Mechanism, Verdict
+from art_qplugins.evaluation.fields import End, Interval, Verdict
+from art_qplugins.evaluation.records import Mechanism
 
 __all__ = ["decide", "invalidating", "mechanisms"]
 

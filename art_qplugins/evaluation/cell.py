@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from art_qplugins import plugins
 from art_qplugins._version import __version__
 from art_qplugins.attacks.catalogue import ATTACKS
-from art_qplugins.evaluation.records import SCHEMA_VERSION, Role
+from art_qplugins.evaluation.fields import Role
+from art_qplugins.evaluation.records import SCHEMA_VERSION
 from art_qplugins.files import safe_name, short_name
 
 __all__ = ["CellSpec", "Shard", "cell_id", "images_key"]

@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from art_qplugins.errors import InputError, did_you_mean
+from art_qplugins.evaluation.fields import Metric
 from art_qplugins.evaluation.outcome import Outcome, left_by_image, outcomes_of
-from art_qplugins.evaluation.records import Difference, Metric, Results, Sample
+from art_qplugins.evaluation.records import Difference, Results, Sample
 from art_qplugins.evaluation.significance import clustered_bootstrap, holm, paired_test
 
 __all__ = ["Comparison", "Missing", "Records", "compare", "differences", "replicates"]

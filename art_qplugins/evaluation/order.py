@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from art_qplugins.errors import InputError
-from art_qplugins.evaluation.records import Cell, Norm, Results, Sample
+from art_qplugins.evaluation.fields import Norm
+from art_qplugins.evaluation.records import Cell, Results, Sample
 from art_qplugins.files import read_json
 
 __all__ = ["Learnt", "as_json", "learn", "shipped"]

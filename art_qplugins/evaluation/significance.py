@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from art_qplugins.errors import shown
-from art_qplugins.evaluation.records import Interval
+from art_qplugins.evaluation.fields import Interval
 from art_qplugins.metrics import resampled_means, shares
 
 __all__ = ["McNemar", "clustered_bootstrap", "holm", "mcnemar", "paired_test"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from art_qplugins.evaluation.records import Deployment, Flips, ModelResult
+from art_qplugins.evaluation.network_records import Deployment, Flips
+from art_qplugins.evaluation.records import ModelResult
 from art_qplugins.report import select
 from art_qplugins.report.figures.deployment import costs, costs_alt, placed, threat_of
 from art_qplugins.report.figures.svg import drawn

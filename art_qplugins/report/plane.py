@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from art_qplugins.evaluation.compare import replicates
-from art_qplugins.evaluation.records import ChangedInformation, Interval, Results
+from art_qplugins.evaluation.fields import Interval
+from art_qplugins.evaluation.network_records import ChangedInformation
+from art_qplugins.evaluation.records import Results
 from art_qplugins.report import select
 
 __all__ = ["Plane", "Point", "Prediction", "planes", "predictions"]

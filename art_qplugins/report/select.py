@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 from art_qplugins import metrics
-from art_qplugins.evaluation.records import Cell, Interval, ModelResult, Results, Robust, Sample
+from art_qplugins.evaluation.fields import Interval
+from art_qplugins.evaluation.records import Cell, ModelResult, Results, Robust, Sample
 from art_qplugins.report.files import Run
 
 Kind = Literal["white-box", "transfer", "black-box", "adaptive", "corruption"]

@@ -13,7 +13,7 @@ from art_qplugins.report.rendering import template
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from art_qplugins.evaluation.records import Terms
+    from art_qplugins.evaluation.network_records import Terms
 
 __all__ = ["section"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from art_qplugins.evaluation.records import Cell, Interval, ModelResult
+from art_qplugins.evaluation.fields import Interval
+from art_qplugins.evaluation.records import Cell, ModelResult
 from art_qplugins.report import select, words
 from art_qplugins.report.files import Run
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from art_qplugins.evaluation.records import Curve, FeedbackRound, Results, TrainedEpoch
+from art_qplugins.evaluation.network_records import Curve, FeedbackRound, TrainedEpoch
+from art_qplugins.evaluation.records import Results
 from art_qplugins.report import words
 
 __all__ = ["ATTACK", "Training", "training"]

@@ -9,19 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from art_qplugins.evaluation.records import (
-    Answer,
-    Cell,
-    Claim,
-    End,
-    Finding,
-    Interval,
-    Layer,
-    ModelResult,
-    Results,
-    Tries,
-    Verdict,
-)
+from art_qplugins.evaluation.fields import Answer, End, Interval, Verdict
+from art_qplugins.evaluation.records import Cell, Claim, Finding, Layer, ModelResult, Results, Tries
 
 if TYPE_CHECKING:
     from art_qplugins.report.select import OnGrid

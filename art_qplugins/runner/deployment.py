@@ -15,7 +15,7 @@ from art_qplugins.deployment.files import DeployedFile, open_deployed
 from art_qplugins.deployment.parity import Agreement, answering, parity
 from art_qplugins.deployment.speed import speeds, vnni
 from art_qplugins.estimators import QuantizedClassifier
-from art_qplugins.evaluation.records import Agreed, Deployment, Flips, Speed
+from art_qplugins.evaluation.network_records import Agreed, Deployment, Flips, Speed
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.gradients.attempt import Attempt
 from art_qplugins.recipes.exported import fixed, told_of

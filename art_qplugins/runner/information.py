@@ -15,8 +15,8 @@ from torch import Tensor
 from art_qplugins import metrics
 from art_qplugins.evaluation.cell import CellSpec
 from art_qplugins.evaluation.evaluator import Evaluator
+from art_qplugins.evaluation.network_records import ChangedInformation, Information
 from art_qplugins.evaluation.outcome import Outcome
-from art_qplugins.evaluation.records import ChangedInformation, Information
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.score import score
 from art_qplugins.evaluation.store import Storage

@@ -24,9 +24,10 @@ from art_qplugins.evaluation.cluster import Cluster
 from art_qplugins.evaluation.compare import differences
 from art_qplugins.evaluation.evaluator import Evaluator, evaluator_of
 from art_qplugins.evaluation.executor import Executor, Serial
+from art_qplugins.evaluation.network_records import Curve
 from art_qplugins.evaluation.pooled import pooled_cells
 from art_qplugins.evaluation.ray import GivenJob, Job, RayExecutor, RecipeJob
-from art_qplugins.evaluation.records import Curve, ModelResult, Results
+from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.evaluation.remote_training import TrainingJob, train_side_by_side
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Memory, Storage, Store, check_folder

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from art_qplugins.evaluation.evaluator import Evaluator
-from art_qplugins.evaluation.records import Cell, Distances, Logits, Norms, Sensitivity, Terms, WeightChange
+from art_qplugins.evaluation.network_records import Distances, Logits, Norms, Sensitivity, Terms, WeightChange
+from art_qplugins.evaluation.records import Cell
 from art_qplugins.evaluation.scheduler import Scheduler
 from art_qplugins.evaluation.store import Storage
 from art_qplugins.gradients.attempt import Attempt

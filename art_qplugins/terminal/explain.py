@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from art_qplugins.diagnostics import INDICATORS
 from art_qplugins.diagnostics.indicator import Indicator
 from art_qplugins.errors import InputError, did_you_mean
-from art_qplugins.evaluation.records import Verdict
+from art_qplugins.evaluation.fields import Verdict
 from art_qplugins.report import words
 from art_qplugins.terminal.console import console
 

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from art_qplugins.evaluation.compare import Comparison
+from art_qplugins.evaluation.fields import Interval
 from art_qplugins.evaluation.order import Learnt
-from art_qplugins.evaluation.records import Cell, Finding, Interval, ModelResult
+from art_qplugins.evaluation.records import Cell, Finding, ModelResult
 from art_qplugins.report import Run as Written
 from art_qplugins.report import select, steps, words
 from art_qplugins.terminal.console import STYLES, console, number, show_warnings, spaced

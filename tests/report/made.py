@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from art_qplugins.evaluation.network_records import TrainedEpoch
 from art_qplugins.evaluation.records import (
     Cell,
     Claim,
@@ -22,7 +23,6 @@ from art_qplugins.evaluation.records import (
     Robust,
     Sample,
     Step,
-    TrainedEpoch,
 )
 from art_qplugins.report import write_report
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from made import EPS, build_run, plain, rows_of, write_results
 
-from art_qplugins.evaluation.records import ChangedInformation, Information, Results
+from art_qplugins.evaluation.network_records import ChangedInformation, Information
+from art_qplugins.evaluation.records import Results
 from art_qplugins.report import read_run, write_report
 from art_qplugins.report.figures.information import in_plane, roc_curves
 from art_qplugins.report.plane import planes, predictions

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from made import EVIL, Page, build_run, make_curve, plain, with_training, write_results
 
-from art_qplugins.evaluation.records import Results, TrainedEpoch
+from art_qplugins.evaluation.network_records import TrainedEpoch
+from art_qplugins.evaluation.records import Results
 from art_qplugins.report import words, write_report
 from art_qplugins.report.figures import learning
 from art_qplugins.report.figures.svg import to_svg

@@ -10,7 +10,7 @@ import torch
 
 import art_qplugins
 from art_qplugins import QuantizedClassifier, StochasticQuantizer, Threat, evaluate
-from art_qplugins.evaluation.records import ChangedInformation
+from art_qplugins.evaluation.network_records import ChangedInformation
 from art_qplugins.metrics import auroc
 from art_qplugins.report import read_run
 from art_qplugins.runner.progress import Progress

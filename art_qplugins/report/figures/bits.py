@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from art_qplugins.evaluation.records import Interval, ModelResult, Results
+from art_qplugins.evaluation.fields import Interval
+from art_qplugins.evaluation.records import ModelResult, Results
 from art_qplugins.report import select, words
 from art_qplugins.report.figures.curves import look
 from art_qplugins.report.figures.style import (

@@ -6,7 +6,8 @@ import statistics
 from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.compare import replicates
-from art_qplugins.evaluation.records import Results, WeightChange
+from art_qplugins.evaluation.network_records import WeightChange
+from art_qplugins.evaluation.records import Results
 from art_qplugins.report import words
 from art_qplugins.report.figures.curves import look
 from art_qplugins.report.figures.style import GREY, cut, model_axes, plain_numbers, styled, titled

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from art_qplugins.evaluation.records import Interval, Results
+from art_qplugins.evaluation.fields import Interval
+from art_qplugins.evaluation.records import Results
 from art_qplugins.report import select, words
 from art_qplugins.report.figures.curves import LOOKS, look
 from art_qplugins.report.figures.style import WIDTH, legend_above, legend_height, panel_title, percent_axis, styled

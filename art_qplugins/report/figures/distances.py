@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from art_qplugins.evaluation.compare import replicates
-from art_qplugins.evaluation.records import Distances, Results
+from art_qplugins.evaluation.network_records import Distances
+from art_qplugins.evaluation.records import Results
 from art_qplugins.report import words
 from art_qplugins.report.figures.curves import look
 from art_qplugins.report.figures.style import model_axes, styled, titled

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from art_qplugins.evaluation.compare import replicates
-from art_qplugins.evaluation.records import Difference, Metric, Results
+from art_qplugins.evaluation.fields import Metric
+from art_qplugins.evaluation.records import Difference, Results
 from art_qplugins.report import words
 from art_qplugins.report.figures.style import SOFT, WIDTH, heat_map_axes, heat_map_square, styled
 from art_qplugins.report.figures.sweeps import Values, in_words, sweeps

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from art_qplugins.evaluation.records import FeedbackRound, TrainedEpoch
+from art_qplugins.evaluation.network_records import FeedbackRound, TrainedEpoch
 from art_qplugins.report import words
 from art_qplugins.report.figures.style import BLUE, GREY, INK, SOFT, VERMILION, WIDTH, panel_title, percent_axis, styled
 from art_qplugins.report.training import ATTACK, Training
