@@ -39,7 +39,7 @@ def test_from_alpha_2_the_upper_bin_solves_its_equation(alpha):
     if alpha == 3:
         torch.testing.assert_close(p, (2 * f[:-1] - 0.5).clamp(0, 1))
     if alpha <= 8:  # beyond, the slope is too great for finite differences
-        inside = f[:-1][(p > 0.01) & (p < 0.99)].requires_grad_()
+        inside = f[:-1][(p > 0.01) & (p < 0.99)][::25].requires_grad_()
         assert torch.autograd.gradcheck(lambda u: dither.window(u, alpha)[0][:, 1], inside, atol=1e-4)
 
 
