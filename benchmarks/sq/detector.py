@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    recipe = parse_recipe(read_results(options.run / "results.json").spec["resolved"])
+    recipe = parse_recipe(read_results(options.run / "results.json").spec["given"])
     sizes = options.eps or eps_of(recipe)
     if not sizes:
         raise SystemExit(f"{options.run}: it has no threat in Linf; give --eps")
@@ -98,7 +98,7 @@ def models(recipe: Recipe, checkpoints: Path, data: Dataset) -> Iterator[tuple[s
             stored = [file for file in files if not file.stem.endswith("-state")]
             if settings.checkpoint is None and len(stored) != 1:
                 raise SystemExit(f"{settings.name}: {len(stored)} networks in {checkpoints}; run the recipe to its end")
-            known = settings.model_copy(update={"checkpoint": settings.checkpoint or stored[0]})
+            known = settings.model_copy(update={"checkpoint": settings.checkpoint or str(stored[0])})
             module = build_model(recipe, known, data, checkpoints, {}, device=accelerator(recipe.accelerator))
             estimator = estimator_for(known, module, data)
             assert isinstance(estimator, SQEnsembleClassifier)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +34,14 @@ RECIPE = {
             "draws": 4,
             "train": {"epochs": 1},
         },
+        {
+            "name": "other",
+            "architecture": SMALL,
+            "base": "fp",
+            "train": {"epochs": 0},
+            "quantize": {"activation_bits": 2},
+        },
+        {"name": "both", "members": ["fp", "other"]},
     ],
     "attacks": [
         {"id": "art:fgsm"},
@@ -139,3 +149,17 @@ def test_an_attack_that_moves_every_code_to_another_bin_is_seen_whole():
     assert record.information == pytest.approx(0.5, abs=1e-5)  # one bit of two
     assert attacked.gained == pytest.approx(0, abs=1e-4) and attacked.lost == -1
     assert attacked.auroc == attacked.detected == 1 == auroc([0], [1])
+
+
+def test_the_benchmark_of_the_detector_reads_the_run(finished, monkeypatch, capsys):
+    script = Path(__file__).parents[2] / "benchmarks" / "sq" / "detector.py"
+    asked = "--n 8 --fit 40 --draws 2 --iterations 2 --queries 4 --eps 0.1"
+    monkeypatch.setattr("sys.argv", [str(script), str(finished[1]), *asked.split()])
+    runpy.run_path(str(script), run_name="__main__")
+    told = capsys.readouterr().out
+    assert "sq: n = 8, fitted on 40 training images" in told and "fp:" not in told
+    rows = [line.split(" | ") for line in told.splitlines() if line.endswith("% |")]
+    assert [row[0].strip("| ") for row in rows] == [
+        *("none", "noise", "FGSM", "PGD", "Square"),
+        *("Auto-PGD with the score in its loss", "PGD on both as one"),
+    ]
