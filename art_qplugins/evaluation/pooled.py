@@ -13,7 +13,7 @@ from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.outcome import Outcome, left_by_image
 from art_qplugins.evaluation.records import Cell, Pooled, PooledCell, Results
 
-__all__ = ["pooled_cells"]
+__all__ = ["cell_of_trainings", "pooled_cells"]
 
 
 def pooled_cells(results: Results, outcomes: Iterable[Outcome], *, also: Collection[str] = ()) -> list[PooledCell]:
@@ -37,9 +37,7 @@ def pooled_cells(results: Results, outcomes: Iterable[Outcome], *, also: Collect
     groups: dict[tuple[str, str, str, float], list[Cell]] = {}
     for cell in results.cells:
         if cell.role == "clean" or cell.reference is not None or cell.id in claimed or cell.attack in also:
-            source = "" if cell.source == cell.model else same.get(cell.source, cell.source)
-            key = (same.get(cell.model, cell.model), f"{cell.label} {source}", cell.norm, cell.eps)
-            groups.setdefault(key, []).append(cell)
+            groups.setdefault(cell_of_trainings(cell, same), []).append(cell)
     return [
         PooledCell(
             model=name,
@@ -55,6 +53,15 @@ def pooled_cells(results: Results, outcomes: Iterable[Outcome], *, also: Collect
         )
         for (name, *_), cells in groups.items()
     ]
+
+
+def cell_of_trainings(cell: Cell, same: Mapping[str, str]) -> tuple[str, str, str, float]:
+    """What the cells of all trainings of a model share: the model, the attack with its source, norm and eps.
+
+    :param same: see :func:`~art_qplugins.evaluation.compare.replicates`.
+    """
+    source = "" if cell.source == cell.model else same.get(cell.source, cell.source)
+    return same.get(cell.model, cell.model), f"{cell.label} {source}", cell.norm, cell.eps
 
 
 def _mean(estimates: Sequence[float | None]) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from art_qplugins.evaluation.compare import differences as differences_of
 from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.outcome import outcomes_of
-from art_qplugins.evaluation.pooled import pooled_cells
+from art_qplugins.evaluation.pooled import cell_of_trainings, pooled_cells
 from art_qplugins.evaluation.reading import read_records
 from art_qplugins.evaluation.records import Cell, ModelResult, PooledCell, Results, Sample
 from art_qplugins.report import baselines, reproduction, words
@@ -81,13 +81,25 @@ class Page:
         if results.status != "success":
             raise SystemExit(f"{name}: its status is {results.status}; run it to its end")
         pooled = pooled_cells(results, outcomes_of(results, samples), also=self.pooled)
-        told = {row.cell for row in pooled}
+        told, information = {row.cell for row in pooled}, dict(results.information)
+        same, measured = replicates(results), {one.cell for of in information.values() for one in of.attacked}
+        shown = {cell_of_trainings(cell, same) for cell in results.cells if cell.id in told}
+        cells = [
+            cell
+            for cell in results.cells
+            if cell.id in told or (cell.id in measured and cell_of_trainings(cell, same) in shown)
+        ]
+        for model, of in information.items():
+            attacked = [one for one in of.attacked if one.cell in {cell.id for cell in cells}]
+            information[model] = of.model_copy(update={"attacked": attacked})
         models = [without_details(model) for model in results.models]
         unseen = {"terms": []} if self.moved else {"terms": [], "distances": []}
         sensitivity = {model: of.model_copy(update=unseen) for model, of in results.sensitivity.items()}
-        cells = [cell for cell in results.cells if cell.id in told]
         slim = results.model_copy(
-            update={"models": models, "cells": cells, "sensitivity": sensitivity, "pooled": pooled}
+            update={
+                **{"models": models, "cells": cells, "pooled": pooled},
+                **{"sensitivity": sensitivity, "information": information},
+            }
         )
         file = self.folder / f"{name.removeprefix(f'{self.folder.name}-').rpartition('-')[0]}.json"
         file.write_text(slim.model_dump_json(indent=1) + "\n")

@@ -19,6 +19,7 @@ from page import Page
 from art_qplugins.evaluation.compare import replicates
 from art_qplugins.evaluation.records import Cell, ModelResult, PooledCell, Results, Tries
 from art_qplugins.report import reproduction, words
+from art_qplugins.report.plane import planes
 
 #: The tries of the persistent attacker in the first table.
 TRIES = 10
@@ -89,22 +90,21 @@ def after(tries: Sequence[Tries]) -> float | None:
 def plane(_: Path, results: Results) -> list[str]:
     """The information plane as a table: the change of information and accuracy, and what a detector sees."""
     lines = [
+        "What codes tell of images (a reconstruction of the adversarial information plane). Means over trainings; intervals cover images.",
+        "",
         "| model | images | change of information | change of accuracy | AUROC | detected at 5 % |",
         "|" + "---|" * 6,
     ]
-    cells = {cell.id: cell for cell in results.cells}
-    for model, of in results.information.items():
-        for one in (*of.noisy, *of.attacked):
-            what = "noise" if one.cell is None else cells[one.cell].label if one.cell in cells else None
-            if what is not None:
-                low, high = one.interval
+    found = planes(results)
+    for one in found:
+        for what, points in {"noise": one.noise, **one.attacks}.items():
+            for at in points:
+                low, high = at.interval
                 lines.append(
-                    f"| {model} | {what}, {words.threat(one.norm, one.eps)} | {one.gained:+.4f} "
-                    f"| {words.signed(one.accuracy - one.clean_accuracy)} | {one.auroc:.2f} [{low:.2f}, {high:.2f}] | {words.percent(one.detected)} |"
+                    f"| {one.model} | {what}, {words.threat(one.norm, at.eps)} | {at.gained:+.4f} | {words.signed(at.lost)} "
+                    f"| {at.auroc:.2f} [{low:.2f}, {high:.2f}] | {words.percent(at.detected)} |"
                 )
-    if len(lines) == 2:
-        return []
-    return ["What codes tell of images (a reconstruction of the adversarial information plane):", "", *lines]
+    return lines if found else []
 
 
 PAGE = Page(

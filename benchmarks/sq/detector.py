@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--side", default="two", choices=("two", "low", "high"))
     parser.add_argument("--draws", type=int, default=8, help="of a score")
     parser.add_argument("--iterations", type=int, default=20)
-    parser.add_argument("--queries", type=int, default=1000, help="of Square")
+    parser.add_argument("--square", type=int, default=200, help="iterations of Square")
     parser.add_argument("--batch-size", type=int, default=250)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -142,7 +142,7 @@ class Table:
             for name, attack, settings in (
                 ("FGSM", "art:fgsm", {}),
                 ("PGD", "artq:pgd", iterated),
-                ("Square", "autoattack:square", {"n_queries": options.queries}),
+                ("Square", "art:square", {"max_iter": options.square}),
             ):
                 yield row(name, eps, craft(alone, attack, x, y, options=settings, **crafted).x_adv)
             yield row("Auto-PGD with the score in its loss", eps, self.adaptive(both, x, y, threat))

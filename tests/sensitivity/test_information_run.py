@@ -153,7 +153,7 @@ def test_an_attack_that_moves_every_code_to_another_bin_is_seen_whole():
 
 def test_the_benchmark_of_the_detector_reads_the_run(finished, monkeypatch, capsys):
     script = Path(__file__).parents[2] / "benchmarks" / "sq" / "detector.py"
-    asked = "--n 8 --fit 40 --draws 2 --iterations 2 --queries 4 --eps 0.1"
+    asked = "--n 8 --fit 40 --draws 2 --iterations 2 --square 2 --eps 0.1"
     monkeypatch.setattr("sys.argv", [str(script), str(finished[1]), *asked.split()])
     runpy.run_path(str(script), run_name="__main__")
     told = capsys.readouterr().out
